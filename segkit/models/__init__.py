@@ -1,0 +1,26 @@
+"""Segmentation models: hand-written decoders on timm backbones."""
+
+from segkit.models.backbone import Backbone
+from segkit.models.deeplabv3plus import DeepLabV3Plus
+from segkit.models.factory import DECODERS, create_model
+from segkit.models.fpn import FPN
+from segkit.models.model_file import find_model_file, load_model, read_header, save_model
+from segkit.models.preprocessing import Preprocessing
+from segkit.models.segmenter import SegmentationHead, Segmenter
+from segkit.models.unet import UNet
+
+__all__ = [
+    "DECODERS",
+    "FPN",
+    "Backbone",
+    "DeepLabV3Plus",
+    "Preprocessing",
+    "SegmentationHead",
+    "Segmenter",
+    "UNet",
+    "create_model",
+    "find_model_file",
+    "load_model",
+    "read_header",
+    "save_model",
+]

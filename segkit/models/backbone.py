@@ -1,0 +1,166 @@
+"""timm as a feature pyramid: channels, strides, output stride, preprocessing, weights from hub or file."""
+
+import difflib
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import huggingface_hub
+import timm
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from timm.models import adapt_input_conv, load_state_dict
+from torch import Tensor, nn
+
+from segkit.models.preprocessing import Preprocessing
+
+HUB_ANSWER_SECONDS = 4.0
+
+
+class Backbone(nn.Module):
+    """A timm network that gives its feature maps: (N, in_channels, H, W) -> list of Tensor, finest first.
+
+    The first entry is the image itself (stride 1); the others are the network's stages.
+
+    Args:
+        name: timm's name, with a tag where wanted: `resnext50_32x4d`, `tf_efficientnet_b4.ns_jft_in1k`.
+        pretrained: False for random weights, True for timm's hub, or the path of a safetensors (or
+            .pth) file in timm's naming.
+        in_channels: Channels of the image; pretrained stems are adapted as timm does.
+        output_stride: 32, or 16 or 8 where the network can be dilated.
+
+    Attributes:
+        channels: Channels of each level.
+        strides: Stride of each level.
+        preprocessing: What the weights were trained with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool | str | os.PathLike = False,
+        in_channels: int = 3,
+        output_stride: int = 32,
+    ) -> None:
+        super().__init__()
+        _check_name(name)
+        source = _find_on_hub(name) if pretrained is True else {}
+        self.net = _create_features(name, in_channels, output_stride, pretrained=pretrained is True, **source)
+        if not isinstance(pretrained, bool):
+            _load_file(self.net, Path(pretrained), name)
+        info = self.net.feature_info
+        self.channels: tuple[int, ...] = (in_channels, *info.channels())
+        self.strides: tuple[int, ...] = (1, *info.reduction())
+        config = self.net.pretrained_cfg
+        self.preprocessing = Preprocessing(
+            _per_channel(config["mean"], in_channels), _per_channel(config["std"], in_channels)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images, *self.net(images)]
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name):
+        return
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise ValueError(
+        f"timm {timm.__version__} has no backbone {name!r}"
+        + (f", did you mean {', '.join(near)}?" if near else "; timm.list_models() names them")
+    )
+
+
+def _create_features(name: str, in_channels: int, output_stride: int, **source: object) -> nn.Module:
+    # Many networks do not know output_stride at all, so it is passed only where it changes something.
+    dilation = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **dilation, **source)
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
+        if dilation:
+            raise ValueError(
+                f"backbone {name!r} cannot run at output_stride={output_stride} ({error}); use output_stride=32"
+            ) from error
+        raise ValueError(f"backbone {name!r} gives no feature pyramid ({error}); choose a convolutional one") from error
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return tuple(values[i % len(values)] for i in range(channels))
+
+
+def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
+    """Points timm to the cached file, or makes sure within seconds that the hub answers.
+
+    Raises:
+        ConnectionError: neither is the case (timm itself would go on trying for 45 seconds).
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has no pretrained weights for {name!r}; use pretrained=False or the path of a file")
+    filename = config.hf_hub_filename or "model.safetensors"
+    cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
+    if isinstance(cached, str):
+        return {"pretrained_cfg_overlay": {"file": cached}}
+    if not _hub_answers(config.hf_hub_id, filename):
+        raise ConnectionError(
+            f"the weights of {name!r} are not in the local cache and {huggingface_hub.constants.ENDPOINT} does not "
+            "answer; pass the path of a downloaded safetensors file as pretrained, or false for random weights"
+        )
+    return {}
+
+
+def _hub_answers(repo: str, filename: str) -> bool:
+    """Asks in a thread of its own, since neither the name look-up nor the retries have a time limit."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        url = huggingface_hub.hf_hub_url(repo, filename)
+        try:
+            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_ANSWER_SECONDS)
+        except HfHubHTTPError:
+            pass  # it did answer; timm will say what is wrong
+        except Exception:  # whichever way the network is missing: no answer
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_ANSWER_SECONDS)
+    return answered.is_set()
+
+
+def _load_file(net: nn.Module, path: Path, name: str) -> None:
+    """Loads every tensor of `net` from a file in timm's naming; tensors of the classifier are left over."""
+    given = {_flat(key): value for key, value in _read_weights(path).items()}
+    weights = {key: given.get(_flat(key)) for key in net.state_dict()}
+    missing = [key for key, value in weights.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{path} does not hold the weights of {name!r}: {len(missing)} of {len(weights)} tensors are missing, "
+            f"such as {missing[0]!r}"
+        )
+    for key, tensor in net.state_dict().items():
+        if weights[key].ndim == 4 and weights[key].shape[1] == 3 != tensor.shape[1]:
+            weights[key] = adapt_input_conv(tensor.shape[1], weights[key])  # the stem, for other than RGB
+        if weights[key].shape != tensor.shape:
+            raise ValueError(
+                f"{path} does not hold the weights of {name!r}: {key!r} has shape {tuple(weights[key].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    net.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}; pretrained takes a safetensors file, true or false")
+    try:
+        return load_state_dict(str(path), use_ema=False, weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read weights from {path}: {error}") from error
+
+
+def _flat(key: str) -> str:
+    """timm joins nested names with `_` in some feature networks and nests the net under `model.` in others."""
+    return key.removeprefix("model.").replace(".", "_")

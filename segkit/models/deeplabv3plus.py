@@ -1,0 +1,127 @@
+"""The DeepLabV3+ decoder: ASPP on the deepest features, fused with low-level ones.
+
+Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
+Segmentation", 2018.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkit.models.layers import (
+    BatchNormOfVectors,
+    ConvNormAct,
+    SeparableConvNormAct,
+    init_decoder,
+    resize_like,
+)
+
+# Section 4: rates 6, 12, 18 at output stride 16, doubled at 8.
+# Differs: halved at 32, which the paper does not use.
+ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: (N, in_channels, H, W) -> (N, channels, H, W).
+
+    Source: Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        atrous_rates: Sequence[int],
+        *,
+        channels: int = 256,
+        separable: bool = True,
+        dropout: float = 0.1,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvNormAct(in_channels, channels, norm=norm)])
+        for rate in atrous_rates:
+            if separable:
+                branch = SeparableConvNormAct(in_channels, channels, dilation=rate, norm=norm)
+            else:
+                branch = ConvNormAct(in_channels, channels, 3, dilation=rate, norm=norm)
+            self.branches.append(branch)
+        self.pooled = ConvNormAct(in_channels, channels, norm=norm)
+        if norm == "batch":
+            self.pooled.norm = BatchNormOfVectors(channels)
+        self.project = ConvNormAct(channels * (len(self.branches) + 1), channels, norm=norm)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.cat([branch(x) for branch in self.branches], dim=1)
+        vector = self.pooled(x.mean(dim=(2, 3), keepdim=True))  # (N, channels, 1, 1)
+        # The pooled branch is the same at every pixel, so its share of the projection is a bias per image.
+        conv = self.project.conv
+        weight_maps, weight_vector = conv.weight.split([maps.shape[1], vector.shape[1]], dim=1)
+        projected = F.conv2d(maps, weight_maps, conv.bias) + F.conv2d(vector, weight_vector)
+        return self.dropout(self.project.act(self.project.norm(projected)))
+
+
+class DeepLabV3Plus(nn.Module):
+    """ASPP, upsampled and fused with the features at stride 4.
+
+    Takes a feature pyramid, finest first; gives (N, channels, H/4, W/4).
+
+    Args:
+        in_channels: Channels of each pyramid level.
+        strides: Stride of each pyramid level against the image.
+        channels: Width of the ASPP and of the fusion.
+        low_level_channels: Width to which the stride-4 features are reduced (section 4.1).
+        atrous_rates: Dilations of the ASPP branches; by default 6, 12, 18 at output stride 16.
+        separable: Depthwise separable convolutions in the ASPP and in the fusion.
+        fuse_convs: Number of 3x3 convolutions after the concatenation (section 4.1: two).
+        dropout: Dropout after the ASPP projection.
+        norm: `batch`, `group` or `none`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        channels: int = 256,
+        low_level_channels: int = 48,
+        atrous_rates: Sequence[int] | None = None,
+        separable: bool = True,
+        fuse_convs: int = 2,
+        dropout: float = 0.1,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if 4 not in strides:
+            raise ValueError(f"DeepLabV3Plus needs features at stride 4, the backbone has strides {tuple(strides)}")
+        self.low_level = list(strides).index(4)
+        self.out_channels = channels
+        if atrous_rates is None:
+            atrous_rates = _default_rates(strides[-1])
+        self.aspp = ASPP(
+            in_channels[-1], atrous_rates, channels=channels, separable=separable, dropout=dropout, norm=norm
+        )
+        self.skip = ConvNormAct(in_channels[self.low_level], low_level_channels, norm=norm)
+        widths = [channels + low_level_channels] + [channels] * fuse_convs
+        self.fuse = nn.Sequential(
+            *(
+                SeparableConvNormAct(i, o, norm=norm) if separable else ConvNormAct(i, o, 3, norm=norm)
+                for i, o in zip(widths, widths[1:], strict=False)
+            )
+        )
+        init_decoder(self)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        low = self.skip(features[self.low_level])
+        high = resize_like(self.aspp(features[-1]), low)
+        return self.fuse(torch.cat([high, low], dim=1))
+
+
+def _default_rates(output_stride: int) -> tuple[int, ...]:
+    if output_stride not in ATROUS_RATES:
+        raise ValueError(
+            f"no default atrous_rates for output stride {output_stride}, expected 8, 16 or 32; pass atrous_rates"
+        )
+    return ATROUS_RATES[output_stride]

@@ -1,0 +1,98 @@
+"""create_model: an architecture by name on a backbone by name."""
+
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from segkit.models.backbone import Backbone
+from segkit.models.deeplabv3plus import DeepLabV3Plus
+from segkit.models.fpn import FPN
+from segkit.models.segmenter import SegmentationHead, Segmenter
+from segkit.models.unet import UNet
+
+DECODERS: dict[str, Callable[..., nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN, "unet": UNet}
+DEFAULT_OUTPUT_STRIDE = {"deeplabv3plus": 16, "fpn": 32, "unet": 32}
+
+
+def create_model(
+    name: str,
+    *,
+    backbone: str = "resnext50_32x4d",
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    pretrained: bool | str | os.PathLike = False,
+    in_channels: int = 3,
+    output_stride: int | None = None,
+    **decoder_options: Any,
+) -> Segmenter:
+    """Builds a segmentation model.
+
+    Args:
+        name: `deeplabv3plus`, `fpn` or `unet`.
+        backbone: timm's name, with a tag where wanted (`tf_efficientnet_b4.ns_jft_in1k`).
+        num_classes: Number of classes, background included; may be left out where `class_names` is given.
+        class_names: Names of the classes in index order, stored with the model.
+        pretrained: Backbone weights: False for random ones, True for timm's hub, or a file's path.
+        in_channels: Channels of the images.
+        output_stride: Stride of the deepest features, 8, 16 or 32; by default 16 for `deeplabv3plus`
+            and 32 for the others.
+        **decoder_options: Keyword arguments of the decoder, such as `channels` or `norm`.
+
+    Returns:
+        A Segmenter: (N, in_channels, H, W) normalised images -> (N, num_classes, H, W) logits.
+
+    Raises:
+        ValueError: an unknown name, backbone or option, or weights that do not fit.
+        ConnectionError: `pretrained=True`, nothing in the cache, and no answer from the hub.
+    """
+    _check_name(name)
+    _check_options(name, decoder_options)
+    names = _resolve_class_names(num_classes, class_names)
+    output_stride = output_stride or DEFAULT_OUTPUT_STRIDE[name]
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    pyramid = Backbone(backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride)
+    decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
+    # U-Net's last convolutions run at full resolution, and so does its head.
+    head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
+    config = {
+        "name": name,
+        "backbone": backbone,
+        "in_channels": in_channels,
+        "output_stride": output_stride,
+        **decoder_options,
+    }
+    return Segmenter(
+        pyramid, decoder, head, class_names=names, preprocessing=pyramid.preprocessing, config=config
+    )
+
+
+def _check_name(name: str) -> None:
+    if name not in DECODERS:
+        near = difflib.get_close_matches(name, DECODERS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown model {name!r}{hint} The models are {', '.join(DECODERS)}")
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(DECODERS[name]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+
+
+def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    if class_names is None:
+        if num_classes is None or num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        return tuple(f"class_{i}" for i in range(num_classes))
+    if num_classes not in (None, len(class_names)):
+        raise ValueError(f"num_classes is {num_classes}, but class_names has {len(class_names)} names")
+    if not class_names:
+        raise ValueError("class_names is empty")
+    return tuple(class_names)

@@ -1,0 +1,85 @@
+"""The FPN decoder of Panoptic FPN: a top-down pyramid, each level brought to stride 4 and summed.
+
+Source: Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, section 3.1; the pyramid is
+that of Lin et al., "Feature Pyramid Networks for Object Detection", 2017, section 3.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from segkit.models.layers import ConvNormAct, init_decoder, resize_like
+
+
+class FPN(nn.Module):
+    """Takes a feature pyramid, finest first; gives (N, channels, H/4, W/4).
+
+    Differs: Lin's 3x3 convolutions after each top-down sum are left out, since each semantic branch
+    starts with a 3x3 convolution of its own.
+
+    Args:
+        in_channels: Channels of each pyramid level.
+        strides: Stride of each pyramid level against the image; levels finer than 4 are not used.
+        pyramid_channels: Width of the top-down pathway.
+        channels: Width of the semantic branches, and of the output.
+        dropout: Dropout of whole channels before the head.
+        norm: Normalisation in the semantic branches: `group` (the paper's), `batch` or `none`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        pyramid_channels: int = 256,
+        channels: int = 128,
+        dropout: float = 0.2,
+        norm: str = "group",
+    ) -> None:
+        super().__init__()
+        self.levels = [i for i, stride in enumerate(strides) if stride >= 4]
+        if not self.levels:
+            raise ValueError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
+        self.out_channels = channels
+        self.lateral = nn.ModuleList(nn.Conv2d(in_channels[i], pyramid_channels, 1) for i in self.levels)
+        self.route = _routes([strides[i] for i in self.levels])
+        self.branch = nn.ModuleList(
+            SemanticBranch(pyramid_channels, channels, steps=len(route), norm=norm) for route in self.route
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        init_decoder(self)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        laterals = [conv(features[i]) for conv, i in zip(self.lateral, self.levels, strict=True)]
+        pyramid = [laterals.pop()]
+        while laterals:
+            lateral = laterals.pop()
+            pyramid.insert(0, lateral + resize_like(pyramid[0], lateral, mode="nearest"))
+        maps = [
+            branch(x, [pyramid[j] for j in route])
+            for branch, x, route in zip(self.branch, pyramid, self.route, strict=True)
+        ]
+        return self.dropout(reduce(torch.add, maps))
+
+
+class SemanticBranch(nn.Sequential):
+    """3x3 convolutions, each followed by a resize to the next finer level, until the finest."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, steps: int, norm: str) -> None:
+        widths = [in_channels] + [out_channels] * max(1, steps)
+        super().__init__(*(ConvNormAct(i, o, 3, norm=norm) for i, o in zip(widths, widths[1:], strict=False)))
+
+    def forward(self, x: Tensor, finer: list[Tensor]) -> Tensor:
+        if not finer:
+            return self[0](x)
+        for conv, reference in zip(self, finer, strict=True):
+            x = resize_like(conv(x), reference)
+        return x
+
+
+def _routes(strides: Sequence[int]) -> list[list[int]]:
+    """For each level, the finer levels that it passes on its way to level 0: one for each smaller stride."""
+    first_of = {stride: level for level, stride in reversed(list(enumerate(strides)))}
+    return [[level for s, level in sorted(first_of.items(), reverse=True) if s < stride] for stride in strides]

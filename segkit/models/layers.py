@@ -1,0 +1,102 @@
+"""The few layers that the decoders share."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where the channels do not divide.
+    "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, at_most=32), channels),
+    "none": lambda channels: nn.Identity(),
+}
+
+
+def resize_like(x: Tensor, reference: Tensor, mode: str = "bilinear") -> Tensor:
+    """Resizes `x` (N, C, h, w) to the height and width of `reference` (N, C', H, W).
+
+    Bilinear resizing uses pixel centres (`align_corners=False`), so that it commutes with flips.
+    """
+    return F.interpolate(x, size=reference.shape[-2:], mode=mode, align_corners=None if mode == "nearest" else False)
+
+
+def create_norm(name: str, channels: int) -> nn.Module:
+    """A normalisation layer by name: `batch`, `group` or `none`."""
+    if name not in NORMS:
+        raise ValueError(f"unknown norm {name!r}, expected one of {', '.join(NORMS)}")
+    return NORMS[name](channels)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, normalisation, ReLU: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1, norm: str = "batch"
+    ) -> None:
+        padding = dilation * (kernel_size // 2)
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=norm == "none"
+        )
+        super().__init__(
+            OrderedDict(conv=conv, norm=create_norm(norm, out_channels), act=nn.ReLU(inplace=True))
+        )
+
+
+class SeparableConvNormAct(nn.Sequential):
+    """Depthwise 3x3 and pointwise 1x1 convolution, then normalisation and ReLU.
+
+    Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution", 2018, section 3.1.
+    Differs: nothing between the depthwise and the pointwise convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: str = "batch"
+    ) -> None:
+        depthwise = nn.Conv2d(
+            in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
+        )
+        pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=norm == "none")
+        super().__init__(
+            OrderedDict(
+                depthwise=depthwise,
+                pointwise=pointwise,
+                norm=create_norm(norm, out_channels),
+                act=nn.ReLU(inplace=True),
+            )
+        )
+
+
+class BatchNormOfVectors(nn.BatchNorm2d):
+    """Batch normalisation of pooled (N, C, 1, 1) vectors that survives a training batch of one.
+
+    One value has no variance, so a batch of one is normalised by the running statistics and leaves
+    them as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+@torch.no_grad()
+def init_decoder(module: nn.Module) -> None:
+    """He-normal convolutions with zero bias, unit norms.
+
+    Source: He et al., "Delving Deep into Rectifiers", 2015, equation 10 (fan in).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,88 @@
+"""One file holds a model: weights as safetensors; architecture, class names, preprocessing in its header."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from segkit.models.factory import create_model
+from segkit.models.preprocessing import Preprocessing
+from segkit.models.segmenter import Segmenter
+
+FORMAT = 1
+MODEL_FILES = ("best.safetensors", "model.safetensors")  # in a run folder, in a save_pretrained folder
+
+
+def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
+    """Writes the model to one safetensors file, whole or not at all.
+
+    Args:
+        model: The model, in any memory format and on any device.
+        path: The file; an existing one is replaced.
+        **extra: Plain data that is kept beside the model, such as `miou=0.71`; see `read_header`.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "model": model.config,
+        "class_names": list(model.class_names),
+        "preprocessing": asdict(model.preprocessing),
+        "extra": extra,
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder, path.name)
+        save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
+        os.replace(temporary, path)
+
+
+def load_model(path: str | os.PathLike) -> Segmenter:
+    """Loads a model in eval mode, without network and without naming its architecture again.
+
+    Args:
+        path: A model file, or a run folder with `best.safetensors`, or a folder with `model.safetensors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file was not written by segkit, or is damaged.
+    """
+    file = find_model_file(path)
+    header = read_header(file)
+    model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
+    model.load_state_dict(load_file(file))
+    fields = {key: tuple(value) for key, value in header["preprocessing"].items()}
+    model.preprocessing = Preprocessing(**fields)
+    return model.eval()
+
+
+def find_model_file(path: str | os.PathLike) -> Path:
+    """The model file that `path` (a file or a folder) stands for."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for name in MODEL_FILES:
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir():
+        raise FileNotFoundError(f"the folder {path} holds none of {', '.join(MODEL_FILES)}")
+    raise FileNotFoundError(f"no model file at {path}")
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """What a model file says of itself: `model`, `class_names`, `preprocessing`, `extra`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if "segkit" not in metadata:
+        raise ValueError(f"{path} was not written by segkit: it holds weights, but no architecture")
+    header = json.loads(metadata["segkit"])
+    if header["format"] > FORMAT:
+        raise ValueError(f"{path} has format {header['format']}, this segkit reads up to {FORMAT}: update segkit")
+    return header

@@ -1,0 +1,69 @@
+"""create_loss: losses by name, summed with weights."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss
+from segkit.losses.overlap import DiceLoss
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {"ce": CrossEntropyLoss, "bce": BCELoss, "dice": DiceLoss}
+
+
+class WeightedSum(nn.Module):
+    """The weighted sum of losses that take the same logits and target."""
+
+    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+        self.weights = dict(weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return sum(self.weights[name] * loss(logits, target) for name, loss in self.losses.items())
+
+
+def create_loss(spec: str | Mapping[str, float], *, ignore_index: int | None = 255, **options: Any) -> nn.Module:
+    """Builds a loss by name, or a weighted sum of several.
+
+    Args:
+        spec: A name (`"ce"`) or names with weights (`{"bce": 0.6, "dice": 0.4}`); see `LOSSES`.
+        ignore_index: The label of pixels that count for nothing; None for none.
+        **options: Arguments of the losses, each given to those that know it (`label_smoothing=0.1`).
+
+    Returns:
+        A module: logits (N, C, H, W), target (N, H, W) -> scalar.
+
+    Raises:
+        ValueError: an unknown name, a weight that is not positive, or an option that none of the
+            losses knows.
+    """
+    weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
+    if not weights:
+        raise ValueError(f"no loss given, expected some of {', '.join(LOSSES)}")
+    for name, weight in weights.items():
+        _check_name(name)
+        if not weight > 0:
+            raise ValueError(f"the weight of loss {name!r} must be positive, got {weight}")
+    known = {name: set(inspect.signature(LOSSES[name]).parameters) for name in weights}
+    for option in options:
+        if not any(option in names for names in known.values()):
+            raise ValueError(f"no option {option!r} in the loss {' + '.join(weights)}; {_describe(known)}")
+    losses = {
+        name: LOSSES[name](ignore_index=ignore_index, **{k: v for k, v in options.items() if k in known[name]})
+        for name in weights
+    }
+    return losses[spec] if isinstance(spec, str) else WeightedSum(losses, weights)
+
+
+def _check_name(name: str) -> None:
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown loss {name!r}{hint} The losses are {', '.join(LOSSES)}")
+
+
+def _describe(known: Mapping[str, set[str]]) -> str:
+    return "; ".join(f"{name} knows {', '.join(sorted(options))}" for name, options in known.items())

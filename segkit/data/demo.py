@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .demo_objects import CANVAS, OBJECTS, Sprite, cells, colour, noise
+from .demo_objects import CANVAS, OBJECTS, Sprite, colour, noise
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
 
@@ -23,7 +23,7 @@ TRACING = 4
 
 
 class Placed(NamedTuple):
-    """A sprite in its place in the scene: category id and maps of scene size (colour, cover, opacity in 0..1)."""
+    """A sprite in its place: category id, then colour, silhouette and opacity (0..1) at the size of the scene."""
 
     category_id: int
     rgb: np.ndarray
@@ -59,7 +59,7 @@ def scatter(rng: np.random.Generator, size: int) -> list[Placed]:
     spots = rng.permutation(rows * columns)[: len(hand)]
     drawers = list(OBJECTS.values())
     placed = []
-    for index, spot in zip(hand, spots):
+    for index, spot in zip(hand, spots, strict=True):
         row, column = divmod(spot, columns)
         jitter = rng.uniform(0.32, 0.68, 2)
         centre = (column + jitter[0]) / columns * size, (row + jitter[1]) / rows * size
@@ -105,7 +105,9 @@ def lay(image: np.ndarray, placed: Placed, towards_light: float) -> np.ndarray:
     reach = size / 40
     offset = np.float32([[1, 0, -reach * np.cos(towards_light)], [0, 1, -reach * np.sin(towards_light)]])
     kernel = (max(size // 24, 1),) * 2
-    shadow = cv2.blur(cv2.blur(cv2.warpAffine(placed.cover * placed.opacity, offset, (size, size)), kernel), kernel)
+    shadow = cv2.blur(
+        cv2.blur(cv2.warpAffine(placed.cover * placed.opacity, offset, (size, size)), kernel), kernel
+    )
     image = image * (1 - 0.6 * shadow)[..., None]
     return image + (placed.rgb - image) * (placed.cover * placed.opacity)[..., None]
 
@@ -144,7 +146,11 @@ def concrete(rng: np.random.Generator, size: int) -> np.ndarray:
 def belt(rng: np.random.Generator, size: int) -> np.ndarray:
     """A conveyor belt with cross ribs and stains."""
     ribs = np.sin(np.arange(size) * (2 * np.pi * rng.integers(14, 22) / size))
-    return 0.16 * np.clip(3 * ribs, -1, 1)[None, :] + 0.1 * noise(rng, 6, 6, size) + 0.05 * noise(rng, 90, 90, size)
+    return (
+        0.16 * np.clip(3 * ribs, -1, 1)[None, :]
+        + 0.1 * noise(rng, 6, 6, size)
+        + 0.05 * noise(rng, 90, 90, size)
+    )
 
 
 def tiles(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -164,7 +170,9 @@ def grass(rng: np.random.Generator, size: int) -> np.ndarray:
 def cardboard(rng: np.random.Generator, size: int) -> np.ndarray:
     """Corrugated board with faint flutes and fibres."""
     flutes = np.sin(np.arange(size) * (2 * np.pi * rng.integers(28, 44) / size))
-    return 0.05 * flutes[:, None] + 0.06 * noise(rng, size // 2, size // 8, size) + 0.08 * noise(rng, 4, 4, size)
+    return (
+        0.05 * flutes[:, None] + 0.06 * noise(rng, size // 2, size // 8, size) + 0.08 * noise(rng, 4, 4, size)
+    )
 
 
 def cloth(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -216,7 +224,7 @@ def write_demo(
 
 
 def is_written(root: Path, settings: dict[str, int]) -> bool:
-    """Tell whether `root` is the complete demo of these settings; raise ValueError if it is something else."""
+    """Tell whether `root` is this complete demo; raise ValueError if it is something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -226,7 +234,9 @@ def is_written(root: Path, settings: dict[str, int]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         complete = same = False
     if not (complete and same):
-        raise ValueError(f"{root} is not a complete demo data set with {settings}: delete it or name another folder")
+        raise ValueError(
+            f"{root} is not a complete demo data set with {settings}: delete it or name another folder"
+        )
     return True
 
 
@@ -253,8 +263,17 @@ def write_split(root: Path, split: str, seeds: range, settings: dict[str, int]) 
         for category_id, mask in objects:
             ids = {"id": len(annotations) + 1, "image_id": number + 1, "category_id": category_id}
             annotations.append(ids | annotate(mask))
-    info = {"description": f"segkit demo, {split} split: drawn scenes of recyclable waste", "settings": settings}
-    coco = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories()}
+    info = {
+        "description": f"segkit demo, {split} split: drawn scenes of recyclable waste",
+        "settings": settings,
+    }
+    coco = {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories(),
+    }
     (root / f"{split}.json").write_text(json.dumps(coco))
 
 

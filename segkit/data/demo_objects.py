@@ -1,7 +1,7 @@
 """The eleven kinds of waste of the demo, each drawn by one function as a sprite on a small square canvas.
 
-Sprites use coordinates from -1 to 1 (x right, y down); colours are RGB from 0 to 1 and come from one shared palette,
-so that shape and material tell the classes apart and colour does not.
+Coordinates run from -1 to 1 (x right, y down), colours are RGB from 0 to 1. All classes share one palette, so that
+shape and material tell them apart and colour does not.
 """
 
 import colorsys
@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class Sprite(NamedTuple):
-    """One drawn object: `rgb` (S, S, 3), silhouette `cover` (S, S) and material `opacity` (S, S), float32 in 0..1."""
+    """One drawn object: colour (S, S, 3), silhouette (S, S) and opacity of the material (S, S), all 0..1."""
 
     rgb: np.ndarray
     cover: np.ndarray
@@ -28,8 +28,10 @@ class Sprite(NamedTuple):
 
 def colour(rng: np.random.Generator) -> np.ndarray:
     """Draw an RGB colour from the palette that all classes and backgrounds share."""
-    saturation = rng.uniform(0.0, 0.2) if rng.random() < 0.45 else rng.uniform(0.25, 0.85)
-    return np.float32(colorsys.hsv_to_rgb(rng.random(), saturation, rng.uniform(0.3, 0.97)))
+    # Waste is seldom magenta, and half of it is nearly grey or white.
+    hue = rng.uniform(-0.06, 0.72) % 1
+    saturation = rng.uniform(0.0, 0.2) if rng.random() < 0.5 else rng.uniform(0.25, 0.8)
+    return np.float32(colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.3, 0.97)))
 
 
 def contrasting(rng: np.random.Generator, other: np.ndarray, distance: float = 0.35) -> np.ndarray:
@@ -38,6 +40,11 @@ def contrasting(rng: np.random.Generator, other: np.ndarray, distance: float = 0
     while np.abs(candidate - other).max() < distance:
         candidate = colour(rng)
     return candidate
+
+
+def solid(paint: np.ndarray) -> np.ndarray:
+    """Fill a canvas (S, S, 3) with one colour."""
+    return np.broadcast_to(paint, (CANVAS, CANVAS, 3))
 
 
 def noise(rng: np.random.Generator, rows: int, columns: int, size: int = CANVAS) -> np.ndarray:
@@ -65,7 +72,7 @@ def polygon(points: Points) -> np.ndarray:
 
 
 def smooth_polygon(points: Points) -> np.ndarray:
-    """Anti-aliased mask of the closed curve that rounds the corners of a polygon (Chaikin's corner cutting)."""
+    """Anti-aliased mask of a polygon whose corners are rounded by Chaikin's corner cutting."""
     curve = np.asarray(points, float)
     for _ in range(3):
         following = np.roll(curve, -1, axis=0)
@@ -145,10 +152,12 @@ def unknown(rng: np.random.Generator) -> Sprite:
     """A lumpy, mottled lump bound with adhesive tape."""
     angles = np.arange(14) * (2 * np.pi / 14)
     radii = rng.uniform(0.62, 0.92, 14)
-    cover = smooth_polygon(np.stack([radii * np.cos(angles), rng.uniform(0.75, 1) * radii * np.sin(angles)], 1))
+    cover = smooth_polygon(
+        np.stack([radii * np.cos(angles), rng.uniform(0.75, 1) * radii * np.sin(angles)], 1)
+    )
     mottle = noise(rng, 9, 9) + 0.7 * noise(rng, 26, 26)
     base = colour(rng)
-    rgb = mix(np.broadcast_to(base, (CANVAS, CANVAS, 3)), contrasting(rng, base, 0.25), np.clip(mottle + 0.3, 0, 1))
+    rgb = mix(solid(base), contrasting(rng, base, 0.25), np.clip(mottle + 0.3, 0, 1))
     rgb = rgb * relief(mottle, 0.3)
     tape, angle = contrasting(rng, base), rng.uniform(0, np.pi)
     for turn in (angle, angle + rng.uniform(1.0, 2.0)):
@@ -180,7 +189,7 @@ def paper(rng: np.random.Generator) -> Sprite:
     cover = polygon([(-w, -h), (w - c, -h), (w, c - h), (w, h), (-w, h)])
     sheet = colour(rng)
     ink = contrasting(rng, sheet, 0.5)
-    rgb = np.broadcast_to(sheet, (CANVAS, CANVAS, 3)) * relief(noise(rng, 2, 2), 2.0)
+    rgb = solid(sheet) * relief(noise(rng, 2, 2), 2.0)
     left, right = 0.1 - w, w - 0.1
     rgb = mix(rgb, ink, text(rng, left, right - c, np.array([0.17 - h]), 0.1))
     rgb = mix(rgb, ink, 0.85 * text(rng, left, right, np.arange(0.46 - h, h - 0.08, 0.13), 0.045))
@@ -194,6 +203,18 @@ def paper(rng: np.random.Generator) -> Sprite:
     return Sprite(rgb * (1 + (fold - 1) * curl)[..., None], cover, np.ones_like(cover))
 
 
+def carton_print(rng: np.random.Generator) -> np.ndarray:
+    """Print of a milk carton that runs around the edge between front and side at x = 0.2."""
+    base = colour(rng)
+    ink, accent = contrasting(rng, base, 0.45), contrasting(rng, base)
+    level = Y + 0.28 * np.maximum(X - 0.2, 0) + rng.uniform(0.03, 0.12) * np.sin(5 * X)
+    rgb = mix(solid(base), ink, within(level - 0.62, 0.2))
+    rgb = mix(rgb, accent, np.maximum(within(level + 0.2, 0.06), ellipse(-0.19, 0.16, 0.25, 0.22)))
+    rgb = mix(rgb, ink, text(rng, -0.4, 0.05, np.array([0.1, 0.22]), 0.05))
+    rgb = mix(rgb, ink, strokes([(0.41, -0.1, 0.41, 0.3)], 0.14))
+    return mix(rgb, accent, strokes([(-0.36, -0.8, 0.3, -0.8)], 0.04))
+
+
 def paper_pack(rng: np.random.Generator) -> Sprite:
     """A gable-top milk carton that shows its front and one side."""
     front = polygon([(-0.58, -0.3), (0.2, -0.3), (0.2, 0.88), (-0.58, 0.88)])
@@ -201,18 +222,13 @@ def paper_pack(rng: np.random.Generator) -> Sprite:
     roof = polygon([(-0.58, -0.3), (0.2, -0.3), (0.36, -0.7), (-0.4, -0.7)])
     gable = polygon([(0.2, -0.3), (0.62, -0.4), (0.36, -0.7)])
     fin = polygon([(-0.42, -0.92), (0.38, -0.92), (0.38, -0.69), (-0.42, -0.69)])
-    base = colour(rng)
-    ink, accent = contrasting(rng, base, 0.45), contrasting(rng, base)
-    height = np.where(X > 0.2, Y + 0.28 * (X - 0.2), Y) + rng.uniform(0.03, 0.12) * np.sin(5 * X)
-    rgb = mix(np.broadcast_to(base, (CANVAS, CANVAS, 3)), ink, within(height - 0.62, 0.2))
-    rgb = mix(rgb, accent, np.maximum(within(height + 0.2, 0.06), ellipse(-0.19, 0.16, 0.25, 0.22)))
-    rgb = mix(rgb, ink, text(rng, -0.4, 0.05, np.array([0.1, 0.22]), 0.05) + strokes([(0.41, -0.1, 0.41, 0.3)], 0.14))
-    rgb = mix(rgb, accent, strokes([(-0.36, -0.8, 0.3, -0.8)], 0.04))
+    rgb = carton_print(rng) * (1.05 - 0.15 * Y)[..., None]
     for face, light in ((front, 1.0), (side, 0.6), (roof, 1.2), (gable, 0.42), (fin, 0.9)):
         rgb = rgb * (1 + (light - 1) * face)[..., None]
+    edges = [(-0.58, -0.3, 0.2, -0.3), (0.2, -0.3, 0.2, 0.88), (-0.42, -0.69, 0.38, -0.69)]
+    rgb = mix(rgb, 1.0, 0.45 * strokes(edges, 0.02))
     cover = np.max([front, side, roof, gable, fin], axis=0)
-    rgb = mix(rgb, 1.0, 0.45 * strokes([(-0.58, -0.3, 0.2, -0.3), (0.2, -0.3, 0.2, 0.88), (-0.42, -0.69, 0.38, -0.69)], 0.02))
-    return Sprite(rgb * (1.05 - 0.15 * Y)[..., None], cover, np.ones_like(cover))
+    return Sprite(rgb, cover, np.ones_like(cover))
 
 
 def metal(rng: np.random.Generator) -> Sprite:
@@ -220,7 +236,7 @@ def metal(rng: np.random.Generator) -> Sprite:
     cover, u, v = revolve([(-0.9, 0.4), (-0.78, 0.4), (-0.62, 0.52), (0.62, 0.52), (0.72, 0.46)], 0.3)
     bare = 0.6 + 0.3 * colour(rng)
     print_ = colour(rng)
-    rgb = mix(np.broadcast_to(bare, (CANVAS, CANVAS, 3)), print_, 0.85 * within(v - 0.0, 0.52))
+    rgb = mix(solid(bare), print_, 0.85 * within(v, 0.52))
     wave = v + rng.uniform(0.1, 0.3) * np.sin(rng.uniform(2, 4) * u + rng.uniform(0, 6))
     rgb = mix(rgb, bare, within(wave - rng.uniform(-0.2, 0.2), rng.uniform(0.08, 0.2)))
     sheen = 0.35 + 0.95 * gleam(u, -0.45, 0.16) + 0.5 * gleam(u, 0.05, 0.3) + 0.75 * gleam(u, 0.62, 0.1)
@@ -253,15 +269,27 @@ def glass(rng: np.random.Generator) -> Sprite:
 def plastic(rng: np.random.Generator) -> Sprite:
     """A ribbed PET bottle with a screw cap and a label band."""
     ribs = [(y, 0.42 + 0.03 * (-1) ** i) for i, y in enumerate(np.arange(0.12, 0.72, 0.06))]
-    top = [(-0.95, 0.2), (-0.76, 0.2), (-0.75, 0.15), (-0.68, 0.15), (-0.42, 0.42), (-0.2, 0.44), (0.05, 0.36)]
+    top = [
+        (-0.95, 0.2),
+        (-0.76, 0.2),
+        (-0.75, 0.15),
+        (-0.68, 0.15),
+        (-0.42, 0.42),
+        (-0.2, 0.44),
+        (0.05, 0.36),
+    ]
     cover, u, v = revolve([*top, *ribs, (0.78, 0.36)], 0.2)
     tint, label, cap = colour(rng), colour(rng), colour(rng)
-    ridge = np.sin(v * (2 * np.pi / 0.12)) * np.clip((v + 0.0) * 20, 0, 1)
+    ridge = np.sin(v * (2 * np.pi / 0.12)) * np.clip(v * 20, 0, 1)
     light = 0.75 + 0.25 * ridge + 0.4 * gleam(u, -0.4, 0.25) - 0.4 * np.abs(u) ** 3
     rgb = (0.25 + 0.7 * tint) * light[..., None]
-    rgb = mix(rgb, 1.0, np.clip(0.8 * gleam(u, -0.5, 0.1) * (0.6 + 0.6 * ridge) + 0.3 * gleam(u, 0.6, 0.07), 0, 1))
+    rgb = mix(
+        rgb, 1.0, np.clip(0.8 * gleam(u, -0.5, 0.1) * (0.6 + 0.6 * ridge) + 0.3 * gleam(u, 0.6, 0.07), 0, 1)
+    )
     band = within(v + 0.22, 0.17)
-    printed = mix(label * np.ones_like(rgb), contrasting(rng, label), within(v + 0.22 + 0.06 * np.sin(9 * u), 0.05))
+    printed = mix(
+        label * np.ones_like(rgb), contrasting(rng, label), within(v + 0.22 + 0.06 * np.sin(9 * u), 0.05)
+    )
     curve = (0.6 + 0.6 * gleam(u, -0.35, 0.4))[..., None]
     rgb = mix(rgb, printed * curve, band)
     lid = 1 - np.clip((Y + 0.76) / PIXEL + 0.5, 0, 1)
@@ -285,22 +313,28 @@ def styrofoam(rng: np.random.Generator) -> Sprite:
     return Sprite(rgb, cover, np.ones_like(cover))
 
 
-def plastic_bag(rng: np.random.Generator) -> Sprite:
-    """A billowing, wrinkled, translucent carrier bag with two handle loops."""
+def bag_outline(rng: np.random.Generator) -> np.ndarray:
+    """Silhouette of a carrier bag with two handle loops."""
     low, high = rng.uniform(0.72, 0.92, 2), rng.uniform(0.45, 0.62, 2)
-    body = [(-high[0], -0.3), (0, -0.15), (high[1], -0.3), (low[1], 0.2), (low[0], 0.8), (0.1, 0.95), (-low[0], 0.85), (-low[1], 0.2)]
-    cover = smooth_polygon(body)
-    for side, reach in zip((-1, 1), high):
-        loop = [(side * reach * a, b) for a, b in ((1.1, -0.1), (1.15, -0.6), (0.95, -1.0), (0.4, -0.95), (0.3, -0.5), (0.25, 0.0))]
-        hole = [(side * reach * a, b) for a, b in ((0.92, -0.28), (0.98, -0.6), (0.85, -0.84), (0.6, -0.8), (0.52, -0.5), (0.55, -0.2))]
-        cover = np.maximum(cover, smooth_polygon(loop)) * (1 - smooth_polygon(hole))
-    bend = np.abs(noise(rng, 3, 9)) + 0.6 * np.abs(noise(rng, 7, 7)) + 0.3 * np.abs(noise(rng, 5, 20))
-    light = relief(-bend, 1.6) * relief(pillow(cover, 0.2), 3)
-    base = colour(rng)
-    rgb = (0.2 + 0.8 * base) * light
-    shine = np.clip(light[..., 0] - 1.15, 0, 0.6) * 1.5
-    rgb = mix(rgb, 1.0, shine)
-    return Sprite(rgb, cover, np.clip(rng.uniform(0.55, 0.75) + shine + 0.3 * np.abs(light[..., 0] - 1), 0, 1))
+    sides = [(high[1], -0.3), (low[1], 0.2), (low[0], 0.8), (0.1, 0.95), (-low[0], 0.85), (-low[1], 0.2)]
+    cover = smooth_polygon([(-high[0], -0.3), (0, -0.15), *sides])
+    loop = np.array([(1.1, -0.1), (1.15, -0.6), (0.95, -1.0), (0.4, -0.95), (0.3, -0.5), (0.25, 0.0)])
+    hole = np.array([(0.92, -0.28), (0.98, -0.6), (0.85, -0.84), (0.6, -0.8), (0.52, -0.5), (0.55, -0.2)])
+    for reach in (-high[0], high[1]):
+        cover = np.maximum(cover, smooth_polygon(loop * (reach, 1)))
+        cover = cover * (1 - smooth_polygon(hole * (reach, 1)))
+    return cover
+
+
+def plastic_bag(rng: np.random.Generator) -> Sprite:
+    """A billowing, wrinkled, translucent carrier bag."""
+    cover = bag_outline(rng)
+    wrinkles = np.abs(noise(rng, 3, 8)) + 0.5 * np.abs(noise(rng, 7, 7)) + 0.3 * np.abs(noise(rng, 5, 20))
+    light = relief(-wrinkles, 1.1) * relief(pillow(cover, 0.2), 2)
+    shine = np.clip(light[..., 0] - 1.12, 0, 0.4) * 2
+    rgb = mix((0.15 + 0.85 * colour(rng)) * light, 1.0, shine)
+    film = rng.uniform(0.35, 0.55) + shine + 0.6 * np.abs(light[..., 0] - 1)
+    return Sprite(rgb, cover, np.clip(film, 0, 1))
 
 
 def battery(rng: np.random.Generator) -> Sprite:
@@ -308,13 +342,13 @@ def battery(rng: np.random.Generator) -> Sprite:
     cover, u, v = revolve([(-0.98, 0.14), (-0.87, 0.14), (-0.86, 0.4), (0.8, 0.4), (0.84, 0.38)], 0.2)
     body = colour(rng)
     crown, mark = contrasting(rng, body), contrasting(rng, body, 0.5)
-    rgb = mix(np.broadcast_to(body, (CANVAS, CANVAS, 3)), crown, within(v + 0.7, 0.36))
+    rgb = mix(solid(body), crown, within(v + 0.7, 0.36))
     rgb = mix(rgb, mark, np.maximum(within(v + 0.31, 0.025), within(v - 0.68, 0.03)))
     plus = strokes([(-0.13, -0.02, 0.13, -0.02), (0, -0.15, 0, 0.11)], 0.08)
     minus = strokes([(-0.13, 0.56, 0.13, 0.56)], 0.08)
     bolt = polygon([(0.06, 0.18), (-0.14, 0.36), (-0.02, 0.36), (-0.07, 0.5), (0.14, 0.3), (0.02, 0.3)])
     rgb = mix(rgb, mark, np.max([plus, minus, bolt], axis=0))
-    steel = np.maximum(within(Y + 1, 0.15), within(v - 0.84, 0.06)) 
+    steel = np.maximum(within(Y + 1, 0.15), within(v - 0.84, 0.06))
     rgb = mix(rgb, 0.75, steel)
     light = 0.45 + 0.6 * np.sqrt(1 - u * u) + 0.25 * gleam(u, -0.3, 0.3)
     return Sprite(mix(rgb * light[..., None], 1.0, 0.65 * gleam(u, -0.4, 0.09)), cover, np.ones_like(cover))
@@ -328,8 +362,8 @@ def clothing(rng: np.random.Generator) -> Sprite:
     dye, period = contrasting(rng, base, 0.3), rng.uniform(0.16, 0.28)
     bend = 0.05 * noise(rng, 3, 3)
     stripe = within((Y + bend) % period - period / 2, period / 4)
-    pattern = [stripe, 0.5 * stripe + 0.5 * within((X + bend) % period - period / 2, period / 4)][rng.integers(2)]
-    rgb = mix(np.broadcast_to(base, (CANVAS, CANVAS, 3)), dye, pattern)
+    crossing = within((X + bend) % period - period / 2, period / 4)
+    rgb = mix(solid(base), dye, stripe if rng.random() < 0.5 else 0.5 * (stripe + crossing))
     weave = 1 + 0.13 * np.sin(X * 150) * np.sin(Y * 150)
     rgb = rgb * (weave * (1 + 0.12 * noise(rng, 60, 60)))[..., None]
     rgb = mix(rgb, 0.7 * dye, np.maximum(ellipse(0, -0.82, 0.3, 0.24), within(Y - 0.88, 0.05)))

@@ -1,0 +1,204 @@
+"""Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _parse_weights(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (word.split("=") for word in words)}
+    except ValueError:
+        raise ValueError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
+
+
+def _parse_options(words: list[str]) -> dict[str, Any]:
+    if not all("=" in word for word in words):
+        raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
+    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+
+
+def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={item}" for name, item in value.items()],
+    )
+
+
+Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
+Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
+Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
+Folders = Annotated[tuple[Path, ...], arg(metavar="DIR ...")]
+Folder = Annotated[Path | None, arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a segmentation model on photographs with COCO annotations. Without --data, on a drawn demo set."""
+
+    data: Files = ()
+    """COCO JSON files to train on."""
+    val: Files = ()
+    """COCO JSON files to validate on; without them a share of --data is split off."""
+    images: Folders = ()
+    """Folder of the images: one for all JSON files, or one for each of --data, then --val. By default each JSON's own."""
+    val_fraction: float = 0.2
+    """Share of the images that is split off where --val is not given."""
+
+    model: str = "fpn"
+    """Architecture: deeplabv3plus, fpn or unet."""
+    backbone: str = "tf_efficientnet_b3"
+    """Any convolutional backbone of timm, with a tag where wanted (tf_efficientnet_b4.ns_jft_in1k)."""
+    pretrained: Annotated[str, arg(metavar="true|false|FILE")] = "true"
+    """Backbone weights: true asks timm's hub, false draws random ones, or a safetensors file."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Stride of the deepest features. By default 16 for deeplabv3plus, 32 for the others."""
+    decoder: Options = field(default_factory=dict)
+    """Options of the decoder (channels=128 norm=group)."""
+
+    crop: int = 512
+    """Height and width of the training crops, in pixels."""
+    augment: str = "standard"
+    """Augmentation: none, light or standard."""
+    epochs: int = 40
+    """Passes over the training images."""
+    batch_size: int = 16
+    """Images in a batch."""
+    optimizer: str = "adamw"
+    """Any optimizer of timm."""
+    lr: float = 3e-4
+    """Highest learning rate; it rises over --warmup-epochs and falls as a cosine."""
+    weight_decay: float = 0.01
+    """Weight decay, not applied to norms and biases."""
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises from zero."""
+    clip_grad: float = 5.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    loss: Weights = field(default_factory=lambda: {"ce": 1.0})
+    """Losses and their weights: ce, bce, dice."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes, in ce and bce."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto: on for CUDA (bf16 where it is fast), off elsewhere."""
+
+    out: Folder = None
+    """Run folder. By default a new one below runs/."""
+    resume: bool = False
+    """Go on with the run in --out where it stopped."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    workers: int | None = None
+    """Loader processes. By default one for each core, at most eight."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "epochs", "batch_size"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        _check(self, "lr", self.lr > 0, "positive")
+        _check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
+        _check(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "in 0..1")
+        for name in ("weight_decay", "warmup_epochs", "clip_grad", "seed"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to go on with")
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Segment photographs: index PNGs, overlays and a manifest. Without arguments, the newest run on the demo set."""
+
+    weights: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
+    """Model files or run folders; the probabilities of several are averaged. By default the newest run."""
+    source: Annotated[Path | None, arg(metavar="FOLDER|IMAGE|JSON")] = None
+    """A folder of images, one image, or a COCO JSON. By default the demo's validation images."""
+    images: Folder = None
+    """Folder of the images of a COCO JSON. By default the JSON's own."""
+    out: Folder = None
+    """Folder for the results. By default a new one below runs/."""
+    member_weights: tuple[float, ...] = ()
+    """Weight of each model in the average. By default equal."""
+    flips: Literal["none", "h", "v", "hv"] = "none"
+    """Test-time flips, beside the image as it is: h(orizontal), v(ertical), or both."""
+    scales: tuple[float, ...] = (1.0,)
+    """Test-time scales."""
+    crf: bool = False
+    """Refine with a dense CRF; needs `pip install pydensecrf2`."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        _check(self, "scales", bool(self.scales) and min(self.scales) > 0, "positive")
+        if self.member_weights and len(self.member_weights) != len(self.weights):
+            raise ValueError(
+                f"--member-weights needs one weight for each of the {len(self.weights)} --weights, "
+                f"got {len(self.member_weights)}"
+            )
+
+
+Config = TypeVar("Config", TrainConfig, InferConfig)
+
+
+def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:
+    """Reads the command line; a recipe's settings stand before it, so that the command line wins.
+
+    Args:
+        cls: The command's settings.
+        argv: The arguments; by default those of the process.
+        prog: What the help calls the command.
+        recipe: Name of a YAML file in `segkit/recipes`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    settings = _read_yaml(RECIPES / f"{recipe}.yaml") if recipe else {}
+    return tyro.cli(
+        cls,
+        prog=prog,
+        args=[*_as_flags(settings), *argv],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def write_yaml(config: TrainConfig | InferConfig, path: Path) -> None:
+    """Writes the settings with the names of their flags."""
+    plain = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    # BaseLoader leaves every scalar a string: the type of the setting decides, so that 1e-4 is a number.
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+
+
+def _as_flags(settings: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in settings.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Mapping):
+            words += [f"{key}={item}" for key, item in value.items()]
+        else:
+            words += value if isinstance(value, list) else [value]
+    return words
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _check(config: object, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")

@@ -1,0 +1,22 @@
+"""Data: COCO files as images with label maps, augmentation, loaders, and the drawn demo set."""
+
+from segkit.data.coco import CocoSegmentation
+from segkit.data.demo import write_demo
+from segkit.data.images import DataError, list_images, read_image, write_image, write_mask
+from segkit.data.loaders import SegmentationDataset, train_loader, val_loader
+from segkit.data.transforms import AUGMENTATIONS, create_transform
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CocoSegmentation",
+    "DataError",
+    "SegmentationDataset",
+    "create_transform",
+    "list_images",
+    "read_image",
+    "train_loader",
+    "val_loader",
+    "write_demo",
+    "write_image",
+    "write_mask",
+]

@@ -1,0 +1,89 @@
+"""All image files are read and written here."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_ORIENTATION_TAG = 0x0112
+
+
+class DataError(ValueError):
+    """Something is wrong with the user's data; the message names the file and what to do."""
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Args:
+        path: The file.
+        size: The expected (H, W), as the annotations give it. Where the file has that size only
+            before it is turned, it is left unturned, since the annotations were drawn so.
+
+    Raises:
+        DataError: the file is missing, not an image, damaged, or of another size.
+    """
+    try:
+        with Image.open(path) as image:
+            turn = image.getexif().get(_ORIENTATION_TAG, 1)
+            stored = (image.height, image.width)
+            turned = stored[::-1] if turn in _ROTATED else stored
+            if size is not None and size not in (stored, turned):
+                raise DataError(
+                    f"{path} is {turned[0]} x {turned[1]} pixels (height x width), but its annotations say "
+                    f"{size[0]} x {size[1]}; correct the JSON or the image"
+                )
+            if size is None or size == turned:
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(image))
+    except FileNotFoundError:
+        raise DataError(f"there is no image at {path}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not an image that can be read") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"the image {path} is damaged or unreadable: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.uint8(np.clip(values / 257, 0, 255).round())).convert("RGB")
+    return image.convert("RGB")
+
+
+def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -> None:
+    """Writes an (H, W) label map as an index PNG with colours; pixel values are the labels.
+
+    Args:
+        path: The PNG file; replaced as a whole.
+        mask: Labels 0 to 255.
+        palette: (256, 3) uint8.
+    """
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    _save(image, path)
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes an (H, W, 3) uint8 RGB image; the suffix of `path` gives the format."""
+    _save(Image.fromarray(image), path)
+
+
+def _save(image: Image.Image, path: str | os.PathLike) -> None:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """All image files below `folder`, in order of their paths; hidden ones are left out."""
+    folder = Path(folder)
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))

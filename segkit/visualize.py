@@ -1,0 +1,100 @@
+"""Pictures of label maps: palette, overlay, legend, grid."""
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+_IGNORED = (255, 255, 255)
+_LEGEND_ROW = 18  # pixels
+
+
+def create_palette(num_classes: int) -> np.ndarray:
+    """Colours for labels 0 to 255, (256, 3) uint8 RGB: black for 0, white for what lies outside the classes.
+
+    Neighbouring labels get hues far apart (steps of the golden ratio).
+    """
+    palette = np.full((256, 3), _IGNORED, dtype=np.uint8)
+    palette[0] = 0
+    for label in range(1, min(num_classes, 256)):
+        hue = (0.02 + label * 0.618034) % 1
+        saturation, value = (0.85, 1.0) if label % 2 else (0.65, 0.85)
+        palette[label] = np.round(np.multiply(colorsys.hsv_to_rgb(hue, saturation, value), 255))
+    return palette
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """The image with each object tinted and outlined in its class colour; background stays as it is.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) labels.
+        palette: (256, 3) uint8.
+        opacity: 0 for the bare image, 1 for flat colours.
+    """
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f"mask must have the image's size {image.shape[:2]}, got {mask.shape}")
+    colours = palette[mask]
+    alpha = np.where(mask == 0, 0.0, opacity)
+    alpha[_edges(mask)] = max(opacity, 0.9)
+    return np.round(image + alpha[..., None] * (colours.astype(np.float32) - image)).astype(np.uint8)
+
+
+def _edges(mask: np.ndarray) -> np.ndarray:
+    """Object pixels beside a pixel of another label, as (H, W) bool."""
+    labels = mask.astype(np.uint8)
+    square = np.ones((3, 3), dtype=np.uint8)
+    return (cv2.dilate(labels, square) != cv2.erode(labels, square)) & (mask > 0)
+
+
+def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarray, width: int) -> np.ndarray:
+    """A white strip of `width` pixels that names the given labels' colours, in as many rows as it takes."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+    rows: list[list[tuple[int, int]]] = [[]]
+    x = 4
+    for label in labels:
+        advance = 20 + cv2.getTextSize(class_names[label], font, size, 1)[0][0] + 10
+        if rows[-1] and x + advance > width:
+            rows.append([])
+            x = 4
+        rows[-1].append((label, x))
+        x += advance
+    strip = np.full((len(rows) * _LEGEND_ROW + 4, width, 3), 255, dtype=np.uint8)
+    for row, entries in enumerate(rows):
+        top = 4 + row * _LEGEND_ROW
+        for label, x in entries:
+            cv2.rectangle(strip, (x, top), (x + 14, top + 11), palette[label].tolist(), cv2.FILLED)
+            cv2.rectangle(strip, (x, top), (x + 14, top + 11), (90, 90, 90), 1)
+            cv2.putText(strip, class_names[label], (x + 19, top + 10), font, size, (20, 20, 20), 1, cv2.LINE_AA)
+    return strip
+
+
+def with_legend(
+    picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray
+) -> np.ndarray:
+    """The picture with a strip below it that names the classes of `mask`; background is not named."""
+    labels = [int(label) for label in np.unique(mask) if 0 < label < len(class_names)]
+    if not labels:
+        return picture
+    return np.concatenate([picture, legend(class_names, labels, palette, picture.shape[1])])
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int, cell: int = 256, gap: int = 4) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of any size side by side, each fitted into a square of `cell` pixels."""
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 255, dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        fitted = _fit(picture, cell)
+        height, width = fitted.shape[:2]
+        top = gap + (i // columns) * (cell + gap) + (cell - height) // 2
+        left = gap + (i % columns) * (cell + gap) + (cell - width) // 2
+        sheet[top : top + height, left : left + width] = fitted
+    return sheet
+
+
+def _fit(picture: np.ndarray, cell: int) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = cell / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

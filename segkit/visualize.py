@@ -70,9 +70,7 @@ def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarra
     return strip
 
 
-def with_legend(
-    picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray
-) -> np.ndarray:
+def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
     """The picture with a strip below it that names the classes of `mask`; background is not named."""
     labels = [int(label) for label in np.unique(mask) if 0 < label < len(class_names)]
     if not labels:

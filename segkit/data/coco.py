@@ -188,6 +188,8 @@ def _encode(annotation: Mapping[str, Any], item: Item) -> dict[str, Any] | None:
                 raise ValueError(f"its size is {segmentation['size']}, the image has {[height, width]}")
             compressed = not isinstance(segmentation["counts"], list)
             return dict(segmentation) if compressed else rle.frPyObjects(segmentation, height, width)
+        if not isinstance(segmentation, list | None):
+            raise TypeError(f"expected polygons or RLE, got {type(segmentation).__name__}")
         # Three points make the smallest polygon; pycocotools would read four numbers as a box.
         polygons = [part for part in segmentation or [] if len(part) >= 6 and len(part) % 2 == 0]
         return rle.merge(rle.frPyObjects(polygons, height, width)) if polygons else None

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .demo_objects import CANVAS, OBJECTS, Sprite, colour, noise
+from .demo_objects import CANVAS, OBJECTS, colour, noise
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
 
+# Raise this whenever the drawing changes, so that an older demo is not taken for the present one.
 DRAWING = 1
 SMALLEST_AREA = 40
 SMALLEST_SHARE = 0.25
@@ -23,7 +24,7 @@ TRACING = 4
 
 
 class Placed(NamedTuple):
-    """A sprite in its place: category id, then colour, silhouette and opacity (0..1) at the size of the scene."""
+    """A sprite in its place: category id, then colour, silhouette and opacity (0..1) of the scene's size."""
 
     category_id: int
     rgb: np.ndarray
@@ -44,7 +45,8 @@ def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, list[tuple[int, 
     """
     rng = np.random.default_rng(seed)
     image = background(rng, size)
-    towards_light = rng.uniform(0, 2 * np.pi)
+    # The sprites' own shading has its light in the upper left, so the scene's must be about there too.
+    towards_light = rng.uniform(1.1, 1.45) * np.pi
     objects = visible_objects(scatter(rng, size))
     for placed, _ in objects:
         image = lay(image, placed, towards_light)
@@ -55,32 +57,25 @@ def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, list[tuple[int, 
 def scatter(rng: np.random.Generator, size: int) -> list[Placed]:
     """Deal three to six different classes from a shuffled deck and put them on a jittered grid."""
     hand = rng.permutation(len(CLASSES))[: rng.integers(3, 7)]
-    rows, columns = [(2, 2), (2, 3), (3, 2)][0 if len(hand) <= 4 else rng.integers(1, 3)]
+    rows, columns = (2, 2) if len(hand) <= 4 else ((2, 3), (3, 2))[rng.integers(2)]
     spots = rng.permutation(rows * columns)[: len(hand)]
-    drawers = list(OBJECTS.values())
-    placed = []
-    for index, spot in zip(hand, spots, strict=True):
-        row, column = divmod(spot, columns)
-        jitter = rng.uniform(0.32, 0.68, 2)
-        centre = (column + jitter[0]) / columns * size, (row + jitter[1]) / rows * size
-        placed.append(place(rng, int(index) + 1, drawers[index](rng), centre, size))
-    return placed
+    cells = np.stack([spots % columns, spots // columns], 1) + rng.uniform(0.32, 0.68, (len(hand), 2))
+    centres = cells / (columns, rows) * size
+    return [place(rng, int(index) + 1, centre, size) for index, centre in zip(hand, centres, strict=True)]
 
 
-def place(
-    rng: np.random.Generator, category_id: int, sprite: Sprite, centre: tuple[float, float], size: int
-) -> Placed:
-    """Turn, scale and slightly shear a sprite around `centre` (x, y) in pixels."""
+def place(rng: np.random.Generator, category_id: int, centre: np.ndarray, size: int) -> Placed:
+    """Draw an object of one class and turn, scale and slightly shear it around `centre` (x, y) in pixels."""
+    sprite = OBJECTS[CLASSES[category_id - 1]](rng)
     scale = rng.uniform(0.5, 0.78) * (size / 256)
-    angle, shear = rng.uniform(-np.pi, np.pi), rng.uniform(-0.12, 0.12)
+    angle, shear = rng.uniform(-0.7, 0.7), rng.uniform(-0.12, 0.12)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = scale * turn @ np.array([[1, shear], [0, rng.uniform(0.9, 1.1)]])
-    shift = np.array(centre) - linear @ np.full(2, CANVAS / 2)
+    shift = centre - linear @ np.full(2, CANVAS / 2)
     matrix = np.hstack([linear, shift[:, None]])
-    rgb = cv2.warpAffine(sprite.rgb, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
-    cover = cv2.warpAffine(sprite.cover, matrix, (size, size))
-    opacity = cv2.warpAffine(sprite.opacity, matrix, (size, size))
-    return Placed(category_id, rgb, cover, opacity)
+    rgb = cv2.warpAffine(sprite.rgb.astype(np.float32), matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    masks = np.dstack([sprite.cover, sprite.opacity]).astype(np.float32)
+    return Placed(category_id, rgb, *np.moveaxis(cv2.warpAffine(masks, matrix, (size, size)), -1, 0))
 
 
 def visible_objects(placed: list[Placed]) -> list[tuple[Placed, np.ndarray]]:
@@ -101,15 +96,13 @@ def visible_objects(placed: list[Placed]) -> list[tuple[Placed, np.ndarray]]:
 
 def lay(image: np.ndarray, placed: Placed, towards_light: float) -> np.ndarray:
     """Paint one object and its soft shadow over a float image."""
-    size = len(image)
-    reach = size / 40
-    offset = np.float32([[1, 0, -reach * np.cos(towards_light)], [0, 1, -reach * np.sin(towards_light)]])
+    size, reach = len(image), len(image) / 40
+    visible = placed.cover * placed.opacity
+    away = np.float32([[1, 0, -reach * np.cos(towards_light)], [0, 1, -reach * np.sin(towards_light)]])
     kernel = (max(size // 24, 1),) * 2
-    shadow = cv2.blur(
-        cv2.blur(cv2.warpAffine(placed.cover * placed.opacity, offset, (size, size)), kernel), kernel
-    )
+    shadow = cv2.blur(cv2.blur(cv2.warpAffine(visible, away, (size, size)), kernel), kernel)
     image = image * (1 - 0.6 * shadow)[..., None]
-    return image + (placed.rgb - image) * (placed.cover * placed.opacity)[..., None]
+    return image + (placed.rgb - image) * visible[..., None]
 
 
 def finish(rng: np.random.Generator, image: np.ndarray, towards_light: float) -> np.ndarray:
@@ -124,7 +117,7 @@ def finish(rng: np.random.Generator, image: np.ndarray, towards_light: float) ->
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Draw a textured ground, (size, size, 3) float32 in 0..1, in muted colours of the shared palette."""
     height = GROUNDS[rng.integers(len(GROUNDS))](rng, size)
-    base = 0.65 * colour(rng) + 0.35 * rng.uniform(0.3, 0.7)
+    base = 0.45 * colour(rng) + 0.55 * rng.uniform(0.25, 0.75)
     return (base * (1 + height)[..., None]).astype(np.float32)
 
 
@@ -146,11 +139,7 @@ def concrete(rng: np.random.Generator, size: int) -> np.ndarray:
 def belt(rng: np.random.Generator, size: int) -> np.ndarray:
     """A conveyor belt with cross ribs and stains."""
     ribs = np.sin(np.arange(size) * (2 * np.pi * rng.integers(14, 22) / size))
-    return (
-        0.16 * np.clip(3 * ribs, -1, 1)[None, :]
-        + 0.1 * noise(rng, 6, 6, size)
-        + 0.05 * noise(rng, 90, 90, size)
-    )
+    return 0.16 * np.clip(3 * ribs, -1, 1)[None, :] + 0.1 * noise(rng, 6, 6, size) + 0.05 * noise(rng, 90, 90, size)
 
 
 def tiles(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -170,9 +159,7 @@ def grass(rng: np.random.Generator, size: int) -> np.ndarray:
 def cardboard(rng: np.random.Generator, size: int) -> np.ndarray:
     """Corrugated board with faint flutes and fibres."""
     flutes = np.sin(np.arange(size) * (2 * np.pi * rng.integers(28, 44) / size))
-    return (
-        0.05 * flutes[:, None] + 0.06 * noise(rng, size // 2, size // 8, size) + 0.08 * noise(rng, 4, 4, size)
-    )
+    return 0.05 * flutes[:, None] + 0.06 * noise(rng, size // 2, size // 8, size) + 0.08 * noise(rng, 4, 4, size)
 
 
 def cloth(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -234,9 +221,7 @@ def is_written(root: Path, settings: dict[str, int]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         complete = same = False
     if not (complete and same):
-        raise ValueError(
-            f"{root} is not a complete demo data set with {settings}: delete it or name another folder"
-        )
+        raise ValueError(f"{root} is not a complete demo data set with {settings}: delete it or name another folder")
     return True
 
 

@@ -1,7 +1,7 @@
 """The eleven kinds of waste of the demo, each drawn by one function as a sprite on a small square canvas.
 
-Coordinates run from -1 to 1 (x right, y down), colours are RGB from 0 to 1. All classes share one palette, so that
-shape and material tell them apart and colour does not.
+Coordinates run from -1 to 1 (x right, y down), colours are RGB from 0 to 1. All classes share one palette,
+so that shape and material tell them apart and colour does not.
 """
 
 import colorsys
@@ -34,12 +34,9 @@ def colour(rng: np.random.Generator) -> np.ndarray:
     return np.float32(colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.3, 0.97)))
 
 
-def contrasting(rng: np.random.Generator, other: np.ndarray, distance: float = 0.35) -> np.ndarray:
-    """Draw a palette colour that can be told from `other`."""
-    candidate = colour(rng)
-    while np.abs(candidate - other).max() < distance:
-        candidate = colour(rng)
-    return candidate
+def contrasting(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+    """Draw a few palette colours and keep the one that differs most from `other`."""
+    return max((colour(rng) for _ in range(4)), key=lambda candidate: np.abs(candidate - other).max())
 
 
 def solid(paint: np.ndarray) -> np.ndarray:
@@ -152,12 +149,10 @@ def unknown(rng: np.random.Generator) -> Sprite:
     """A lumpy, mottled lump bound with adhesive tape."""
     angles = np.arange(14) * (2 * np.pi / 14)
     radii = rng.uniform(0.62, 0.92, 14)
-    cover = smooth_polygon(
-        np.stack([radii * np.cos(angles), rng.uniform(0.75, 1) * radii * np.sin(angles)], 1)
-    )
+    cover = smooth_polygon(np.stack([radii * np.cos(angles), rng.uniform(0.75, 1) * radii * np.sin(angles)], 1))
     mottle = noise(rng, 9, 9) + 0.7 * noise(rng, 26, 26)
     base = colour(rng)
-    rgb = mix(solid(base), contrasting(rng, base, 0.25), np.clip(mottle + 0.3, 0, 1))
+    rgb = mix(solid(base), contrasting(rng, base), np.clip(mottle + 0.3, 0, 1))
     rgb = rgb * relief(mottle, 0.3)
     tape, angle = contrasting(rng, base), rng.uniform(0, np.pi)
     for turn in (angle, angle + rng.uniform(1.0, 2.0)):
@@ -188,7 +183,7 @@ def paper(rng: np.random.Generator) -> Sprite:
     w, h, c = rng.uniform(0.6, 0.72), rng.uniform(0.8, 0.92), rng.uniform(0.25, 0.4)
     cover = polygon([(-w, -h), (w - c, -h), (w, c - h), (w, h), (-w, h)])
     sheet = colour(rng)
-    ink = contrasting(rng, sheet, 0.5)
+    ink = contrasting(rng, sheet)
     rgb = solid(sheet) * relief(noise(rng, 2, 2), 2.0)
     left, right = 0.1 - w, w - 0.1
     rgb = mix(rgb, ink, text(rng, left, right - c, np.array([0.17 - h]), 0.1))
@@ -206,7 +201,7 @@ def paper(rng: np.random.Generator) -> Sprite:
 def carton_print(rng: np.random.Generator) -> np.ndarray:
     """Print of a milk carton that runs around the edge between front and side at x = 0.2."""
     base = colour(rng)
-    ink, accent = contrasting(rng, base, 0.45), contrasting(rng, base)
+    ink, accent = contrasting(rng, base), contrasting(rng, base)
     level = Y + 0.28 * np.maximum(X - 0.2, 0) + rng.uniform(0.03, 0.12) * np.sin(5 * X)
     rgb = mix(solid(base), ink, within(level - 0.62, 0.2))
     rgb = mix(rgb, accent, np.maximum(within(level + 0.2, 0.06), ellipse(-0.19, 0.16, 0.25, 0.22)))
@@ -269,31 +264,17 @@ def glass(rng: np.random.Generator) -> Sprite:
 def plastic(rng: np.random.Generator) -> Sprite:
     """A ribbed PET bottle with a screw cap and a label band."""
     ribs = [(y, 0.42 + 0.03 * (-1) ** i) for i, y in enumerate(np.arange(0.12, 0.72, 0.06))]
-    top = [
-        (-0.95, 0.2),
-        (-0.76, 0.2),
-        (-0.75, 0.15),
-        (-0.68, 0.15),
-        (-0.42, 0.42),
-        (-0.2, 0.44),
-        (0.05, 0.36),
-    ]
-    cover, u, v = revolve([*top, *ribs, (0.78, 0.36)], 0.2)
-    tint, label, cap = colour(rng), colour(rng), colour(rng)
+    neck = [(-0.95, 0.2), (-0.76, 0.2), (-0.75, 0.15), (-0.68, 0.15)]
+    cover, u, v = revolve([*neck, (-0.42, 0.42), (-0.2, 0.44), (0.05, 0.36), *ribs, (0.78, 0.36)], 0.2)
     ridge = np.sin(v * (2 * np.pi / 0.12)) * np.clip(v * 20, 0, 1)
     light = 0.75 + 0.25 * ridge + 0.4 * gleam(u, -0.4, 0.25) - 0.4 * np.abs(u) ** 3
-    rgb = (0.25 + 0.7 * tint) * light[..., None]
-    rgb = mix(
-        rgb, 1.0, np.clip(0.8 * gleam(u, -0.5, 0.1) * (0.6 + 0.6 * ridge) + 0.3 * gleam(u, 0.6, 0.07), 0, 1)
-    )
-    band = within(v + 0.22, 0.17)
-    printed = mix(
-        label * np.ones_like(rgb), contrasting(rng, label), within(v + 0.22 + 0.06 * np.sin(9 * u), 0.05)
-    )
-    curve = (0.6 + 0.6 * gleam(u, -0.35, 0.4))[..., None]
-    rgb = mix(rgb, printed * curve, band)
-    lid = 1 - np.clip((Y + 0.76) / PIXEL + 0.5, 0, 1)
-    rgb = mix(rgb, cap * (0.85 + 0.35 * np.cos(u * 16) - 0.4 * u * u)[..., None], lid)
+    shine = 0.8 * gleam(u, -0.5, 0.1) * (0.6 + 0.6 * ridge) + 0.3 * gleam(u, 0.6, 0.07)
+    rgb = mix((0.25 + 0.7 * colour(rng)) * light[..., None], 1.0, np.clip(shine, 0, 1))
+    label, band = colour(rng), within(v + 0.22, 0.17)
+    printed = mix(solid(label), contrasting(rng, label), within(v + 0.22 + 0.06 * np.sin(9 * u), 0.05))
+    rgb = mix(rgb, printed * (0.6 + 0.6 * gleam(u, -0.35, 0.4))[..., None], band)
+    lid = np.clip(0.5 - (Y + 0.76) / PIXEL, 0, 1)
+    rgb = mix(rgb, colour(rng) * (0.85 + 0.35 * np.cos(u * 16) - 0.4 * u * u)[..., None], lid)
     opacity = np.clip(0.62 + 0.25 * ridge + 0.3 * np.abs(u) ** 3 + band + lid, 0, 1)
     return Sprite(rgb, cover, opacity)
 
@@ -341,7 +322,7 @@ def battery(rng: np.random.Generator) -> Sprite:
     """A two-tone cell with a nub terminal and a plus sign."""
     cover, u, v = revolve([(-0.98, 0.14), (-0.87, 0.14), (-0.86, 0.4), (0.8, 0.4), (0.84, 0.38)], 0.2)
     body = colour(rng)
-    crown, mark = contrasting(rng, body), contrasting(rng, body, 0.5)
+    crown, mark = contrasting(rng, body), contrasting(rng, body)
     rgb = mix(solid(body), crown, within(v + 0.7, 0.36))
     rgb = mix(rgb, mark, np.maximum(within(v + 0.31, 0.025), within(v - 0.68, 0.03)))
     plus = strokes([(-0.13, -0.02, 0.13, -0.02), (0, -0.15, 0, 0.11)], 0.08)
@@ -359,7 +340,7 @@ def clothing(rng: np.random.Generator) -> Sprite:
     right = [(0.24, -0.8), (0.5, -0.72), (0.97, -0.28), (0.74, -0.02), (0.52, -0.22), (0.54, 0.88)]
     cover = polygon([(0, -0.68), *right, *((-x, y) for x, y in reversed(right))])
     base = colour(rng)
-    dye, period = contrasting(rng, base, 0.3), rng.uniform(0.16, 0.28)
+    dye, period = contrasting(rng, base), rng.uniform(0.16, 0.28)
     bend = 0.05 * noise(rng, 3, 3)
     stripe = within((Y + bend) % period - period / 2, period / 4)
     crossing = within((X + bend) % period - period / 2, period / 4)

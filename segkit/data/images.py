@@ -38,7 +38,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
                 )
             if size is None or size == turned:
                 image = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(image))
+            return np.array(_to_rgb(image))
     except FileNotFoundError:
         raise DataError(f"there is no image at {path}") from None
     except UnidentifiedImageError:

@@ -26,8 +26,9 @@ def create_transform(name: str, *, crop: int, ignore_index: int = 255) -> A.Comp
     if crop < 1:
         raise ValueError(f"crop must be at least 1 pixel, got {crop}")
     pad = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": ignore_index}
+    at_least_two = A.PadIfNeeded(2, 2, **pad)  # a single row must survive being halved
     cut = [A.PadIfNeeded(crop, crop, **pad), A.RandomCrop(crop, crop)]
-    return A.Compose([*AUGMENTATIONS[name](pad), *cut])
+    return A.Compose([at_least_two, *AUGMENTATIONS[name](pad), *cut])
 
 
 def _none(pad: dict[str, int]) -> list[A.BasicTransform]:

@@ -1,6 +1,7 @@
 """Writes predictions: index PNG, overlay, and a manifest that says which image became which file."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,5 @@ class PredictionWriter:
 
 def _targets(names: Sequence[Path]) -> dict[Path, str]:
     """Output name of each input: without its suffix, where that is clear."""
-    stems = [name.with_suffix("") for name in names]
-    return {
-        name: (stem if stems.count(stem) == 1 else name).as_posix() for name, stem in zip(names, stems, strict=True)
-    }
+    uses = Counter(name.with_suffix("") for name in names)
+    return {name: (name.with_suffix("") if uses[name.with_suffix("")] == 1 else name).as_posix() for name in names}

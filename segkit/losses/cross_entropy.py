@@ -30,9 +30,7 @@ def cross_entropy_loss(
     return (losses * valid).sum() / valid.sum().clamp(min=1)
 
 
-def bce_loss(
-    logits: Tensor, target: Tensor, *, ignore_index: int | None = 255, label_smoothing: float = 0.0
-) -> Tensor:
+def bce_loss(logits: Tensor, target: Tensor, *, ignore_index: int | None = 255, label_smoothing: float = 0.0) -> Tensor:
     """Binary cross entropy with a sigmoid for each class, against the one-hot target.
 
     The mean over classes and over the pixels that are not ignored; 0 where all are ignored.
@@ -63,9 +61,7 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = _check_smoothing(label_smoothing)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_loss(
-            logits, target, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
-        )
+        return cross_entropy_loss(logits, target, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)
 
 
 class BCELoss(nn.Module):

@@ -66,9 +66,7 @@ def create_model(
         "output_stride": output_stride,
         **decoder_options,
     }
-    return Segmenter(
-        pyramid, decoder, head, class_names=names, preprocessing=pyramid.preprocessing, config=config
-    )
+    return Segmenter(pyramid, decoder, head, class_names=names, preprocessing=pyramid.preprocessing, config=config)
 
 
 def _check_name(name: str) -> None:

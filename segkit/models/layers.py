@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where the channels do not divide.
-    "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, at_most=32), channels),
+    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where a group would have under four
+    # channels (torch refuses one value a group, as in a 1x1 map) or the channels do not divide.
+    "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, min(32, max(1, channels // 4))), channels),
     "none": lambda channels: nn.Identity(),
 }
 
@@ -31,7 +32,7 @@ def create_norm(name: str, channels: int) -> nn.Module:
 
 
 def _largest_divisor(number: int, at_most: int) -> int:
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+    return next(d for d in range(at_most, 0, -1) if number % d == 0)
 
 
 class ConvNormAct(nn.Sequential):
@@ -44,9 +45,7 @@ class ConvNormAct(nn.Sequential):
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=norm == "none"
         )
-        super().__init__(
-            OrderedDict(conv=conv, norm=create_norm(norm, out_channels), act=nn.ReLU(inplace=True))
-        )
+        super().__init__(OrderedDict(conv=conv, norm=create_norm(norm, out_channels), act=nn.ReLU(inplace=True)))
 
 
 class SeparableConvNormAct(nn.Sequential):
@@ -56,9 +55,7 @@ class SeparableConvNormAct(nn.Sequential):
     Differs: nothing between the depthwise and the pointwise convolution.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: str = "batch"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: str = "batch") -> None:
         depthwise = nn.Conv2d(
             in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
         )

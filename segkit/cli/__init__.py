@@ -1,0 +1,1 @@
+"""The commands: each reads its settings, builds the parts and runs them."""

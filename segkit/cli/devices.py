@@ -1,0 +1,23 @@
+"""The device and the number of loader processes that a command runs with."""
+
+import os
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown --device {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this machine has no CUDA GPU that torch can use")
+    return device
+
+
+def pick_workers(workers: int | None) -> int:
+    """The given number, else one for each core and at most eight."""
+    return min(8, len(os.sched_getaffinity(0))) if workers is None else workers

@@ -1,0 +1,49 @@
+"""What the user did wrong ends in one sentence and an exit code, not in a traceback."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+USAGE, DATA, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+@contextmanager
+def reported_errors(command: str) -> Iterator[None]:
+    """Reports the errors that segkit itself raises about its input; anything else is a bug and keeps its traceback.
+
+    Exit codes: 2 for settings, 3 for data, 4 for a loss that is no longer finite, 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nsegkit {command}: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if not _raised_by_segkit(error):
+            raise
+        print(f"segkit {command}: error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(_exit_code(error))
+
+
+def _raised_by_segkit(error: BaseException) -> bool:
+    """Whether the innermost Python frame is ours (a file that `open` does not find counts as well)."""
+    if "\nOriginal Traceback" in str(error):  # a loader's worker sends the traceback as text
+        return f'File "{_PACKAGE}' in str(error).strip().splitlines()[-3]
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip()
+    if "\nOriginal Traceback" in text:
+        return text.splitlines()[-1].split(": ", 1)[1]
+    return text
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, FloatingPointError):
+        return NOT_FINITE
+    # By name, so that --help and a misspelt flag need not import the data package.
+    return DATA if type(error).__name__ == "DataError" else USAGE

@@ -1,0 +1,46 @@
+"""Run folders: where a command writes when it is not told."""
+
+from itertools import count
+from pathlib import Path
+
+RUNS = Path("runs")
+DEMO = RUNS / "demo-data"
+
+
+def create_run_folder(out: Path | None, prefix: str) -> Path:
+    """Makes `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
+
+    Raises:
+        ValueError: `out` exists and is not an empty folder.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} exists already; choose another --out" + _resume_hint(out))
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    for number in count(1):
+        folder = RUNS / f"{prefix}{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("count() never ends")
+
+
+def newest_run() -> Path:
+    """The run below runs/ that was written last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted(RUNS.glob("*/best.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(
+            f"there is no trained model below {RUNS.resolve()}; run train.py first, or give --weights"
+        )
+    return found[-1].parent
+
+
+def _resume_hint(out: Path) -> str:
+    return ", or go on with it by --resume" if (out / "last.pt").is_file() else ""

@@ -1,0 +1,243 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from segkit.cli import infer, train
+from segkit.models import load_model, read_header
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "48", "--batch-size", "4", "--lr", "3e-3", "--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4", "--workers", "0", "--device", "cpu"]
+
+
+def train_arguments(shapes, out, *more):
+    return ["--data", str(shapes[0]), "--val", str(shapes[1]), "--out", str(out), *SMALL, *more]
+
+
+def fails(command, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        command.main([str(a) for a in arguments])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    train.main(train_arguments(shapes, out, "--epochs", "2"))
+    return out
+
+
+def test_a_run_folder_holds_model_state_results_settings_and_pictures(run):
+    assert sorted(path.name for path in run.iterdir()) == [
+        *("args.yaml", "best.safetensors", "class_iou.png", "curves.png", "last.pt"),
+        *("results.csv", "train_batch.jpg", "val_predictions.jpg"),
+    ]
+    rows = list(csv.DictReader((run / "results.csv").open()))
+    assert list(rows[0]) == [
+        *("epoch", "train_loss", "val_loss", "miou", "pixel_accuracy", "lr", "time"),
+        *("iou/background", "iou/square", "iou/disc"),
+    ]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert load_model(run).class_names == ("background", "square", "disc")
+    best = max(float(row["miou"]) for row in rows)
+    assert read_header(run / "best.safetensors")["extra"]["miou"] == pytest.approx(best, abs=1e-5)
+    assert yaml.safe_load((run / "args.yaml").read_text())["loss"] == {"ce": 0.6, "dice": 0.4}
+
+
+def test_training_learns(shapes, tmp_path):
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "40"))
+    rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
+    assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
+    assert max(float(row["miou"]) for row in rows) > 0.6
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "b"
+    real = train._epoch_line
+
+    def stop_after_the_first(report, state, epochs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_epoch_line", stop_after_the_first)
+    assert fails(train, *train_arguments(shapes, out, "--epochs", "2")) == 130
+    monkeypatch.setattr(train, "_epoch_line", real)
+    train.main(train_arguments(shapes, out, "--epochs", "2", "--resume"))
+    assert "after epoch 1" in capsys.readouterr().out
+    whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, out))
+    assert all(torch.equal(value, resumed["model"][key]) for key, value in whole["model"].items())
+    assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
+
+
+def test_without_a_validation_file_a_share_is_split_off(shapes, tmp_path, capsys):
+    train.main(
+        ["--data", str(shapes[0]), "--out", str(tmp_path / "a"), *SMALL, "--epochs", "1", "--val-fraction", "0.25"]
+    )
+    assert "9 training and 3 validation images" in capsys.readouterr().out
+
+
+def test_infer_writes_what_the_model_says(run, shapes, tmp_path):
+    infer.main(["--weights", str(run), "--source", str(shapes[1]), "--out", str(tmp_path / "o"), "--device", "cpu"])
+    mask = np.asarray(Image.open(tmp_path / "o/mask/images/val2.png"))
+    image = np.asarray(Image.open(shapes[1].parent / "images/val2.png"))
+    model = load_model(run)
+    with torch.inference_mode():
+        logits = model(model.preprocessing(torch.tensor(image).permute(2, 0, 1)[None]))
+    assert np.array_equal(mask, logits[0].argmax(0).numpy())
+    assert Image.open(tmp_path / "o/overlay/images/val2.jpg").width == 64
+    rows = list(csv.DictReader((tmp_path / "o/manifest.csv").open()))
+    assert [row["image"] for row in rows] == [f"images/val{i}.png" for i in range(4)]
+
+
+def test_infer_takes_a_folder_and_one_image(run, shapes, tmp_path):
+    folder = shapes[0].parent / "images"
+    arguments = ["--weights", run / "best.safetensors", "--device", "cpu"]
+    infer.main([str(a) for a in (*arguments, "--source", folder, "--out", tmp_path / "all")])
+    infer.main(
+        [str(a) for a in (*arguments, "--source", folder / "val0.png", "--out", tmp_path / "one", "--flips", "hv")]
+    )
+    assert len(list((tmp_path / "all/mask").iterdir())) == 16
+    assert [path.name for path in (tmp_path / "one/mask").iterdir()] == ["val0.png"]
+
+
+def test_a_bad_image_is_left_out_and_named_and_the_rest_is_written(run, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/good.png")
+    (tmp_path / "in/bad.jpg").write_text("no image")
+    assert fails(infer, "--weights", run, "--source", tmp_path / "in", "--out", tmp_path / "o", "--device", "cpu") == 5
+    assert "bad.jpg is not an image" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "o/mask").iterdir()] == ["good.png"]
+
+
+def test_one_class_and_one_image_train(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    content = {
+        "images": [{"id": 0, "file_name": "dot.png", "height": 1, "width": 1}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    file = tmp_path / "x.json"
+    train.main(train_arguments((file, file), tmp_path / "a", "--epochs", "1"))
+    assert (tmp_path / "a/best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["--data", "none.json"], 3, "there is no annotation file at none.json"),
+        (["--model", "fppn"], 2, "did you mean 'fpn'"),
+        (["--backbone", "resnet81"], 2, "did you mean resnet18"),
+        (["--pretrained", "weights.safetensors"], 2, "no weights file at weights.safetensors"),
+        (["--loss", "dise=1"], 2, "did you mean 'dice'"),
+        (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm'"),
+        (["--augment", "much"], 2, "unknown augmentation 'much'"),
+        (["--decoder", "width=3"], 2, "fpn has no option 'width'"),
+        (["--device", "tpu?"], 2, "unknown --device"),
+        (["--resume"], 2, "nothing to resume"),
+        (["--images", "a", "b", "c"], 2, "--images needs one folder, or one for each of the 2 JSON files"),
+        (["--lr", "1e9", "--clip-grad", "0", "--epochs", "9"], 4, "try a lower --lr"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_sentence(shapes, tmp_path, capsys, change, code, message):
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", *change)) == code
+    error = capsys.readouterr().err
+    assert message in error.replace("\n", " ")
+    assert "Traceback" not in error
+    if code != 4:
+        assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--larning-rate", "1"], "--larning-rate"),
+        (["--modle", "fpn"], "Perhaps you meant"),
+        (["--loss", "ce"], "expected NAME=WEIGHT"),
+        (["--resume"], "--resume needs --out"),
+    ],
+)
+def test_a_misspelt_flag_or_value_is_named(capsys, arguments, message):
+    assert fails(train, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_written_over(run, shapes, capsys):
+    assert fails(train, *train_arguments(shapes, run)) == 2
+    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+
+
+def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):
+    content = json.loads(shapes[0].read_text())
+    content["categories"][0]["name"] = "ball"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    arguments = ["--data", other, "--images", shapes[0].parent, "--out", run, "--resume", *SMALL]
+    assert fails(train, *arguments) == 2
+    assert "its class_names is ['background', 'square', 'disc']" in capsys.readouterr().err
+    assert fails(infer, "--weights", run, "--source", other, "--images", shapes[0].parent, "--out", tmp_path / "o") == 3
+    assert "do not match the model's classes" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_unreadable_image_in_training_is_named(shapes, tmp_path, capsys, workers):
+    content = json.loads(shapes[0].read_text())
+    for image in content["images"]:
+        (tmp_path / image["file_name"]).parent.mkdir(exist_ok=True)
+        (tmp_path / image["file_name"]).write_text("no image")
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    arguments = ["--data", tmp_path / "bad.json", "--out", tmp_path / "a", *SMALL, "--workers", workers]
+    assert fails(train, *arguments) == 3
+    assert ".png is not an image that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "none.safetensors"], "no model file at none.safetensors"),
+        (["--weights", "RUN", "--source", "nowhere"], "--source nowhere: there is no such file"),
+        (["--weights", "RUN", "--source", "."], "there are no images below ."),
+        ([], "there is no trained model"),
+    ],
+)
+def test_infer_names_what_it_lacks(run, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert fails(infer, *(str(run) if a == "RUN" else a for a in arguments)) in (2, 3)
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_describe", lambda *args: int("not a number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        train.main(train_arguments(shapes, tmp_path / "a"))
+
+
+@pytest.mark.parametrize("script", [["train.py"], ["infer.py"], ["-m", "segkit"], ["-m", "segkit", "train"]])
+def test_help_comes_without_torch(script):
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; "
+    code += (
+        "runpy.run_module('segkit', run_name='__main__')"
+        if script[0] == "-m"
+        else f"runpy.run_path({script[0]!r}, run_name='__main__')"
+    )
+    arguments = ["segkit", *script[2:]] if script[0] == "-m" else script
+    program = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip().endswith("False")
+    assert "train" in result.stdout or "Segment photographs" in result.stdout
+
+
+def test_an_unknown_command_is_named():
+    result = subprocess.run([sys.executable, "-m", "segkit", "trian"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "no command 'trian'" in result.stderr

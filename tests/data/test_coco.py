@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import CATEGORIES, rectangle, write_coco, write_shapes
+from PIL import Image
+from pycocotools import mask as rle
+
+from segkit.data import CocoSegmentation, DataError
+
+IMAGE = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def annotation(segmentation, category=3, **extra):
+    return {"id": 5, "image_id": 1, "category_id": category, "segmentation": segmentation, **extra}
+
+
+def load(folder, *annotations, **changes):
+    write_coco(folder / "x.json", [IMAGE], list(annotations))
+    content = json.loads((folder / "x.json").read_text()) | changes
+    (folder / "x.json").write_text(json.dumps(content))
+    return CocoSegmentation(folder / "x.json")
+
+
+def test_labels_follow_the_order_of_the_category_ids(folder):
+    data = load(folder, annotation([rectangle(0, 0, 5, 5)], 3), annotation([rectangle(10, 0, 5, 5)], 7))
+    assert data.class_names == ("background", "square", "disc")
+    image, mask = data[0]
+    assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((20, 30, 3), np.uint8, (20, 30), np.uint8)
+    assert (mask[:5, :5] == 1).all()
+    assert (mask[:5, 10:15] == 2).all()
+    assert mask.sum() == 25 + 50
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_smaller_object_lies_on_top(folder, order):
+    both = [annotation([rectangle(0, 0, 20, 15)], 7), annotation([rectangle(5, 5, 5, 5)], 3)]
+    mask = load(folder, *both[::order]).mask(0)
+    assert (mask[5:10, 5:10] == 1).all()
+    assert (mask == 2).sum() == 300 - 25
+
+
+def test_polygons_and_both_kinds_of_rle_give_the_same_mask(folder):
+    expected = np.zeros((20, 30), dtype=np.uint8)
+    expected[3:9, 4:14] = 1
+    compressed = rle.encode(np.asfortranarray(expected))
+    flat = expected.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    for segmentation in (
+        [rectangle(4, 3, 10, 6)],
+        {"size": [20, 30], "counts": compressed["counts"].decode()},
+        {"size": [20, 30], "counts": runs},
+    ):
+        assert np.array_equal(load(folder, annotation(segmentation)).mask(0), expected)
+
+
+def test_a_hole_in_rle_stays_a_hole(folder):
+    ring = np.zeros((20, 30), dtype=np.uint8)
+    ring[2:12, 2:12] = 1
+    ring[5:8, 5:8] = 0
+    counts = rle.encode(np.asfortranarray(ring))["counts"].decode()
+    assert np.array_equal(load(folder, annotation({"size": [20, 30], "counts": counts})).mask(0), ring)
+
+
+@pytest.mark.parametrize("segmentation", [[], None, [[1, 2, 3, 4]], [[]], [[1, 1, 9, 1, 9]]])
+def test_a_segmentation_without_area_paints_nothing(folder, segmentation):
+    assert load(folder, annotation(segmentation)).mask(0).sum() == 0
+
+
+def test_parts_of_an_object_are_all_painted_and_cut_at_the_border(folder):
+    mask = load(folder, annotation([rectangle(0, 0, 5, 5), rectangle(25, 15, 50, 50)])).mask(0)
+    assert mask.sum() == 25 + 25
+
+
+def test_an_image_without_annotations_is_background(folder):
+    assert load(folder).mask(0).sum() == 0
+    content = json.loads((folder / "x.json").read_text())
+    del content["annotations"]
+    (folder / "x.json").write_text(json.dumps(content))
+    assert CocoSegmentation(folder / "x.json").mask(0).sum() == 0
+
+
+def test_a_byte_order_mark_is_read_over(folder):
+    load(folder)
+    (folder / "x.json").write_bytes(b"\xef\xbb\xbf" + (folder / "x.json").read_bytes())
+    assert len(CocoSegmentation(folder / "x.json")) == 1
+
+
+def test_several_files_with_their_own_folders_are_one_set(tmp_path):
+    first, second = write_shapes(tmp_path / "a", "one", 2, 0), write_shapes(tmp_path / "b", "two", 3, 1)
+    data = CocoSegmentation([first, second])
+    assert len(data) == 5
+    assert data[4][0].shape == (48, 64, 3)
+    assert len(CocoSegmentation([first, second], root=[tmp_path / "a", tmp_path / "b"])) == 5
+
+
+def test_a_transform_is_called_as_in_albumentations(shapes):
+    def double(*, image, mask):
+        return {"image": image[::2], "mask": mask[::2]}
+
+    image, mask = CocoSegmentation(shapes[0], transform=double)[0]
+    assert (image.shape, mask.shape) == ((24, 64, 3), (24, 64))
+
+
+def test_a_split_is_seeded_and_loses_nothing(shapes):
+    data = CocoSegmentation(shapes[0])
+    first, second = data.split(0.25, seed=3)
+    assert (len(first), len(second)) == (9, 3)
+    names = [item.file_name for part in (first, second) for item in part.items]
+    assert sorted(names) == sorted(item.file_name for item in data.items)
+    again = data.split(0.25, seed=3)[1]
+    assert [item.file_name for item in again.items] == [item.file_name for item in second.items]
+
+
+def test_one_image_cannot_be_split(folder):
+    with pytest.raises(DataError, match="give a validation set by --val"):
+        load(folder).split(0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": []}, "0 categories"),
+        ({"categories": [{"id": 1}]}, "needs an id and a name"),
+        ({"categories": [*CATEGORIES, {"id": 9, "name": "disc"}]}, "the same id or the same name"),
+        ({"images": [{"id": 1, "file_name": "a.png"}]}, "an image lacks 'height'"),
+        ({"images": [IMAGE, IMAGE]}, "two images with the same id"),
+        ({"images": [{**IMAGE, "file_name": "b.png"}]}, r"1 of 1 images are not there, such as .*b\.png"),
+        ({"annotations": [annotation([], image_id=8)]}, "annotations for image 8"),
+        ({"annotations": [annotation([], category=4)]}, "annotation 5 .* category_id 4"),
+    ],
+)
+def test_a_fault_in_the_file_is_named(folder, changes, message):
+    with pytest.raises(DataError, match=message):
+        load(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [{"counts": [1]}, {"size": [3, 3], "counts": [9]}, [["a", 1, 2, 3, 4, 5]], {"size": [20, 30]}, "polygon"],
+)
+def test_a_segmentation_that_cannot_be_read_names_its_annotation(folder, segmentation):
+    with pytest.raises(DataError, match=r"annotation 5 of a\.png"):
+        load(folder, annotation(segmentation)).mask(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "no 'images' and no 'categories'"), ("{", "not valid JSON"), ('{"images": []}', "no 'categories'")],
+)
+def test_a_file_that_is_not_coco_is_named(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=rf"x\.json is .*{message}"):
+        CocoSegmentation(tmp_path / "x.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no annotation file at .*x\.json"):
+        CocoSegmentation(tmp_path / "x.json")
+
+
+def test_files_with_other_categories_are_refused(tmp_path):
+    first, second = write_shapes(tmp_path, "one", 1, 0), write_shapes(tmp_path, "two", 1, 0)
+    content = json.loads(second.read_text())
+    content["categories"][0]["name"] = "ball"
+    second.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="differ in their categories: 7 'disc' / 'ball'"):
+        CocoSegmentation([first, second])

@@ -1,0 +1,89 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segkit.crf import DenseCRF
+from segkit.inference import Prediction, PredictionWriter, Predictor
+from segkit.models import create_model
+from segkit.tta import TTA
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+
+
+def model(seed=0, backbone="mobilenetv3_small_100", names=("a", "b", "c")):
+    torch.manual_seed(seed)
+    created = create_model("fpn", backbone=backbone, class_names=names, pyramid_channels=16, channels=16).eval()
+    torch.nn.init.normal_(created.head.weight)  # logits far apart, so that members differ
+    return created
+
+
+def probs_of(member):
+    with torch.inference_mode():
+        images = member.preprocessing(torch.from_numpy(IMAGE).permute(2, 0, 1)[None])
+        return member(images).softmax(1)[0].numpy()
+
+
+def test_one_model_gives_its_own_probabilities():
+    prediction = Predictor(model())(IMAGE)
+    np.testing.assert_allclose(prediction.probs, probs_of(model()), atol=1e-5)
+    assert np.array_equal(prediction.mask, prediction.probs.argmax(0))
+    assert prediction.mask.dtype == np.uint8
+
+
+def test_members_are_averaged_by_their_normalised_weights_each_with_its_own_preprocessing():
+    first, second = model(0), model(1, backbone="tf_efficientnet_lite0")
+    assert first.preprocessing != second.preprocessing
+    probs = Predictor([first, second], member_weights=(1, 3))(IMAGE).probs
+    np.testing.assert_allclose(probs, 0.25 * probs_of(first) + 0.75 * probs_of(second), atol=1e-5)
+
+
+def test_the_crf_refines_the_averaged_probabilities(monkeypatch):
+    seen = []
+
+    def refine(self, probs, image):
+        seen.append((probs, image))
+        return probs[::-1]
+
+    monkeypatch.setattr(DenseCRF, "__call__", refine)
+    prediction = Predictor(model(), crf=DenseCRF(), tta=TTA(flips="v"))(IMAGE)
+    assert seen[0][1] is IMAGE
+    assert np.array_equal(prediction.probs, seen[0][0][::-1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Predictor([]), "at least one model"),
+        (lambda: Predictor([model(), model(names=("a", "b", "d"))]), "differ in their classes"),
+        (lambda: Predictor(model(), member_weights=(1, 1)), "1 numbers"),
+        (lambda: Predictor(model())(IMAGE.astype(float)), "uint8 RGB"),
+        (lambda: Predictor(model())(IMAGE[..., 0]), "uint8 RGB"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_path):
+    names = [Path("a.jpg"), Path("a.png"), Path("deep/b.jpg")]
+    writer = PredictionWriter(tmp_path, ("ground", "can"), names)
+    mask = np.zeros((37, 50), np.uint8)
+    mask[:10] = 1
+    for name in names:
+        writer.write(name, IMAGE, Prediction(mask, np.zeros((2, 37, 50), np.float32)))
+    writer.close()
+    written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
+    assert written == [
+        "manifest.csv",
+        *("mask/a.jpg.png", "mask/a.png.png", "mask/deep/b.png"),
+        *("overlay/a.jpg.jpg", "overlay/a.png.jpg", "overlay/deep/b.jpg"),
+    ]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "mask/deep/b.png")), mask)
+    rows = list(csv.DictReader((tmp_path / "manifest.csv").open()))
+    assert [row["image"] for row in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
+    assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from segkit.models import Backbone, backbone, create_model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "fppn", "num_classes": 2}, "did you mean 'fpn'"),
+        ({"name": "fpn", "num_classes": 2, "backbone": "resnet81"}, "did you mean resnet18"),
+        ({"name": "fpn", "num_classes": 2, "chanels": 8}, "no option 'chanels'; it has pyramid_channels, channels"),
+        ({"name": "fpn", "num_classes": 0}, "at least 1"),
+        ({"name": "fpn"}, "at least 1"),
+        ({"name": "fpn", "num_classes": 2, "class_names": ["a"]}, "num_classes is 2, but class_names has 1"),
+        ({"name": "fpn", "num_classes": 2, "output_stride": 5}, "8, 16 or 32"),
+        ({"name": "fpn", "num_classes": 2, "backbone": "vgg11", "output_stride": 16}, "use output_stride=32"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_that_names_the_remedy(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(**arguments)
+
+
+def test_the_output_stride_is_that_of_the_deepest_features():
+    for stride in (8, 16, 32):
+        pyramid = Backbone("resnet18", output_stride=stride)
+        assert pyramid.strides[-1] == stride
+        assert pyramid(torch.randn(1, 3, 64, 64))[-1].shape[-1] == 64 // stride
+
+
+def test_mean_and_std_are_those_of_the_backbone():
+    assert create_model("fpn", backbone="tf_efficientnet_lite0", num_classes=2).preprocessing.mean == (0.5, 0.5, 0.5)
+    preprocessing = create_model("fpn", backbone="resnet18", num_classes=2).preprocessing
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    expected = torch.tensor([[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224]])
+    torch.testing.assert_close(preprocessing(images)[0, :2, 0], expected)
+
+
+def test_preprocessing_refuses_images_that_are_normalised_already():
+    model = create_model("fpn", backbone="resnet18", num_classes=2)
+    with pytest.raises(ValueError, match="uint8"):
+        model.preprocessing(torch.rand(1, 3, 4, 4))
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    weights = Backbone("resnet18").net.state_dict()
+    path = tmp_path / "resnet18.safetensors"
+    save_file({**weights, "fc.weight": torch.zeros(10, 512)}, path)
+    return path, weights
+
+
+def test_backbone_weights_come_from_a_file(weights_file):
+    path, weights = weights_file
+    loaded = create_model("fpn", backbone="resnet18", num_classes=2, pretrained=path).backbone.net.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+
+
+def test_a_pretrained_stem_is_adapted_to_gray_images_by_summing_over_rgb(weights_file):
+    path, weights = weights_file
+    stem = Backbone("resnet18", pretrained=path, in_channels=1).net.conv1.weight
+    torch.testing.assert_close(stem, weights["conv1.weight"].sum(1, keepdim=True))
+
+
+def test_weights_of_another_backbone_are_refused(weights_file):
+    with pytest.raises(ValueError, match=r"does not hold the weights of 'mobilenetv3_small_100': \d+ of \d+ tensors"):
+        Backbone("mobilenetv3_small_100", pretrained=weights_file[0])
+
+
+def test_weights_of_another_width_are_refused(weights_file):
+    path, weights = weights_file
+    save_file({**weights, "conv1.weight": torch.zeros(32, 3, 7, 7)}, path.with_name("wide.safetensors"))
+    with pytest.raises(ValueError, match=r"has shape \(32, 3, 7, 7\), expected \(64, 3, 7, 7\)"):
+        Backbone("resnet18", pretrained=path.with_name("wide.safetensors"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20])
+def test_a_damaged_weights_file_is_named(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read weights from .*weights\.safetensors"):
+        Backbone("resnet18", pretrained=path)
+
+
+def test_a_missing_weights_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        Backbone("resnet18", pretrained=tmp_path / "none.safetensors")
+
+
+def test_pretrained_without_network_says_what_to_do(no_network, monkeypatch, tmp_path):
+    monkeypatch.setattr(backbone.huggingface_hub, "try_to_load_from_cache", lambda *args: None)
+    with pytest.raises(ConnectionError, match="pass the path of a downloaded safetensors file"):
+        create_model("fpn", backbone="resnet18", num_classes=2, pretrained=True)
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch):
+    import threading
+
+    monkeypatch.setattr(backbone, "HUB_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(backbone.huggingface_hub, "get_hf_file_metadata", lambda *a, **k: threading.Event().wait(5))
+    assert not backbone._hub_answers("timm/resnet18.a1_in1k", "model.safetensors")
+
+
+SEED_BACKBONES = [
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "seresnext50_32x4d",
+    "seresnext101_32x4d",
+    "tf_efficientnet_b3",
+    "tf_efficientnet_b4.ns_jft_in1k",
+    "tf_efficientnet_b5",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deeplabv3plus", "fpn", "unet"])
+@pytest.mark.parametrize("seed_backbone", SEED_BACKBONES)
+def test_the_backbones_of_the_recycled_waste_solutions_train_a_step(name, seed_backbone):
+    model = create_model(name, backbone=seed_backbone, num_classes=12).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = model.head.weight.detach().clone()
+    logits = model(torch.randn(2, 3, 64, 96))
+    assert logits.shape == (2, 12, 64, 96)
+    torch.nn.functional.cross_entropy(logits, torch.zeros(2, 64, 96, dtype=torch.long)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer.step()
+    assert not torch.equal(before, model.head.weight)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from segkit.models import create_model, load_model, read_header, save_model
+
+
+def small_model():
+    return create_model(
+        "deeplabv3plus", backbone="mobilenetv3_small_100", class_names=["sky", "tree"], channels=16, output_stride=16
+    ).eval()
+
+
+def test_a_loaded_model_gives_the_same_logits_with_the_network_off(tmp_path, no_network):
+    model, images = small_model(), torch.randn(1, 3, 65, 70)
+    save_model(model, tmp_path / "m.safetensors", miou=0.5)
+    loaded = load_model(tmp_path / "m.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(model(images), loaded(images))
+    assert loaded.class_names == ("sky", "tree")
+    assert loaded.preprocessing == model.preprocessing
+    assert not loaded.training
+    assert read_header(tmp_path / "m.safetensors")["extra"] == {"miou": 0.5}
+
+
+def test_a_model_in_channels_last_is_saved(tmp_path):
+    model = small_model().to(memory_format=torch.channels_last)
+    save_model(model, tmp_path / "m.safetensors")
+    loaded = load_model(tmp_path / "m.safetensors").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
+def test_a_run_folder_stands_for_its_best_model(tmp_path):
+    save_model(small_model(), tmp_path / "best.safetensors")
+    assert load_model(tmp_path).num_classes == 2
+
+
+def test_saving_leaves_no_other_file_behind(tmp_path):
+    save_model(small_model(), tmp_path / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_a_file_without_our_header_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="was not written by segkit"):
+        load_model(tmp_path / "other.safetensors")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"m\.safetensors is not a readable"):
+        load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "."])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load_model(tmp_path / name)

@@ -1,0 +1,54 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import segkit
+
+PACKAGE = Path(segkit.__file__).parent
+# What each part may import of segkit, beside itself; cli may import all.
+ALLOWED = {
+    "training": {"models", "metrics"},
+    "inference": {"models", "tta", "sliding_window", "crf", "data", "visualize"},
+    "report": {"metrics", "visualize"},
+    "__main__": {"cli", "_version"},
+    "__init__": {"_version"},
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name.split(".")[1] for name in names if name.startswith("segkit.")}
+
+
+def test_imports_point_down_the_layers():
+    for file in PACKAGE.rglob("*.py"):
+        part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "cli":
+            continue
+        wrong = imports_of(file) - ALLOWED.get(part, set()) - {part}
+        assert not wrong, f"{file} imports {wrong}"
+
+
+def test_importing_segkit_costs_no_heavy_package():
+    heavy = ["torch", "timm", "albumentations", "pycocotools", "matplotlib", "cv2"]
+    code = f"import sys, segkit, segkit.config; print([m for m in {heavy} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", segkit.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(segkit, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
+    with pytest.raises(AttributeError, match="create_model"):
+        segkit.creat_model  # noqa: B018

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from segkit.report import batch_picture, prediction_picture, save_class_iou, save_curves
+from segkit.visualize import create_palette, grid, legend, overlay, with_legend
+
+IMAGE = np.full((20, 30, 3), 100, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("num_classes", [2, 12, 60])
+def test_the_colours_of_a_palette_differ(num_classes):
+    palette = create_palette(num_classes)
+    assert (palette.shape, palette.dtype) == ((256, 3), np.uint8)
+    assert len({tuple(colour) for colour in palette[:num_classes]}) == num_classes
+    assert palette[0].tolist() == [0, 0, 0]
+    assert palette[255].tolist() == [255, 255, 255]
+
+
+def test_an_overlay_tints_objects_outlines_them_and_leaves_background():
+    palette, mask = create_palette(3), np.zeros((20, 30), np.uint8)
+    mask[5:15, 5:20] = 1
+    picture = overlay(IMAGE, mask, palette, opacity=0.5)
+    assert np.array_equal(picture[mask == 0], IMAGE[mask == 0])
+    assert picture[10, 10].tolist() == np.round((100 + palette[1].astype(float)) / 2).tolist()
+    outline, inside = (np.abs(picture[p].astype(int) - palette[1]).sum() for p in ((5, 10), (10, 10)))
+    assert outline < inside
+
+
+def test_an_overlay_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="the image's size"):
+        overlay(IMAGE, np.zeros((3, 3), np.uint8), create_palette(2))
+
+
+def test_a_legend_names_only_the_classes_of_the_mask():
+    palette, names = create_palette(3), ("background", "can", "cup")
+    mask = np.zeros((20, 30), np.uint8)
+    assert with_legend(IMAGE, mask, names, palette) is IMAGE
+    mask[0, 0] = 2
+    strip = with_legend(IMAGE, mask, names, palette)[20:]
+    colours = {tuple(c) for c in strip.reshape(-1, 3)}
+    assert tuple(palette[2]) in colours
+    assert tuple(palette[1]) not in colours
+
+
+def test_a_legend_breaks_into_rows_where_it_is_narrow():
+    palette, names = create_palette(6), [f"long class name {i}" for i in range(6)]
+    assert legend(names, range(6), palette, 150).shape[0] > legend(names, range(6), palette, 2000).shape[0]
+
+
+def test_a_grid_fits_pictures_of_any_size():
+    sheet = grid([IMAGE, np.zeros((300, 10, 3), np.uint8), IMAGE], columns=2, cell=64, gap=4)
+    assert sheet.shape == (2 * 68 + 4, 2 * 68 + 4, 3)
+
+
+def test_report_pictures_are_drawn(tmp_path):
+    history = [
+        {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "miou": 0.1 * e, "pixel_accuracy": 0.2 * e, "lr": 1e-3}
+        for e in (1, 2, 3)
+    ]
+    save_curves(history, tmp_path / "curves.png")
+    save_class_iou(("a", "b", "c"), [0.5, float("nan"), 0.9], tmp_path / "iou.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "iou.png").stat().st_size > 1000
+    target = np.zeros((20, 30), np.uint8)
+    names = ("ground", "can")
+    assert batch_picture(np.stack([IMAGE] * 3), np.stack([target] * 3), names).ndim == 3
+    assert prediction_picture([IMAGE], [target], [target], names).ndim == 3

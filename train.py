@@ -1,0 +1,6 @@
+"""Trains a segmentation model: `python train.py --help`."""
+
+from segkit.cli import train
+
+if __name__ == "__main__":
+    train.main()

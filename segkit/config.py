@@ -54,7 +54,7 @@ class TrainConfig:
     val: Files = ()
     """COCO JSON files to validate on; without them a share of --data is split off."""
     images: Folders = ()
-    """Folder of the images: one for all JSON files, or one for each of --data, then --val. By default each JSON's own."""
+    """Folder of the images: one for all JSON files, or one for each of --data and --val. By default each JSON's own."""
     val_fraction: float = 0.2
     """Share of the images that is split off where --val is not given."""
 
@@ -72,7 +72,7 @@ class TrainConfig:
     crop: int = 512
     """Height and width of the training crops, in pixels."""
     augment: str = "standard"
-    """Augmentation: none, light or standard."""
+    """Augmentation: none, flip, light or standard."""
     epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 16

@@ -1,6 +1,7 @@
 """Pictures of label maps: palette, overlay, legend, grid."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,12 +14,14 @@ _LEGEND_ROW = 18  # pixels
 def create_palette(num_classes: int) -> np.ndarray:
     """Colours for labels 0 to 255, (256, 3) uint8 RGB: black for 0, white for what lies outside the classes.
 
-    Neighbouring labels get hues far apart (steps of the golden ratio).
+    The hues are evenly spaced, and those of neighbouring labels far apart.
     """
     palette = np.full((256, 3), _IGNORED, dtype=np.uint8)
     palette[0] = 0
+    hues = num_classes - 1
+    stride = next((s for s in range(round(0.382 * hues), hues) if math.gcd(s, hues) == 1), 1)
     for label in range(1, min(num_classes, 256)):
-        hue = (0.02 + label * 0.618034) % 1
+        hue = 0.02 + (label * stride % hues) / hues
         saturation, value = (0.85, 1.0) if label % 2 else (0.65, 0.85)
         palette[label] = np.round(np.multiply(colorsys.hsv_to_rgb(hue, saturation, value), 255))
     return palette

@@ -40,7 +40,7 @@ def write_shapes(folder: Path, name: str, count: int, seed: int) -> Path:
     rows, columns = np.mgrid[:48, :64]
     for i in range(count):
         picture = random.integers(90, 120, (48, 64, 3), dtype=np.uint8)
-        left, top, x, y = *random.integers(2, 12, 2), *random.integers(0, 10, 2) + (42, 20)
+        left, top, x, y = *random.integers(2, 12, 2), random.integers(42, 52), random.integers(20, 30)
         picture[top : top + 20, left : left + 18] = 230
         picture[(rows - y) ** 2 + (columns - x) ** 2 < 100] = 20
         file_name = f"images/{name}{i}.png"

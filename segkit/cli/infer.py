@@ -45,9 +45,8 @@ def infer(config: InferConfig) -> int:
     writer.close()
     for failure in failures:
         print(f"segkit infer: left out: {failure}", file=sys.stderr)
-    print(
-        f"{len(images) - len(failures)} of {len(images)} images segmented: {out}/mask, {out}/overlay, {out}/manifest.csv"
-    )
+    done = len(images) - len(failures)
+    print(f"{done} of {len(images)} images segmented: {out}/mask, {out}/overlay, {out}/manifest.csv")
     return len(failures)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
 
-PICTURED = 4  # validation photographs in val_predictions.jpg
+PICTURED = 4  # validation photographs in val_predictions.png
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def train_demo(config: TrainConfig) -> None:
     train_json, val_json = write_demo(DEMO)
     out = train(replace(config, data=(train_json,), val=(val_json,)))
     print(
-        f"\nThis was the demo. Look at {out / 'val_predictions.jpg'}, run `python infer.py`, or train on your own data:\n"
+        f"\nThis was the demo. Look at {out / 'val_predictions.png'}, run `python infer.py`, or train on your own:\n"
         "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3"
     )
 
@@ -205,7 +205,7 @@ def _save_batch_picture(loader: "DataLoader", class_names: Sequence[str], out: P
 
     batch = [loader.dataset[sample] for sample in next(iter(loader.batch_sampler))[:8]]
     images = [image.permute(1, 2, 0).numpy() for image, _ in batch]
-    write_image(out / "train_batch.jpg", batch_picture(images, [target.numpy() for _, target in batch], class_names))
+    write_image(out / "train_batch.png", batch_picture(images, [target.numpy() for _, target in batch], class_names))
 
 
 def _finish(state: "TrainState", val_set: "CocoSegmentation", device: object, out: Path) -> None:
@@ -226,11 +226,11 @@ def _finish(state: "TrainState", val_set: "CocoSegmentation", device: object, ou
     chosen = np.linspace(0, len(val_set) - 1, min(PICTURED, len(val_set))).round().astype(int)
     images, targets = zip(*(val_set[i] for i in chosen), strict=True)
     masks = [predictor(image).mask for image in images]
-    write_image(out / "val_predictions.jpg", prediction_picture(images, targets, masks, names))
+    write_image(out / "val_predictions.png", prediction_picture(images, targets, masks, names))
     print(f"\nIoU on the validation images at the best epoch, {best['epoch']}:")
     width = max(map(len, names))
     for name, value in zip(names, iou, strict=True):
         print(f"  {name:<{width}}  " + ("     -" if math.isnan(value) else f"{100 * value:6.2f} %"))
     print(f"  {'mIoU':<{width}}  {100 * best['miou']:6.2f} %")
-    print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.jpg")
+    print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.png")
     print(f"use it: python infer.py --weights {out} --source photographs/")

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
+_OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
 
 
 class DataError(ValueError):
@@ -76,7 +77,7 @@ def _save(image: Image.Image, path: str | os.PathLike) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        image.save(temporary)
+        image.save(temporary, **_OPTIONS.get(path.suffix.lower(), {}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ def create_transform(name: str, *, crop: int, ignore_index: int = 255) -> A.Comp
     """Builds the augmentation of training images.
 
     Args:
-        name: `none` (only cropped), `light` or `standard`.
+        name: `none` (only cropped), `flip`, `light` or `standard`, each with all that the one before it does.
         crop: Height and width of what comes out, in pixels.
         ignore_index: Label of what lies outside the image.
 
@@ -33,6 +33,10 @@ def create_transform(name: str, *, crop: int, ignore_index: int = 255) -> A.Comp
 
 def _none(pad: dict[str, int]) -> list[A.BasicTransform]:
     return []
+
+
+def _flip(pad: dict[str, int]) -> list[A.BasicTransform]:
+    return [A.HorizontalFlip(p=0.5)]
 
 
 def _light(pad: dict[str, int]) -> list[A.BasicTransform]:
@@ -56,6 +60,7 @@ def _standard(pad: dict[str, int]) -> list[A.BasicTransform]:
 
 AUGMENTATIONS: dict[str, Callable[[dict[str, int]], list[A.BasicTransform]]] = {
     "none": _none,
+    "flip": _flip,
     "light": _light,
     "standard": _standard,
 }

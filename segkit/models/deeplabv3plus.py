@@ -5,6 +5,7 @@ Segmentation", 2018.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ class DeepLabV3Plus(nn.Module):
         self.fuse = nn.Sequential(
             *(
                 SeparableConvNormAct(i, o, norm=norm) if separable else ConvNormAct(i, o, 3, norm=norm)
-                for i, o in zip(widths, widths[1:], strict=False)
+                for i, o in pairwise(widths)
             )
         )
         init_decoder(self)

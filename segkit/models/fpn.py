@@ -6,6 +6,7 @@ that of Lin et al., "Feature Pyramid Networks for Object Detection", 2017, secti
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class SemanticBranch(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, *, steps: int, norm: str) -> None:
         widths = [in_channels] + [out_channels] * max(1, steps)
-        super().__init__(*(ConvNormAct(i, o, 3, norm=norm) for i, o in zip(widths, widths[1:], strict=False)))
+        super().__init__(*(ConvNormAct(i, o, 3, norm=norm) for i, o in pairwise(widths)))
 
     def forward(self, x: Tensor, finer: list[Tensor]) -> Tensor:
         if not finer:

@@ -22,12 +22,17 @@ def create_optimizer(
 def create_scheduler(
     optimizer: torch.optim.Optimizer, *, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0
 ) -> Any:
-    """Linear warm-up from a hundredth, then a cosine to zero; call `step_update(step)` with the step that comes next."""
+    """Linear warm-up from a hundredth, then a cosine to zero; call `step_update(step)` before each step."""
     steps = epochs * steps_per_epoch
     lowest = optimizer.defaults["lr"] / 100
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
     return timm.scheduler.CosineLRScheduler(
-        optimizer, t_initial=steps, warmup_t=warmup, warmup_prefix=True, warmup_lr_init=lowest, t_in_epochs=False
+        optimizer,
+        t_initial=steps - warmup,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        warmup_lr_init=lowest,
+        t_in_epochs=False,
     )
 
 

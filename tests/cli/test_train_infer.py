@@ -14,7 +14,11 @@ from segkit.cli import infer, train
 from segkit.models import load_model, read_header
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "48", "--batch-size", "4", "--lr", "3e-3", "--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4", "--workers", "0", "--device", "cpu"]
+SMALL = [
+    *("--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "48"),
+    *("--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4"),
+    *("--batch-size", "4", "--lr", "3e-3", "--workers", "0", "--device", "cpu"),
+]
 
 
 def train_arguments(shapes, out, *more):
@@ -37,7 +41,7 @@ def run(shapes, tmp_path_factory):
 def test_a_run_folder_holds_model_state_results_settings_and_pictures(run):
     assert sorted(path.name for path in run.iterdir()) == [
         *("args.yaml", "best.safetensors", "class_iou.png", "curves.png", "last.pt"),
-        *("results.csv", "train_batch.jpg", "val_predictions.jpg"),
+        *("results.csv", "train_batch.png", "val_predictions.png"),
     ]
     rows = list(csv.DictReader((run / "results.csv").open()))
     assert list(rows[0]) == [

@@ -83,7 +83,7 @@ def test_pixels_outside_the_image_are_ignored_and_labels_are_not_mixed(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda data: create_transform("strong", crop=8), "unknown augmentation 'strong', expected one of none, light"),
+        (lambda data: create_transform("strong", crop=8), "unknown augmentation 'strong', expected one of none, flip"),
         (lambda data: create_transform("none", crop=0), "crop must be at least 1"),
         (lambda data: train_loader(data, None, batch_size=0), "batch_size must be at least 1"),
         (lambda data: train_loader([], None, batch_size=1), "no images"),

@@ -85,7 +85,7 @@ def test_a_damaged_weights_file_is_named(tmp_path, content):
 
 
 def test_a_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         Backbone("resnet18", pretrained=tmp_path / "none.safetensors")
 
 

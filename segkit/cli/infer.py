@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from segkit.cli.errors import reported_errors
 from segkit.config import InferConfig, parse_args
@@ -11,7 +11,14 @@ from segkit.config import InferConfig, parse_args
 if TYPE_CHECKING:
     from segkit.inference import Predictor
 
-SOME_FAILED = 5
+SOME_FAILED = 5  # exit code
+
+
+class SourceImage(NamedTuple):
+    """An image to segment, and its (H, W) where a JSON gives it."""
+
+    path: Path
+    size: tuple[int, int] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,9 +42,9 @@ def infer(config: InferConfig) -> int:
     out = create_run_folder(config.out, "infer")
     writer = PredictionWriter(out, predictor.class_names, list(images))
     failures = []
-    for name, path in tqdm(images.items(), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()):
+    for name, source in tqdm(images.items(), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()):
         try:
-            image = read_image(path)
+            image = read_image(source.path, source.size)
         except DataError as error:
             failures.append(str(error))
             continue
@@ -70,8 +77,8 @@ def _load_predictor(config: InferConfig) -> "Predictor":
     )
 
 
-def _list_source(config: InferConfig, class_names: Sequence[str]) -> dict[Path, Path]:
-    """The images of the source: name of the result -> file."""
+def _list_source(config: InferConfig, class_names: Sequence[str]) -> dict[Path, SourceImage]:
+    """The images of the source, by the name that their results get."""
     from segkit.cli.run_folder import DEMO
     from segkit.data import DataError, list_images, write_demo
 
@@ -81,16 +88,16 @@ def _list_source(config: InferConfig, class_names: Sequence[str]) -> dict[Path, 
     if source.suffix.lower() == ".json":
         return _list_coco(source, config.images, class_names)
     if source.is_dir():
-        found = {path.relative_to(source): path for path in list_images(source)}
+        found = {path.relative_to(source): SourceImage(path) for path in list_images(source)}
         if not found:
             raise DataError(f"there are no images below {source}")
         return found
     if not source.is_file():
         raise DataError(f"--source {source}: there is no such file or folder")
-    return {Path(source.name): source}
+    return {Path(source.name): SourceImage(source)}
 
 
-def _list_coco(source: Path, root: Path | None, class_names: Sequence[str]) -> dict[Path, Path]:
+def _list_coco(source: Path, root: Path | None, class_names: Sequence[str]) -> dict[Path, SourceImage]:
     from segkit.data import CocoSegmentation, DataError
 
     data = CocoSegmentation(source, root=root)
@@ -99,7 +106,7 @@ def _list_coco(source: Path, root: Path | None, class_names: Sequence[str]) -> d
             f"the categories of {source} do not match the model's classes: {', '.join(data.class_names)} / "
             f"{', '.join(class_names)}; give --source the image folder to ignore them"
         )
-    images = {Path(item.file_name): item.path for item in data.items}
+    images = {Path(item.file_name): SourceImage(item.path, item.size) for item in data.items}
     for name in images:
         if name.is_absolute() or ".." in name.parts:
             raise DataError(f"{source} names the image {name}, which lies outside the image folder")

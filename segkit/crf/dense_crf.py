@@ -23,6 +23,9 @@ class DenseCRF:
         bilateral_sigma: Reach of the appearance kernel, in pixels.
         bilateral_colour_sigma: Its reach in colour, in steps of 0..255.
         bilateral_weight: Its weight.
+
+    Raises:
+        ImportError: pydensecrf is not installed.
     """
 
     iterations: int = 10
@@ -31,6 +34,9 @@ class DenseCRF:
     bilateral_sigma: float = 10.0
     bilateral_colour_sigma: float = 5.0
     bilateral_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        _pydensecrf()  # better now than after the first image
 
     def __call__(self, probs: np.ndarray | Tensor, image: np.ndarray) -> np.ndarray | Tensor:
         """Refines one image or a batch.
@@ -44,7 +50,6 @@ class DenseCRF:
 
         Raises:
             ValueError: a wrong shape or type, values that are not probabilities.
-            ImportError: pydensecrf is not installed.
         """
         values = probs.detach().cpu().numpy() if isinstance(probs, Tensor) else np.asarray(probs)
         _check(values, image)

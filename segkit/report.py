@@ -40,10 +40,10 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path)
     order = np.argsort(-np.nan_to_num(np.asarray(iou), nan=-1.0))
     values = np.asarray(iou)[order]
     figure, axes = plt.subplots(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
-    bars = axes.barh([class_names[i] for i in order], np.nan_to_num(values), color="tab:blue")
+    bars = axes.barh([class_names[i] for i in order], 100 * np.nan_to_num(values), color="tab:blue")
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.08), xlabel="IoU", title=f"IoU of each class in %, mean {100 * np.nanmean(values):.1f}")
+    axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * np.nanmean(values):.1f} %")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -72,7 +72,8 @@ def prediction_picture(
     cells = []
     for image, target, prediction in zip(images, targets, predictions, strict=True):
         cells += [image, overlay(image, target, palette), overlay(image, prediction, palette)]
-    return _with_names(grid(cells, columns=3), class_names, palette)
+    sheet = grid(cells, columns=3, titles=("photograph", "truth", "prediction"))
+    return _with_names(sheet, class_names, palette)
 
 
 def _with_names(sheet: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:

@@ -81,17 +81,40 @@ def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str
     return np.concatenate([picture, legend(class_names, labels, palette, picture.shape[1])])
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int, cell: int = 256, gap: int = 4) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 of any size side by side, each fitted into a square of `cell` pixels."""
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 255, dtype=np.uint8)
-    for i, picture in enumerate(pictures):
-        fitted = _fit(picture, cell)
-        height, width = fitted.shape[:2]
-        top = gap + (i // columns) * (cell + gap) + (cell - height) // 2
-        left = gap + (i % columns) * (cell + gap) + (cell - width) // 2
-        sheet[top : top + height, left : left + width] = fitted
-    return sheet
+def grid(
+    pictures: Sequence[np.ndarray], columns: int, *, cell: int = 256, gap: int = 4, titles: Sequence[str] = ()
+) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of any size side by side, each fitted into a square of `cell` pixels.
+
+    Args:
+        pictures: Row by row.
+        columns: Pictures in a row.
+        cell: Longest side of a picture, in pixels.
+        gap: White space between pictures, in pixels.
+        titles: A title above each column.
+    """
+    fitted = [_fit(picture, cell) for picture in pictures]
+    rows = [_row(fitted[i : i + columns], columns, cell, gap) for i in range(0, len(fitted), columns)]
+    header = [_header(titles, cell, gap, rows[0].shape[1])] if titles else []
+    return np.concatenate([*header, np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8), *rows])
+
+
+def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> np.ndarray:
+    height = max(picture.shape[0] for picture in pictures)
+    row = np.full((height + gap, columns * (cell + gap) + gap, 3), 255, dtype=np.uint8)
+    for column, picture in enumerate(pictures):
+        top = (height - picture.shape[0]) // 2
+        left = gap + column * (cell + gap) + (cell - picture.shape[1]) // 2
+        row[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return row
+
+
+def _header(titles: Sequence[str], cell: int, gap: int, width: int) -> np.ndarray:
+    strip = np.full((_LEGEND_ROW, width, 3), 255, dtype=np.uint8)
+    for column, title in enumerate(titles):
+        left = gap + column * (cell + gap)
+        cv2.putText(strip, title, (left, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+    return strip
 
 
 def _fit(picture: np.ndarray, cell: int) -> np.ndarray:

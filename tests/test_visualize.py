@@ -49,7 +49,9 @@ def test_a_legend_breaks_into_rows_where_it_is_narrow():
 
 def test_a_grid_fits_pictures_of_any_size():
     sheet = grid([IMAGE, np.zeros((300, 10, 3), np.uint8), IMAGE], columns=2, cell=64, gap=4)
-    assert sheet.shape == (2 * 68 + 4, 2 * 68 + 4, 3)
+    # The first row is as high as the tall picture, the second as the flat one: 64 * 20 / 30.
+    assert sheet.shape == (4 + (64 + 4) + (43 + 4), 2 * 68 + 4, 3)
+    assert grid([IMAGE], columns=1, titles=["can"]).shape[0] > grid([IMAGE], columns=1).shape[0]
 
 
 def test_report_pictures_are_drawn(tmp_path):

@@ -4,35 +4,49 @@ import difflib
 import os
 import pickle
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 import timm
+import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from timm.layers import Format
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from segkit.models.preprocessing import Preprocessing
 
 HUB_ANSWER_SECONDS = 4.0
+PYRAMIDS = (
+    "resnet50",
+    "resnext50_32x4d",
+    "tf_efficientnet_b4",
+    "convnext_tiny",
+    "swin_tiny_patch4_window7_224",
+    "pvt_v2_b2",
+)
 
 
 class Backbone(nn.Module):
     """A timm network that gives its feature maps: (N, in_channels, H, W) -> list of Tensor, finest first.
 
-    The first entry is the image itself (stride 1); the others are the network's stages.
+    The first entry is the image itself (stride 1); the others are the network's stages. Height and
+    width must be multiples of `size_multiple`; then a map of stride s has exactly (H / s, W / s) pixels.
 
     Args:
         name: timm's name, with a tag where wanted: `resnext50_32x4d`, `tf_efficientnet_b4.ns_jft_in1k`.
         pretrained: False for random weights, True for timm's hub, or the path of a safetensors (or
             .pth) file in timm's naming.
         in_channels: Channels of the image; pretrained stems are adapted as timm does.
-        output_stride: 32, or 16 or 8 where the network can be dilated.
+        output_stride: 32, or 16 or 8 where the network can be dilated; one of a larger natural stride keeps it.
+        img_size: (H, W) of the images, for networks that are built for one size alone.
 
     Attributes:
         channels: Channels of each level.
         strides: Stride of each level.
+        size_multiple: (H, W) whose multiples the images must be padded to.
         preprocessing: What the weights were trained with.
     """
 
@@ -43,23 +57,64 @@ class Backbone(nn.Module):
         pretrained: bool | str | os.PathLike = False,
         in_channels: int = 3,
         output_stride: int = 32,
+        img_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check_name(name)
         source = _find_on_hub(name) if pretrained is True else {}
-        self.net = _create_features(name, in_channels, output_stride, pretrained=pretrained is True, **source)
+        self.net = _create_features(name, in_channels, output_stride, img_size, pretrained=pretrained is True, **source)
         if not isinstance(pretrained, bool):
             _load_file(self.net, Path(pretrained), name)
         info = self.net.feature_info
         self.channels: tuple[int, ...] = (in_channels, *info.channels())
         self.strides: tuple[int, ...] = (1, *info.reduction())
+        self.channels_come_last = getattr(self.net, "output_fmt", None) == Format.NHWC
         config = self.net.pretrained_cfg
         self.preprocessing = Preprocessing(
             _per_channel(config["mean"], in_channels), _per_channel(config["std"], in_channels)
         )
+        self.size_multiple = _find_size_multiple(self, name, img_size, config["input_size"][1:])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [images, *self.net(images)]
+        maps = self.net(images)
+        if self.channels_come_last:
+            maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
+        return [images, *maps]
+
+
+def _find_size_multiple(
+    backbone: Backbone, name: str, img_size: Sequence[int] | None, trained_size: Sequence[int]
+) -> tuple[int, int]:
+    """Tries the network on sizes in turn: multiples of its deepest stride, then of the size it was trained with."""
+    *_, deepest = backbone.strides
+    if list(backbone.strides[1:]) != sorted(set(backbone.strides[1:])) and len(set(backbone.strides[1:])) < 3:
+        raise ValueError(
+            f"backbone {name!r} gives maps of stride {deepest} alone, not a pyramid; choose one with stages, "
+            f"such as {', '.join(PYRAMIDS)}"
+        )
+    if img_size is not None and _fits(backbone, tuple(img_size)):
+        return tuple(img_size)
+    for height, width in ((deepest, deepest), tuple(trained_size)):
+        if _fits(backbone, (2 * height, 3 * width)):
+            return height, width
+    raise ValueError(
+        f"backbone {name!r} takes images of one size alone; give img_size=(H, W), which it must have been made for, "
+        f"or choose another, such as {', '.join(PYRAMIDS)}"
+    )
+
+
+@torch.inference_mode()
+def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
+    """Whether images of `size` give maps of just the channels and sizes that the strides promise."""
+    mode = backbone.training
+    try:
+        maps = backbone.eval()(torch.zeros(1, backbone.channels[0], *size))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    finally:
+        backbone.train(mode)
+    expected = [(1, c, size[0] // s, size[1] // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    return [tuple(x.shape) for x in maps] == expected
 
 
 def _check_name(name: str) -> None:
@@ -73,17 +128,26 @@ def _check_name(name: str) -> None:
     )
 
 
-def _create_features(name: str, in_channels: int, output_stride: int, **source: object) -> nn.Module:
-    # Many networks do not know output_stride at all, so it is passed only where it changes something.
-    dilation = {} if output_stride == 32 else {"output_stride": output_stride}
+def _create_features(
+    name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, **source: object
+) -> nn.Module:
+    # Options that many networks do not know are passed only where they change something.
+    options: dict[str, object] = {} if output_stride == 32 else {"output_stride": output_stride}
+    if img_size is not None:
+        options["img_size"] = tuple(img_size)
+    elif name.startswith("swin"):
+        options["strict_img_size"] = False  # its windows fit any size, if they may
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **dilation, **source)
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **source)
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
-        if dilation:
+        if "output_stride" in options:
             raise ValueError(
                 f"backbone {name!r} cannot run at output_stride={output_stride} ({error}); use output_stride=32"
             ) from error
-        raise ValueError(f"backbone {name!r} gives no feature pyramid ({error}); choose a convolutional one") from error
+        raise ValueError(
+            f"backbone {name!r} gives no feature pyramid ({error}); choose one with stages, such as "
+            f"{', '.join(PYRAMIDS)}"
+        ) from error
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -75,10 +75,13 @@ class DeepLabV3Plus(nn.Module):
         channels: Width of the ASPP and of the fusion.
         low_level_channels: Width to which the stride-4 features are reduced (section 4.1).
         atrous_rates: Dilations of the ASPP branches; by default 6, 12, 18 at output stride 16.
-        separable: Depthwise separable convolutions in the ASPP and in the fusion.
+        aspp_separable: Depthwise separable convolutions in the ASPP (section 3.1).
+        aspp_refine: A 3x3 separable convolution between the ASPP and the upsampling.
         fuse_convs: Number of 3x3 convolutions after the concatenation (section 4.1: two).
+        fuse_separable: Whether these are separable.
         dropout: Dropout after the ASPP projection.
         norm: `batch`, `group` or `none`.
+        align_corners: How the ASPP's map is upsampled; see `segkit.models.layers.resize`.
     """
 
     def __init__(
@@ -89,10 +92,13 @@ class DeepLabV3Plus(nn.Module):
         channels: int = 256,
         low_level_channels: int = 48,
         atrous_rates: Sequence[int] | None = None,
-        separable: bool = True,
+        aspp_separable: bool = True,
+        aspp_refine: bool = False,
         fuse_convs: int = 2,
+        fuse_separable: bool = True,
         dropout: float = 0.1,
         norm: str = "batch",
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         if 4 not in strides:
@@ -101,14 +107,16 @@ class DeepLabV3Plus(nn.Module):
         self.out_channels = channels
         if atrous_rates is None:
             atrous_rates = _default_rates(strides[-1])
+        self.align_corners = align_corners
         self.aspp = ASPP(
-            in_channels[-1], atrous_rates, channels=channels, separable=separable, dropout=dropout, norm=norm
+            in_channels[-1], atrous_rates, channels=channels, separable=aspp_separable, dropout=dropout, norm=norm
         )
+        self.refine = SeparableConvNormAct(channels, channels, norm=norm) if aspp_refine else nn.Identity()
         self.skip = ConvNormAct(in_channels[self.low_level], low_level_channels, norm=norm)
         widths = [channels + low_level_channels] + [channels] * fuse_convs
         self.fuse = nn.Sequential(
             *(
-                SeparableConvNormAct(i, o, norm=norm) if separable else ConvNormAct(i, o, 3, norm=norm)
+                SeparableConvNormAct(i, o, norm=norm) if fuse_separable else ConvNormAct(i, o, 3, norm=norm)
                 for i, o in pairwise(widths)
             )
         )
@@ -116,7 +124,8 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         low = self.skip(features[self.low_level])
-        high = resize_like(self.aspp(features[-1]), low)
+        high = self.refine(self.aspp(features[-1]))
+        high = resize_like(high, low, align_corners=self.align_corners)
         return self.fuse(torch.cat([high, low], dim=1))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from segkit.models.backbone import Backbone
 from segkit.models.deeplabv3plus import DeepLabV3Plus
 from segkit.models.fpn import FPN
-from segkit.models.segmenter import SegmentationHead, Segmenter
+from segkit.models.segmenter import AuxiliaryHead, ImageHead, SegmentationHead, Segmenter
 from segkit.models.unet import UNet
 
 DECODERS: dict[str, Callable[..., nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN, "unet": UNet}
@@ -27,6 +27,10 @@ def create_model(
     pretrained: bool | str | os.PathLike = False,
     in_channels: int = 3,
     output_stride: int | None = None,
+    img_size: Sequence[int] | None = None,
+    aux_head: bool = False,
+    image_head: bool = False,
+    align_corners: bool = False,
     **decoder_options: Any,
 ) -> Segmenter:
     """Builds a segmentation model.
@@ -40,6 +44,11 @@ def create_model(
         in_channels: Channels of the images.
         output_stride: Stride of the deepest features, 8, 16 or 32; by default 16 for `deeplabv3plus`
             and 32 for the others.
+        img_size: (H, W) of the images, for backbones that are built for one size alone.
+        aux_head: Adds a segmentation head on the features before the deepest; see `Segmenter.forward`.
+        image_head: Adds a classifier of the whole image.
+        align_corners: How the logits, and maps in the decoder, are upsampled; see
+            `segkit.models.layers.resize`.
         **decoder_options: Keyword arguments of the decoder, such as `channels` or `norm`.
 
     Returns:
@@ -50,23 +59,40 @@ def create_model(
         ConnectionError: `pretrained=True`, nothing in the cache, and no answer from the hub.
     """
     _check_name(name)
+    if align_corners and name != "unet":  # which upsamples by copying
+        decoder_options["align_corners"] = True
     _check_options(name, decoder_options)
     names = _resolve_class_names(num_classes, class_names)
-    output_stride = output_stride or DEFAULT_OUTPUT_STRIDE[name]
+    output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    pyramid = Backbone(backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride)
+    pyramid = Backbone(
+        backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, img_size=img_size
+    )
     decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
-    # U-Net's last convolutions run at full resolution, and so does its head.
+    # A decoder that ends at full resolution has its head there as well, with a 3x3 convolution.
     head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
     config = {
         "name": name,
         "backbone": backbone,
         "in_channels": in_channels,
         "output_stride": output_stride,
+        "img_size": img_size and list(img_size),
+        "aux_head": aux_head,
+        "image_head": image_head,
+        "align_corners": align_corners,
         **decoder_options,
     }
-    return Segmenter(pyramid, decoder, head, class_names=names, preprocessing=pyramid.preprocessing, config=config)
+    return Segmenter(
+        pyramid,
+        decoder,
+        head,
+        class_names=names,
+        config=config,
+        align_corners=align_corners,
+        aux_head=AuxiliaryHead(pyramid.channels[-2], len(names)) if aux_head else None,
+        image_head=ImageHead(pyramid.channels[-1], len(names)) if image_head else None,
+    )
 
 
 def _check_name(name: str) -> None:

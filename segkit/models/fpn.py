@@ -25,8 +25,10 @@ class FPN(nn.Module):
         strides: Stride of each pyramid level against the image; levels finer than 4 are not used.
         pyramid_channels: Width of the top-down pathway.
         channels: Width of the semantic branches, and of the output.
+        merge: `add` the levels (the paper's) or `cat` their channels, coarsest first.
         dropout: Dropout of whole channels before the head.
         norm: Normalisation in the semantic branches: `group` (the paper's), `batch` or `none`.
+        align_corners: How the branches are upsampled; see `segkit.models.layers.resize`.
     """
 
     def __init__(
@@ -36,18 +38,24 @@ class FPN(nn.Module):
         *,
         pyramid_channels: int = 256,
         channels: int = 128,
+        merge: str = "add",
         dropout: float = 0.2,
         norm: str = "group",
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.levels = [i for i, stride in enumerate(strides) if stride >= 4]
         if not self.levels:
             raise ValueError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
-        self.out_channels = channels
+        if merge not in ("add", "cat"):
+            raise ValueError(f"merge must be 'add' or 'cat', got {merge!r}")
+        self.merge = merge
+        self.out_channels = channels if merge == "add" else channels * len(self.levels)
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels[i], pyramid_channels, 1) for i in self.levels)
         self.route = _routes([strides[i] for i in self.levels])
         self.branch = nn.ModuleList(
-            SemanticBranch(pyramid_channels, channels, steps=len(route), norm=norm) for route in self.route
+            SemanticBranch(pyramid_channels, channels, steps=len(route), norm=norm, align_corners=align_corners)
+            for route in self.route
         )
         self.dropout = nn.Dropout2d(dropout)
         init_decoder(self)
@@ -62,21 +70,23 @@ class FPN(nn.Module):
             branch(x, [pyramid[j] for j in route])
             for branch, x, route in zip(self.branch, pyramid, self.route, strict=True)
         ]
-        return self.dropout(reduce(torch.add, maps))
+        merged = reduce(torch.add, maps) if self.merge == "add" else torch.cat(maps[::-1], dim=1)
+        return self.dropout(merged)
 
 
 class SemanticBranch(nn.Sequential):
     """3x3 convolutions, each followed by a resize to the next finer level, until the finest."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, steps: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, steps: int, norm: str, align_corners: bool) -> None:
         widths = [in_channels] + [out_channels] * max(1, steps)
         super().__init__(*(ConvNormAct(i, o, 3, norm=norm) for i, o in pairwise(widths)))
+        self.align_corners = align_corners
 
     def forward(self, x: Tensor, finer: list[Tensor]) -> Tensor:
         if not finer:
             return self[0](x)
         for conv, reference in zip(self, finer, strict=True):
-            x = resize_like(conv(x), reference)
+            x = resize_like(conv(x), reference, align_corners=self.align_corners)
         return x
 
 

@@ -1,7 +1,7 @@
 """The few layers that the decoders share."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +9,25 @@ from torch import Tensor, nn
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where a group would have under four
-    # channels (torch refuses one value a group, as in a 1x1 map) or the channels do not divide.
-    "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, min(32, max(1, channels // 4))), channels),
+    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where the channels do not divide, or a
+    # group would have one channel (torch refuses groups of one value, as in a 1x1 map).
+    "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, min(32, max(1, channels // 2))), channels),
     "none": lambda channels: nn.Identity(),
 }
 
 
-def resize_like(x: Tensor, reference: Tensor, mode: str = "bilinear") -> Tensor:
-    """Resizes `x` (N, C, h, w) to the height and width of `reference` (N, C', H, W).
+def resize_like(x: Tensor, reference: Tensor, mode: str = "bilinear", *, align_corners: bool = False) -> Tensor:
+    """Resizes `x` (N, C, h, w) to the height and width of `reference` (N, C', H, W)."""
+    return resize(x, reference.shape[-2:], mode, align_corners=align_corners)
 
-    Bilinear resizing uses pixel centres (`align_corners=False`), so that it commutes with flips.
+
+def resize(x: Tensor, size: Sequence[int], mode: str = "bilinear", *, align_corners: bool = False) -> Tensor:
+    """Resizes `x` (N, C, h, w) to `size` (H, W).
+
+    By default pixels are areas. `align_corners=True` makes them points and puts the outer ones on each
+    other, as some older networks were trained; it has no meaning for `nearest`.
     """
-    return F.interpolate(x, size=reference.shape[-2:], mode=mode, align_corners=None if mode == "nearest" else False)
+    return F.interpolate(x, size=size, mode=mode, align_corners=None if mode == "nearest" else align_corners)
 
 
 def create_norm(name: str, channels: int) -> nn.Module:

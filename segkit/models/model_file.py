@@ -27,6 +27,8 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
         **extra: Plain data that is kept beside the model, such as `miou=0.71`; see `read_header`.
     """
     path = Path(path)
+    if model.config is None:
+        raise ValueError("a model that create_model did not build cannot be saved so: its architecture has no name")
     header = {
         "format": FORMAT,
         "model": model.config,

@@ -1,23 +1,45 @@
 """Backbone, decoder and head joined: any input size in, the same size out."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from segkit.models.backbone import Backbone
-from segkit.models.layers import resize_like
+from segkit.models.layers import ConvNormAct, resize_like
 from segkit.models.preprocessing import Preprocessing
 
 
-class Segmenter(nn.Module):
+class Outputs(NamedTuple):
+    """What `model(images, extras=True)` gives; a head that the model lacks gives None."""
+
+    logits: Tensor  # (N, num_classes, H, W)
+    aux_logits: Tensor | None  # (N, num_classes, H, W)
+    image_logits: Tensor | None  # (N, num_classes)
+
+
+class Segmenter(nn.Module, PyTorchModelHubMixin):
     """Semantic segmentation: normalised (N, in_channels, H, W) images -> (N, num_classes, H, W) logits.
 
-    Attributes:
-        num_classes: Number of classes, background included.
-        class_names: Their names, in index order.
-        preprocessing: Turns uint8 images into the input that the backbone was trained with.
-        config: The arguments of `create_model` that build this architecture, as plain data.
+    Images are padded at the right and below to what the backbone's strides divide, and the logits are cut
+    to the image again: a resize that covers a fraction of a stride would shift the far end.
+
+    Args:
+        backbone: Gives the feature pyramid.
+        decoder: `list[Tensor] -> Tensor`, see `segkit.testing.check_decoder`.
+        head: From the decoder's channels to the classes.
+        class_names: In index order.
+        preprocessing: What the backbone was trained with; the backbone's own by default.
+        config: The arguments of `create_model` that build this architecture; a model without them
+            cannot be saved by `save_model`.
+        align_corners: How the logits are brought to the image's size; see `segkit.models.layers.resize`.
+        aux_head: Segmentation head on the features before the deepest, for training.
+        image_head: Classifies the whole image by the deepest features.
     """
 
     def __init__(
@@ -27,23 +49,87 @@ class Segmenter(nn.Module):
         head: nn.Module,
         *,
         class_names: Sequence[str],
-        preprocessing: Preprocessing,
-        config: dict[str, Any],
+        preprocessing: Preprocessing | None = None,
+        config: dict[str, Any] | None = None,
+        align_corners: bool = False,
+        aux_head: nn.Module | None = None,
+        image_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
         self.head = head
+        self.aux_head = aux_head
+        self.image_head = image_head
         self.class_names = tuple(class_names)
-        self.preprocessing = preprocessing
+        self.preprocessing = preprocessing or backbone.preprocessing
         self.config = config
+        self.align_corners = align_corners
+        self.backbone_is_frozen = False
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return resize_like(self.head(self.decoder(self.backbone(images))), images)
+    def forward(self, images: Tensor, *, extras: bool = False) -> Tensor | Outputs:
+        """Gives the logits; with `extras` those of the auxiliary heads as well."""
+        padded = pad_to_multiple(images, self.backbone.size_multiple)
+        features = self.backbone(padded)
+        logits = self._to_image(self.head(self.decoder(features)), padded, images)
+        if not extras:
+            return logits
+        aux = None if self.aux_head is None else self._to_image(self.aux_head(features[-2]), padded, images)
+        return Outputs(logits, aux, None if self.image_head is None else self.image_head(features[-1]))
+
+    def _to_image(self, logits: Tensor, padded: Tensor, images: Tensor) -> Tensor:
+        logits = resize_like(logits, padded, align_corners=self.align_corners)
+        return logits[..., : images.shape[-2], : images.shape[-1]]
+
+    def freeze_backbone(self, frozen: bool = True) -> Segmenter:
+        """Stops the backbone from learning and holds it in eval mode (dropout and drop-path too), or lets it go."""
+        self.backbone_is_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        super().train(mode)
+        if self.backbone_is_frozen:
+            self.backbone.eval()
+        return self
+
+    # The hub's hooks: one file format, whichever way a model is stored.
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from segkit.models.model_file import save_model
+
+        save_model(self, save_directory / "model.safetensors")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **unknown: Any,
+    ) -> Segmenter:
+        from segkit.models.model_file import load_model
+
+        if Path(model_id).exists():
+            return load_model(model_id)
+        file = hf_hub_download(
+            model_id,
+            "model.safetensors",
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return load_model(file)
 
 
 class SegmentationHead(nn.Conv2d):
@@ -56,3 +142,31 @@ class SegmentationHead(nn.Conv2d):
         super().__init__(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
         nn.init.normal_(self.weight, std=0.01)
         nn.init.zeros_(self.bias)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """Deep supervision: 3x3 convolution to a quarter of the channels, dropout, classes.
+
+    Source: Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.3.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        width = max(1, in_channels // 4)
+        super().__init__(
+            ConvNormAct(in_channels, width, 3), nn.Dropout2d(dropout), SegmentationHead(width, num_classes)
+        )
+
+
+class ImageHead(nn.Sequential):
+    """Classes of the whole image, from the mean of the deepest features: (N, C, h, w) -> (N, num_classes)."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.2) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(in_channels, num_classes)
+        )
+
+
+def pad_to_multiple(images: Tensor, multiple: Sequence[int]) -> Tensor:
+    """Pads (N, C, H, W) with zeros at the right and below to multiples of (height, width)."""
+    bottom, right = (-images.shape[-2]) % multiple[0], (-images.shape[-1]) % multiple[1]
+    return F.pad(images, (0, right, 0, bottom))

@@ -1,4 +1,4 @@
-"""The U-Net decoder: from the deepest level up, each step joined with the features of the same size.
+"""The U-Net decoder: from the deepest level up, doubling the size and joining the features of that size.
 
 Source: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, section 2.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segkit.models.layers import ConvNormAct, init_decoder, resize_like
+from segkit.models.layers import ConvNormAct, init_decoder, resize
 
 
 class UNet(nn.Module):
@@ -20,7 +20,7 @@ class UNet(nn.Module):
     Args:
         in_channels: Channels of each pyramid level.
         strides: Stride of each pyramid level against the image; the first must be 1.
-        channels: Width of each step, deepest first; the last ones are used where the pyramid is shorter.
+        channels: Width of each step, deepest first: one for each doubling of the size.
         norm: `batch`, `group` or `none`.
     """
 
@@ -33,36 +33,44 @@ class UNet(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        steps = len(in_channels) - 1
-        if len(channels) < steps:
-            raise ValueError(f"UNet needs {steps} channels for strides {tuple(strides)}, got {tuple(channels)}")
-        widths = list(channels)[-steps:]
-        skips = [*in_channels[-2:0:-1], 0]  # deepest first; none at full resolution
+        if strides[0] != 1:
+            raise ValueError(f"UNet needs the image itself (stride 1) as its first level, got strides {tuple(strides)}")
+        level_of = {stride: level for level, stride in reversed(list(enumerate(strides)))}
+        self.strides = [strides[-1] >> step for step in range(1, strides[-1].bit_length())]
+        if len(channels) != len(self.strides):
+            raise ValueError(
+                f"UNet needs {len(self.strides)} channels to come from stride {strides[-1]} to 1, got {tuple(channels)}"
+            )
+        self.levels = [level_of.get(stride, 0) for stride in self.strides]  # 0: nothing to join
+        skips = [in_channels[level] if level else 0 for level in self.levels]
         self.steps = nn.ModuleList(
             UpStep(below, skip, width, norm=norm)
-            for below, skip, width in zip([in_channels[-1], *widths[:-1]], skips, widths, strict=True)
+            for below, skip, width in zip([in_channels[-1], *channels[:-1]], skips, channels, strict=True)
         )
-        self.out_channels = widths[-1]
+        self.out_channels = channels[-1]
         init_decoder(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        height, width = features[0].shape[-2:]
         x = features[-1]
-        for step, finer in zip(self.steps, features[-2::-1], strict=True):
-            x = step(x, finer)
+        for step, level, stride in zip(self.steps, self.levels, self.strides, strict=True):
+            if level:
+                x = step(x, features[level].shape[-2:], features[level])
+            else:
+                x = step(x, (-(-height // stride), -(-width // stride)))
         return x
 
 
 class UpStep(nn.Module):
-    """Upsample to the size of `finer`, join its channels where `skip_channels` > 0, two 3x3 convolutions."""
+    """Upsample to `size`, join the features of that size where there are any, two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, norm: str) -> None:
         super().__init__()
-        self.joins = skip_channels > 0
         self.fuse = nn.Sequential(
             ConvNormAct(in_channels + skip_channels, out_channels, 3, norm=norm),
             ConvNormAct(out_channels, out_channels, 3, norm=norm),
         )
 
-    def forward(self, x: Tensor, finer: Tensor) -> Tensor:
-        x = resize_like(x, finer, mode="nearest")
-        return self.fuse(torch.cat([x, finer], dim=1) if self.joins else x)
+    def forward(self, x: Tensor, size: Sequence[int], skip: Tensor | None = None) -> Tensor:
+        x = resize(x, size, mode="nearest")
+        return self.fuse(x if skip is None else torch.cat([x, skip], dim=1))

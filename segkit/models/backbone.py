@@ -85,7 +85,7 @@ class Backbone(nn.Module):
 def _find_size_multiple(
     backbone: Backbone, name: str, img_size: Sequence[int] | None, trained_size: Sequence[int]
 ) -> tuple[int, int]:
-    """Tries the network on sizes in turn: multiples of its deepest stride, then of the size it was trained with."""
+    """Tries the network on multiples of its deepest stride, of twice that, and of the size it was trained with."""
     *_, deepest = backbone.strides
     if list(backbone.strides[1:]) != sorted(set(backbone.strides[1:])) and len(set(backbone.strides[1:])) < 3:
         raise ValueError(
@@ -94,7 +94,7 @@ def _find_size_multiple(
         )
     if img_size is not None and _fits(backbone, tuple(img_size)):
         return tuple(img_size)
-    for height, width in ((deepest, deepest), tuple(trained_size)):
+    for height, width in ((deepest, deepest), (2 * deepest, 2 * deepest), tuple(trained_size)):
         if _fits(backbone, (2 * height, 3 * width)):
             return height, width
     raise ValueError(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from segkit.crf import DenseCRF
-from segkit.models import Segmenter
 from segkit.tta import TTA
 
 
@@ -30,7 +30,8 @@ class Predictor:
     Each model normalises the image by its own preprocessing; their probabilities are averaged.
 
     Args:
-        models: One model, or several with the same classes; put in eval mode and moved to `device`.
+        models: One Segmenter, or several with the same classes; put in eval mode and moved to `device`. What
+            `segkit.models.optimize` gives will do as well.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
         crf: Refinement by the image's colours.
@@ -39,14 +40,14 @@ class Predictor:
 
     def __init__(
         self,
-        models: Segmenter | Sequence[Segmenter],
+        models: nn.Module | Sequence[nn.Module],
         *,
         member_weights: Sequence[float] | None = None,
         tta: TTA | None = None,
         crf: DenseCRF | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        members = [models] if isinstance(models, Segmenter) else list(models)
+        members = [models] if isinstance(models, nn.Module) else list(models)
         if not members:
             raise ValueError("Predictor needs at least one model")
         for member in members[1:]:

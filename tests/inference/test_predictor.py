@@ -8,6 +8,7 @@ from PIL import Image
 
 from segkit.inference import Prediction, PredictionWriter, Predictor
 from segkit.models import create_model
+from segkit.models.optimize import optimize
 from segkit.tta import TTA
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
@@ -50,6 +51,11 @@ def test_the_crf_refines_the_averaged_probabilities():
     prediction = Predictor(model(), crf=refine, tta=TTA(flips="v"))(IMAGE)
     assert seen[0][1] is IMAGE
     assert np.array_equal(prediction.probs, seen[0][0][::-1])
+
+
+def test_an_optimized_model_stands_for_the_model():
+    expected, prediction = probs_of(model()), Predictor(optimize(model(), compile=False), tta=TTA())(IMAGE)
+    np.testing.assert_allclose(prediction.probs, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ def test_a_network_for_one_size_is_built_for_the_size_that_is_asked_for():
 
 
 def test_a_network_without_a_pyramid_is_refused_with_the_names_of_others():
-    with pytest.raises(ValueError, match="maps of stride 16 alone, not a pyramid; choose one with stages, such as resnet50"):
+    with pytest.raises(
+        ValueError, match="maps of stride 16 alone, not a pyramid; choose one with stages, such as resnet50"
+    ):
         create_model("fpn", backbone="vit_tiny_patch16_224", num_classes=2)
 
 

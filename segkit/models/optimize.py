@@ -1,0 +1,84 @@
+"""optimize: the fast path for inference in one call."""
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch._inductor.exc import InvalidCxxCompiler
+
+from segkit.models.folding import fold
+from segkit.models.preprocessing import Preprocessing
+from segkit.models.segmenter import Segmenter
+
+
+class OptimizedSegmenter(nn.Module):
+    """What `optimize` gives: takes and gives what the model does, in inference mode.
+
+    Attributes:
+        class_names: As in the model.
+        preprocessing: As in the model.
+        compiled: Whether a compiler was there.
+    """
+
+    def __init__(self, model: Segmenter, *, dtype: torch.dtype, compiled: bool) -> None:
+        super().__init__()
+        self.class_names: tuple[str, ...] = model.class_names
+        self.preprocessing: Preprocessing = model.preprocessing
+        self.dtype = dtype
+        self.compiled = compiled
+        self.model = model
+        # Frozen weights become constants, which lets the compiler fold norms and reorder weights beforehand.
+        self.run = torch.compile(model, options={"freezing": True}) if compiled else model
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, num_classes, H, W) float32."""
+        images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+        return self.run(images).float()
+
+    def train(self, mode: bool = True) -> "OptimizedSegmenter":
+        if mode:
+            raise ValueError("an optimized model only infers; train the model that it was made from")
+        return super().train(mode)
+
+
+def optimize(model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: bool = True) -> OptimizedSegmenter:
+    """Makes a copy of the model that infers faster: channels last, norms folded into convolutions, compiled.
+
+    The first call at an image size compiles, which takes tens of seconds; a second size compiles once
+    more, for sizes of any kind. In float32 the logits change by rounding only.
+
+    Args:
+        model: A trained model; it stays as it is.
+        dtype: torch.float32, or torch.bfloat16 where the processor computes in it (logits then change in
+            the third digit).
+        compile: False leaves out the compiler.
+
+    Returns:
+        A module that stands for the model wherever it infers: in `Predictor`, in `TTA`.
+    """
+    fast = fold(copy.deepcopy(model).eval()).requires_grad_(False)
+    fast = fast.to(dtype=dtype, memory_format=torch.channels_last)
+    compiled = compile and (_on_gpu(model) or _has_cpp_compiler())
+    if compile and not compiled:
+        warnings.warn("optimize: there is no C++ compiler, so the model is not compiled", stacklevel=2)
+    return OptimizedSegmenter(fast, dtype=dtype, compiled=compiled).eval()
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _has_cpp_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True

@@ -1,19 +1,16 @@
 """What a run needs to go on: written whole or not at all, read without unpickling code."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from segkit.training.loop import TrainState
+from segkit.training.state import TrainState
 
 FORMAT = 1
 

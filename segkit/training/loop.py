@@ -4,9 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +14,7 @@ from torch.utils.data import DataLoader
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter, save_model
 from segkit.training.checkpoint import save_state, write_results
-
-
-@dataclass
-class TrainState:
-    """Everything that changes while training.
-
-    Attributes:
-        epoch: Number of finished epochs.
-        best_miou: Best validation mIoU so far.
-        history: One row of results for each finished epoch.
-    """
-
-    model: Segmenter
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    best_miou: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
+from segkit.training.state import TrainState
 
 
 @dataclass(frozen=True)

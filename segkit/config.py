@@ -149,7 +149,19 @@ class InferConfig:
             )
 
 
-Config = TypeVar("Config", TrainConfig, InferConfig)
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model as ONNX, for any batch and image size, and compare it with torch."""
+
+    model: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE|RUN")]
+    """Model file or run folder."""
+    onnx: Annotated[Path | None, arg(metavar="FILE")] = None
+    """The file to write. By default the model's, with the suffix .onnx."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig)
 
 
 def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:

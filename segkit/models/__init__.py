@@ -2,11 +2,13 @@
 
 from segkit.models.backbone import Backbone
 from segkit.models.deeplabv3plus import DeepLabV3Plus
+from segkit.models.export import export_onnx, export_program
 from segkit.models.factory import DECODERS, create_model
 from segkit.models.fpn import FPN
 from segkit.models.model_file import find_model_file, load_model, read_header, save_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import SegmentationHead, Segmenter
+from segkit.models.smp_checkpoints import load_smp_checkpoint
 from segkit.models.unet import UNet
 
 __all__ = [
@@ -19,8 +21,11 @@ __all__ = [
     "Segmenter",
     "UNet",
     "create_model",
+    "export_onnx",
+    "export_program",
     "find_model_file",
     "load_model",
+    "load_smp_checkpoint",
     "read_header",
     "save_model",
 ]

@@ -16,6 +16,7 @@ from timm.layers import Format
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
+from segkit.models import smp_encoders
 from segkit.models.preprocessing import Preprocessing
 
 HUB_ANSWER_SECONDS = 4.0
@@ -36,7 +37,8 @@ class Backbone(nn.Module):
     width must be multiples of `size_multiple`; then a map of stride s has exactly (H / s, W / s) pixels.
 
     Args:
-        name: timm's name, with a tag where wanted: `resnext50_32x4d`, `tf_efficientnet_b4.ns_jft_in1k`.
+        name: timm's name, with a tag where wanted: `resnext50_32x4d`, `tf_efficientnet_b4.ns_jft_in1k`; or
+            `smp:` and a name of SMP's, for its weights (see `segkit.models.smp_encoders`).
         pretrained: False for random weights, True for timm's hub, or the path of a safetensors (or
             .pth) file in timm's naming.
         in_channels: Channels of the image; pretrained stems are adapted as timm does.
@@ -118,6 +120,9 @@ def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
 
 
 def _check_name(name: str) -> None:
+    if name.startswith(smp_encoders.PREFIX):
+        smp_encoders.find_variant(name.removeprefix(smp_encoders.PREFIX))
+        return
     if timm.is_model(name):
         return
     known = [*timm.list_models(), *timm.list_pretrained()]
@@ -131,6 +136,8 @@ def _check_name(name: str) -> None:
 def _create_features(
     name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, **source: object
 ) -> nn.Module:
+    if name.startswith(smp_encoders.PREFIX):
+        return smp_encoders.create_smp_features(name, in_channels, output_stride)
     # Options that many networks do not know are passed only where they change something.
     options: dict[str, object] = {} if output_stride == 32 else {"output_stride": output_stride}
     if img_size is not None:

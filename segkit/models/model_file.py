@@ -29,18 +29,22 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
     path = Path(path)
     if model.config is None:
         raise ValueError("a model that create_model did not build cannot be saved so: its architecture has no name")
-    header = {
-        "format": FORMAT,
-        "model": model.config,
-        "class_names": list(model.class_names),
-        "preprocessing": asdict(model.preprocessing),
-        "extra": extra,
-    }
+    header = {**describe_model(model), "extra": extra}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder, path.name)
         save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
         os.replace(temporary, path)
+
+
+def describe_model(model: Segmenter) -> dict[str, Any]:
+    """The model file's header for `model`: what rebuilds it (`model`, None if unknown), classes and preprocessing."""
+    return {
+        "format": FORMAT,
+        "model": model.config,
+        "class_names": list(model.class_names),
+        "preprocessing": asdict(model.preprocessing),
+    }
 
 
 def load_model(path: str | os.PathLike) -> Segmenter:

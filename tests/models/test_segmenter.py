@@ -70,3 +70,14 @@ def test_a_model_that_create_model_did_not_build_says_so_when_it_is_saved(tmp_pa
     assert own.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2, 32, 32)
     with pytest.raises(ValueError, match="create_model did not build"):
         own.save_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_heads_start_near_zero_so_that_training_begins_at_even_probabilities(name):
+    model = with_heads(name).eval()
+    for conv in (model.head, model.aux_head[-1]):
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.3)
+        assert (conv.bias == 0).all()
+    with torch.inference_mode():
+        probs = model(torch.randn(1, 3, 64, 64)).softmax(1)
+    assert (probs - 1 / 3).abs().mean() < 0.1

@@ -1,0 +1,115 @@
+"""Finds the weights of an SMP model in the files and dicts in which people keep them."""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from segkit.models.smp_keys import HEAD
+from segkit.models.smp_options import find_architecture
+
+NAMES_OF_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "encoder")
+
+
+def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Gives SMP's state dict, without what was wrapped around it, and the settings stored beside it.
+
+    Args:
+        source: A .pth or .safetensors file, a folder written by SMP's `save_pretrained`, or what such a file
+            holds. The weights may be an entry (`{"state_dict": ...}`), and their keys may have a prefix (`module.`).
+
+    Returns:
+        Tensors by SMP's keys, and the settings of a folder (`architecture`, `encoder_name`, ...; otherwise none).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that cannot be read, or without an SMP model.
+    """
+    if isinstance(source, Mapping):
+        return _strip_prefix(_unwrap(source, "the dict"), "the dict"), {}
+    path, settings = Path(source), {}
+    if path.is_dir():
+        settings = _read_settings(path)
+        path = path / "model.safetensors"
+    return _strip_prefix(_unwrap(_read_file(path), path), path), settings
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"the folder {folder} holds no config.json, as SMP's save_pretrained writes it")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if "_model_class" in settings:
+        settings["architecture"] = find_architecture(settings["_model_class"])
+    return settings
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused or zipfile.is_zipfile(path):
+            raise ValueError(_how_to_extract(path, refused and refused[1])) from error
+        raise ValueError(f"{path} is not a file of weights: torch.load cannot read it") from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"cannot read weights from {path}: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict with the weights")
+    return content
+
+
+def _how_to_extract(path: Path, refused: str | None) -> str:
+    weights = path.with_name(f"{path.stem}_weights.pth").name
+    return (
+        f"{path} holds Python objects{f' ({refused})' if refused else ''} beside its weights, and to load those is to "
+        "run code from the file; on a machine where you trust it, extract the weights with\n"
+        f"    checkpoint = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
+        "    torch.save(checkpoint.state_dict() if hasattr(checkpoint, 'state_dict') else {k: v for k, v in "
+        f"checkpoint.items() if isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}}, {weights!r})\n"
+        f"and load {weights}"
+    )
+
+
+def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
+    """Gives the dict of tensors in `content`: itself, the entry with a usual name, or the only one."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    inner = {
+        key: value
+        for key, value in content.items()
+        if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+    }
+    for name in (*NAMES_OF_WEIGHTS, *(inner if len(inner) == 1 else ())):
+        if name in inner:
+            return inner[name]
+    raise ValueError(f"found no weights in {where}, whose entries are {', '.join(map(str, content)) or 'none'}")
+
+
+def _strip_prefix(weights: Mapping[str, Any], where: str | Path) -> dict[str, Tensor]:
+    """Cuts what wrappers put before SMP's keys, and leaves out what is not below it (a loss, a normalisation)."""
+    mark = f"{HEAD}.weight"
+    prefixes = [key.removesuffix(mark) for key in weights if key.endswith(mark)]
+    if len(prefixes) != 1:
+        found = f"holds {len(prefixes)} SMP models, under {', '.join(map(repr, prefixes))}; pass the state dict of one"
+        none = f"holds no SMP model: it has no key {mark!r}, but {', '.join(list(weights)[:3])}, ..."
+        raise ValueError(f"{where} {found if prefixes else none}")
+    prefix = prefixes[0]
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }

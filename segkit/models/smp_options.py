@@ -1,0 +1,113 @@
+"""The arguments of SMP's models, their defaults, and what they are called in `create_model`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SMP_NAMES = {"deeplabv3plus": "DeepLabV3Plus", "fpn": "FPN", "unet": "Unet"}
+
+COMMON: dict[str, Any] = {"in_channels": 3, "encoder_depth": 5, "activation": None, "aux_params": None}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {
+        "encoder_output_stride": 16,
+        "decoder_channels": 256,
+        "decoder_atrous_rates": (12, 24, 36),  # at every output stride
+        "decoder_aspp_separable": True,
+        "decoder_aspp_dropout": 0.5,
+        "upsampling": 4,
+        **COMMON,
+    },
+    "fpn": {
+        "decoder_pyramid_channels": 256,
+        "decoder_segmentation_channels": 128,
+        "decoder_merge_policy": "add",
+        "decoder_dropout": 0.2,
+        "decoder_interpolation": "nearest",
+        "upsampling": 4,
+        **COMMON,
+    },
+    "unet": {
+        "decoder_channels": (256, 128, 64, 32, 16),
+        "decoder_use_norm": "batchnorm",
+        "decoder_interpolation": "nearest",
+        "decoder_attention_type": None,
+        **COMMON,
+    },
+}
+# What we have under another name; of all other arguments only the default is supported.
+OUR_NAMES = {
+    "in_channels": "in_channels",
+    "encoder_output_stride": "output_stride",
+    "decoder_channels": "channels",
+    "decoder_atrous_rates": "atrous_rates",
+    "decoder_aspp_separable": "aspp_separable",
+    "decoder_aspp_dropout": "dropout",
+    "decoder_pyramid_channels": "pyramid_channels",
+    "decoder_segmentation_channels": "channels",
+    "decoder_merge_policy": "merge",
+    "decoder_dropout": "dropout",
+    "decoder_use_norm": "norm",
+}
+# What SMP always does and is not our default.
+OUR_OPTIONS: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"align_corners": True, "aspp_refine": True, "fuse_convs": 1},
+    "fpn": {"align_corners": True},
+    "unet": {},
+}
+NORMS = {True: "batch", "batchnorm": "batch", False: "none", "identity": "none"}
+
+
+def find_architecture(architecture: str) -> str:
+    """Our name of SMP's architecture, in any case; an unknown one raises ValueError."""
+    if architecture.lower() not in SMP_NAMES:
+        raise ValueError(f"architecture must be one of {', '.join(SMP_NAMES.values())}, got {architecture!r}")
+    return architecture.lower()
+
+
+def translate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns SMP's arguments into those of `create_model`.
+
+    Args:
+        name: `deeplabv3plus`, `fpn` or `unet`.
+        options: SMP's arguments by SMP's names; defaults may be left out.
+
+    Raises:
+        ValueError: an argument that SMP's model or ours does not have.
+    """
+    options = dict(options)
+    if "decoder_use_batchnorm" in options:  # its name until SMP 0.4
+        options["decoder_use_norm"] = options.pop("decoder_use_batchnorm")
+    _check_names(name, options)
+    chosen = {**DEFAULTS[name], **options}
+    _check_values(chosen)
+    if name == "unet":
+        chosen["decoder_use_norm"] = NORMS[chosen["decoder_use_norm"]]
+    return OUR_OPTIONS[name] | {OUR_NAMES[key]: as_plain(chosen[key]) for key in chosen if key in OUR_NAMES}
+
+
+def as_plain(value: Any) -> Any:
+    """A tuple as a list, as it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_names(name: str, options: Mapping[str, Any]) -> None:
+    for key, value in options.items():
+        if key not in DEFAULTS[name]:
+            known = ", ".join(["encoder_weights", *DEFAULTS[name]])
+            raise ValueError(f"{key!r} is not supported for SMP's {SMP_NAMES[name]}; supported are {known}")
+        if key not in OUR_NAMES and value != DEFAULTS[name][key]:
+            remedy = " (leave it out, and the keys classification_head.* too)" if key == "aux_params" else ""
+            raise ValueError(f"{key}={value!r} is not supported, only {DEFAULTS[name][key]!r}{remedy}")
+
+
+def _check_values(chosen: Mapping[str, Any]) -> None:
+    if chosen.get("encoder_output_stride", 16) not in (8, 16):
+        raise ValueError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
+    if len(chosen.get("decoder_atrous_rates", (12, 24, 36))) != 3:
+        raise ValueError(f"decoder_atrous_rates must be three, as in SMP, got {chosen['decoder_atrous_rates']}")
+    groups = 32  # SMP's always; ours are fewer where each would have one channel
+    channels = chosen.get("decoder_segmentation_channels", 2 * groups)
+    if channels % groups or channels == groups:
+        raise ValueError(f"decoder_segmentation_channels must be a multiple of 32 from 64 on, got {channels}")
+    norm = chosen.get("decoder_use_norm", True)
+    if not isinstance(norm, bool | str) or norm not in NORMS:
+        raise ValueError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")

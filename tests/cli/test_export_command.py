@@ -1,0 +1,89 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segkit.cli import export
+from segkit.models import create_model, save_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def fails(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(a) for a in arguments])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    model = create_model("fpn", backbone="resnet18", num_classes=3, pyramid_channels=16, channels=16)
+    save_model(model, folder / "best.safetensors")
+    return folder
+
+
+def test_a_run_folder_is_exported_beside_its_model(run, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    export.main([str(run)])
+    printed = capsys.readouterr().out
+    assert f"{run / 'best.onnx'}, 4" in printed
+    assert "MB" in printed
+    assert "differs from torch by at most" in printed
+    assert sorted(path.name for path in run.iterdir()) == ["best.onnx", "best.safetensors"]
+
+
+def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def write(model, path):
+        written.append(path)
+        path.write_bytes(b"new")
+        return 0.0
+
+    monkeypatch.setattr("segkit.models.export_onnx", write)
+    target = tmp_path / "new" / "out.onnx"
+    export.main([str(run / "best.safetensors"), "--onnx", str(target)])
+    assert fails(run, "--onnx", target) == 2
+    error = capsys.readouterr().err
+    assert f"{target} exists already; choose another --onnx, or replace it by --overwrite" in error
+    assert "Traceback" not in error
+    export.main([str(run), "--onnx", str(target), "--overwrite"])
+    assert written == [target, target]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.safetensors"], "no model file at none.safetensors"),
+        (["."], "holds none of best.safetensors"),
+        (["RUN", "--onnx", "."], ". is a folder; --onnx takes a file"),
+        ([], "FILE|RUN"),
+        (["RUN", "--onxx", "a"], "--onxx"),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_sentence(run, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert fails(*(run if a == "RUN" else a for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_ends_in_the_command_that_installs_it(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert fails(run, "--onnx", tmp_path / "m.onnx") == 2
+    assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
+
+
+def test_help_comes_without_torch():
+    code = (
+        "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+        "sys.argv = ['segkit', 'export', '--help']; runpy.run_module('segkit', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--overwrite" in result.stdout
+    assert result.stdout.strip().endswith("False")

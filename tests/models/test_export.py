@@ -1,0 +1,178 @@
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from segkit.models import create_model, export, export_onnx, export_program
+
+DECODERS = {
+    "deeplabv3plus": {"channels": 16},
+    "fpn": {"pyramid_channels": 16, "channels": 16},
+    "unet": {"channels": (32, 16, 16, 8, 8)},
+}
+SIZES = [(1, 1, 1), (3, 33, 5), (2, 97, 131), (1, 64, 96)]
+
+
+def small_model(name, backbone="resnet18"):
+    torch.manual_seed(0)
+    model = create_model(name, backbone=backbone, class_names=["sky", "tree", "möwe"], **DECODERS[name]).eval()
+    nn.init.normal_(model.head.weight)  # logits as large as those of a trained model
+    return model
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def model(request):
+    return small_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model, path = small_model("fpn"), tmp_path_factory.mktemp("onnx") / "m.onnx"
+    difference = export_onnx(model, path)
+    return model, path, difference
+
+
+@torch.inference_mode()
+def test_a_program_gives_the_same_logits_at_any_size(model):
+    program = export_program(model)
+    assert len(program.range_constraints) == 3
+    run = program.module()
+    for batch, height, width in SIZES:
+        images = torch.randn(batch, 3, height, width)
+        torch.testing.assert_close(run(images), model(images))
+
+
+@torch.inference_mode()
+def test_a_model_compiles_without_a_graph_break(model):
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    images = torch.randn(2, 3, 97, 131)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_export_leaves_the_model_as_it_is():
+    model = small_model("fpn").train()
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    export._prepare(model)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 1), (5, 3), (7, 1)])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_same_padding_is_timms_where_the_stride_divides_the_size(kernel_size, stride, dilation):
+    from timm.layers.padding import get_same_padding
+
+    for size in (stride, 2 * stride, 12 * stride):
+        expected = get_same_padding(size, kernel_size, stride, dilation)
+        assert export._same_padding_of_whole_strides(size, kernel_size, stride, dilation) == expected
+
+
+def onnx_logits(path, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    return torch.from_numpy(logits)
+
+
+@torch.inference_mode()
+def test_an_onnx_file_gives_the_same_logits_at_any_size(written):
+    model, path, difference = written
+    assert difference < 1e-5
+    for batch, height, width in SIZES:
+        images = torch.randn(batch, 3, height, width)
+        expected = model(images)
+        torch.testing.assert_close(
+            onnx_logits(path, images), expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item())
+        )
+
+
+def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_architecture(written):
+    import onnx
+
+    model, path, _ = written
+    content = onnx.load(path)
+    onnx.checker.check_model(content)
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*content.graph.input, *content.graph.output)
+    }
+    assert axes == {"images": ["batch", 3, "height", "width"], "logits": ["batch", 3, "height", "width"]}
+    metadata = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
+    assert metadata["class_names"] == ["sky", "tree", "möwe"]
+    assert metadata["segkit"]["class_names"] == ["sky", "tree", "möwe"]
+    assert metadata["segkit"]["preprocessing"]["mean"] == list(model.preprocessing.mean)
+    assert set(metadata["segkit"]["preprocessing"]) == {"mean", "std", "input_range"}
+    rebuilt = create_model(**metadata["segkit"]["model"], class_names=metadata["class_names"])
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+def test_an_onnx_file_stands_alone(written):
+    assert [path.name for path in written[1].parent.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (lambda images: torch.zeros(len(images), 3, *images.shape[2:]), "differs from torch by 1 of the largest logit"),
+        (lambda images: torch.full((len(images), 3, *images.shape[2:]), torch.nan), "differs from torch by nan"),
+        (lambda images: torch.zeros(len(images), 3, 96, 128), r"gives \(2, 3, 96, 128\) for images \(2, 97, 131\)"),
+    ],
+)
+def test_a_file_that_differs_from_torch_is_not_left_behind(tmp_path, monkeypatch, logits, message):
+    program = SimpleNamespace(
+        model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: path.write_bytes(b"onnx")
+    )
+    monkeypatch.setattr(export, "_require", lambda packages: None)
+    monkeypatch.setattr(export, "_translate", lambda model: program)
+    monkeypatch.setattr(export, "_onnx_runner", lambda path: logits)
+    with pytest.raises(ValueError, match=message):
+        export_onnx(small_model("fpn"), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    absent = ("onnxruntime", "onnxscript")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in (*absent, "onnx") else find(name))
+    with pytest.raises(ImportError, match=r"pip install onnx onnxscript onnxruntime$"):
+        export_onnx(small_model("fpn"), tmp_path / "m.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else object())
+    with pytest.raises(ImportError, match=r"pip install onnxscript$"):
+        export_onnx(small_model("fpn"), tmp_path / "m.onnx", check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_exceed_one_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_require", lambda packages: None)
+    monkeypatch.setattr(export, "LARGEST_FILE", 1000)
+    with pytest.raises(ValueError, match="one ONNX file holds 2 GB"):
+        export_onnx(small_model("fpn"), tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("fpn", "tf_efficientnet_lite0"),  # padded as in TensorFlow
+        ("deeplabv3plus", "resnet18"),
+        ("unet", "mobilenetv3_small_100"),
+        ("fpn", "convnext_atto"),  # permuted maps
+    ],
+)
+@torch.inference_mode()
+def test_other_models_give_the_same_logits_in_onnx(tmp_path, name, backbone):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = small_model(name, backbone)
+    assert export_onnx(model, tmp_path / "m.onnx") < 1e-4
+    images = torch.randn(1, 3, 33, 5)
+    torch.testing.assert_close(onnx_logits(tmp_path / "m.onnx", images), model(images), rtol=1e-4, atol=1e-4)

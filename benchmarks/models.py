@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import segkit
-from segkit.models.optimize import optimize
+from segkit.models.optimized import optimize
 
 CLASSES = 12
 CASES = ("deeplabv3plus/resnext50_32x4d", "fpn/tf_efficientnet_b4", "unet/resnext50_32x4d")

@@ -6,6 +6,7 @@ from segkit.models.export import export_onnx, export_program
 from segkit.models.factory import DECODERS, create_model
 from segkit.models.fpn import FPN
 from segkit.models.model_file import find_model_file, load_model, read_header, save_model
+from segkit.models.optimized import optimize
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import SegmentationHead, Segmenter
 from segkit.models.smp_checkpoints import load_smp_checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "find_model_file",
     "load_model",
     "load_smp_checkpoint",
+    "optimize",
     "read_header",
     "save_model",
 ]

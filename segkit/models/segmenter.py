@@ -75,15 +75,17 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         """Gives the logits; with `extras` those of the auxiliary heads as well."""
         padded = pad_to_multiple(images, self.backbone.size_multiple)
         features = self.backbone(padded)
-        logits = self._to_image(self.head(self.decoder(features)), padded, images)
+        logits = self.head(self.decoder(features))
+        # A decoder that ends at the image's size says so, and is spared a resize that changes nothing.
+        if getattr(self.decoder, "out_stride", None) != 1:
+            logits = resize_like(logits, padded, align_corners=self.align_corners)
+        logits = _cut(logits, images)
         if not extras:
             return logits
-        aux = None if self.aux_head is None else self._to_image(self.aux_head(features[-2]), padded, images)
+        aux = None
+        if self.aux_head is not None:
+            aux = _cut(resize_like(self.aux_head(features[-2]), padded, align_corners=self.align_corners), images)
         return Outputs(logits, aux, None if self.image_head is None else self.image_head(features[-1]))
-
-    def _to_image(self, logits: Tensor, padded: Tensor, images: Tensor) -> Tensor:
-        logits = resize_like(logits, padded, align_corners=self.align_corners)
-        return logits[..., : images.shape[-2], : images.shape[-1]]
 
     def freeze_backbone(self, frozen: bool = True) -> Segmenter:
         """Stops the backbone from learning and holds it in eval mode (dropout and drop-path too), or lets it go."""
@@ -164,6 +166,10 @@ class ImageHead(nn.Sequential):
         super().__init__(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(in_channels, num_classes)
         )
+
+
+def _cut(logits: Tensor, images: Tensor) -> Tensor:
+    return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
 def pad_to_multiple(images: Tensor, multiple: Sequence[int]) -> Tensor:

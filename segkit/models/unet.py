@@ -48,6 +48,7 @@ class UNet(nn.Module):
             for below, skip, width in zip([in_channels[-1], *channels[:-1]], skips, channels, strict=True)
         )
         self.out_channels = channels[-1]
+        self.out_stride = 1
         init_decoder(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:

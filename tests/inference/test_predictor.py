@@ -8,7 +8,7 @@ from PIL import Image
 
 from segkit.inference import Prediction, PredictionWriter, Predictor
 from segkit.models import create_model
-from segkit.models.optimize import optimize
+from segkit.models.optimized import optimize
 from segkit.tta import TTA
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)

@@ -5,7 +5,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.exc import InvalidCxxCompiler
 
 from segkit.models.folding import fold
 from segkit.models.preprocessing import Preprocessing
@@ -76,6 +75,7 @@ def _on_gpu(model: nn.Module) -> bool:
 
 def _has_cpp_compiler() -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()

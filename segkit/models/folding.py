@@ -12,21 +12,19 @@ from segkit.models.layers import ConvNormAct, SeparableConvNormAct, resize_like
 from segkit.models.segmenter import Segmenter
 
 
-def fold(model: Segmenter) -> Segmenter:
-    """Folds norms into convolutions, and an FPN's lateral convolutions into its branches; in place, eval mode only."""
-    fold_norms(model)
-    if isinstance(model.decoder, FPN) and FoldedFPN.fits(model.decoder, model.backbone.strides):
-        model.decoder = FoldedFPN(model.decoder)
-    return model
-
-
 def fold_norms(model: nn.Module) -> None:
-    """Folds the batch norms of our own layers into the convolutions before them."""
+    """Folds the batch norms of our own layers into the convolutions before them; in place, eval mode only."""
     for layer in model.modules():
         if isinstance(layer, ConvNormAct) and isinstance(layer.norm, nn.BatchNorm2d):
             layer.conv, layer.norm = fuse_conv_bn_eval(layer.conv, layer.norm), nn.Identity()
         elif isinstance(layer, SeparableConvNormAct) and isinstance(layer.norm, nn.BatchNorm2d):
             layer.pointwise, layer.norm = fuse_conv_bn_eval(layer.pointwise, layer.norm), nn.Identity()
+
+
+def fold_fpn(model: Segmenter) -> None:
+    """Folds the lateral convolutions of an FPN, where the model has one that fits, into its branches; in place."""
+    if isinstance(model.decoder, FPN) and FoldedFPN.fits(model.decoder, model.backbone.strides):
+        model.decoder = FoldedFPN(model.decoder)
 
 
 class FoldedFPN(nn.Module):

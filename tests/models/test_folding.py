@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from segkit.models import DECODERS, create_model
-from segkit.models.folding import FoldedFPN, _convolve_upsampled, _interleave, fold
+from segkit.models.folding import FoldedFPN, _convolve_upsampled, _interleave, fold_fpn, fold_norms
 from segkit.models.optimized import OptimizedSegmenter, optimize
 
 
@@ -21,6 +21,12 @@ def trained_like(name, backbone="resnet18", **options):
             nn.init.uniform_(layer.running_mean, -1, 1)
             nn.init.uniform_(layer.running_var, 0.5, 2)
     nn.init.normal_(model.head.weight)
+    return model
+
+
+def fold(model):
+    fold_norms(model)
+    fold_fpn(model)
     return model
 
 

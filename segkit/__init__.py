@@ -17,7 +17,19 @@ _PUBLIC = {
     "DenseCRF": "segkit.crf",
     "Predictor": "segkit.inference",
 }
-_MODULES = ("crf", "data", "inference", "losses", "metrics", "models", "report", "training", "tta", "visualize")
+_MODULES = (
+    "crf",
+    "data",
+    "inference",
+    "losses",
+    "metrics",
+    "models",
+    "report",
+    "testing",
+    "training",
+    "tta",
+    "visualize",
+)
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 

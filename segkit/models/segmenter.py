@@ -174,5 +174,6 @@ def _cut(logits: Tensor, images: Tensor) -> Tensor:
 
 def pad_to_multiple(images: Tensor, multiple: Sequence[int]) -> Tensor:
     """Pads (N, C, H, W) with zeros at the right and below to multiples of (height, width)."""
-    bottom, right = (-images.shape[-2]) % multiple[0], (-images.shape[-1]) % multiple[1]
+    # Not -size % multiple: the compiler's symbolic sizes know no remainder of a negative number.
+    bottom, right = ((m - size % m) % m for size, m in zip(images.shape[-2:], multiple, strict=True))
     return F.pad(images, (0, right, 0, bottom))

@@ -8,7 +8,6 @@ float32 the rounding as well. Needs `pip install segmentation-models-pytorch==0.
 """
 
 import argparse
-import warnings
 from collections.abc import Iterator
 
 import segmentation_models_pytorch as smp
@@ -82,8 +81,6 @@ def main() -> None:
     parser.add_argument("--architectures", nargs="+", choices=OUTPUT_STRIDES, default=list(OUTPUT_STRIDES))
     parser.add_argument("--encoders", nargs="+", default=encoders)
     arguments = parser.parse_args()
-    # SMP's own timm-efficientnet encoders announce their end.
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="segmentation_models_pytorch")
     worst: dict[str, list[tuple[float, float]]] = {}
     for architecture, encoder, stride in combinations(arguments.architectures, arguments.encoders):
         found = differences(architecture, encoder, stride)

@@ -122,14 +122,12 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:segmentation_models_pytorch")
 @pytest.mark.parametrize(("architecture", "encoder", "options"), VARIANTS)
 def test_the_network_is_that_of_the_installed_smp(architecture, encoder, options):
     check_against_smp(architecture, encoder, **options)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:segmentation_models_pytorch")
 @pytest.mark.parametrize("encoder", [name for name in (*ENCODERS, "tu-resnext50_32x4d") if name not in FAST])
 def test_every_encoder_at_every_stride_is_that_of_the_installed_smp(encoder):
     check_against_smp("DeepLabV3Plus", encoder, encoder_output_stride=8)
@@ -139,7 +137,6 @@ def test_every_encoder_at_every_stride_is_that_of_the_installed_smp(encoder):
     smp_model.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:segmentation_models_pytorch")
 def test_a_folder_of_smps_save_pretrained_needs_no_options(tmp_path):
     peer = smp_model("FPN", "timm-efficientnet-b0", **FPN_OPTIONS)
     peer.save_pretrained(tmp_path)

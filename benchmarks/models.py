@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import segmentation_models_pytorch as smp
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import segkit
 from segkit.models.optimized import optimize
@@ -116,15 +116,25 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def same_calls(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What `optimize` calls, done to another library's model."""
+    compiled = torch.compile(model.eval().to(dtype=dtype, memory_format=LAST))
+
+    def call(images: Tensor) -> Tensor:
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            return compiled(images.to(dtype=dtype, memory_format=LAST)).float()
+
+    return call
+
+
 def measure_fast(case: str, runs: int) -> None:
     images = torch.randn(1, 3, 512, 512)
     model, other = ours(case).eval(), peer(case).eval()
-    frozen = torch.compile(peer(case).eval().to(memory_format=LAST), options={"freezing": True})
-    half = torch.compile(peer(case).eval().to(torch.bfloat16).to(memory_format=LAST), options={"freezing": True})
+    frozen, half = same_calls(peer(case), torch.float32), same_calls(peer(case), torch.bfloat16)
     calls = {
         "SMP": forward_call(other, images, FIRST),
-        "SMP, same calls": torch.no_grad()(lambda: frozen(images.to(memory_format=LAST))),
-        "SMP, same calls, bf16": torch.no_grad()(lambda: half(images.to(torch.bfloat16).to(memory_format=LAST))),
+        "SMP, same calls": lambda: frozen(images),
+        "SMP, same calls, bf16": lambda: half(images),
     }
     fast, fast_half = optimize(model), optimize(model, dtype=torch.bfloat16)
     calls |= {"segkit.optimize": lambda: fast(images), "segkit.optimize, bf16": lambda: fast_half(images)}

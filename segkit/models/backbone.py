@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segkit.models import smp_encoders
 from segkit.models.preprocessing import Preprocessing
+from segkit.models.same_padding import pad_kernels
 
 HUB_ANSWER_SECONDS = 4.0
 PYRAMIDS = (
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
         self.net = _create_features(name, in_channels, output_stride, img_size, pretrained=pretrained is True, **source)
         if not isinstance(pretrained, bool):
             _load_file(self.net, Path(pretrained), name)
+        pad_kernels(self.net)
         info = self.net.feature_info
         self.channels: tuple[int, ...] = (in_channels, *info.channels())
         self.strides: tuple[int, ...] = (1, *info.reduction())

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,57 @@ class ConvNormAct(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, norm=create_norm(norm, out_channels), act=nn.ReLU(inplace=True)))
 
 
+class AtrousDepthwiseConv2d(nn.Conv2d):
+    """3x3 depthwise convolution without bias, quick at the rates of an ASPP: (N, C, H, W) -> the same shape.
+
+    A rate no smaller than the map leaves only the middle of the kernel on it: one product per pixel. At
+    other large rates the processor's library has no kernel of its own for the convolution, and a sum of
+    nine shifted products, one after the other, takes a fraction of its time where no gradient is needed.
+    """
+
+    LARGE = 7  # rates from here on are slow in oneDNN, by measurement
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.dilation[0]
+        if torch.compiler.is_exporting():
+            return super().forward(x)
+        if rate >= max(x.shape[-2:]):
+            return x * _per_channel(self.weight[:, 0, 1, 1])
+        # In half precision every one of the nine sums would be rounded, unless the compiler joins them.
+        exact = x.dtype == torch.float32 or torch.compiler.is_compiling()
+        if rate >= self.LARGE and x.device.type == "cpu" and exact and not torch.is_grad_enabled():
+            return self._sum_of_shifts(x)
+        return super().forward(x)
+
+    def _sum_of_shifts(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        kernel = self.weight[:, 0].float()
+        total = x.float() * _per_channel(kernel[:, 1, 1])
+        for row, column in product((-1, 0, 1), repeat=2):
+            down, right = row * self.dilation[0], column * self.dilation[0]
+            if (row, column) == (0, 0) or abs(down) >= height or abs(right) >= width:
+                continue
+            tap = _per_channel(kernel[:, row + 1, column + 1])
+            if torch.compiler.is_compiling():  # one kernel for all the taps
+                total = total + F.pad(x.float(), (-right, right, -down, down)) * tap
+            else:
+                here, there = (..., _on_map(-down), _on_map(-right)), (..., _on_map(down), _on_map(right))
+                total[here].addcmul_(x[there], tap)
+        return total.to(x.dtype)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1)
+
+
+def _on_map(shift: int) -> slice:
+    """The pixels of an axis that are `shift` or more from its start, or, where negative, from its end."""
+    return slice(max(shift, 0), min(shift, 0) or None)
+
+
 class SeparableConvNormAct(nn.Sequential):
     """Depthwise 3x3 and pointwise 1x1 convolution, then normalisation and ReLU.
 
@@ -62,9 +114,7 @@ class SeparableConvNormAct(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: str = "batch") -> None:
-        depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
-        )
+        depthwise = AtrousDepthwiseConv2d(in_channels, dilation)
         pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=norm == "none")
         super().__init__(
             OrderedDict(

@@ -10,6 +10,13 @@ from segkit.models.folding import fold_fpn, fold_norms
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 
+# The compiler's settings, for the call alone. Frozen weights become constants, so that norms are folded, weights
+# reordered beforehand and activations joined to convolutions; torch.compile(options={"freezing": True}) takes effect
+# too late for that. All models share the code of `Segmenter.forward`, and by default torch compiles it for eight of
+# them and runs the others slowly.
+INDUCTOR = {"freezing": True}
+DYNAMO = {"recompile_limit": 256}
+
 
 class OptimizedSegmenter(nn.Module):
     """What `optimize` gives: takes and gives what the model does, in inference mode.
@@ -27,8 +34,7 @@ class OptimizedSegmenter(nn.Module):
         self.dtype = dtype
         self.compiled = compiled
         self.model = model
-        # Frozen weights become constants, which lets the compiler fold norms and reorder weights beforehand.
-        self.run = torch.compile(model, options={"freezing": True}) if compiled else model
+        self.run = torch.compile(model) if compiled else model
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +44,10 @@ class OptimizedSegmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) -> logits (N, num_classes, H, W) float32."""
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
-        return self.run(images).float()
+        if not self.compiled:
+            return self.run(images).float()
+        with torch._inductor.config.patch(INDUCTOR), torch._dynamo.config.patch(DYNAMO):
+            return self.run(images).float()
 
     def train(self, mode: bool = True) -> "OptimizedSegmenter":
         if mode:

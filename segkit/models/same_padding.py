@@ -1,0 +1,48 @@
+"""TensorFlow's "same" padding at a lower price."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+
+class SameDepthwiseConv2d(Conv2dSame):
+    """timm's Conv2dSame for depthwise convolutions, with the padding in the kernel instead of the map.
+
+    Where the stride divides the map, "same" pads one pixel more at the far end than at the near one. A
+    kernel with one more row and column of zeros at its near end, padded alike on both sides, gives the
+    same sums and spares a copy of the whole map. Maps of other sizes take timm's way.
+    """
+
+    @classmethod
+    def from_conv(cls, conv: Conv2dSame) -> "SameDepthwiseConv2d":
+        """One with the very parameters of `conv`."""
+        same = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        same.weight, same.bias = conv.weight, conv.bias
+        return same
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, stride = x.shape[-2:], self.stride
+        if torch.compiler.is_exporting() or any(n % s for n, s in zip(size, stride, strict=True)):
+            return super().forward(x)
+        total = [max(k - s, 0) for k, s in zip(self.kernel_size, stride, strict=True)]
+        padding = [(t + 1) // 2 for t in total]
+        weight = F.pad(self.weight, (total[1] % 2, 0, total[0] % 2, 0))
+        return F.conv2d(x, weight, self.bias, stride, padding, groups=self.groups)
+
+
+def pad_kernels(net: nn.Module) -> None:
+    """Puts a SameDepthwiseConv2d in the place of each strided depthwise Conv2dSame; in place."""
+    for parent in list(net.modules()):
+        for name, conv in parent.named_children():
+            if type(conv) is Conv2dSame and conv.groups == conv.in_channels > 1 and conv.dilation == (1, 1):
+                setattr(parent, name, SameDepthwiseConv2d.from_conv(conv))

@@ -7,14 +7,36 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss
-from segkit.losses.overlap import DiceLoss
+from segkit.losses._inputs import Inputs, Loss
+from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss, OHEMLoss
+from segkit.losses.focal import FocalLoss
+from segkit.losses.lovasz import LovaszLoss
+from segkit.losses.overlap import (
+    DiceLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
+    JaccardLoss,
+    MCCLoss,
+    TverskyLoss,
+)
 
-LOSSES: dict[str, Callable[..., nn.Module]] = {"ce": CrossEntropyLoss, "bce": BCELoss, "dice": DiceLoss}
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "ce": CrossEntropyLoss,
+    "bce": BCELoss,
+    "dice": DiceLoss,
+    "jaccard": JaccardLoss,
+    "tversky": TverskyLoss,
+    "focal_tversky": FocalTverskyLoss,
+    "generalized_dice": GeneralizedDiceLoss,
+    "focal": FocalLoss,
+    "lovasz": LovaszLoss,
+    "ohem": OHEMLoss,
+    "mcc": MCCLoss,
+}
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of losses that take the same logits and target."""
+    """The weighted sum of losses that take the same logits and target; they share one softmax."""
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -22,7 +44,17 @@ class WeightedSum(nn.Module):
         self.weights = dict(weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return sum(self.weights[name] * loss(logits, target) for name, loss in self.losses.items())
+        shared: dict[tuple[object, ...], Inputs] = {}
+        total = 0.0
+        for name, loss in self.losses.items():
+            if isinstance(loss, Loss):
+                key = (loss.mode, loss.ignore_index)
+                if key not in shared:
+                    shared[key] = Inputs(logits, target, *key)
+                total = total + self.weights[name] * loss.evaluate(shared[key])
+            else:
+                total = total + self.weights[name] * loss(logits, target)
+        return total
 
 
 def create_loss(spec: str | Mapping[str, float], *, ignore_index: int | None = 255, **options: Any) -> nn.Module:

@@ -1,13 +1,22 @@
-"""Cross entropy, softmax over the classes or a sigmoid for each."""
+"""Cross entropy: softmax over the classes or a sigmoid for each, of all pixels or of the hard ones alone."""
 
+import math
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from segkit.losses._inputs import check_inputs
+from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_weights, divide, reduce
 
 
 def cross_entropy_loss(
-    logits: Tensor, target: Tensor, *, ignore_index: int | None = 255, label_smoothing: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int | None = 255,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Softmax cross entropy, the mean over the pixels that are not ignored.
 
@@ -18,62 +27,209 @@ def cross_entropy_loss(
 
     Args:
         logits: (N, C, H, W).
-        target: (N, H, W) class indices.
+        target: (N, H, W) class indices, or (N, C, H, W) float shares of the classes.
         ignore_index: The label of pixels that count for nothing; None for none.
         label_smoothing: In [0, 1]; the share of the target that is spread evenly over all classes.
+        class_weights: (C,); the mean is then weighted by them. As in torch, the part that smoothing
+            gives to a class has that class's weight.
+        reduction: `mean`, `sum` or `none`.
 
     Returns:
-        A scalar, float32 for half-precision logits.
+        A scalar, or (N, H, W) unreduced; float32 for half-precision logits.
     """
-    logits, target, valid = check_inputs(logits, target, ignore_index)
-    losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)  # (N, H, W)
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    inputs = Inputs(logits, target, "multiclass", ignore_index)
+    return _cross_entropy(inputs, label_smoothing, class_weights, reduction)
 
 
-def bce_loss(logits: Tensor, target: Tensor, *, ignore_index: int | None = 255, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross entropy with a sigmoid for each class, against the one-hot target.
+def _cross_entropy(inputs: Inputs, smoothing: float, weights: Tensor | None, reduction: Reduction) -> Tensor:
+    weights, classes = check_weights(weights, inputs), inputs.num_classes
+    if not inputs.labelled:
+        target = inputs.target * (1 - smoothing) + smoothing / classes
+        target = target if weights is None else target * weights.view(-1, 1)
+        losses = inputs.weigh(-(target * inputs.logits.log_softmax(1)).sum(1))
+        return reduce(losses, inputs.num_valid(), reduction, losses.shape[:1] + inputs.shape[2:])
+    terms = inputs.softmax
+    scale = inputs.weigh(torch.ones_like(terms.nll) if weights is None else weights[inputs.target])
+    hits = terms.nll if weights is None else terms.nll * scale
+    if not smoothing:
+        return reduce(hits, scale.sum(), reduction, inputs.shape)
+    ones = torch.ones(classes, dtype=inputs.dtype, device=hits.device) if weights is None else weights
+    if reduction == "none":
+        log_probs = inputs.dense_logits.log_softmax(1)
+        spread = inputs.weigh(-(log_probs * ones.view(-1, 1)).sum(1))
+        return reduce((1 - smoothing) * hits + smoothing / classes * spread, scale.sum(), reduction, inputs.shape)
+    spread = -(terms.log_prob_sum * ones).sum()
+    total = (1 - smoothing) * hits.sum() + smoothing / classes * spread
+    return reduce(total, scale.sum(), reduction, inputs.shape)
+
+
+def bce_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode = "multiclass",
+    ignore_index: int | None = 255,
+    label_smoothing: float = 0.0,
+    pos_weight: Tensor | float | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Binary cross entropy with a sigmoid for each class; in mode `multiclass` against the one-hot target.
 
     The mean over classes and over the pixels that are not ignored; 0 where all are ignored.
 
     Args:
-        logits: (N, C, H, W).
-        target: (N, H, W) class indices.
-        ignore_index: The label of pixels that count for nothing; None for none.
+        logits: (N, C, H, W); C is 1 in mode `binary`.
+        target: `multiclass`: (N, H, W) class indices or (N, C, H, W) floats; `binary`: (N, H, W) or
+            (N, 1, H, W), `multilabel`: (N, C, H, W): 0 and 1, or floats between.
+        mode: `multiclass`, `binary` or `multilabel`.
+        ignore_index: The target value of what counts for nothing; None for none.
         label_smoothing: In [0, 1]; targets 0 and 1 become `label_smoothing / 2` and 1 minus that.
+        pos_weight: A number or (C,): how much more a positive entry weighs than a negative one.
+        reduction: `mean`, `sum` or `none`.
+
+    Returns:
+        A scalar, or the target's shape unreduced (in mode `multiclass` the mean over the classes);
+        float32 for half-precision logits.
+    """
+    return _bce(Inputs(logits, target, mode, ignore_index), label_smoothing, pos_weight, reduction)
+
+
+def _bce(inputs: Inputs, smoothing: float, pos_weight: Tensor | float | None, reduction: Reduction) -> Tensor:
+    if isinstance(pos_weight, int | float):
+        pos_weight = torch.full((inputs.num_classes,), float(pos_weight))
+    weights = check_weights(pos_weight, inputs)
+    weights = None if weights is None else weights.view(-1, 1)
+    if inputs.labelled:
+        losses = _bce_of_labels(inputs, smoothing, weights)
+        return reduce(losses, inputs.num_valid(), reduction, inputs.shape)
+    target = inputs.target * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(inputs.logits, target, reduction="none", pos_weight=weights)
+    if inputs.mode == "multiclass":
+        losses = inputs.weigh(losses.mean(1))
+        return reduce(losses, inputs.num_valid(), reduction, losses.shape[:1] + inputs.shape[2:])
+    return reduce(inputs.weigh(losses), inputs.num_valid(), reduction, inputs.shape)
+
+
+def _bce_of_labels(inputs: Inputs, smoothing: float, weights: Tensor | None) -> Tensor:
+    """(N, P), the mean over the classes, against a one-hot target that is never made.
+
+    Against a target t with positive weight w: (1 + (w - 1) t) softplus(z) - w t z. All entries are
+    taken for negative first, then the one of the pixel's class is put right.
+    """
+    logits, labels = inputs.dense_logits, inputs.target.unsqueeze(1)
+    hit, miss = 1 - smoothing / 2, smoothing / 2
+    at_target = logits.gather(1, labels)  # (N, 1, P)
+    losses = F.softplus(logits)
+    if weights is None:
+        losses = losses.sum(1) - (hit - miss) * at_target.squeeze(1)
+        losses = losses - miss * logits.sum(1) if miss else losses
+    else:
+        own = weights[inputs.target].view_as(at_target)
+        negatives = (1 + (weights - 1) * miss) * losses
+        negatives = negatives - weights * miss * logits if miss else negatives
+        correction = (own - 1) * (hit - miss) * F.softplus(at_target) - own * (hit - miss) * at_target
+        losses = negatives.sum(1) + correction.squeeze(1)
+    return inputs.weigh(losses) / inputs.num_classes
+
+
+def ohem_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode = "multiclass",
+    ignore_index: int | None = 255,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+) -> Tensor:
+    """Cross entropy of the hard pixels: those whose class has a probability below `threshold`.
+
+    At least `min_kept` pixels of the batch are kept, the hardest ones (all, where there are fewer); ties
+    are kept together. 0 where all are ignored.
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining",
+    2016, section 4; for pixels Wu et al., "Bridging Category-level and Instance-level Semantic Image
+    Segmentation", 2016, section 3.2.
+
+    Args:
+        logits: (N, C, H, W); C is 1 in mode `binary`.
+        target: As in `bce_loss`; with sigmoids, every entry of the target stands for a pixel.
+        mode: `multiclass` (softmax), `binary` or `multilabel` (sigmoid).
+        ignore_index: The target value of what counts for nothing; None for none.
+        threshold: In (0, 1].
+        min_kept: A number of pixels, over the whole batch.
 
     Returns:
         A scalar, float32 for half-precision logits.
     """
-    logits, target, valid = check_inputs(logits, target, ignore_index)
-    # Against a target t: softplus(z) - t z, so that the one-hot target need not be made.
-    at_target = logits.gather(1, target.unsqueeze(1)).squeeze(1)  # (N, H, W)
-    hit, miss = 1 - label_smoothing / 2, label_smoothing / 2
-    losses = F.softplus(logits).sum(1) - (hit - miss) * at_target - miss * logits.sum(1)
-    return (losses * valid).sum() / (valid.sum().clamp(min=1) * logits.shape[1])
+    return _ohem(Inputs(logits, target, mode, ignore_index), threshold, min_kept)
 
 
-class CrossEntropyLoss(nn.Module):
+def _ohem(inputs: Inputs, threshold: float, min_kept: int) -> Tensor:
+    losses = inputs.weigh(inputs.entry_losses()).flatten()
+    valid = torch.ones_like(losses, dtype=torch.bool) if inputs.valid is None else inputs.valid.flatten()
+    ranks = torch.where(valid, losses.detach(), -1.0)
+    keep = ranks > -math.log(threshold)
+    if losses.numel():
+        rank = min(max(min_kept, 1), losses.numel())
+        keep = keep | (ranks >= ranks.kthvalue(losses.numel() - rank + 1).values)
+    keep = keep & valid
+    return divide((losses * keep).sum(), keep.sum())
+
+
+class CrossEntropyLoss(Loss):
     """`cross_entropy_loss` as a module."""
 
-    def __init__(self, *, ignore_index: int | None = 255, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+    def __init__(
+        self,
+        *,
+        ignore_index: int | None = 255,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__("multiclass", ignore_index, class_weights=class_weights, reduction=reduction)
         self.label_smoothing = _check_smoothing(label_smoothing)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy_loss(logits, target, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        return _cross_entropy(inputs, self.label_smoothing, self.class_weights, **self.options)
 
 
-class BCELoss(nn.Module):
+class BCELoss(Loss):
     """`bce_loss` as a module."""
 
-    def __init__(self, *, ignore_index: int | None = 255, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+    def __init__(
+        self,
+        *,
+        mode: Mode = "multiclass",
+        ignore_index: int | None = 255,
+        label_smoothing: float = 0.0,
+        pos_weight: Tensor | float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(mode, ignore_index, pos_weight=pos_weight, reduction=reduction)
         self.label_smoothing = _check_smoothing(label_smoothing)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return bce_loss(logits, target, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        return _bce(inputs, self.label_smoothing, **self.options)
+
+
+class OHEMLoss(Loss):
+    """`ohem_loss` as a module."""
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "multiclass",
+        ignore_index: int | None = 255,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+    ) -> None:
+        super().__init__(mode, ignore_index, threshold=threshold, min_kept=min_kept)
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        return _ohem(inputs, **self.options)
 
 
 def _check_smoothing(label_smoothing: float) -> float:

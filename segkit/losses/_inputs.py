@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.losses._blocks import masked
 from segkit.losses._softmax import SoftmaxTerms, softmax_terms
 
 Mode = Literal["multiclass", "binary", "multilabel"]
@@ -70,16 +71,10 @@ class Inputs:
                 self.valid = None if valid is None else valid.flatten(1)
             else:
                 self.valid = None if valid is None else valid.reshape(self.logits.shape)
-            self.logits = self._masked_logits()
+            self.logits = masked(self.logits, self.valid, self.dtype)
         high = self.num_classes - 1 if self.labelled else 1
         _check_range(self.target, high, ignore_index, what="labels" if self.labelled else "values")
         self._terms: SoftmaxTerms | None = None
-
-    def _masked_logits(self) -> Tensor:
-        logits = self.logits.to(self.dtype)
-        if self.valid is None:
-            return logits
-        return torch.where(self.valid if self.valid.ndim == 3 else self.valid.unsqueeze(1), logits, 0)
 
     @property
     def softmax(self) -> SoftmaxTerms:
@@ -91,7 +86,7 @@ class Inputs:
     @property
     def dense_logits(self) -> Tensor:
         """(N, C, P) in the sums' type, 0 at ignored pixels."""
-        return self._masked_logits() if self.labelled else self.logits
+        return masked(self.logits, self.valid, self.dtype) if self.labelled else self.logits
 
     def weigh(self, x: Tensor) -> Tensor:
         """`x`, of the shape of `valid`, with 0 at ignored pixels."""
@@ -119,8 +114,7 @@ class Inputs:
             terms = self.softmax
             return Counts(terms.true_positive, terms.prob_sum, support, self._pixels())
         probs = self.logits.softmax(1) if self.mode == "multiclass" else self.logits.sigmoid()
-        if self.valid is not None:
-            probs = probs * (self.valid if self.valid.ndim == 3 else self.valid.unsqueeze(1))
+        probs = masked(probs, self.valid, self.dtype)
         # For shares between 0 and 1, the overlap is the smaller of the two: only so is p = t the best prediction
         # (Wang et al., "Dice Semimetric Losses", 2023, section 3). For 0 and 1 that is p * t.
         hits = torch.minimum(probs, self.target)

@@ -1,13 +1,13 @@
 """What the softmax losses need of the logits, in one pass over them that keeps no probabilities."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-BLOCK_VALUES = 1 << 20  # logits worked on at a time on a CPU: they and their exponentials fit the caches
+from segkit.losses._blocks import blocks, masked
+
 LARGE = 1e30  # float32 sums between this and its reciprocal are exact to the last digit or two
 
 
@@ -29,10 +29,8 @@ def softmax_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> Softm
 
 def _plain_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> SoftmaxTerms:
     """The same in plain operations, which a compiler joins and which can be differentiated twice."""
-    logits = _raise(logits)
+    logits = masked(logits, valid, torch.promote_types(logits.dtype, torch.float32))
     weight = torch.ones_like(target, dtype=logits.dtype) if valid is None else valid.to(logits.dtype)
-    if valid is not None:
-        logits = torch.where(valid.unsqueeze(1), logits, 0)
     log_probs = logits.log_softmax(1)
     nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
     nll = nll if valid is None else torch.where(valid, nll, 0)
@@ -48,7 +46,7 @@ class _SoftmaxTerms(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
         with torch.autocast(logits.device.type, enabled=False):
-            terms, log_sum, ctx.masked, ctx.small = _forward(logits, target, valid)
+            terms, log_sum, ctx.poisoned, ctx.small = _forward(logits, target, valid)
         ctx.save_for_backward(logits, target, valid, terms.nll, log_sum)
         ctx.set_materialize_grads(False)
         return tuple(terms)
@@ -59,7 +57,7 @@ class _SoftmaxTerms(Function):
         with torch.autocast(logits.device.type, enabled=False):
             if torch.is_grad_enabled():  # the gradient is to be differentiated itself
                 return _differentiable_backward(logits, target, valid, grads), None, None
-            return _backward(logits, target, valid, nll, log_sum, ctx.masked, ctx.small, grads), None, None
+            return _backward(logits, target, valid, nll, log_sum, ctx.poisoned, ctx.small, grads), None, None
 
 
 def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[SoftmaxTerms, Tensor, bool, bool]:
@@ -74,14 +72,14 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
     log_sum = torch.empty_like(nll)
     # The sums of the blocks are added up in float64: float32 would lose a million small steps one by one.
     true_positive, prob_sum, log_prob_sum = logits.new_zeros(3, n, classes, dtype=torch.float64).unbind()
-    masked, all_small, buffer = False, True, Buffer()
-    for image, span in _blocks(logits):
+    poisoned, all_small, buffer = False, True, Buffer()
+    for image, span in blocks(logits):
         z, labels = logits[image, :, span].to(dtype), target[image, span]
         counted = None if valid is None else valid[image, span]
         exps = torch.exp(z, out=buffer.like(z))
         sums, shift = exps.sum(1), 0
         if counted is not None and not _is_small(sums):
-            masked, z = True, torch.where(counted.unsqueeze(1), z, 0)
+            poisoned, z = True, masked(z, counted, dtype)
             exps = torch.exp(z, out=buffer.like(z))
             sums = exps.sum(1)
         if not _is_small(sums):
@@ -98,7 +96,7 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
         log_prob_sum[image] += _masked_sum(z, ones, counted)
         log_prob_sum[image] -= (log_sums * ones).sum(1, keepdim=True, dtype=torch.float64)
     terms = SoftmaxTerms(nll, true_positive.to(dtype), prob_sum.to(dtype), log_prob_sum.to(dtype))
-    return terms, log_sum, masked, all_small
+    return terms, log_sum, poisoned, all_small
 
 
 def _backward(
@@ -107,17 +105,17 @@ def _backward(
     valid: Tensor | None,
     nll: Tensor,
     log_sum: Tensor,
-    masked: bool,
+    poisoned: bool,
     small: bool,
     grads: tuple[Tensor | None, ...],
 ) -> Tensor:
     grad_nll, grad_hits, grad_probs, grad_log_probs = grads
     out, buffer, second = torch.empty_like(logits), Buffer(), Buffer()
-    for image, span in _blocks(logits):
+    for image, span in blocks(logits):
         z, labels = logits[image, :, span].to(nll.dtype), target[image, span]
         counted = None if valid is None else valid[image, span]
-        if masked:
-            z = torch.where(counted.unsqueeze(1), z, 0)
+        if poisoned:
+            z = masked(z, counted, nll.dtype)
         if small:
             exps, scale = torch.exp(z, out=buffer.like(z)), (-log_sum[image, span]).exp_().unsqueeze(1)
         else:
@@ -160,11 +158,11 @@ def _differentiable_backward(
 
 
 def _masked_sum(z: Tensor, ones: Tensor, counted: Tensor | None) -> Tensor:
-    """(1, C) sums of z (1, C, P) over the counted pixels. No exponential shows -inf at an ignored one; these sums do."""
+    """(1, C) sums of z (1, C, P) over the counted pixels; -inf at an ignored one shows here, and in no exponential."""
     sums = (z @ ones.unsqueeze(2)).squeeze(2)
     if counted is None or z.is_cuda or sums.isfinite().all():
         return sums
-    return torch.where(counted.unsqueeze(1), z, 0).sum(2)
+    return masked(z, counted, z.dtype).sum(2)
 
 
 def _is_small(sums: Tensor) -> bool:
@@ -186,19 +184,3 @@ class Buffer:
         if self.memory is None or self.memory.numel() < x.numel():
             self.memory = x.new_empty(x.numel())
         return torch.as_strided(self.memory, x.shape, torch.empty_like(x, device="meta").stride())
-
-
-def _raise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Image and pixel ranges that cover (N, C, P): small ones on a CPU, all at once on a GPU."""
-    n, classes, pixels = logits.shape
-    if logits.is_cuda:
-        yield slice(None), slice(None)
-        return
-    step = max(1024, BLOCK_VALUES // max(classes, 1))
-    for image in range(n):
-        for start in range(0, pixels, step):
-            yield slice(image, image + 1), slice(start, start + step)

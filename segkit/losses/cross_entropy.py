@@ -1,11 +1,14 @@
 """Cross entropy: softmax over the classes or a sigmoid for each, of all pixels or of the hard ones alone."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
+from segkit.losses._blocks import blocks, masked
 from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_weights, divide, reduce
 
 
@@ -49,18 +52,20 @@ def _cross_entropy(inputs: Inputs, smoothing: float, weights: Tensor | None, red
         losses = inputs.weigh(-(target * inputs.logits.log_softmax(1)).sum(1))
         return reduce(losses, inputs.num_valid(), reduction, losses.shape[:1] + inputs.shape[2:])
     terms = inputs.softmax
-    scale = inputs.weigh(torch.ones_like(terms.nll) if weights is None else weights[inputs.target])
-    hits = terms.nll if weights is None else terms.nll * scale
+    if weights is None:
+        hits, total = terms.nll, inputs.num_valid()
+    else:
+        scale = inputs.weigh(weights[inputs.target])
+        hits, total = terms.nll * scale, scale.sum()
     if not smoothing:
-        return reduce(hits, scale.sum(), reduction, inputs.shape)
+        return reduce(hits, total, reduction, inputs.shape)
     ones = torch.ones(classes, dtype=inputs.dtype, device=hits.device) if weights is None else weights
     if reduction == "none":
         log_probs = inputs.dense_logits.log_softmax(1)
         spread = inputs.weigh(-(log_probs * ones.view(-1, 1)).sum(1))
-        return reduce((1 - smoothing) * hits + smoothing / classes * spread, scale.sum(), reduction, inputs.shape)
+        return reduce((1 - smoothing) * hits + smoothing / classes * spread, total, reduction, inputs.shape)
     spread = -(terms.log_prob_sum * ones).sum()
-    total = (1 - smoothing) * hits.sum() + smoothing / classes * spread
-    return reduce(total, scale.sum(), reduction, inputs.shape)
+    return reduce((1 - smoothing) * hits.sum() + smoothing / classes * spread, total, reduction, inputs.shape)
 
 
 def bce_loss(
@@ -111,25 +116,60 @@ def _bce(inputs: Inputs, smoothing: float, pos_weight: Tensor | float | None, re
 
 
 def _bce_of_labels(inputs: Inputs, smoothing: float, weights: Tensor | None) -> Tensor:
-    """(N, P), the mean over the classes, against a one-hot target that is never made.
-
-    Against a target t with positive weight w: (1 + (w - 1) t) softplus(z) - w t z. All entries are
-    taken for negative first, then the one of the pixel's class is put right.
-    """
-    logits, labels = inputs.dense_logits, inputs.target.unsqueeze(1)
+    """(N, P), the mean over the classes, against a one-hot target that is never made."""
+    logits, labels, classes = inputs.logits, inputs.target.unsqueeze(1), inputs.num_classes
+    weights = torch.ones(classes, 1, dtype=inputs.dtype, device=logits.device) if weights is None else weights
     hit, miss = 1 - smoothing / 2, smoothing / 2
-    at_target = logits.gather(1, labels)  # (N, 1, P)
-    losses = F.softplus(logits)
-    if weights is None:
-        losses = losses.sum(1) - (hit - miss) * at_target.squeeze(1)
-        losses = losses - miss * logits.sum(1) if miss else losses
+    if torch.compiler.is_compiling():
+        losses = _one_hot_bce(inputs.dense_logits, labels, weights, hit, miss)
     else:
-        own = weights[inputs.target].view_as(at_target)
-        negatives = (1 + (weights - 1) * miss) * losses
-        negatives = negatives - weights * miss * logits if miss else negatives
-        correction = (own - 1) * (hit - miss) * F.softplus(at_target) - own * (hit - miss) * at_target
-        losses = negatives.sum(1) + correction.squeeze(1)
-    return inputs.weigh(losses) / inputs.num_classes
+        losses = _OneHotBCE.apply(logits, labels, inputs.valid, weights, hit, miss)
+    return inputs.weigh(losses) / classes
+
+
+def _one_hot_bce(logits: Tensor, labels: Tensor, weights: Tensor, hit: float, miss: float) -> Tensor:
+    """The sum over the classes of (1 + (w - 1) t) softplus(z) - w t z, t being `hit` at the label, else `miss`.
+
+    All entries are taken for negative first, then the one of the pixel's class is put right.
+    """
+    at_label, own = logits.gather(1, labels), weights[labels[:, 0], 0].unsqueeze(1)
+    change = (hit - miss) * ((own - 1) * F.softplus(at_label) - own * at_label)
+    losses = (1 + (weights - 1) * miss) * F.softplus(logits) - weights * miss * logits
+    return losses.sum(1) + change.squeeze(1)
+
+
+class _OneHotBCE(Function):
+    """`_one_hot_bce` in blocks, with one sigmoid on the way back and nothing kept but the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Tensor, hit: float, miss: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits, labels, valid, weights)
+        ctx.hit, ctx.miss = hit, miss
+        losses = torch.empty_like(labels[:, 0], dtype=weights.dtype)
+        for image, span in blocks(logits):
+            z = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
+            losses[image, span] = _one_hot_bce(z, labels[image, :, span], weights, hit, miss)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, valid, weights = ctx.saved_tensors
+        nothing = (None,) * 5
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            losses = _one_hot_bce(masked(logits, valid, weights.dtype), labels, weights, ctx.hit, ctx.miss)
+            return torch.autograd.grad(losses, logits, grad, create_graph=True)[0], *nothing
+        out = torch.empty_like(logits)
+        for image, span in blocks(logits):
+            index = labels[image, :, span]
+            probs = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
+            probs = probs.sigmoid()
+            own = weights[index[:, 0], 0].unsqueeze(1)
+            change = (ctx.hit - ctx.miss) * ((own - 1) * probs.gather(1, index) - own)
+            gradient = (1 + (weights - 1) * ctx.miss) * probs - weights * ctx.miss
+            out[image, :, span] = gradient.scatter_add_(1, index, change).mul_(grad[image, None, span])
+        return out, *nothing
 
 
 def ohem_loss(

@@ -63,8 +63,10 @@ def _focal(
     weights = check_weights(weights, inputs)
     if inputs.labelled:
         losses = inputs.softmax.nll
-        scale = inputs.weigh(torch.ones_like(losses) if weights is None else weights[inputs.target])
         losses = _modulate(-torch.expm1(-losses), gamma) * losses
+        if weights is None:
+            return reduce(losses, inputs.num_valid(), reduction, inputs.shape)
+        scale = inputs.weigh(weights[inputs.target])
         return reduce(losses * scale, scale.sum(), reduction, inputs.shape)
     if inputs.mode == "multiclass":
         log_probs = inputs.logits.log_softmax(1)

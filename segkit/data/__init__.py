@@ -2,6 +2,7 @@
 
 from segkit.data.coco import CocoSegmentation
 from segkit.data.demo import write_demo
+from segkit.data.distance_maps import signed_distance_maps
 from segkit.data.images import DataError, list_images, read_image, write_image, write_mask
 from segkit.data.loaders import SegmentationDataset, train_loader, val_loader
 from segkit.data.transforms import AUGMENTATIONS, create_transform
@@ -14,6 +15,7 @@ __all__ = [
     "create_transform",
     "list_images",
     "read_image",
+    "signed_distance_maps",
     "train_loader",
     "val_loader",
     "write_demo",

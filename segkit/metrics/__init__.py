@@ -1,0 +1,24 @@
+"""Scores of predicted labels (N, H, W), logits or probabilities (N, C, H, W); ignored pixels count for nothing."""
+
+from segkit.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_interval
+from segkit.metrics.boundary import BoundaryIoU, BoundaryScores
+from segkit.metrics.calibration import CalibrationError, CalibrationScores
+from segkit.metrics.confusion import ConfusionMatrix
+from segkit.metrics.labels import argmax_channels
+from segkit.metrics.per_image import PerImageConfusion, PerImageScores
+from segkit.metrics.scores import Scores
+
+__all__ = [
+    "BoundaryIoU",
+    "BoundaryScores",
+    "CalibrationError",
+    "CalibrationScores",
+    "ConfusionMatrix",
+    "Interval",
+    "PerImageConfusion",
+    "PerImageScores",
+    "Scores",
+    "argmax_channels",
+    "bootstrap_difference",
+    "bootstrap_interval",
+]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from segkit.data.mixing import Mix
+
 
 class SegmentationDataset(Protocol):
     """What the loaders need: a length and `(image (H, W, 3) uint8, mask (H, W))` items."""
@@ -25,12 +27,20 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     Set `epoch` before each pass. A last batch of one is dropped where others remain, since batch
     normalisation cannot learn from it.
+
+    Args:
+        length: Number of images.
+        batch_size: Images in a batch.
+        seed: What the order and the augmentations are drawn by, together with the epoch.
+        shares: (length,) how much of an epoch is each image's, see `repeat_factors`; by default all
+            come once. The epoch's length stays as it is.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int = 0, shares: np.ndarray | None = None) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
+        self.shares = shares
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -39,29 +49,83 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(self.length).tolist()
+        order = random.permutation(self._drawn(random)).tolist()
         seeds = random.integers(2**31, size=self.length).tolist()
         samples = list(zip(order, seeds, strict=True))
         for i in range(len(self)):
             yield samples[i * self.batch_size : (i + 1) * self.batch_size]
 
+    def _drawn(self, random: np.random.Generator) -> np.ndarray:
+        """The images of an epoch: each as often as its share says, rounded up or down by chance."""
+        if self.shares is None:
+            return np.arange(self.length)
+        # Evenly spaced marks on the line of all shares: `length` images in all, none missed by more than one.
+        ends = np.cumsum(self.shares) / np.sum(self.shares) * self.length
+        marks = np.arange(self.length) + random.random()
+        return np.searchsorted(ends, marks, side="right").clip(max=self.length - 1)
+
+
+def repeat_factors(presence: np.ndarray, threshold: float) -> np.ndarray:
+    """How often images of rare classes are to be shown: max over its classes of max(1, sqrt(threshold / frequency)).
+
+    Source: Gupta et al., "LVIS", 2019, section 5.1.
+
+    Args:
+        presence: (images, C) whether the class is in the image.
+        threshold: A class in a smaller share of the images than this is rare.
+
+    Returns:
+        (images,) float64, at least 1.
+    """
+    frequency = np.maximum(presence.mean(0), 1e-12)
+    of_class = np.maximum(1.0, np.sqrt(threshold / frequency))
+    return np.where(presence, of_class, 1.0).max(1, initial=1.0)
+
 
 class Augmented(Dataset):
-    """Applies a transform, seeded for each sample: item (index, seed) -> (image (3, H, W), mask (H, W)) uint8."""
+    """Applies a transform, seeded for each sample: item (index, seed) -> (image (3, H, W), mask (H, W)) uint8.
 
-    def __init__(self, data: SegmentationDataset, transform: Callable[..., Any]) -> None:
+    Args:
+        data: Images and masks.
+        transform: An albumentations pipeline.
+        mix: Makes one sample of two, see `segkit.data.mixing`.
+        mix_share: Share of the samples that are mixed.
+        donors: Indices of the images that the second sample is drawn from; all by default.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        transform: Callable[..., Any],
+        *,
+        mix: Mix | None = None,
+        mix_share: float = 0.5,
+        donors: Sequence[int] | None = None,
+    ) -> None:
         self.data = data
         self.transform = transform
+        self.mix = mix
+        self.mix_share = mix_share
+        self.donors = range(len(data)) if donors is None else donors
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = sample
+        result = self._transformed(index, seed)
+        if self.mix is not None and len(self.donors):
+            random = np.random.default_rng((seed, 1))
+            if random.random() < self.mix_share:
+                donor = self.donors[int(random.integers(len(self.donors)))]
+                result = self.mix(result, self._transformed(donor, int(random.integers(2**31))), random)
+        return _to_tensors(*result)
+
+    def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self.data[index]
         self.transform.set_random_seed(seed)
         result = self.transform(image=image, mask=mask)
-        return _to_tensors(result["image"], result["mask"])
+        return result["image"], result["mask"]
 
 
 class Plain(Dataset):
@@ -78,15 +142,34 @@ class Plain(Dataset):
 
 
 def train_loader(
-    data: SegmentationDataset, transform: Callable[..., Any], *, batch_size: int, workers: int = 0, seed: int = 0
+    data: SegmentationDataset,
+    transform: Callable[..., Any],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    seed: int = 0,
+    shares: np.ndarray | None = None,
+    **mixing: Any,
 ) -> DataLoader:
-    """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch."""
+    """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
+
+    Args:
+        data: Images and masks.
+        transform: See `create_transform`.
+        batch_size: Images in a batch.
+        workers: Processes that load; they do not change what is loaded.
+        seed: Of order and augmentation.
+        shares: See `TrainBatches`.
+        **mixing: `mix`, `mix_share`, `donors`, see `Augmented`.
+    """
     if len(data) == 0:
         raise ValueError("the training set has no images")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    batches = TrainBatches(len(data), batch_size, seed)
-    return DataLoader(Augmented(data, transform), batch_sampler=batches, **_worker_options(workers))
+    if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
+        raise ValueError(f"shares must be {len(data)} positive numbers, one for each image")
+    batches = TrainBatches(len(data), batch_size, seed, shares)
+    return DataLoader(Augmented(data, transform, **mixing), batch_sampler=batches, **_worker_options(workers))
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0) -> DataLoader:
@@ -108,4 +191,6 @@ def _single_threaded(worker: int) -> None:
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(
+        np.ascontiguousarray(mask)
+    )

@@ -1,9 +1,12 @@
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 
 from segkit.data import AUGMENTATIONS, CocoSegmentation, create_transform, train_loader, val_loader
-from segkit.data.loaders import TrainBatches
+from segkit.data.loaders import Augmented, TrainBatches, repeat_factors
+from segkit.data.mixing import CopyPaste, cutmix
+from segkit.data.transforms import RECOMMENDED, strict_arguments
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_a_crop_has_its_size_whatever_the_image(name, size):
     assert result["mask"].shape == (64, 64)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", RECOMMENDED)
 def test_pixels_outside_the_image_are_ignored_and_labels_are_not_mixed(name):
     mask = np.zeros((30, 30), np.uint8)
     mask[10:20] = 9
@@ -92,3 +95,93 @@ def test_pixels_outside_the_image_are_ignored_and_labels_are_not_mixed(name):
 def test_wrong_settings_are_named(data, call, message):
     with pytest.raises(ValueError, match=message):
         call(data)
+
+
+@pytest.mark.parametrize("name", ["seed1", "seed2"])
+def test_the_seeds_pipelines_reflect_at_the_border_and_invent_no_label(name):
+    mask = np.full((30, 40), 3, np.uint8)
+    mask[:, 20:] = 9
+    transform = create_transform(name, crop=32)
+    for seed in range(20):
+        transform.set_random_seed(seed)
+        assert set(np.unique(transform(image=np.zeros((30, 40, 3), np.uint8), mask=mask)["mask"])) <= {3, 9}
+
+
+def test_an_argument_that_albumentations_does_not_know_is_an_error():
+    with pytest.raises(ValueError, match="'percent' are not valid"), strict_arguments():
+        A.HorizontalFlip(percent=50)
+
+
+def test_crops_are_drawn_around_rare_classes():
+    mask = np.zeros((200, 300), np.uint8)
+    mask[150, 250] = 5
+    image = np.zeros((200, 300, 3), np.uint8)
+
+    def hits(share):
+        transform = create_transform("none", crop=32, rare_classes=(5, 7), rare_crops=share)
+        seen = []
+        for seed in range(40):
+            transform.set_random_seed(seed)
+            seen.append((transform(image=image, mask=mask)["mask"] == 5).any())
+        return np.mean(seen)
+
+    assert hits(1.0) == 1
+    assert 0.2 < hits(0.5) < 0.8
+    assert hits(0.0) < 0.2
+
+
+def test_repeat_factors_worked_out_by_hand():
+    presence = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool)
+    assert repeat_factors(presence, threshold=1.0).tolist() == pytest.approx([2, 1, 1, 1])
+    assert repeat_factors(presence, threshold=0.1).tolist() == [1, 1, 1, 1]
+
+
+def test_images_come_as_often_as_their_shares_say_in_an_epoch_of_the_same_length():
+    batches = TrainBatches(100, 10, shares=np.array([5.0] * 10 + [1.0] * 90))
+    drawn = np.zeros(100)
+    for batches.epoch in range(20):
+        indices = [index for batch in batches for index, _ in batch]
+        assert len(indices) == 100
+        drawn += np.bincount(indices, minlength=100)
+    assert drawn[:10] / 20 == pytest.approx(500 / 140, abs=0.3)
+    assert drawn[10:] / 20 == pytest.approx(100 / 140, abs=0.3)
+
+
+def test_cutmix_puts_one_rectangle_of_the_donor_in_its_place():
+    zeros, ones = ((np.full((20, 30, 3), v, np.uint8), np.full((20, 30), v, np.uint8)) for v in (0, 1))
+    shares = []
+    for seed in range(200):
+        image, mask = cutmix(zeros, ones, np.random.default_rng(seed))
+        assert np.array_equal(image[..., 0], mask)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask.sum() == len(rows) * len(columns)
+        shares.append(mask.mean())
+    assert 0.4 < np.mean(shares) < 0.6
+    assert not zeros[1].any()
+
+
+def test_copy_paste_brings_the_pixels_of_its_classes_alone():
+    image, mask = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8)
+    donor_mask = np.zeros((20, 20), np.uint8)
+    donor_mask[2:5, 3:9] = 4
+    donor_mask[3, 4] = 2
+    donor = (np.stack([donor_mask * 10] * 3, -1), donor_mask)
+    mixed, labels = CopyPaste([4])((image, mask), donor, np.random.default_rng(0))
+    assert (labels == 4).sum() == (donor_mask == 4).sum()
+    assert set(np.unique(labels)) == {0, 4}
+    assert np.array_equal(mixed[..., 0], labels * 10)
+    assert CopyPaste([7])((image, mask), donor, np.random.default_rng(0))[1] is mask
+
+
+def test_mixed_samples_depend_on_the_seed_alone(data):
+    def sample(seed):
+        mixed = Augmented(data, create_transform("flip", crop=32), mix=cutmix, mix_share=1.0)
+        return mixed[0, seed]
+
+    assert torch.equal(sample(3)[0], sample(3)[0])
+    assert not torch.equal(sample(3)[0], sample(4)[0])
+
+
+def test_rare_crops_of_a_pipeline_that_does_not_crop_are_refused():
+    with pytest.raises(ValueError, match="rare_crops needs an augmentation that crops"):
+        create_transform("seed2", crop=8, rare_classes=(1,), rare_crops=0.5)

@@ -1,0 +1,148 @@
+"""Images a second of the training loader against the data set class that people write by hand.
+
+The peer is what the projects did that segkit grew from: per item it asks pycocotools for the annotations,
+rasterises them one by one, turns the image into float32, augments and normalises. `uint8` is a kinder peer
+that stays in uint8 until the normalisation. The augmentation is the same on all sides (`seed2`). Ours gives
+uint8 and is normalised as a batch, which is timed too. Epochs take turns; the first one, in which our masks
+are drawn, is timed apart.
+
+    python benchmarks/data.py --data ../shared/data/facade/train.json
+    python benchmarks/data.py --data ../shared/data/facade/train.json --profile
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from albumentations.pytorch import ToTensorV2
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segkit.data import CocoSegmentation, create_transform, train_loader
+from segkit.models.preprocessing import Preprocessing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ByHand(Dataset):
+    """The usual class of a competition notebook."""
+
+    def __init__(self, file: Path, crop: int, *, as_float: bool) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco = COCO(str(file))
+        self.root, self.as_float = file.parent, as_float
+        self.ids = self.coco.getImgIds()
+        normalize = A.Normalize(MEAN, STD, max_pixel_value=1.0 if as_float else 255.0)
+        self.transform = A.Compose([*create_transform("seed2", crop=crop).transforms, normalize, ToTensorV2()])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        info = self.coco.loadImgs(self.ids[index])[0]
+        image = cv2.cvtColor(cv2.imread(str(self.root / info["file_name"])), cv2.COLOR_BGR2RGB)
+        if self.as_float:
+            image = image.astype(np.float32) / 255.0
+        mask = np.zeros((info["height"], info["width"]))
+        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=info["id"])):
+            mask[self.coco.annToMask(annotation) == 1] = annotation["category_id"]
+        result = self.transform(image=image, mask=mask.astype(np.int8))
+        return result["image"], result["mask"]
+
+
+def ours(file: Path, crop: int, batch_size: int, workers: int, cache: Path) -> DataLoader:
+    data = CocoSegmentation(file, mask_cache=cache)
+    return train_loader(data, create_transform("seed2", crop=crop), batch_size=batch_size, workers=workers)
+
+
+def epoch(batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing | None) -> int:
+    images = 0
+    for batch, _ in batches:
+        if preprocessing is not None:
+            batch = preprocessing(batch)
+        images += len(batch)
+    return images
+
+
+def measure(args: argparse.Namespace, cache: Path) -> None:
+    options = {"batch_size": args.batch_size, "num_workers": args.workers, "shuffle": True}
+    options |= {"drop_last": True, "persistent_workers": args.workers > 0}
+    loaders = {
+        "by hand, float32": (DataLoader(ByHand(args.data, args.crop, as_float=True), **options), None),
+        "by hand, uint8": (DataLoader(ByHand(args.data, args.crop, as_float=False), **options), None),
+        "segkit": (
+            ours(args.data, args.crop, args.batch_size, args.workers, cache),
+            Preprocessing(MEAN, STD),
+        ),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for run in range(args.runs + 1):
+        for name, (loader, preprocessing) in loaders.items():
+            started = time.perf_counter()
+            rates[name].append(epoch(loader, preprocessing) / (time.perf_counter() - started))
+            if run == 0:
+                print(f"first epoch  {name:<18} {rates[name][0]:7.1f} images/s", flush=True)
+    base = statistics.median(rates["by hand, float32"][1:])
+    print(f"\n{args.workers} workers, batches of {args.batch_size}, crop {args.crop}, median of {args.runs} epochs")
+    for name, values in rates.items():
+        rate = statistics.median(values[1:])
+        print(f"  {name:<18} {rate:7.1f} images/s  {rate / base:5.2f} x")
+
+
+def profile(args: argparse.Namespace, cache: Path) -> None:
+    """Where the time of one of our samples goes, in this process, with the masks drawn."""
+    cv2.setNumThreads(0)
+    data = CocoSegmentation(args.data, mask_cache=cache)
+    transform = create_transform("seed2", crop=args.crop)
+    count = min(len(data), 100)
+    parts = {
+        "image, decoded": lambda i: data.image(i),
+        "mask, drawn": lambda i: data.mask(i),
+        "mask, from the cache": lambda i: data.cached_mask(i),
+        "both, augmented": lambda i: transform(**dict(zip(("image", "mask"), data[i], strict=True))),
+    }
+    for name, part in parts.items():
+        part(0)
+        for i in range(count):
+            if name.startswith("mask, from"):
+                part(i)
+        started = time.perf_counter()
+        for i in range(count):
+            part(i)
+        print(f"  {name:<22} {1000 * (time.perf_counter() - started) / count:6.2f} ms an image")
+    batch = torch.zeros(args.batch_size, 3, args.crop, args.crop, dtype=torch.uint8)
+    preprocessing = Preprocessing(MEAN, STD)
+    started = time.perf_counter()
+    for _ in range(10):
+        preprocessing(batch)
+    print(f"  {'normalised':<22} {100 * (time.perf_counter() - started) / args.batch_size:6.2f} ms an image")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--crop", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        (profile if args.profile else measure)(args, Path(cache))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from segkit.data.mask_cache import MaskCache, default_folder
+
+MASK = np.arange(256, dtype=np.uint8).reshape(8, 32)
+
+
+def refuse():
+    raise AssertionError("the mask was made again")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_mask_is_made_once(in_memory, tmp_path):
+    cache = MaskCache(None if in_memory else tmp_path, "key")
+    assert np.array_equal(cache.get(3, lambda: MASK), MASK)
+    assert np.array_equal(cache.get(3, refuse), MASK)
+
+
+def test_files_outlive_the_process_and_the_key_tells_them_apart(tmp_path):
+    MaskCache(tmp_path, "old annotations").get(0, lambda: MASK)
+    assert np.array_equal(MaskCache(tmp_path, "old annotations").get(0, refuse), MASK)
+    assert np.array_equal(MaskCache(tmp_path, "new annotations").get(0, lambda: MASK + 1), MASK + 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n"])
+def test_a_damaged_file_is_made_anew(content, tmp_path):
+    cache = MaskCache(tmp_path, "key")
+    cache.get(0, lambda: MASK)
+    (file,) = tmp_path.rglob("*.png")
+    file.write_bytes(content)
+    assert np.array_equal(cache.get(0, lambda: MASK), MASK)
+    assert np.array_equal(cache.get(0, refuse), MASK)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = MaskCache(tmp_path / "file" / "below", "key")
+    assert np.array_equal(cache.get(0, lambda: MASK), MASK)
+
+
+def read_many(folder):
+    cache = MaskCache(folder, "key")
+    return all(
+        np.array_equal(cache.get(i % 7, lambda i=i: np.roll(MASK, i % 7)), np.roll(MASK, i % 7)) for i in range(200)
+    )
+
+
+def test_several_processes_may_fill_it_together(tmp_path):
+    with ProcessPoolExecutor(3) as pool:
+        assert all(pool.map(read_many, [tmp_path] * 3))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "segkit" / "masks"

@@ -88,7 +88,7 @@ class TrainConfig:
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 switches clipping off."""
     loss: Weights = field(default_factory=lambda: {"ce": 1.0})
-    """Losses and their weights: ce, bce, dice."""
+    """Losses and their weights: ce, bce, dice, jaccard, tversky, focal, lovasz, ohem and more."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes, in ce and bce."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"

@@ -55,7 +55,7 @@ class Inputs:
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.labelled = mode == "multiclass" and not target.is_floating_point()
         self.logits = logits.flatten(2)
-        valid = None if ignore_index is None else target != ignore_index
+        valid = _valid(target, ignore_index)
         if valid is not None and mode == "multiclass" and not self.labelled:
             valid = valid.any(1, keepdim=True)
         if valid is not None and not target.is_cuda and not torch.compiler.is_compiling() and valid.all():
@@ -185,6 +185,17 @@ def check_weights(weights: Tensor | None, inputs: Inputs) -> Tensor | None:
     if weights.shape != (inputs.num_classes,):
         raise ValueError(f"expected {inputs.num_classes} weights, one for each class, got {tuple(weights.shape)}")
     return weights
+
+
+def _valid(target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Where the target is not `ignore_index`; None where its type cannot hold that, as uint8 cannot hold -100."""
+    if ignore_index is None:
+        return None
+    if target.dtype != torch.bool and not target.is_floating_point():
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= ignore_index <= limits.max:  # torch would compare with the number that it wraps to
+            return None
+    return target != ignore_index
 
 
 def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:

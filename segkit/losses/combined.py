@@ -83,6 +83,9 @@ def create_loss(spec: str | Mapping[str, float], *, ignore_index: int | None = 2
     for option in options:
         if not any(option in names for names in known.values()):
             raise ValueError(f"no option {option!r} in the loss {' + '.join(weights)}; {_describe(known)}")
+    for name, names in known.items():
+        if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:
+            raise ValueError(f"loss {name!r} is of mode multiclass alone; for mode {options['mode']!r} take bce")
     losses = {
         name: LOSSES[name](ignore_index=ignore_index, **{k: v for k, v in options.items() if k in known[name]})
         for name in weights

@@ -41,11 +41,12 @@ def cross_entropy_loss(
         A scalar, or (N, H, W) unreduced; float32 for half-precision logits.
     """
     inputs = Inputs(logits, target, "multiclass", ignore_index)
-    return _cross_entropy(inputs, label_smoothing, class_weights, reduction)
+    return _cross_entropy(inputs, class_weights, label_smoothing=label_smoothing, reduction=reduction)
 
 
-def _cross_entropy(inputs: Inputs, smoothing: float, weights: Tensor | None, reduction: Reduction) -> Tensor:
+def _cross_entropy(inputs: Inputs, weights: Tensor | None, *, label_smoothing: float, reduction: Reduction) -> Tensor:
     weights, classes = check_weights(weights, inputs), inputs.num_classes
+    smoothing = _check_smoothing(label_smoothing)
     if not inputs.labelled:
         target = inputs.target * (1 - smoothing) + smoothing / classes
         target = target if weights is None else target * weights.view(-1, 1)
@@ -96,10 +97,12 @@ def bce_loss(
         A scalar, or the target's shape unreduced (in mode `multiclass` the mean over the classes);
         float32 for half-precision logits.
     """
-    return _bce(Inputs(logits, target, mode, ignore_index), label_smoothing, pos_weight, reduction)
+    inputs = Inputs(logits, target, mode, ignore_index)
+    return _bce(inputs, label_smoothing=label_smoothing, pos_weight=pos_weight, reduction=reduction)
 
 
-def _bce(inputs: Inputs, smoothing: float, pos_weight: Tensor | float | None, reduction: Reduction) -> Tensor:
+def _bce(inputs: Inputs, *, label_smoothing: float, pos_weight: Tensor | float | None, reduction: Reduction) -> Tensor:
+    smoothing = _check_smoothing(label_smoothing)
     if isinstance(pos_weight, int | float):
         pos_weight = torch.full((inputs.num_classes,), float(pos_weight))
     weights = check_weights(pos_weight, inputs)
@@ -227,11 +230,11 @@ class CrossEntropyLoss(Loss):
         class_weights: Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__("multiclass", ignore_index, class_weights=class_weights, reduction=reduction)
-        self.label_smoothing = _check_smoothing(label_smoothing)
+        options = {"label_smoothing": _check_smoothing(label_smoothing), "reduction": reduction}
+        super().__init__("multiclass", ignore_index, class_weights=class_weights, **options)
 
     def evaluate(self, inputs: Inputs) -> Tensor:
-        return _cross_entropy(inputs, self.label_smoothing, self.class_weights, **self.options)
+        return _cross_entropy(inputs, self.class_weights, **self.options)
 
 
 class BCELoss(Loss):
@@ -246,11 +249,11 @@ class BCELoss(Loss):
         pos_weight: Tensor | float | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(mode, ignore_index, pos_weight=pos_weight, reduction=reduction)
-        self.label_smoothing = _check_smoothing(label_smoothing)
+        options = {"label_smoothing": _check_smoothing(label_smoothing), "reduction": reduction}
+        super().__init__(mode, ignore_index, pos_weight=pos_weight, **options)
 
     def evaluate(self, inputs: Inputs) -> Tensor:
-        return _bce(inputs, self.label_smoothing, **self.options)
+        return _bce(inputs, **self.options)
 
 
 class OHEMLoss(Loss):

@@ -111,7 +111,7 @@ def profile(args: argparse.Namespace, cache: Path) -> None:
     parts = {
         "image, decoded": lambda i: data.image(i),
         "mask, drawn": lambda i: data.mask(i),
-        "mask, from the cache": lambda i: data.cached_mask(i),
+        "mask, from the cache": lambda i: data.target(i),
         "both, augmented": lambda i: transform(**dict(zip(("image", "mask"), data[i], strict=True))),
     }
     for name, part in parts.items():

@@ -13,7 +13,7 @@ from segkit.config import TrainConfig, parse_args, write_yaml
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from segkit.data import CocoSegmentation
+    from segkit.data import SegmentationDataset
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
 
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> Path:
     return out
 
 
-def _load_data(config: TrainConfig) -> tuple["CocoSegmentation", "CocoSegmentation"]:
+def _load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
     from segkit.data import CocoSegmentation, DataError
 
     train_roots, val_roots = _split_roots(config)
@@ -107,7 +107,7 @@ def _split_roots(config: TrainConfig) -> tuple[Sequence[Path] | None, Sequence[P
 
 
 def _build(
-    config: TrainConfig, train_set: "CocoSegmentation", val_set: "CocoSegmentation", device: object
+    config: TrainConfig, train_set: "SegmentationDataset", val_set: "SegmentationDataset", device: object
 ) -> tuple["TrainState", tuple["DataLoader", "DataLoader"]]:
     import torch
 
@@ -160,8 +160,8 @@ def _open_run(config: TrainConfig, state: "TrainState") -> Path:
 def _describe(
     config: TrainConfig,
     model: "Segmenter",
-    train_set: "CocoSegmentation",
-    val_set: "CocoSegmentation",
+    train_set: "SegmentationDataset",
+    val_set: "SegmentationDataset",
     device: object,
     out: Path,
 ) -> str:
@@ -208,7 +208,7 @@ def _save_batch_picture(loader: "DataLoader", class_names: Sequence[str], out: P
     write_image(out / "train_batch.png", batch_picture(images, [target.numpy() for _, target in batch], class_names))
 
 
-def _finish(state: "TrainState", val_set: "CocoSegmentation", device: object, out: Path) -> None:
+def _finish(state: "TrainState", val_set: "SegmentationDataset", device: object, out: Path) -> None:
     """Pictures, the table of the best epoch, and where everything is."""
     import numpy as np
 

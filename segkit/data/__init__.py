@@ -1,10 +1,11 @@
 """Data: COCO files as images with label maps, augmentation, loaders, and the drawn demo set."""
 
 from segkit.data.coco import CocoSegmentation
+from segkit.data.dataset import SegmentationDataset
 from segkit.data.demo import write_demo
 from segkit.data.distance_maps import signed_distance_maps
 from segkit.data.images import DataError, list_images, read_image, write_image, write_mask
-from segkit.data.loaders import SegmentationDataset, train_loader, val_loader
+from segkit.data.loaders import train_loader, val_loader
 from segkit.data.transforms import AUGMENTATIONS, create_transform
 
 __all__ = [

@@ -4,13 +4,13 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
+from segkit.data.dataset import SegmentationDataset
 from segkit.data.images import DataError, read_image
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
@@ -26,7 +26,7 @@ class Item(NamedTuple):
     annotations: list[dict[str, Any]]
 
 
-class CocoSegmentation:
+class CocoSegmentation(SegmentationDataset):
     """Images and label maps from one or several COCO JSON files.
 
     Item i is `(image, mask)`: image (H, W, 3) uint8 RGB, mask (H, W) uint8 with 0 for background, then
@@ -70,28 +70,12 @@ class CocoSegmentation:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def name(self, index: int) -> str:
+        return self.items[index].file_name
+
+    def image(self, index: int) -> np.ndarray:
         item = self.items[index]
-        image, mask = read_image(item.path, item.size), self.mask(index)
-        if self.transform is None:
-            return image, mask
-        result = self.transform(image=image, mask=mask)
-        return result["image"], result["mask"]
-
-    def split(self, fraction: float, seed: int = 0) -> tuple["CocoSegmentation", "CocoSegmentation"]:
-        """Two sets, the second with about `fraction` of the images (at least one), drawn by `seed`."""
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
-        if len(self) < 2:
-            raise DataError(f"a set of {len(self)} images cannot be split in two; give a validation set by --val")
-        order = np.random.default_rng(seed).permutation(len(self))
-        count = min(max(1, round(fraction * len(self))), len(self) - 1)
-        return self._subset(sorted(order[count:])), self._subset(sorted(order[:count]))
-
-    def _subset(self, indices: Sequence[int]) -> "CocoSegmentation":
-        part = copy(self)
-        part.items = [self.items[i] for i in indices]
-        return part
+        return read_image(item.path, item.size)
 
     def mask(self, index: int) -> np.ndarray:
         """The label map (H, W) uint8 of an image; the image file is not read."""

@@ -1,7 +1,7 @@
 """Loaders whose random choices depend on the seed, the epoch and the position alone, not on the workers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from segkit.data.dataset import SegmentationDataset
 from segkit.data.mixing import Mix
-
-
-class SegmentationDataset(Protocol):
-    """What the loaders need: a length and `(image (H, W, 3) uint8, mask (H, W))` items."""
-
-    class_names: Sequence[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):

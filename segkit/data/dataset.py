@@ -1,0 +1,113 @@
+"""SegmentationDataset: what every source of images with label maps is to segkit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from segkit.data.images import DataError
+from segkit.data.mask_cache import MaskCache
+
+IGNORE_INDEX = 255
+
+
+class SegmentationDataset:
+    """Images with label maps. A source of your own sets `class_names` and gives `__len__`, `image` and `mask`.
+
+    Item i is `(image, target)`: image (H, W, 3) uint8 RGB, target (H, W) uint8 labels, 255 where a pixel
+    counts for nothing; passed through the transform where there is one.
+
+    Attributes:
+        class_names: In label order.
+        ignore_classes: Names of classes that are painted 255 in the target.
+        transform: Called as `transform(image=image, mask=target)`, as in albumentations; gives a mapping
+            with `image` and `mask`.
+        mask_cache: Where masks are kept once they are drawn.
+    """
+
+    class_names: Sequence[str]
+    ignore_classes: Sequence[str] = ()
+    transform: Callable[..., Any] | None = None
+    mask_cache: MaskCache | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def image(self, index: int) -> np.ndarray:
+        """The image (H, W, 3) uint8 RGB."""
+        raise NotImplementedError
+
+    def mask(self, index: int) -> np.ndarray:
+        """The labels (H, W) uint8 as the source has them; the image file is not read."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What messages and results call the image."""
+        return str(index)
+
+    def target(self, index: int) -> np.ndarray:
+        """The labels (H, W) uint8 to learn: `mask`, from the cache where there is one, without the ignored classes."""
+        cache = self.mask_cache
+        mask = self.mask(index) if cache is None else cache.get(index, lambda: self.mask(index))
+        ignored = self.ignored_labels
+        if not ignored:
+            return mask
+        labels = np.arange(256, dtype=np.uint8)
+        labels[list(ignored)] = IGNORE_INDEX
+        return labels[mask]
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, target = self.image(index), self.target(index)
+        if self.transform is None:
+            return image, target
+        result = self.transform(image=image, mask=target)
+        return result["image"], result["mask"]
+
+    @property
+    def ignored_labels(self) -> tuple[int, ...]:
+        """The labels of `ignore_classes`; also what a metric's `exclude` takes."""
+        unknown = [name for name in self.ignore_classes if name not in self.class_names]
+        if unknown:
+            raise DataError(
+                f"there is no class {unknown[0]!r} to ignore, the classes are {', '.join(self.class_names)}"
+            )
+        return tuple(list(self.class_names).index(name) for name in self.ignore_classes)
+
+    def subset(self, indices: Sequence[int]) -> "Subset":
+        """The images of the given indices, in that order."""
+        return Subset(self, indices)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["SegmentationDataset", "SegmentationDataset"]:
+        """Two sets, the second with about `fraction` of the images (at least one), drawn by `seed`."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+        if len(self) < 2:
+            raise DataError(f"a set of {len(self)} images cannot be split in two; give a validation set by --val")
+        order = np.random.default_rng(seed).permutation(len(self))
+        count = min(max(1, round(fraction * len(self))), len(self) - 1)
+        return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
+
+
+class Subset(SegmentationDataset):
+    """Some images of a data set; its classes, ignored classes, masks and transform are those of the whole."""
+
+    def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
+        self.whole = whole
+        self.indices = [int(i) for i in indices]
+        self.class_names, self.ignore_classes = whole.class_names, whole.ignore_classes
+        self.transform = whole.transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> np.ndarray:
+        return self.whole.image(self.indices[index])
+
+    def mask(self, index: int) -> np.ndarray:
+        return self.whole.mask(self.indices[index])
+
+    def target(self, index: int) -> np.ndarray:
+        return self.whole.target(self.indices[index])
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])

@@ -1,12 +1,19 @@
 """Conformance tests for modules of your own; our decoders pass them too."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
 SIZES = ((96, 128), (97, 131), (33, 5), (1, 1))
+MODES = ("multiclass", "binary", "multilabel")
+POISONS = (math.nan, math.inf, -math.inf, 1e30)  # what ignored pixels may hold
 
 
 def check_decoder(
@@ -115,3 +122,202 @@ def _check_export(decoder: nn.Module, in_channels: Sequence[int], strides: Seque
     except Exception as error:  # torch.export has no common base for what it refuses
         raise AssertionError(f"the decoder does not export with sizes left free: {error}") from error
     torch.testing.assert_close(got, expected, msg=lambda text: f"the exported decoder gives another result: {text}")
+
+
+def check_loss(
+    loss: LossFunction,
+    *,
+    num_classes: int = 4,
+    mode: Literal["multiclass", "binary", "multilabel"] = "multiclass",
+    ignore_index: int | None = 255,
+) -> None:
+    """Checks that a loss does what a training loop relies on, above all that ignored pixels count for nothing.
+
+    That is: one scalar with a graph, from inputs that stay as they are, for a single pixel, a batch of one
+    and an absent class too; no difference by the target's integer type or by the memory layout; finite
+    losses and gradients at logits of 10,000 and -10,000; sums in float32 for half-precision logits and
+    under autocast. With an `ignore_index`: the loss of the remaining pixels and no gradient at the ignored
+    ones, whatever the logits hold there; and 0, with a graph, where all pixels are ignored.
+
+    Args:
+        loss: A module or function (logits, target) -> scalar that does not depend on where a pixel lies.
+            Logits are (N, C, H, W); the target holds integers, (N, C, H, W) of 0 and 1 in mode
+            `multilabel`, else (N, H, W).
+        num_classes: C; in mode `binary` C is 1.
+        mode: What the loss was built for.
+        ignore_index: What the loss was built with, inside or outside the classes; None for none.
+
+    Raises:
+        AssertionError: says in a sentence what does not hold.
+        ValueError: a wrong mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    examples = _Examples(1 if mode == "binary" else num_classes, mode, ignore_index)
+    _check_scalar(loss, examples)
+    _check_small_inputs(loss, examples)
+    _check_target_types(loss, examples)
+    _check_layout(loss, examples)
+    _check_large_logits(loss, examples)
+    if ignore_index is not None:
+        _check_removal(loss, examples)
+        _check_ignored_image(loss, examples)
+        _check_ignored_logits(loss, examples)
+        _check_all_ignored(loss, examples)
+    _check_half_precision(loss, examples)
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Makes logits and targets for one kind of loss, the same ones for the same size."""
+
+    num_classes: int
+    mode: str
+    ignore_index: int | None
+
+    @property
+    def labels(self) -> list[int]:
+        """What the target may hold at pixels that count."""
+        return [i for i in range(self.num_classes if self.mode == "multiclass" else 2) if i != self.ignore_index]
+
+    def make(self, n: int, height: int, width: int, *, ignored: float = 0.3) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        logits = 2 * torch.randn(n, self.num_classes, height, width, generator=generator)
+        shape = logits.shape if self.mode == "multilabel" else (n, height, width)
+        target = torch.tensor(self.labels)[torch.randint(len(self.labels), shape, generator=generator)]
+        if self.ignore_index is not None and ignored:
+            pixels = torch.rand(n, height, width, generator=generator) < ignored
+            target[(pixels.unsqueeze(1) if target.ndim == 4 else pixels).expand(shape)] = self.ignore_index
+        return logits, target
+
+    def ignored(self, target: Tensor) -> Tensor:
+        """(N, H, W) bool."""
+        return (target[:, 0] if target.ndim == 4 else target) == self.ignore_index
+
+
+def _evaluate(loss: LossFunction, logits: Tensor, target: Tensor, case: str) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by the logits."""
+    leaf = logits.detach().requires_grad_()
+    given = leaf * 1  # what a module hands over: no leaf, so that autograd itself does not forbid a change in place
+    before = given.detach().clone(), target.clone()
+    try:
+        value = loss(given, target)
+    except Exception as error:  # whatever a loss of anybody's raises
+        raise AssertionError(f"the loss raises {type(error).__name__} for {case}: {error}") from error
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    assert shape == (), f"a loss gives one scalar tensor, got {shape} for {case}"
+    for name, now, then in zip(("logits", "target"), (given, target), before, strict=True):
+        assert torch.equal(now.nan_to_num(), then.nan_to_num()), f"the loss changes its {name} in place for {case}"
+    assert value.requires_grad, f"the loss has no graph for {case}, which stops DistributedDataParallel"
+    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    assert gradient is not None, f"the logits get no gradient for {case}, which stops DistributedDataParallel"
+    return value.detach(), gradient
+
+
+def _assert_finite(value: Tensor, gradient: Tensor, case: str) -> None:
+    assert torch.isfinite(value), f"the loss is {value.item()} for {case}"
+    assert torch.isfinite(gradient).all(), f"the gradient is not finite for {case}"
+
+
+def _assert_close(got: Sequence[Tensor], expected: Sequence[Tensor], claim: str) -> None:
+    """Compares losses, then gradients where they are given; gradients by their largest value."""
+    for what, a, b in zip(("loss", "gradient"), got, expected, strict=False):
+        difference, scale = (a - b).abs().max().item(), b.abs().max().item()
+        detail = f"{a.item():.6g}, expected {b.item():.6g}" if what == "loss" else f"off by {difference:.2g}"
+        assert difference <= 1e-4 * max(scale, 1e-3), f"{claim}: the {what} is {detail}"
+
+
+def _check_scalar(loss: LossFunction, examples: _Examples) -> None:
+    _assert_finite(*_evaluate(loss, *examples.make(2, 6, 8), "a batch of two"), "a batch of two")
+
+
+def _check_small_inputs(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    absent = torch.where(target == examples.labels[-1], examples.labels[0], target)
+    cases = {
+        "a batch of one": examples.make(1, 6, 8),
+        "a class without a pixel in the target": (logits, absent),
+        "one pixel": examples.make(1, 1, 1, ignored=0),
+    }
+    for case, inputs in cases.items():
+        _assert_finite(*_evaluate(loss, *inputs, case), case)
+
+
+def _check_target_types(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    expected = _evaluate(loss, logits, target, "int64 targets")
+    for dtype in (torch.uint8, torch.int32):
+        if torch.equal(target.to(dtype).long(), target):  # not so for -100 in uint8
+            name = str(dtype).removeprefix("torch.")
+            got = _evaluate(loss, logits, target.to(dtype), f"{name} targets")
+            _assert_close(got, expected, f"the target's integer type must not matter, {name} and int64 differ")
+
+
+def _check_layout(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    expected = _evaluate(loss, logits, target, "contiguous logits")
+    got = _evaluate(loss, logits.to(memory_format=torch.channels_last), target, "channels_last logits")
+    _assert_close(got, expected, "the memory layout must not matter, channels_last and contiguous logits differ")
+
+
+def _check_large_logits(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    case = "logits of 10,000 and -10,000"
+    _assert_finite(*_evaluate(loss, logits.sign() * 1e4, target, case), case)
+
+
+def _check_removal(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(1, 6, 8)
+    keep = ~examples.ignored(target)[0]
+    got, gradient = _evaluate(loss, logits, target, "ignored pixels")
+    kept = logits[:, :, keep].unsqueeze(2), target[..., keep].unsqueeze(-2)
+    expected = _evaluate(loss, *kept, "the pixels that are not ignored, in one row")
+    claim = "the loss with ignored pixels must be the loss of the remaining pixels"
+    _assert_close((got, gradient[:, :, keep].unsqueeze(2)), expected, claim)
+    assert (gradient[:, :, ~keep] == 0).all(), "the gradient at ignored pixels must be exactly 0"
+
+
+def _check_ignored_image(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    target[1] = examples.ignore_index
+    got, gradient = _evaluate(loss, logits, target, "an image that is all ignored, beside another")
+    expected = _evaluate(loss, logits[:1], target[:1], "a batch of one")
+    claim = "an image that is all ignored must not count in the mean over the batch"
+    _assert_close((got, gradient[:1]), expected, claim)
+
+
+def _check_ignored_logits(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    ignored = examples.ignored(target).unsqueeze(1)
+    expected = _evaluate(loss, logits, target, "ignored pixels")
+    for poison in POISONS:
+        for channels, where in ((slice(None), "all channels"), (slice(1), "one channel")):
+            poisoned = logits.clone()
+            poisoned[:, channels] = torch.where(ignored, poison, logits[:, channels])
+            case = f"logits of {poison} in {where} at ignored pixels"
+            got = _evaluate(loss, poisoned, target, case)
+            _assert_finite(*got, case)
+            _assert_close(got, expected, f"{case} must change nothing")
+
+
+def _check_all_ignored(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(2, 6, 8)
+    target = torch.full_like(target, examples.ignore_index)
+    for case, z in {"all pixels ignored": logits, "all pixels ignored, their logits NaN": logits * math.nan}.items():
+        value, gradient = _evaluate(loss, z, target, case)
+        assert value == 0, f"the loss must be 0 with {case}, got {value.item()}"
+        assert (gradient == 0).all(), f"the gradient must be 0 with {case}"
+
+
+def _check_half_precision(loss: LossFunction, examples: _Examples) -> None:
+    logits, target = examples.make(1, 300, 300)  # 90,000 pixels: sums beyond what float16 can hold
+    for dtype in (torch.bfloat16, torch.float16):
+        half, name = logits.to(dtype), str(dtype).removeprefix("torch.")
+        got = _evaluate(loss, half, target, f"{name} logits")
+        _assert_finite(*got, f"{name} logits")
+        assert got[0].dtype == torch.float32, f"the loss of {name} logits must be float32, got {got[0].dtype}"
+        (expected, _), claim = _evaluate(loss, half.float(), target, "float32 logits"), "must be summed in float32"
+        _assert_close(got[:1], [expected], f"{name} logits {claim}")
+        with torch.autocast("cpu", dtype=dtype):
+            got = _evaluate(loss, half.float(), target, f"autocast to {name}")
+        _assert_close(got[:1], [expected], f"logits under autocast to {name} {claim}")

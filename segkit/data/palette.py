@@ -1,0 +1,125 @@
+"""Palette files: which colour of a mask means which class."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from segkit.data.dataset import IGNORE_INDEX
+from segkit.data.images import DataError
+
+Colour = tuple[int, int, int]
+IGNORED = "ignore"
+
+
+def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
+    """Class names by colour, in the order of the file.
+
+    A text or CSV file has a class in each line: its name, then red, green and blue from 0 to 255, between
+    spaces, tabs, commas or semicolons. A first line that names the columns, empty lines and lines that begin with
+    `#` are left out. A JSON file is one object, `{"name": [red, green, blue], ...}`. The name `ignore` is no
+    class: its pixels count for nothing. A name may come several times, with a colour each.
+
+    Raises:
+        DataError: the file is missing or not of this form, or gives one colour to two classes.
+    """
+    file = Path(file)
+    text = read_text(file, "palette file")
+    rows = _json_rows(text, file) if file.suffix.lower() == ".json" else _text_rows(text)
+    palette: dict[Colour, str] = {}
+    for name, numbers in rows:
+        colour = _as_colour(name, numbers, file)
+        if palette.setdefault(colour, name) != name:
+            raise DataError(f"{file} gives the colour {_words(colour)} to both {palette[colour]!r} and {name!r}")
+    if not palette:
+        raise DataError(f"{file} has no colours; a line is a name and its red, green and blue, such as car 0 0 142")
+    return palette
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of a file in UTF-8; `what` is what messages call it."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"there is no {what} at {file}") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise DataError(f"{file} is not a text file, expected a {what}") from None
+
+
+def _json_rows(text: str, file: Path) -> list[tuple[str, list]]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f'{file} is not a palette: expected {{"name": [red, green, blue], ...}}')
+    return [(name, numbers if isinstance(numbers, list) else [numbers]) for name, numbers in content.items()]
+
+
+def _text_rows(text: str) -> list[tuple[str, list]]:
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    rows = [_cells(line) for line in lines]
+    if rows and [cell.lower()[:1] for cell in rows[0][-3:]] == ["r", "g", "b"]:
+        del rows[0]
+    return [(" ".join(row[:-3]), row[-3:]) for row in rows]
+
+
+def _cells(line: str) -> list[str]:
+    """The words of a line; a name with spaces is several of them."""
+    separator = next((s for s in ",;\t" if s in line), None)
+    cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+    return [cell.strip() for cell in cells]
+
+
+def _as_colour(name: str, numbers: list, file: Path) -> Colour:
+    try:
+        colour = tuple(int(number) for number in numbers)
+    except (TypeError, ValueError):
+        colour = ()
+    if not name or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+        raise DataError(
+            f"{file}: expected a name and its red, green and blue from 0 to 255, got {name!r} "
+            f"{' '.join(map(str, numbers))}"
+        )
+    return colour
+
+
+class ColourCode:
+    """Turns colour-coded masks into labels.
+
+    Args:
+        palette: Class names by colour; `ignore` becomes 255.
+        class_names: In label order.
+    """
+
+    def __init__(self, palette: dict[Colour, str], class_names: tuple[str, ...]) -> None:
+        labels = {IGNORED: IGNORE_INDEX, **{name: label for label, name in enumerate(class_names)}}
+        codes = _codes(np.array(list(palette), dtype=np.uint8))
+        order = np.argsort(codes)
+        self._codes = codes[order]
+        self._labels = np.array([labels[name] for name in palette.values()], dtype=np.uint8)[order]
+
+    def labels(self, picture: np.ndarray) -> np.ndarray:
+        """Labels (H, W) uint8 of a mask (H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: the mask has colours that the palette has not; its argument is the list of them.
+        """
+        codes = _codes(picture)
+        places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        unknown = np.unique(codes[self._codes[places] != codes])
+        if len(unknown):
+            raise ValueError([_words((code >> 16, code >> 8 & 255, code & 255)) for code in unknown.tolist()])
+        return self._labels[places]
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as one number each."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _words(colour: Colour) -> str:
+    return f"({', '.join(map(str, colour))})"

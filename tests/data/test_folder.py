@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit.data import DataError, FolderSegmentation
+from segkit.data.palette import read_palette
+from segkit.visualize import create_palette
+
+NAMES = ("background", "square", "disc")
+LABELS = np.array([[0, 1, 2, 255], [0, 1, 2, 255], [0, 0, 1, 1]], dtype=np.uint8)
+PALETTE = "square 200 0 0\nbackground 0 0 0\ndisc 0 0 200\nignore 224 224 192\n"
+COLOURS = {0: (0, 0, 0), 1: (200, 0, 0), 2: (0, 0, 200), 255: (224, 224, 192)}
+
+
+def save_image(path, size=(3, 4), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).save(path, **options)
+
+
+def save_mask(path, values, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(values))
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    image.save(path)
+
+
+def coloured(labels):
+    return np.array([[COLOURS[int(label)] for label in row] for row in labels], dtype=np.uint8)
+
+
+def load(folder, masks=(LABELS,), **options):
+    """The folder's images 0.jpg, 1.jpg ... with these masks."""
+    for i, mask in enumerate(masks):
+        save_image(folder / f"images/{i}.jpg")
+        save_mask(folder / f"masks/{i}.png", mask)
+    return FolderSegmentation(folder / "images", folder / "masks", **{"class_names": NAMES, **options})
+
+
+def test_index_masks_with_and_without_colours_are_labels(tmp_path):
+    for name in ("gray", "b/coloured"):
+        save_image(tmp_path / f"images/{name}.jpg")
+    save_mask(tmp_path / "masks/gray.png", LABELS)
+    save_mask(tmp_path / "masks/b/coloured.png", LABELS, create_palette(3))
+    data = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=NAMES)
+    assert [data.name(i) for i in range(len(data))] == ["b/coloured.jpg", "gray.jpg"]
+    assert [item.size for item in data.items] == [(3, 4), (3, 4)]
+    for image, mask in data:
+        assert (image.shape, image.dtype, mask.dtype) == ((3, 4, 3), np.uint8, np.uint8)
+        assert np.array_equal(mask, LABELS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, bool])
+def test_masks_of_other_depths_are_labels(tmp_path, dtype):
+    values = (LABELS == 1).astype(dtype)
+    assert np.array_equal(load(tmp_path, [values]).mask(0), LABELS == 1)
+
+
+def test_gray_stored_as_rgb_is_still_an_index_mask(tmp_path):
+    assert np.array_equal(load(tmp_path, [np.repeat(LABELS[..., None], 3, axis=2)]).mask(0), LABELS)
+
+
+def test_a_file_of_class_names_has_one_in_each_line(tmp_path):
+    (tmp_path / "names.txt").write_text("background\nsquare\n\ntraffic light\n", encoding="utf-8-sig")
+    assert load(tmp_path, class_names=tmp_path / "names.txt").class_names == ("background", "square", "traffic light")
+
+
+def test_a_list_of_names_takes_these_images_alone(tmp_path):
+    load(tmp_path, [LABELS] * 3)
+    save_image(tmp_path / "images/unlabelled.jpg")
+    (tmp_path / "train.txt").write_text("2\n0\n")
+    for names in (tmp_path / "train.txt", ["2", "0"]):
+        data = load(tmp_path, names=names)
+        assert [data.name(i) for i in range(len(data))] == ["2.jpg", "0.jpg"]
+
+
+def test_several_folders_are_one_set(tmp_path):
+    for name in "ab":
+        load(tmp_path / name, [LABELS] * 2)
+    folders = [[tmp_path / name / kind for name in "ab"] for kind in ("images", "masks")]
+    assert len(FolderSegmentation(*folders, class_names=NAMES)) == 4
+
+
+def test_ignored_classes_and_the_transform_are_the_base_class_s(tmp_path):
+    data = load(
+        tmp_path, ignore_classes=["disc"], transform=lambda image, mask: {"image": image[::2], "mask": mask[::2]}
+    )
+    image, target = data[0]
+    assert image.shape == (2, 4, 3)
+    assert target[0].tolist() == [0, 1, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "# colours\n" + PALETTE),
+        ("p.csv", "name,R,G,B\n" + PALETTE.replace(" ", ",")),
+        ("p.json", '{"square": [200, 0, 0], "background": [0, 0, 0], "disc": [0, 0, 200], "ignore": [224, 224, 192]}'),
+    ],
+)
+def test_a_palette_file_turns_colours_into_labels(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    data = load(tmp_path, [coloured(LABELS)], palette=tmp_path / name)
+    assert np.array_equal(data.mask(0), LABELS)
+    alone = load(tmp_path, [coloured(LABELS)], palette=tmp_path / name, class_names=None)
+    assert alone.class_names == ("square", "background", "disc")
+    assert np.array_equal(alone.mask(0), np.array([1, 0, 2, 255])[np.where(LABELS == 255, 3, LABELS)])
+
+
+def test_black_and_white_masks_take_a_palette(tmp_path):
+    (tmp_path / "p.txt").write_text("background 0 0 0\nlung left 255 255 255\n")
+    data = load(tmp_path, [np.uint8(255 * (LABELS == 1))], palette=tmp_path / "p.txt", class_names=None)
+    assert data.class_names == ("background", "lung left")
+    assert np.array_equal(data.mask(0), LABELS == 1)
+
+
+def test_a_class_may_have_several_colours(tmp_path):
+    (tmp_path / "p.txt").write_text("a 1 1 1\nb 2 2 2\na 3 3 3\n")
+    assert read_palette(tmp_path / "p.txt") == {(1, 1, 1): "a", (2, 2, 2): "b", (3, 3, 3): "a"}
+
+
+def test_a_turned_photograph_takes_a_mask_in_either_frame(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(tmp_path / "images/0.jpg", (3, 4), exif=exif)
+    for mask in (LABELS, LABELS.T):
+        save_mask(tmp_path / "masks/0.png", mask)
+        image, target = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=NAMES)[0]
+        assert image.shape[:2] == target.shape == mask.shape
+
+
+def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path):
+    load(tmp_path)
+    save_image(tmp_path / "images/b/new.jpg")
+    with pytest.raises(DataError, match=r"^1 of 2 images have no mask, such as .*masks/b/new\.\*"):
+        load(tmp_path)
+    save_mask(tmp_path / "masks/b/new.png", LABELS)
+    save_mask(tmp_path / "masks/old.png", LABELS)
+    with pytest.raises(DataError, match=r"^1 of 3 masks have no image, such as .*masks/old\.png"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"1 of 1 images have no image, such as .*images/gone\.\*"):
+        load(tmp_path, names=["gone"])
+
+
+def test_two_images_of_one_name_are_named(tmp_path):
+    load(tmp_path)
+    save_image(tmp_path / "images/0.png")
+    with pytest.raises(DataError, match=r"0\.(jpg|png) and .*0\.(jpg|png) have one name"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (LABELS[:2], r"mask .*0\.png is 2 x 4 pixels .* image .*0\.jpg is 3 x 4"),
+        (
+            np.where(LABELS == 2, 7, LABELS),
+            r"0\.png has the values 7, but the 3 classes are 0 to 2, and 255 is ignored$",
+        ),
+        (np.uint16(LABELS) * 250, r"0\.png has the values 250, 500, 63750"),
+        (coloured(LABELS), r"0\.png is a mask in colours; a palette file \(--palette\)"),
+        (np.uint8(255 * (LABELS == 1)), r"0\.png have no values but 0 and 255.* 'NAME 255 255 255'"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_named(tmp_path, mask, message):
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, [mask])
+
+
+def test_a_soft_black_and_white_mask_is_named_with_a_hint(tmp_path):
+    with pytest.raises(DataError, match=r"0\.png has the values 100, 180, but the 2 classes .* 'NAME 255 255 255'"):
+        load(tmp_path, [np.uint8([[0, 100, 180, 255]] * 3)], class_names=NAMES[:2])
+
+
+def test_an_empty_mask_with_ignored_pixels_is_no_binary_one_while_another_has_a_class(tmp_path):
+    assert len(load(tmp_path, [LABELS, np.uint8(255 * (LABELS == 1))])) == 2
+
+
+def test_a_colour_outside_the_palette_is_named(tmp_path):
+    (tmp_path / "p.txt").write_text(PALETTE)
+    picture = coloured(LABELS)
+    picture[0, 0] = (9, 8, 7)
+    with pytest.raises(DataError, match=r"0\.png has colours that are not in the palette: \(9, 8, 7\)$"):
+        load(tmp_path, [picture], palette=tmp_path / "p.txt")
+
+
+def test_a_mask_that_is_lossy_or_damaged_is_named(tmp_path):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").write_bytes((tmp_path / "masks/0.png").read_bytes()[:45])
+    with pytest.raises(DataError, match=r"masks/0\.png is damaged"):
+        load_again(tmp_path)
+    save_image(tmp_path / "masks/0.jpg")
+    (tmp_path / "masks/0.png").unlink()
+    with pytest.raises(DataError, match=r"masks/0\.jpg is a JPEG"):
+        load_again(tmp_path)
+
+
+def load_again(folder):
+    return FolderSegmentation(folder / "images", folder / "masks", class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_names": None}, r"class_names \(--class-names\) or a palette"),
+        ({"class_names": ["a", "a"]}, "all different, got 2: a, a"),
+        ({"class_names": "nowhere.txt"}, r"no file of class names at nowhere\.txt"),
+        ({"palette": "nowhere.txt"}, r"no palette file at nowhere\.txt"),
+    ],
+)
+def test_missing_or_wrong_settings_are_named(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "", r"p\.txt has no colours"),
+        ("p.txt", "car 0 0", r"p\.txt: expected a name and its red.* got '' car 0 0"),
+        ("p.txt", "car 0 0 300", "from 0 to 255, got 'car' 0 0 300"),
+        ("p.txt", "car 0 0 1\nbus 0 0 1", r"the colour \(0, 0, 1\) to both 'car' and 'bus'"),
+        ("p.txt", "car 0 0 1", r"p\.txt has colours for car, which are no class names"),
+        ("p.json", "[1]", r"p\.json is not a palette: expected \{"),
+        ("p.json", "{", r"p\.json is not valid JSON"),
+        ("p.json", '{"car": 3}', "got 'car' 3"),
+    ],
+)
+def test_a_wrong_palette_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, palette=tmp_path / name)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    with pytest.raises(DataError, match="images is no folder, expected the folder of the images"):
+        load(tmp_path, [])

@@ -41,6 +41,7 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
 Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
+Sources = Annotated[tuple[Path, ...], arg(metavar="FILE|DIR ...")]
 Folders = Annotated[tuple[Path, ...], arg(metavar="DIR ...")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]
 
@@ -49,12 +50,18 @@ Folder = Annotated[Path | None, arg(metavar="DIR")]
 class TrainConfig:
     """Train a segmentation model on photographs with COCO annotations. Without --data, on a drawn demo set."""
 
-    data: Files = ()
-    """COCO JSON files to train on."""
-    val: Files = ()
-    """COCO JSON files to validate on; without them a share of --data is split off."""
+    data: Sources = ()
+    """COCO JSON files to train on; or folders of images, with --masks."""
+    val: Sources = ()
+    """The same to validate on; without it a share of --data is split off."""
     images: Folders = ()
     """Folder of the images: one for all JSON files, or one for each of --data and --val. By default each JSON's own."""
+    masks: Folders = ()
+    """Folders of masks (index PNGs, or in colours with --palette), one for each folder of --data and --val."""
+    class_names: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Class names of the masks, one in each line, in the order of the pixel values."""
+    palette: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What the colours of the masks mean: in each line a name and its red, green and blue."""
     val_fraction: float = 0.2
     """Share of the images that is split off where --val is not given."""
 

@@ -77,13 +77,16 @@ def train(config: TrainConfig) -> Path:
 
 
 def _load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
-    from segkit.data import CocoSegmentation, DataError
+    from segkit.cli.sources import open_data, share_out
+    from segkit.data import DataError
 
     train_roots, val_roots = _split_roots(config)
-    train_set = CocoSegmentation(config.data, root=train_roots)
+    train_masks, val_masks = share_out(config.masks, config.data, config.val, "--masks")
+    naming = {"class_names": config.class_names, "palette": config.palette}
+    train_set = open_data(config.data, roots=train_roots, masks=train_masks, **naming)
     if not config.val:
         return train_set.split(config.val_fraction, config.seed)
-    val_set = CocoSegmentation(config.val, root=val_roots)
+    val_set = open_data(config.val, roots=val_roots, masks=val_masks, **naming)
     if val_set.class_names != train_set.class_names:
         raise DataError(
             f"{config.data[0]} and {config.val[0]} differ in their classes: "

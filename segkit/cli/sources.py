@@ -1,0 +1,46 @@
+"""What --data, --val, --images and --masks name, as data sets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segkit.data import SegmentationDataset
+
+Roots = Sequence[Path] | None
+
+
+def open_data(
+    paths: Sequence[Path],
+    *,
+    roots: Roots = None,
+    masks: Sequence[Path] = (),
+    class_names: Path | None = None,
+    palette: Path | None = None,
+) -> "SegmentationDataset":
+    """COCO JSON files with their image folders, or folders of images with those of their masks."""
+    from segkit.data import CocoSegmentation, DataError, FolderSegmentation
+
+    folders = [path for path in paths if path.is_dir()]
+    if masks:
+        if len(folders) < len(paths):
+            file = next(path for path in paths if path not in folders)
+            raise DataError(f"{file} is no folder; with --masks the images come from folders alone")
+        if roots:
+            raise ValueError("--images belongs to JSON files; with --masks --data names the folders of the images")
+        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette)
+    if folders:
+        raise DataError(f"{folders[0]} is a folder; give the folder of its masks by --masks, or a COCO JSON file")
+    if class_names or palette:
+        raise ValueError("--class-names and --palette belong to --masks; a COCO JSON file names its classes itself")
+    return CocoSegmentation(paths, root=roots)
+
+
+def share_out(
+    given: Sequence[Path], first: Sequence[Path], second: Sequence[Path], flag: str
+) -> tuple[Sequence[Path], Sequence[Path]]:
+    """The folders of one flag: those of the first sources, then those of the second."""
+    count = len(first) + len(second)
+    if given and len(given) != count:
+        raise ValueError(f"{flag} needs one folder for each of the {count} sources, got {len(given)}")
+    return given[: len(first)], given[len(first) :]

@@ -1,0 +1,28 @@
+import re
+from pathlib import Path
+
+import numpy as np
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
+    """Its lines are run as they stand, beside a folder as they expect it."""
+    random = np.random.default_rng(0)
+    (tmp_path / "scans").mkdir()
+    for i in range(10):
+        image, labels = random.integers(0, 256, (20, 30, 3), np.uint8), random.integers(0, 3, (20, 30), np.uint8)
+        np.savez(tmp_path / f"scans/{i}.npz", image=image, labels=labels)
+    monkeypatch.chdir(tmp_path)
+    readme = README.read_text(encoding="utf-8")
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "SegmentationDataset" in block
+    ]
+    names = {}
+    exec(code, names)
+    assert (len(names["train_set"]), len(names["val_set"])) == (8, 2)
+    images, target = next(iter(names["loader"]))
+    assert (images.shape, target.shape) == ((8, 3, 512, 512), (8, 512, 512))
+    assert set(target.unique().tolist()) <= {0, 1, 2, 255}
+    lines = code[code.index("class ") : code.index("train_set")].splitlines()
+    assert len([line for line in lines if line.strip()]) == 10

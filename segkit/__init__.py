@@ -14,6 +14,7 @@ _PUBLIC = {
     "create_loss": "segkit.losses",
     "ConfusionMatrix": "segkit.metrics",
     "TTA": "segkit.tta",
+    "SlidingWindow": "segkit.sliding_window",
     "DenseCRF": "segkit.crf",
     "Predictor": "segkit.inference",
 }
@@ -25,6 +26,7 @@ _MODULES = (
     "metrics",
     "models",
     "report",
+    "sliding_window",
     "testing",
     "training",
     "tta",

@@ -1,14 +1,18 @@
 """Predictor: from a photograph to a label map, by one model or several."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from segkit.crf import DenseCRF
-from segkit.tta import TTA
+from segkit.sliding_window import SlidingWindow
+from segkit.tta import TTA, Member
+
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # such as DenseCRF: (C, H, W), (H, W, 3) -> (C, H, W)
+PROBS = ("memory", "disk", "none")
 
 
 @dataclass(frozen=True)
@@ -17,25 +21,29 @@ class Prediction:
 
     Attributes:
         mask: (H, W) uint8 labels.
-        probs: (C, H, W) float32 class probabilities.
+        probs: (C, H, W) float32 class probabilities; None where they are not kept.
     """
 
     mask: np.ndarray
-    probs: np.ndarray
+    probs: np.ndarray | None
 
 
 class Predictor:
     """Label maps from uint8 images: `Predictor(model)(image).mask`.
 
-    Each model normalises the image by its own preprocessing; their probabilities are averaged.
+    The image is resized once for each scale, and normalised for each model by its own preprocessing; their
+    probabilities are averaged.
 
     Args:
         models: One Segmenter, or several with the same classes; put in eval mode and moved to `device`. What
             `segkit.models.optimize` gives will do as well.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
+        window: Runs images that are larger than the window piece by piece.
         crf: Refinement by the image's colours.
         device: Where the models run.
+        probs: Where probabilities are kept: in `memory`, on `disk` (a memory-mapped file that goes with the
+            array), or `none`: then an image of any size takes, above its label map, one band of windows.
     """
 
     def __init__(
@@ -44,44 +52,97 @@ class Predictor:
         *,
         member_weights: Sequence[float] | None = None,
         tta: TTA | None = None,
-        crf: DenseCRF | None = None,
+        window: SlidingWindow | None = None,
+        crf: Refine | None = None,
         device: str | torch.device = "cpu",
+        probs: str = "memory",
     ) -> None:
-        members = [models] if isinstance(models, nn.Module) else list(models)
-        if not members:
-            raise ValueError("Predictor needs at least one model")
-        for member in members[1:]:
-            if member.class_names != members[0].class_names:
-                raise ValueError(
-                    f"the models differ in their classes: {members[0].class_names} and {member.class_names}"
-                )
+        models = [models] if isinstance(models, nn.Module) else list(models)
+        _check_members(models)
         self.device = torch.device(device)
-        self.members = [member.to(self.device).eval() for member in members]
-        self.member_weights = _normalise(member_weights, len(members))
+        self.members = [model.to(self.device).eval() for model in models]
+        self.member_weights = _normalise(member_weights, len(models))
         self.tta = tta or TTA()
+        self.window = window
         self.crf = crf
+        self.probs = probs
+        if probs not in PROBS:
+            raise ValueError(f"unknown probs {probs!r}, expected one of {', '.join(PROBS)}")
+        if self.tta.merge == "logits":
+            raise ValueError(
+                "a Predictor averages probabilities; for the softmax of the mean logits take merge='gmean'"
+            )
+        if crf is not None and probs == "none":
+            raise ValueError("the CRF needs the probabilities, so they cannot be 'none'")
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.members[0].class_names
 
-    @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Prediction:
         """Segments one image (H, W, 3) uint8 RGB of any size."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        prediction = self.by_models(image)
+        return prediction if self.crf is None else refined(prediction, image, self.crf)
+
+    @torch.inference_mode()
+    def by_models(self, image: np.ndarray) -> Prediction:
+        """What the models say, before the CRF."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).unsqueeze(0)
-        mean = 0
-        for member, weight in zip(self.members, self.member_weights, strict=True):
-            mean = mean + weight * self.tta(member, member.preprocessing(pixels))[0]
-        probs = mean.cpu().numpy()
-        if self.crf is not None:
-            probs = self.crf(probs, image)
-        return Prediction(probs.argmax(0).astype(np.uint8), probs)
+        pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+        if self.window is None or max(np.subtract(image.shape[:2], self.window.size)) <= 0:
+            bands = [(0, self._predict(pixels[None])[0])]
+        else:
+            bands = self.window.bands(self._predict, pixels)
+        return self._gathered(bands, image.shape[:2])
+
+    def _predict(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> probabilities (N, C, H, W) on the CPU."""
+        members = [
+            Member(model, model.preprocessing.normalise, weight)
+            for model, weight in zip(self.members, self.member_weights, strict=True)
+            if weight > 0
+        ]
+        return self.tta.ensemble(members, pixels.to(self.device).float()).cpu()
+
+    def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Prediction:
+        mask, probs = np.empty(size, dtype=np.uint8), None
+        for top, band in bands:
+            rows = slice(top, top + band.shape[1])
+            mask[rows] = band.argmax(0).numpy()
+            if self.probs == "none":
+                continue
+            if band.shape[1:] == size and self.probs == "memory":
+                return Prediction(mask, band.numpy())
+            if probs is None:
+                probs = _allocate((len(band), *size), on_disk=self.probs == "disk")
+            probs[:, rows] = band.numpy()
+        return Prediction(mask, probs)
+
+
+def refined(prediction: Prediction, image: np.ndarray, crf: Refine) -> Prediction:
+    """The prediction after a CRF."""
+    probs = crf(prediction.probs, image)
+    return Prediction(probs.argmax(0).astype(np.uint8), probs)
+
+
+def _allocate(shape: tuple[int, ...], *, on_disk: bool) -> np.ndarray:
+    if not on_disk:
+        return np.empty(shape, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:  # its space is freed with the array
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+
+
+def _check_members(models: Sequence[nn.Module]) -> None:
+    if not models:
+        raise ValueError("Predictor needs at least one model")
+    for model in models[1:]:
+        if model.class_names != models[0].class_names:
+            raise ValueError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
 
 
 def _normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     weights = tuple(weights or [1.0] * count)
-    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != count or not min(weights) >= 0 or not sum(weights) > 0:
         raise ValueError(f"member_weights must be {count} numbers of at least 0, not all 0, got {weights}")
     return tuple(weight / sum(weights) for weight in weights)

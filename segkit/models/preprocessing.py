@@ -24,8 +24,19 @@ class Preprocessing:
         """Normalises (N, C, H, W) uint8 images to float32 of the same shape."""
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}: they are normalised here, once")
+        return self.normalise(images.float())
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalises (N, C, H, W) float images in 0..255, such as resized ones."""
+        mean, std, low, step = self._numbers(images)
+        return images.mul(step).add(low).sub(mean).div(std)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        mean, std, low, step = self._numbers(images)
+        return images.mul(std).add(mean).sub(low).div(step)
+
+    def _numbers(self, images: Tensor) -> tuple[Tensor, Tensor, float, float]:
         low, high = self.input_range
-        shape = (1, len(self.mean), 1, 1)
-        mean = images.new_tensor(self.mean, dtype=torch.float32).view(shape)
-        std = images.new_tensor(self.std, dtype=torch.float32).view(shape)
-        return images.float().mul((high - low) / 255).add(low).sub(mean).div(std)
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return mean, std, low, (high - low) / 255

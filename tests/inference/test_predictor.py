@@ -9,6 +9,8 @@ from PIL import Image
 from segkit.inference import Prediction, PredictionWriter, Predictor
 from segkit.models import create_model
 from segkit.models.optimized import optimize
+from segkit.models.preprocessing import Preprocessing
+from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
@@ -58,9 +60,62 @@ def test_an_optimized_model_stands_for_the_model():
     np.testing.assert_allclose(prediction.probs, expected, atol=1e-4)
 
 
+class ByColour(torch.nn.Module):
+    """Tells classes by the colour of each pixel alone."""
+
+    class_names = ("a", "b", "c")
+    preprocessing = Preprocessing()
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(tuple(images.shape))
+        return images * 2
+
+
+@pytest.mark.parametrize("tta", [TTA(), TTA(flips="d4"), TTA(flips="v", merge="vote")])
+@pytest.mark.parametrize("probs", ["memory", "disk", "none"])
+def test_a_window_changes_nothing_for_a_model_that_sees_pixels_alone(tta, probs):
+    whole = Predictor(ByColour(), tta=tta)(IMAGE)
+    model = ByColour()
+    found = Predictor(model, tta=tta, window=SlidingWindow(16), probs=probs)(IMAGE)
+    assert {size[2:] for size in model.sizes} == {(16, 16)}
+    assert np.array_equal(found.mask, whole.mask)
+    if probs == "none":
+        assert found.probs is None
+    else:
+        np.testing.assert_allclose(found.probs, whole.probs, atol=1e-6)
+    assert isinstance(found.probs, np.memmap) == (probs == "disk")
+
+
+def test_an_image_within_the_window_runs_as_a_whole():
+    model = ByColour()
+    Predictor(model, window=SlidingWindow(64))(IMAGE)
+    assert model.sizes == [(1, 3, 37, 50)]
+
+
+def test_members_share_the_views_and_those_of_weight_0_do_not_run():
+    first, second = ByColour(), ByColour()
+    Predictor([first, second], member_weights=(1, 0), tta=TTA(scales=(1, 0.5)))(IMAGE)
+    assert len(first.sizes) == 2
+    assert second.sizes == []
+
+
+def test_a_read_only_image_is_segmented():
+    image = IMAGE[:, ::-1]
+    image.setflags(write=False)
+    assert Predictor(ByColour())(image).mask.shape == (37, 50)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: Predictor(ByColour(), tta=TTA(merge="logits")), "merge='gmean'"),
+        (lambda: Predictor(ByColour(), probs="ram"), "unknown probs 'ram'"),
+        (lambda: Predictor(ByColour(), probs="none", crf=lambda p, i: p), "CRF needs"),
+        (lambda: Predictor(ByColour())(IMAGE[:0]), "uint8 RGB"),
         (lambda: Predictor([]), "at least one model"),
         (lambda: Predictor([model(), model(names=("a", "b", "d"))]), "differ in their classes"),
         (lambda: Predictor(model(), member_weights=(1, 1)), "1 numbers"),

@@ -1,0 +1,7 @@
+"""Test-time augmentation: views of an image, their exact inverses, a running merge."""
+
+from segkit.tta.engine import TTA, Member, Uncertainty
+from segkit.tta.merge import MERGES, Merge
+from segkit.tta.views import FLIPS, TURNS, Turn, View
+
+__all__ = ["FLIPS", "MERGES", "TTA", "TURNS", "Member", "Merge", "Turn", "Uncertainty", "View"]

@@ -1,0 +1,66 @@
+"""Views of an image: the eight symmetries of the square, scales, brightness."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Turn(NamedTuple):
+    """A symmetry of the square: first the transposition, then the flips."""
+
+    transposed: bool
+    flipped: tuple[int, ...]  # axes of (N, C, H, W)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, or (N, C, W, H) where the turn transposes."""
+        x = x.transpose(2, 3) if self.transposed else x
+        return x.flip(self.flipped) if self.flipped else x
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The exact inverse of `apply`."""
+        x = x.flip(self.flipped) if self.flipped else x
+        return x.transpose(2, 3) if self.transposed else x
+
+
+class View(NamedTuple):
+    """One pass of a model: the image at a scale, brightened, turned."""
+
+    scale: float
+    brightness: float
+    turn: str
+
+
+TURNS: dict[str, Turn] = {
+    "identity": Turn(False, ()),
+    "h": Turn(False, (3,)),
+    "v": Turn(False, (2,)),
+    "rot180": Turn(False, (2, 3)),
+    "transpose": Turn(True, ()),
+    "rot90": Turn(True, (2,)),  # counterclockwise, as in torch.rot90
+    "rot270": Turn(True, (3,)),
+    "antitranspose": Turn(True, (2, 3)),
+}
+
+FLIPS: dict[str, tuple[str, ...]] = {
+    "none": ("identity",),
+    "h": ("identity", "h"),
+    "v": ("identity", "v"),
+    "hv": ("identity", "h", "v", "rot180"),
+    "d4": tuple(TURNS),
+}
+
+
+def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the turns, each once and the identity first."""
+    if isinstance(flips, str):
+        if flips not in FLIPS:
+            raise ValueError(f"unknown flips {flips!r}, expected one of {', '.join(FLIPS)}, or names of turns")
+        return FLIPS[flips]
+    for name in flips:
+        if name not in TURNS:
+            near = difflib.get_close_matches(name, TURNS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"unknown turn {name!r}{hint}, expected some of {', '.join(TURNS)}")
+    return tuple(dict.fromkeys(("identity", *flips)))

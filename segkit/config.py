@@ -168,7 +168,35 @@ class ExportConfig:
     """Replace the file if it exists."""
 
 
-Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig)
+@dataclass(frozen=True)
+class FoldsConfig:
+    """Divide a COCO JSON into k folds with even shares of every class: train_data0.json, valid_data0.json ..."""
+
+    data: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE")]
+    """COCO JSON file of all images."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for the files."""
+    k: int = 5
+    """Number of folds."""
+    group_by: Annotated[str | None, arg(metavar="KEY")] = None
+    """Key of the image records; images with the same value stay in one fold."""
+    near_duplicates: bool = False
+    """Keep images that look alike in one fold; reads every image."""
+    train_only: Files = ()
+    """COCO JSON files, such as pseudo labels, whose images only ever train."""
+    images: Folder = None
+    """Folder from which the file names start. By default the JSON's own."""
+    seed: int = 0
+    """Another seed gives another split."""
+    overwrite: bool = False
+    """Replace the folds that are in --out."""
+
+    def __post_init__(self) -> None:
+        _check(self, "k", self.k >= 2, "at least 2")
+        _check(self, "seed", self.seed >= 0, "0 or more")
+
+
+Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig, FoldsConfig)
 
 
 def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:

@@ -6,8 +6,10 @@ from segkit.data.class_counts import ClassCounts
 
 CANDIDATES = 64  # partners that are tried for a swap of one group
 TRIES = 4000  # groups in a round of swaps, which bounds the time for sets of any size
-ROUNDS = 3
-SIZE_WEIGHT = 5.0  # of the number of images, beside 1 for each class in each of the three counts
+ROUNDS = 2
+# Weights of the squares: of the number of images in a fold, and of each class in each count. Images come before pixels,
+# so that a class with k images has one in each fold.
+SIZE_WEIGHT, COUNT_WEIGHTS = 5.0, ClassCounts(images=2.0, annotations=1.0, pixels=1.0)
 
 
 def assign_folds(
@@ -89,13 +91,12 @@ def _wrong_k(k: int, groups: int, images: int) -> str:
 
 def _group_shares(counts: ClassCounts, member: np.ndarray) -> np.ndarray:
     """(G, D) what each group adds to the parts that are to be even; each column sums to 1 before its weight."""
-    ones = np.ones((len(member), 1))
-    amounts = np.concatenate([ones, *counts], axis=1)
+    amounts = np.concatenate([np.ones((len(member), 1)), *counts], axis=1)
+    weights = np.concatenate([[SIZE_WEIGHT], *(np.full(counts.images.shape[1], w) for w in COUNT_WEIGHTS)])
     sums = np.zeros((member.max() + 1, amounts.shape[1]))
     np.add.at(sums, member, amounts)
-    shares = sums[:, sums.any(0)] / sums.sum(0)[sums.any(0)]
-    shares[:, 0] *= SIZE_WEIGHT**0.5
-    return shares
+    present = sums.any(0)
+    return sums[:, present] / sums.sum(0)[present] * np.sqrt(weights[present])
 
 
 def _place(shares: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:

@@ -185,8 +185,8 @@ def _tversky(
 
 def _generalized_dice(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> Tensor:
     counts = _select(inputs.counts(), per_image, classes)
-    # Shares of the pixels in place of numbers: the score is the same, and the squares stay small.
-    share = counts.support / counts.pixels.clamp_min(1)
+    # Shares of one number of pixels in place of numbers: the score is the same, and the squares stay small.
+    share = counts.support / counts.pixels.amax(1, keepdim=True).clamp_min(1)
     weights = torch.where(share > 0, 1 / torch.where(share > 0, share, 1) ** 2, 0)
     hits = 2 * (weights * counts.true_positive).sum(1)
     scores = divide(hits, (weights * (counts.prob_sum + counts.support)).sum(1))

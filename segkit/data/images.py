@@ -1,7 +1,12 @@
 """All image files are read and written here."""
 
 import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -9,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
+# What Pillow's readers raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
 
 
@@ -27,31 +34,96 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     Raises:
         DataError: the file is missing, not an image, damaged, or of another size.
     """
+    with _opened(path) as image:
+        header = _header(image)
+        header.check(path, size)
+        if size is None or size == header.turned:
+            image = ImageOps.exif_transpose(image)
+        return np.array(_to_rgb(image))
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself before it is decoded.
+
+    Attributes:
+        stored: (H, W) as the pixels lie in the file.
+        turned: (H, W) once it is turned as its EXIF orientation says.
+        orientation: EXIF's number, 1 for an image that is upright.
+        mode: Pillow's name of its channels.
+        transparent: Whether it has transparency.
+        animated: Whether it has further frames or pages.
+    """
+
+    stored: tuple[int, int]
+    turned: tuple[int, int]
+    orientation: int
+    mode: str
+    transparent: bool
+    animated: bool
+
+    def check(self, path: str | os.PathLike, size: tuple[int, int] | None) -> None:
+        """Raises DataError unless the image has this size, turned or not."""
+        if size is not None and size not in (self.stored, self.turned):
+            raise DataError(
+                f"{path} is {self.turned[0]} x {self.turned[1]} pixels (height x width), but its annotations say "
+                f"{size[0]} x {size[1]}; correct the JSON or the image"
+            )
+
+
+def read_header(path: str | os.PathLike) -> ImageHeader:
+    """Reads an image file's header; its pixels are not looked at.
+
+    Raises:
+        DataError: as in `read_image`, but for what only decoding shows.
+    """
+    with _opened(path) as image:
+        return _header(image)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The image file, opened; whatever is wrong with it, now or later, is a DataError."""
     try:
         with Image.open(path) as image:
-            turn = image.getexif().get(_ORIENTATION_TAG, 1)
-            stored = (image.height, image.width)
-            turned = stored[::-1] if turn in _ROTATED else stored
-            if size is not None and size not in (stored, turned):
-                raise DataError(
-                    f"{path} is {turned[0]} x {turned[1]} pixels (height x width), but its annotations say "
-                    f"{size[0]} x {size[1]}; correct the JSON or the image"
-                )
-            if size is None or size == turned:
-                image = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(image))
+            yield image
     except FileNotFoundError:
         raise DataError(f"there is no image at {path}") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that can be read: {_beginning(path)}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"the image {path} is refused: {error}") from error
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(f"the image {path} is damaged or unreadable: {error}") from error
+
+
+def _beginning(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return f"it starts with {head.decode('ascii', 'backslashreplace')!r}" if head else "it is empty"
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    stored = (image.height, image.width)
+    return ImageHeader(
+        stored,
+        stored[::-1] if orientation in _ROTATED else stored,
+        orientation if orientation in range(1, 9) else 1,
+        image.mode,
+        "A" in image.mode or "transparency" in image.info,
+        # An MPO is a photograph with a preview or a second eye behind it.
+        image.format != "MPO" and getattr(image, "is_animated", False),
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
         values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.uint8(np.clip(values / 257, 0, 255).round())).convert("RGB")
+    if "transparency" in image.info:  # of a palette, which Pillow wants to be made RGBA first
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

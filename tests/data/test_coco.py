@@ -22,7 +22,7 @@ def annotation(segmentation, category=3, **extra):
 
 
 def load(folder, *annotations, **changes):
-    write_coco(folder / "x.json", [IMAGE], list(annotations))
+    write_coco(folder / "x.json", [IMAGE], [{**a, "id": a["id"] + i} for i, a in enumerate(annotations)])
     content = json.loads((folder / "x.json").read_text()) | changes
     (folder / "x.json").write_text(json.dumps(content))
     return CocoSegmentation(folder / "x.json")
@@ -130,10 +130,10 @@ def test_one_image_cannot_be_split(folder):
         ({"categories": []}, "0 categories"),
         ({"categories": [{"id": 1}]}, "needs an id and a name"),
         ({"categories": [*CATEGORIES, {"id": 9, "name": "disc"}]}, "the same id or the same name"),
-        ({"images": [{"id": 1, "file_name": "a.png"}]}, "an image lacks 'height'"),
+        ({"images": [{"id": 1}]}, "an image lacks 'file_name'"),
         ({"images": [IMAGE, IMAGE]}, "two images with the same id"),
-        ({"images": [{**IMAGE, "file_name": "b.png"}]}, r"1 of 1 images are not there, such as .*b\.png"),
-        ({"annotations": [annotation([], image_id=8)]}, "annotations for image 8"),
+        ({"images": [{**IMAGE, "file_name": "b.png"}]}, r"there is no image at .*b\.png; root= \(--images\)"),
+        ({"annotations": [annotation([], image_id=8)]}, "annotation 5 .* image_id 8"),
         ({"annotations": [annotation([], category=4)]}, "annotation 5 .* category_id 4"),
     ],
 )
@@ -173,3 +173,71 @@ def test_files_with_other_categories_are_refused(tmp_path):
     second.write_text(json.dumps(content))
     with pytest.raises(DataError, match="differ in their categories: 7 'disc' / 'ball'"):
         CocoSegmentation([first, second])
+
+
+BOTH = [annotation([rectangle(0, 0, 10, 10)], 7), annotation([rectangle(5, 0, 20, 10)], 3)]
+
+
+@pytest.mark.parametrize(("overlap", "on_top"), [("smallest", 2), ("last", 1), ("max-id", 2)])
+def test_the_overlap_rule_says_what_lies_on_top(folder, overlap, on_top):
+    write_coco(folder / "x.json", [IMAGE], [{**a, "id": i} for i, a in enumerate(BOTH)])
+    assert (CocoSegmentation(folder / "x.json", overlap=overlap).mask(0)[:10, 5:10] == on_top).all()
+
+
+def test_max_id_is_the_maximum_of_the_labels(folder):
+    write_coco(folder / "x.json", [IMAGE], [{**a, "id": i} for i, a in enumerate(BOTH[::-1])])
+    data = CocoSegmentation(folder / "x.json", overlap="max-id")
+    expected = np.zeros((20, 30), np.uint8)
+    for a in BOTH:
+        one = rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], 20, 30)))
+        expected = np.maximum(expected, one * {3: 1, 7: 2}[a["category_id"]])
+    assert np.array_equal(data.mask(0), expected)
+
+
+def test_ignored_classes_are_255_in_the_target_alone(folder):
+    write_coco(folder / "x.json", [IMAGE], [annotation([rectangle(0, 0, 5, 5)], 3)])
+    data = CocoSegmentation(folder / "x.json", ignore_classes=["square"])
+    assert data.ignored_labels == (1,)
+    assert set(np.unique(data.mask(0))) == {0, 1}
+    assert set(np.unique(data.target(0))) == set(np.unique(data[0][1])) == {0, 255}
+    with pytest.raises(DataError, match="no class 'UNKNOWN' to ignore"):
+        CocoSegmentation(folder / "x.json", ignore_classes=["UNKNOWN"])
+
+
+def test_a_choice_that_is_none_is_named(folder):
+    load(folder)
+    for name in ("overlap", "on_bad", "crowd"):
+        with pytest.raises(ValueError, match=f"{name} must be one of .*, got 'x'"):
+            CocoSegmentation(folder / "x.json", **{name: "x"})
+
+
+def cached(folder, monkeypatch, **options):
+    """The mask, and whether it was drawn."""
+    data = CocoSegmentation(folder / "x.json", **options)
+    drawn = []
+    draw = data.mask
+    monkeypatch.setattr(data, "mask", lambda index: drawn.append(index) or draw(index))
+    return data.target(0), bool(drawn)
+
+
+def test_cached_masks_are_drawn_anew_when_the_json_or_a_rule_changes(folder, monkeypatch):
+    load(folder, *BOTH)
+    options = {"mask_cache": folder / "cache"}
+    assert cached(folder, monkeypatch, **options)[1]
+    assert not cached(folder, monkeypatch, **options)[1]
+    mask, drawn = cached(folder, monkeypatch, overlap="last", **options)
+    assert drawn
+    assert (mask == 1).sum() == 200
+    assert cached(folder, monkeypatch, crowd="ignore", **options)[1]
+    load(folder, *BOTH[:1])
+    mask, drawn = cached(folder, monkeypatch, **options)
+    assert drawn
+    assert mask.max() == 2
+
+
+def test_masks_in_memory_are_drawn_once(folder):
+    load(folder, *BOTH)
+    data = CocoSegmentation(folder / "x.json", mask_cache="memory")
+    first = data.target(0)
+    data.mask = None
+    assert np.array_equal(first, data.target(0))

@@ -1,0 +1,140 @@
+"""The images of a COCO JSON: where they are, and whether they are what it says."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+from segkit.data.findings import KINDS, Finding
+from segkit.data.images import DataError, ImageHeader, read_header
+
+OPENED_AT_ONCE = 8  # image files; what takes time is the disk
+
+
+class Item(NamedTuple):
+    """One image of a COCO file."""
+
+    path: Path
+    file_name: str
+    size: tuple[int, int]  # (H, W)
+    id: Any = None
+
+
+def read_items(
+    images: Sequence[Mapping[str, Any]], root: Path, allow_outside_root: bool, found: list[Finding]
+) -> list[Item]:
+    """The images whose files can be used; only their headers are read.
+
+    Args:
+        images: The `images` of a COCO JSON, each with an id and a file name.
+        root: Their folder.
+        allow_outside_root: Whether they may lie elsewhere.
+        found: What is wrong or remarkable is added to it.
+    """
+    real_root = os.path.realpath(root)
+    rows = []
+    for row in images:
+        fault = _path_fault(root, real_root, str(row["file_name"]), allow_outside_root)
+        if fault is None:
+            rows.append(row)
+        else:
+            found.append(fault)
+    paths = [root / str(row["file_name"]) for row in rows]
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        headers = list(pool.map(_read_header, paths))
+    checked = (_item(row, path, header, found) for row, path, header in zip(rows, paths, headers, strict=True))
+    return [item for item in checked if item is not None]
+
+
+def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool) -> Finding | None:
+    if "://" in name:
+        return Finding("url", name, f"{name} is an address on the network, expected a file below {root}")
+    if "\0" in name:
+        return Finding("outside-root", repr(name), f"{name!r} is no file name")
+    if allow_outside_root:
+        return None
+    absolute = os.path.isabs(name) or PureWindowsPath(name).is_absolute()
+    real = os.path.realpath(os.path.join(real_root, name))
+    if absolute or os.path.commonpath([real_root, real]) != real_root:
+        target = "" if absolute else f", at {real}"
+        return Finding("outside-root", name, f"{name} lies outside the image folder {root}{target}")
+    return None
+
+
+def _read_header(path: Path) -> ImageHeader | DataError | None:
+    """The header, what is wrong with it, or None for a file that is not there."""
+    if not path.is_file():
+        return None
+    try:
+        return read_header(path)
+    except DataError as error:
+        return error
+
+
+def _item(
+    row: Mapping[str, Any], path: Path, header: ImageHeader | DataError | None, found: list[Finding]
+) -> Item | None:
+    name = str(row["file_name"])
+    if header is None:
+        found.append(Finding("missing-image", name, f"there is no image at {path}"))
+        return None
+    try:
+        if isinstance(header, DataError):
+            raise header
+        size = _json_size(row)
+    except DataError as error:
+        found.append(Finding("unreadable-image", name, str(error)))
+        return None
+    try:
+        header.check(path, size)
+    except DataError as error:
+        found.append(Finding("other-size", name, str(error)))
+        return None
+    found += [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _oddities(header, size)]
+    return Item(path, name, size or header.turned, row["id"])
+
+
+def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) as the JSON has it; None where it has none."""
+    values = row.get("height"), row.get("width")
+    if not all(values):
+        return None
+    try:
+        return int(values[0]), int(values[1])
+    except (TypeError, ValueError):
+        raise DataError(f"{row['file_name']} has the height and width {values} in the JSON, expected numbers") from None
+
+
+def _oddities(header: ImageHeader, size: tuple[int, int] | None) -> Iterator[str]:
+    if size is None:
+        yield "size-from-file"
+    if header.orientation != 1:
+        yield _turning(header, size)
+    if header.mode in ("1", "L", "LA"):
+        yield "gray"
+    if header.transparent:
+        yield "alpha"
+    if header.mode.startswith("I;16") or header.mode == "I":
+        yield "16-bit"
+    if header.mode == "CMYK":
+        yield "cmyk"
+    if header.animated:
+        yield "animated"
+
+
+def _turning(header: ImageHeader, size: tuple[int, int] | None) -> str:
+    if header.stored == header.turned or size is None:
+        return "turned-without-proof"
+    return "turned" if size == header.turned else "left-unturned"
+
+
+def find_shared_files(items: Sequence[Item]) -> list[Finding]:
+    """Files that are listed as more than one image, in one JSON or in several."""
+    counts = Counter(os.path.realpath(item.path) for item in items)
+    return [
+        Finding("shared-file", Path(path).name, f"{path} is listed as {count} images")
+        for path, count in counts.items()
+        if count > 1
+    ]

@@ -1,0 +1,124 @@
+"""Findings: what is wrong or remarkable in a data set, to be raised, told or tabled."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from segkit.data.images import DataError
+
+Severity = Literal["error", "warning", "note"]
+LISTED, EXAMPLES = 20, 3  # how many of a kind an error names, and a note
+
+
+class DataWarning(UserWarning):
+    """Something in the user's data is skipped or doubtful."""
+
+
+class Finding(NamedTuple):
+    """One fault or oddity.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        where: The image or annotation.
+        sentence: What is the matter with it.
+    """
+
+    kind: str
+    where: str
+    sentence: str
+
+    @property
+    def severity(self) -> Severity:
+        return KINDS[self.kind].severity
+
+
+class Note(NamedTuple):
+    """All findings of one kind."""
+
+    kind: str
+    severity: Severity
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.examples) + (" ..." if self.count > len(self.examples) else "")
+        return f"{KINDS[self.kind].title}: {self.count} ({shown})"
+
+
+class Kind(NamedTuple):
+    """How bad it is, what to call several of them, and what may be done."""
+
+    severity: Severity
+    title: str
+    remedy: str = ""
+
+
+_SKIP = 'on_bad="skip" (--on-bad skip) leaves them out'
+KINDS = {
+    # images
+    "missing-image": Kind("error", "images that are not there", f"root= (--images) is their folder; {_SKIP}"),
+    "unreadable-image": Kind("error", "images that cannot be read", _SKIP),
+    "other-size": Kind("error", "images of another size than the JSON says", _SKIP),
+    "outside-root": Kind(
+        "error", "images outside the image folder", "allow_outside_root=True (--allow-outside-root) allows them"
+    ),
+    "url": Kind("error", "images that are addresses on the network", "download them first"),
+    "duplicate-image-id": Kind("error", "image ids that are given twice"),
+    "shared-file": Kind("warning", "files that are several images, which a split may put on both sides"),
+    "size-from-file": Kind("note", "images without a size in the JSON, taken from the file"),
+    "turned": Kind("note", "images turned as their EXIF orientation says, since the JSON's sizes are"),
+    "left-unturned": Kind("note", "images not turned by their EXIF orientation, since the JSON's sizes are not"),
+    "turned-without-proof": Kind("note", "images turned as their EXIF orientation says, though no size proves it"),
+    "gray": Kind("note", "gray images, made RGB"),
+    "alpha": Kind("note", "images with transparency, which is dropped"),
+    "16-bit": Kind("note", "images of 16 bits, scaled to 8"),
+    "cmyk": Kind("note", "CMYK images, made RGB"),
+    "animated": Kind("note", "images of several frames, of which the first is taken"),
+    "no-annotations": Kind("note", "images without annotations, background throughout"),
+    # annotations
+    "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
+    "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),
+    "bad-segmentation": Kind("error", "annotations whose segmentation cannot be read"),
+    "duplicate-annotation-id": Kind("warning", "annotation ids that are given twice, all of them kept"),
+    "odd-coordinates": Kind("warning", "polygons with an odd number of coordinates, skipped"),
+    "no-segmentation": Kind("note", "annotations without a segmentation, which paint nothing"),
+    "short-polygon": Kind("note", "polygons of fewer than three points, skipped"),
+    "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
+    "cut-polygon": Kind("note", "polygons that reach beyond their image, cut there"),
+    "crowd": Kind("note", "crowds (iscrowd)"),
+}
+SKIPPABLE = ("missing-image", "unreadable-image", "other-size")
+
+
+def summarise(findings: Sequence[Finding]) -> list[Note]:
+    """One note for each kind that occurs, in the order of `KINDS`."""
+    return [
+        Note(kind, KINDS[kind].severity, len(group), tuple(f.where for f in group[:EXAMPLES]))
+        for kind, group in _by_kind(findings).items()
+    ]
+
+
+def raise_errors(findings: Sequence[Finding]) -> None:
+    """Raises one error that lists the findings given, if there are any.
+
+    Raises:
+        DataError: names the first 20 of each kind, and their count.
+    """
+    if findings:
+        raise DataError("\n".join(_paragraph(kind, group) for kind, group in _by_kind(findings).items()))
+
+
+def _by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    groups: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
+    for finding in findings:
+        groups[finding.kind].append(finding)
+    return {kind: group for kind, group in groups.items() if group}
+
+
+def _paragraph(kind: str, group: Sequence[Finding]) -> str:
+    remedy = f"; {KINDS[kind].remedy}" if KINDS[kind].remedy else ""
+    if len(group) == 1:
+        return group[0].sentence + remedy
+    lines = [f"{KINDS[kind].title}: {len(group)}{remedy}", *(f.sentence for f in group[:LISTED])]
+    if len(group) > LISTED:
+        lines.append(f"and {len(group) - LISTED} more")
+    return "\n  ".join(lines)

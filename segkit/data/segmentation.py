@@ -1,0 +1,95 @@
+"""The segmentation of a COCO annotation, checked once and made ready for painting."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from segkit.data.rasterize import Shape, runs_of
+
+FARTHEST = 1_000_000  # pixels; pycocotools walks along every edge, however far it leads
+
+
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Shape | None, list[str]]:
+    """The shape to paint, and the kinds of what was found in it (keys of `segkit.data.findings.KINDS`).
+
+    Args:
+        segmentation: Polygons, RLE or nothing, as JSON has them.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: neither polygons nor RLE, or damaged.
+    """
+    if isinstance(segmentation, Mapping):
+        return _read_rle(segmentation, size), []
+    if not segmentation and isinstance(segmentation, list | None):
+        return None, ["no-segmentation"]
+    if not isinstance(segmentation, list):
+        raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
+    if all(_is_number(value) for value in segmentation):
+        raise ValueError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
+    polygons = [_read_polygon(part) for part in segmentation]
+    kinds = [kind for polygon in polygons for kind in _oddities(polygon, size)]
+    whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    return whole or None, kinds
+
+
+def _read_polygon(part: Any) -> np.ndarray:
+    if not isinstance(part, list):
+        raise ValueError(f"expected a polygon as a list of numbers, got {part!r:.40}")
+    wrong = next((value for value in part if not _is_number(value)), None)
+    if wrong is not None or None in part:
+        raise ValueError(f"{wrong!r:.40} is no coordinate")
+    polygon = np.array(part, dtype=np.float64)
+    far = np.abs(polygon) < FARTHEST  # False for NaN too
+    if not far.all():
+        raise ValueError(f"{polygon[~far][0]:g} is no coordinate in an image")
+    return polygon
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _oddities(polygon: np.ndarray, size: tuple[int, int]) -> Iterator[str]:
+    if len(polygon) % 2:
+        yield "odd-coordinates"
+    elif len(polygon) < 6:  # pycocotools would read four numbers as a box
+        yield "short-polygon"
+    else:
+        points, (height, width) = polygon.reshape(-1, 2), size
+        low, high = points.min(0), points.max(0)
+        if high.min() <= 0 or low[0] >= width or low[1] >= height:
+            yield "outside-polygon"
+        elif low.min() < 0 or high[0] > width or high[1] > height:
+            yield "cut-polygon"
+
+
+def _read_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> bytes:
+    missing = [key for key in ("size", "counts") if key not in segmentation]
+    if missing:
+        raise ValueError(f"its RLE has no {missing[0]!r}")
+    if segmentation["size"] not in (list(size), tuple(size)):
+        raise ValueError(f"its RLE is of size {segmentation['size']}, the image is {list(size)} (height, width)")
+    counts = segmentation["counts"]
+    runs = _listed_runs(counts) if isinstance(counts, list) else runs_of(_as_bytes(counts))
+    if runs.sum() != size[0] * size[1] or runs.min(initial=0) < 0:
+        raise ValueError(f"the counts of its RLE come to {runs.sum()} pixels, the image has {size[0] * size[1]}")
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+    return _as_bytes(counts)
+
+
+def _listed_runs(counts: list[Any]) -> np.ndarray:
+    if not all(isinstance(count, int) and 0 <= count < 2**31 for count in counts):
+        raise ValueError("the counts of its RLE must be whole numbers, 0 or more")
+    return np.array(counts, dtype=np.int64)
+
+
+def _as_bytes(counts: Any) -> bytes:
+    if isinstance(counts, str) and counts.isascii():
+        return counts.encode()
+    if not isinstance(counts, bytes):
+        raise ValueError("the counts of its RLE must be a list or a string")
+    return counts

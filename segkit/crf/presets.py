@@ -1,0 +1,45 @@
+"""Parameters of the dense CRF's two kernels, and published sets of them by name."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CRFParameters:
+    """What the CRF computes: steps, and reach and weight of the smoothness and the appearance kernel."""
+
+    iterations: int = 10
+    gaussian_sigma: float = 3.0
+    gaussian_weight: float = 10.0
+    bilateral_sigma: float = 10.0
+    bilateral_colour_sigma: float = 5.0
+    bilateral_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.iterations, int) or self.iterations < 0:
+            raise ValueError(f"iterations must be a whole number of at least 0, got {self.iterations!r}")
+        for name in ("gaussian_sigma", "bilateral_sigma", "bilateral_colour_sigma"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("gaussian_weight", "bilateral_weight"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
+# Iterations; sigma and weight of the smoothness kernel; sigma, colour sigma and weight of the appearance kernel.
+# Distances are pixels of the images that the values were found on: for images twice the size, double them.
+PRESETS: dict[str, CRFParameters] = {
+    # The recycled-waste solutions that segkit grew from, 512 x 512.
+    "seed": CRFParameters(10, 3, 10, 10, 5, 10),
+    # Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", 2014,
+    # arXiv 1412.7062: the values in run_densecrf.sh of its released code (DeepLab-LargeFOV). The paper, section 4,
+    # fixes the smoothness kernel at 3, 3 and searches the other in 50-100, 3-10, 3-6.
+    "deeplab_v1": CRFParameters(10, 3, 3, 49, 5, 4),
+    # Chen et al., "DeepLab", 2016, arXiv 1606.00915, in the values of its released models, 513 x 513.
+    "deeplab_v2_vgg16": CRFParameters(10, 2, 2, 65, 3, 4),
+    "deeplab_v2_resnet101": CRFParameters(10, 1, 3, 67, 3, 4),
+    # The example in the README of github.com/lucasb-eyer/pydensecrf.
+    "pydensecrf_readme": CRFParameters(5, 3, 3, 80, 13, 10),
+}

@@ -1,0 +1,77 @@
+"""The CRF by pydensecrf: C++, one thread, one image at a time."""
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segkit.crf.presets import CRFParameters
+
+CLIP = 1e-5  # of probabilities, before the logarithm; pydensecrf's own value
+
+
+class PydensecrfEngine:
+    """Mean-field inference by pydensecrf; the kernels of the last image are kept for the next call.
+
+    Args:
+        parameters: Steps and kernels.
+        tolerance: Stop as soon as a step changes less than this share of the labels; 0 never stops early.
+
+    Raises:
+        ImportError: pydensecrf is not installed.
+    """
+
+    def __init__(self, parameters: CRFParameters, tolerance: float = 0.0) -> None:
+        self.parameters = parameters
+        self.tolerance = tolerance
+        self._module = import_pydensecrf()
+        self._crf = self._image = self._classes = None
+
+    def __call__(self, probs: Tensor, image: Tensor) -> Tensor:
+        """Refines probabilities (C, H, W) by the image (H, W, 3) uint8, on the CPU."""
+        classes = len(probs)
+        crf = self._with_kernels(classes, image.numpy())
+        unary = probs.clamp(CLIP, 1).log_().neg_().reshape(classes, -1)
+        crf.setUnaryEnergy(unary.numpy())  # it wants contiguous, writable buffers; these are new
+        q = torch.from_numpy(self._infer(crf))  # (H*W, C)
+        return q.t().reshape(probs.shape)
+
+    def _with_kernels(self, classes: int, image: np.ndarray) -> object:
+        if self._classes != classes or self._image is None or not np.array_equal(self._image, image):
+            self._crf = None  # before the next one is built: two lattices need not be in memory
+            self._image, self._classes = np.array(image, order="C"), classes
+            self._crf = self._build(classes, self._image)
+        return self._crf
+
+    def _build(self, classes: int, image: np.ndarray) -> object:
+        p = self.parameters
+        crf = self._module.DenseCRF2D(image.shape[1], image.shape[0], classes)
+        if p.gaussian_weight:
+            crf.addPairwiseGaussian(sxy=p.gaussian_sigma, compat=p.gaussian_weight)
+        if p.bilateral_weight:
+            colour = p.bilateral_colour_sigma
+            crf.addPairwiseBilateral(sxy=p.bilateral_sigma, srgb=colour, rgbim=image, compat=p.bilateral_weight)
+        return crf
+
+    def _infer(self, crf: object) -> np.ndarray:
+        q, *scratch = crf.startInference()
+        labels = None
+        for _ in range(self.parameters.iterations):
+            crf.stepInference(q, *scratch)
+            if self.tolerance:
+                before, labels = labels, np.asarray(q).argmax(0)
+                if before is not None and (labels != before).mean() < self.tolerance:
+                    break
+        return np.array(q).T
+
+
+def import_pydensecrf() -> ModuleType:
+    """The module pydensecrf.densecrf, or an ImportError that names the package to install."""
+    try:
+        return importlib.import_module("pydensecrf.densecrf")
+    except ImportError as error:
+        raise ImportError(
+            'backend="pydensecrf" needs `pip install pydensecrf2` (Python before 3.13, with a C++ compiler)'
+        ) from error

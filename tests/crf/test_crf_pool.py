@@ -1,0 +1,88 @@
+"""One pool for the module: a worker takes seconds to start, since it imports torch."""
+
+import gc
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from segkit.crf import DenseCRF
+
+
+def scenes(count=4):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        image = rng.integers(0, 255, (20 + number, 24, 3), dtype=np.uint8)
+        probs = rng.dirichlet(np.ones(3), image.shape[:2]).astype(np.float32)
+        yield probs.transpose(2, 0, 1), image
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for_end(pids, seconds=10):
+    end = time.monotonic() + seconds
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not any(map(is_alive, pids))
+
+
+def pids_of(crf):
+    return list(crf._pool._executor._processes)
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    pytest.importorskip("pydensecrf")
+    with DenseCRF(workers=2) as crf:
+        yield crf
+
+
+def test_workers_give_the_bits_of_one_process_in_order(pooled):
+    expected = [DenseCRF()(probs, image) for probs, image in scenes()]
+    for got, want in zip(pooled.map(scenes()), expected, strict=True):
+        assert np.array_equal(got, want)
+    probs, image = next(scenes())
+    batch = pooled(np.stack([probs, probs]), np.stack([image, image]))
+    assert np.array_equal(batch[0], expected[0])
+    assert np.array_equal(batch[1], expected[0])
+
+
+def test_submit_gives_a_future(pooled):
+    (probs, image), *_ = scenes()
+    future = pooled.submit(probs, image)
+    assert np.array_equal(future.result(timeout=60), DenseCRF()(probs, image))
+    assert DenseCRF().submit(probs, image).done()
+    with pytest.raises(ValueError, match="one image"):
+        pooled.submit(probs[None], image[None])
+
+
+def test_a_dead_worker_is_one_sentence_and_the_next_call_has_new_ones():
+    pytest.importorskip("pydensecrf")
+    (probs, image), *_ = scenes()
+    crf = DenseCRF(workers=1)
+    expected = crf(probs, image)
+    (pid,) = pids_of(crf)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="a worker of DenseCRF ended"):
+        crf(probs, image)
+    assert np.array_equal(crf(probs, image), expected)
+    pids = pids_of(crf)
+    del crf
+    gc.collect()
+    assert wait_for_end(pids)  # ended with the object, without a close
+
+
+def test_close_ends_the_workers(pooled):
+    (probs, image), *_ = scenes()
+    pooled(probs, image)
+    pids = pids_of(pooled)
+    pooled.close()
+    assert wait_for_end(pids)

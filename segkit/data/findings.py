@@ -85,6 +85,20 @@ KINDS = {
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
     "cut-polygon": Kind("note", "polygons that reach beyond their image, cut there"),
     "crowd": Kind("note", "crowds (iscrowd)"),
+    # what only `check` looks for
+    "no-images": Kind("error", "sets without images that can be used"),
+    "nothing-painted": Kind("warning", "sets that are background throughout"),
+    "absent-class": Kind("warning", "classes without a pixel, which are neither learnt nor scored there"),
+    "one-colour": Kind("warning", "images of one colour"),
+    "tiny": Kind("warning", "images of less than 32 pixels in height or width"),
+    "same-file-across": Kind("warning", "images that are in another set too, which makes scores too good"),
+    "same-bytes-across": Kind("warning", "images that are in another set too, under another name"),
+    "alike-across": Kind("warning", "images that look like one of another set, which makes scores too good"),
+    "same-bytes": Kind("warning", "images with the same bytes as another, which a split may put on both sides"),
+    "alike": Kind("note", "images that look like another, which a split may put on both sides"),
+    "same-name-across": Kind("note", "images with the name of another image of another set"),
+    "narrow": Kind("note", "images more than four times as long as wide"),
+    "covers-all": Kind("note", "annotations that cover their whole image"),
 }
 SKIPPABLE = ("missing-image", "unreadable-image", "other-size")
 

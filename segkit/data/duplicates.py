@@ -1,0 +1,71 @@
+"""find_duplicates: images that come more than once, within a set or in two."""
+
+import hashlib
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from segkit.data.findings import Finding
+
+
+class Listed(NamedTuple):
+    """An image as one of the sets lists it."""
+
+    set_name: str
+    file_name: str
+    path: Path
+
+
+def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = ()) -> list[tuple[int, Finding]]:
+    """Images that repeat an earlier one, each told once by the strongest sign: file, bytes, looks, name.
+
+    Args:
+        images: Of all sets.
+        alike: Groups of positions in `images` that look the same.
+
+    Returns:
+        Position and finding. The same file twice in one set is left to what reads the set.
+    """
+    told: set[int] = set()
+    found = []
+    for groups, kind, words in (
+        (_grouped([os.path.realpath(image.path) for image in images]), "same-file", "is the file of"),
+        (_grouped(_digests(images)), "same-bytes", "has the same bytes as"),
+        (alike, "alike", "looks like"),
+        (_grouped([image.file_name for image in images]), "same-name", "has the name of"),
+    ):
+        for first, *others in groups:
+            for position in others:
+                if position in told:
+                    continue
+                across = images[position].set_name != images[first].set_name
+                if across or kind in ("same-bytes", "alike"):
+                    found.append(
+                        (position, _finding(kind + "-across" * across, words, images[position], images[first]))
+                    )
+                told.add(position)
+    return found
+
+
+def _finding(kind: str, words: str, image: Listed, first: Listed) -> Finding:
+    across = f" of {first.set_name}" if image.set_name != first.set_name else ""
+    return Finding(kind, image.file_name, f"{image.file_name} {words} {first.file_name}{across}")
+
+
+def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The positions of each key that comes more than once."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        if key is not None:
+            groups.setdefault(key, []).append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digests(images: Sequence[Listed]) -> list[str | None]:
+    """A digest of each file's content; None where its length alone tells it from all others."""
+    keys: list[str | None] = [None] * len(images)
+    for group in _grouped([os.path.getsize(image.path) for image in images]):
+        for position in group:
+            keys[position] = hashlib.sha256(images[position].path.read_bytes()).hexdigest()
+    return keys

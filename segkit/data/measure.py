@@ -1,0 +1,124 @@
+"""measure: what a set of images holds of each class, and where its annotations contradict one another."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from segkit.data.findings import Finding
+from segkit.data.rasterize import OVERLAPS, Annotation, encode, rasterize
+
+COVERING = 0.995  # share of the pixels from which an annotation covers the whole image
+Progress = Callable[[Sequence], Iterable]
+
+
+class SourceItem(Protocol):
+    """An image of any source; the path, its name and (H, W)."""
+
+    path: Any
+    file_name: str
+    size: tuple[int, int]
+
+
+class CheckedSet(NamedTuple):
+    """A set of images to be checked.
+
+    Attributes:
+        name: What tables call it.
+        class_names: In label order.
+        items: The images that can be used.
+        annotations: Of each image; None for masks that are files.
+        mask: Gives the labels (H, W) uint8 of an image by its index.
+        findings: What reading it has found.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    items: Sequence[SourceItem]
+    annotations: Sequence[Sequence[Annotation]] | None
+    mask: Callable[[int], np.ndarray]
+    findings: Sequence[Finding] = ()
+
+
+@dataclass
+class Measures:
+    """What N images hold of C classes.
+
+    Attributes:
+        pixels: (N, C) pixels of each class in the label maps.
+        annotations: (N, C) annotations that paint something; zeros for masks that are files.
+        contested: (N,) pixels that annotations of several classes claim.
+        repainted: By rule of overlap, the pixels (N,) that it labels otherwise than `smallest` does.
+        overlaps: By pair of labels, the pixels that both claim.
+        covering: Image and label of the annotations that cover a whole image.
+    """
+
+    pixels: np.ndarray
+    annotations: np.ndarray
+    contested: np.ndarray
+    repainted: dict[str, np.ndarray]
+    overlaps: dict[tuple[int, int], int]
+    covering: list[tuple[int, int]]
+
+
+def measure(data: CheckedSet, progress: Progress = iter) -> Measures:
+    """Paints every label map and counts; no image is read.
+
+    Args:
+        data: The set.
+        progress: Wraps what is gone through, such as tqdm.
+    """
+    count, classes = len(data.items), len(data.class_names)
+    rules = () if data.annotations is None else [rule for rule in OVERLAPS if rule != "smallest"]
+    result = Measures(
+        np.zeros((count, classes), dtype=np.int64),
+        np.zeros((count, classes), dtype=np.int64),
+        np.zeros(count, dtype=np.int64),
+        {rule: np.zeros(count, dtype=np.int64) for rule in rules},
+        {},
+        [],
+    )
+    for index in progress(range(count)):
+        if data.annotations is None:
+            mask = data.mask(index)
+        else:
+            mask = _measure_annotations(result, index, data.annotations[index], data.items[index].size)
+        result.pixels[index] = np.bincount(mask.ravel(), minlength=256)[:classes]
+    return result
+
+
+def _measure_annotations(
+    result: Measures, index: int, annotations: Sequence[Annotation], size: tuple[int, int]
+) -> np.ndarray:
+    """Counts annotations and overlaps of an image; gives its label map."""
+    encoded = [a._replace(shape=encode(a.shape, size)) for a in annotations if a.shape is not None]
+    regions: dict[int, list[dict[str, Any]]] = {}
+    for annotation in encoded:
+        region = {"size": list(size), "counts": annotation.shape}
+        area = int(coco_mask.area(region))
+        result.annotations[index, annotation.label] += area > 0
+        if area >= COVERING * size[0] * size[1]:
+            result.covering.append((index, annotation.label))
+        regions.setdefault(annotation.label, []).append(region)
+    result.contested[index] = _count_overlaps(result.overlaps, regions)
+    mask = rasterize(encoded, size)
+    for rule, repainted in result.repainted.items():
+        if result.contested[index]:
+            repainted[index] = np.count_nonzero(rasterize(encoded, size, overlap=rule) != mask)
+    return mask
+
+
+def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, list[dict[str, Any]]]) -> int:
+    """Adds what each two classes both claim; gives the pixels that any two claim."""
+    claimed = {label: coco_mask.merge(of_class) for label, of_class in sorted(regions.items())}
+    shared = []
+    for pair in combinations(claimed, 2):
+        both = coco_mask.merge([claimed[label] for label in pair], intersect=True)
+        area = int(coco_mask.area(both))
+        if area:
+            overlaps[pair] = overlaps.get(pair, 0) + area
+            shared.append(both)
+    return int(coco_mask.area(coco_mask.merge(shared))) if shared else 0

@@ -54,10 +54,16 @@ class TrainConfig:
     """COCO JSON files to train on; or folders of images, with --masks."""
     val: Sources = ()
     """The same to validate on; without it a share of --data is split off."""
+    folds: Annotated[int | None, arg(metavar="K")] = None
+    """Divide --data into K folds with even shares of every class, see `python -m segkit folds`; needs --fold."""
+    fold: Annotated[int | None, arg(metavar="I")] = None
+    """The fold to validate on, 0 to K - 1; the others train."""
+    train_only: Sources = ()
+    """The same, such as pseudo labels, whose images never validate."""
     images: Folders = ()
-    """Folder of the images: one for all JSON files, or one for each of --data and --val. By default each JSON's own."""
+    """Folder of the images: one for all JSON files, or one for each of the three's. By default each JSON's own."""
     masks: Folders = ()
-    """Folders of masks (index PNGs, or in colours with --palette), one for each folder of --data and --val."""
+    """Folders of masks (index PNGs, or in colours with --palette), one for each of --data, --val, --train-only."""
     class_names: Annotated[Path | None, arg(metavar="FILE")] = None
     """Class names of the masks, one in each line, in the order of the pixel values."""
     palette: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -120,6 +126,7 @@ class TrainConfig:
         _check(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "in 0..1")
         for name in ("weight_decay", "warmup_epochs", "clip_grad", "seed"):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
+        _check_folds(self)
         if self.resume and self.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
 
@@ -244,6 +251,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _check_folds(config: TrainConfig) -> None:
+    if config.train_only and not config.data:
+        raise ValueError("--train-only needs --data, whose images it adds to")
+    if config.folds is None and config.fold is None:
+        return
+    if config.folds is None or config.fold is None:
+        raise ValueError("--folds and --fold belong together: --folds 5 --fold 0 validates on the first of five folds")
+    if config.val:
+        raise ValueError("--folds takes the validation images from --data; leave out --val, or --folds and --fold")
+    if not config.data:
+        raise ValueError("--folds needs --data, the images to divide")
+    _check(config, "folds", config.folds >= 2, "at least 2")
+    _check(config, "fold", 0 <= config.fold < config.folds, f"in 0..{config.folds - 1}")
 
 
 def _check(config: object, name: str, holds: bool, expected: str) -> None:

@@ -1,6 +1,7 @@
 """What --data, --val, --images and --masks name, as data sets."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,10 @@ def open_data(
     return CocoSegmentation(paths, root=roots)
 
 
-def share_out(
-    given: Sequence[Path], first: Sequence[Path], second: Sequence[Path], flag: str
-) -> tuple[Sequence[Path], Sequence[Path]]:
-    """The folders of one flag: those of the first sources, then those of the second."""
-    count = len(first) + len(second)
-    if given and len(given) != count:
-        raise ValueError(f"{flag} needs one folder for each of the {count} sources, got {len(given)}")
-    return given[: len(first)], given[len(first) :]
+def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: str) -> list[Sequence[Path]]:
+    """The folders of one flag: those of the first sources, then those of the next."""
+    counts = [len(paths) for paths in sources]
+    if given and len(given) != sum(counts):
+        raise ValueError(f"{flag} needs one folder for each of the {sum(counts)} sources, got {len(given)}")
+    ends = list(accumulate(counts))
+    return [given[end - count : end] for end, count in zip(ends, counts, strict=True)]

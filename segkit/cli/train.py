@@ -13,7 +13,7 @@ from segkit.config import TrainConfig, parse_args, write_yaml
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from segkit.data import SegmentationDataset
+    from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
 
@@ -77,36 +77,65 @@ def train(config: TrainConfig) -> Path:
 
 
 def _load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
-    from segkit.cli.sources import open_data, share_out
+    from segkit.cli.sources import share_out
+    from segkit.cli.train_folds import add_train_only, count_sources, split_fold
+
+    train_roots, val_roots, extra_roots = _split_roots(config)
+    train_masks, val_masks, extra_masks = share_out(config.masks, _sources(config), "--masks")
+    train_set = _open(config, "--data", config.data, train_roots, train_masks)
+    extra = _open(config, "--train-only", config.train_only, extra_roots, extra_masks) if config.train_only else None
+    if config.folds is not None:
+        counts = count_sources(train_set, config.data, train_roots)
+        return split_fold(train_set, extra, counts, k=config.folds, fold=config.fold, seed=config.seed)
+    if config.val:
+        val_set = _open(config, "--val", config.val, val_roots, val_masks)
+        _check_classes(train_set, val_set, config.data[0], config.val[0])
+    else:
+        train_set, val_set = train_set.split(config.val_fraction, config.seed)
+    return add_train_only(train_set, val_set, extra), val_set
+
+
+def _open(
+    config: TrainConfig, flag: str, paths: Sequence[Path], roots: Sequence[Path] | None, masks: Sequence[Path]
+) -> "CocoSegmentation | FolderSegmentation":
+    from segkit.cli.sources import open_data
     from segkit.data import DataError
 
-    train_roots, val_roots = _split_roots(config)
-    train_masks, val_masks = share_out(config.masks, config.data, config.val, "--masks")
-    naming = {"class_names": config.class_names, "palette": config.palette}
-    train_set = open_data(config.data, roots=train_roots, masks=train_masks, **naming)
-    if not config.val:
-        return train_set.split(config.val_fraction, config.seed)
-    val_set = open_data(config.val, roots=val_roots, masks=val_masks, **naming)
-    if val_set.class_names != train_set.class_names:
+    data = open_data(paths, roots=roots, masks=masks, class_names=config.class_names, palette=config.palette)
+    if len(data) == 0:
+        raise DataError(f"{flag} has no images")
+    return data
+
+
+def _check_classes(
+    first: "SegmentationDataset", second: "SegmentationDataset", first_file: Path, second_file: Path
+) -> None:
+    from segkit.data import DataError
+
+    if first.class_names != second.class_names:
         raise DataError(
-            f"{config.data[0]} and {config.val[0]} differ in their classes: "
-            f"{', '.join(train_set.class_names)} / {', '.join(val_set.class_names)}"
+            f"{first_file} and {second_file} differ in their classes: "
+            f"{', '.join(first.class_names)} / {', '.join(second.class_names)}"
         )
-    for name, data in (("--data", train_set), ("--val", val_set)):
-        if len(data) == 0:
-            raise DataError(f"{name} has no images")
-    return train_set, val_set
 
 
-def _split_roots(config: TrainConfig) -> tuple[Sequence[Path] | None, Sequence[Path] | None]:
+def _sources(config: TrainConfig) -> tuple[Sequence[Path], ...]:
+    return config.data, config.val, config.train_only
+
+
+def _split_roots(config: TrainConfig) -> list[Sequence[Path] | None]:
+    """The image folders of --data, --val and --train-only."""
+    from segkit.cli.sources import share_out
+
+    sources = _sources(config)
     if len(config.images) <= 1:
-        return config.images or None, config.images or None
-    files = len(config.data) + len(config.val)
+        return [config.images or None] * 3
+    files = sum(map(len, sources))
     if len(config.images) != files:
         raise ValueError(
             f"--images needs one folder, or one for each of the {files} JSON files, got {len(config.images)}"
         )
-    return config.images[: len(config.data)], config.images[len(config.data) :]
+    return [paths or None for paths in share_out(config.images, sources, "--images")]
 
 
 def _build(

@@ -1,6 +1,6 @@
 """count_classes: how much of each class an image holds, from its annotations alone."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -34,6 +34,14 @@ def count_classes(annotations: Sequence[Sequence[Annotation]], categories: Seque
     length = len(annotations) * len(column)
     painted = np.bincount(cell, pixels > 0, length).reshape(-1, len(column))
     return ClassCounts((painted > 0) * 1.0, painted, np.bincount(cell, pixels, length).reshape(painted.shape))
+
+
+def count_labels(masks: Iterable[np.ndarray], num_classes: int) -> ClassCounts:
+    """Counts classes in N label maps (H, W) uint8; an image counts as one annotation of each class that it shows."""
+    pixels = np.array([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks], dtype=np.float64)
+    pixels = pixels.reshape(-1, num_classes)
+    shown = (pixels > 0) * 1.0
+    return ClassCounts(shown, shown, pixels)
 
 
 def annotation_areas(annotations: Sequence[Annotation]) -> np.ndarray:

@@ -62,13 +62,19 @@ def _id(*parts):
     return "-".join(part if isinstance(part, str) else "-".join(part) for part in parts if part)
 
 
-# All losses in all modes: as they are by default, and with each set of options.
+# All losses in all modes, as they are by default and with each set of options; and each set in one mode.
 DEFAULTS = [pytest.param(name, mode, id=_id(name, mode)) for name in LOSSES for mode in modes_of(name)]
 VARIANTS = [
     pytest.param(name, mode, options, id=_id(name, mode, options))
     for name in LOSSES
     for options, modes in OPTIONS[name]
     for mode in modes
+]
+
+ONE_MODE = [
+    pytest.param(name, modes[0], options, id=_id(name, modes[0], options))
+    for name in LOSSES
+    for options, modes in OPTIONS[name]
 ]
 
 

@@ -126,9 +126,9 @@ def overlap(found, score, *, absent="skip", per_image=False, log=False, classes=
     for row in regions(found, per_image, classes):
         losses = []
         for region in row:
-            value = -math.log(max(score(region), 1e-7)) if log else 1 - score(region)
             if region.true > 0 or absent == "penalise":
-                losses.append(value**power)
+                value = score(region)
+                losses.append((-math.log(max(value, 1e-7)) if log else 1 - value) ** power)
             elif absent == "zero":
                 losses.append(0.0)
         if losses and any(region.counted for region in row):
@@ -137,13 +137,13 @@ def overlap(found, score, *, absent="skip", per_image=False, log=False, classes=
 
 
 def dice(found, smooth=0.0, **options):
-    return overlap(found, lambda r: (2 * r.hits + smooth) / max(r.predicted + r.true + smooth, 1e-12), **options)
+    return overlap(found, lambda r: (2 * r.hits + smooth) / (r.predicted + r.true + smooth), **options)
 
 
 def tversky(found, alpha=0.5, beta=0.5, gamma=1.0, smooth=0.0, **options):
     def score(r):
         below = r.hits + alpha * (r.predicted - r.hits) + beta * (r.true - r.hits) + smooth
-        return (r.hits + smooth) / max(below, 1e-12)
+        return (r.hits + smooth) / below
 
     return overlap(found, score, power=1 / gamma, **options)
 

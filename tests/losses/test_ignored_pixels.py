@@ -1,0 +1,68 @@
+"""What is ignored counts for nothing, in every loss, mode and option; beyond the defaults that check_loss tries."""
+
+import math
+
+import pytest
+import torch
+from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, ignored_entries, loss_and_gradient
+
+from segkit.losses import create_loss, dice_loss
+from segkit.testing import check_loss
+
+SOFT_VARIANTS = [case for case in VARIANTS if case.values[0] != "lovasz"]
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), ONE_MODE)
+def test_with_any_options_a_loss_conforms(name, mode, options):
+    check_loss(build(name, mode, **options), num_classes=3, mode=mode)
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
+def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, options, poison):
+    logits, target = example(mode)
+    ignored = ignored_entries(logits, target)
+    loss, gradient = loss_and_gradient(build(name, mode, **options), logits, target)
+    poisoned = loss_and_gradient(build(name, mode, **options), torch.where(ignored, poison, logits), target)
+    torch.testing.assert_close((loss, gradient), poisoned, rtol=1e-9, atol=1e-12)
+    assert (gradient[ignored] == 0).all()
+    assert (gradient[~ignored] != 0).any()
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), SOFT_VARIANTS)
+def test_soft_targets_can_be_ignored_too(name, mode, options):
+    logits, target = example(mode, soft=True)
+    ignored = ignored_entries(logits, target)
+    loss, gradient = loss_and_gradient(build(name, mode, **options), logits, target)
+    poisoned = loss_and_gradient(build(name, mode, **options), torch.where(ignored, math.nan, logits), target)
+    torch.testing.assert_close((loss, gradient), poisoned, rtol=1e-9, atol=1e-12)
+    assert (gradient[ignored] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "mode"), [case for case in DEFAULTS if case.values[0] in ("ce", "bce", "focal")])
+def test_unreduced_losses_are_0_where_ignored_and_nowhere_else(name, mode):
+    logits, target = example(mode)
+    losses = build(name, mode, reduction="none")(logits, target)
+    assert losses.shape == target.shape
+    assert torch.equal(losses == 0, target == 255)
+
+
+@pytest.mark.parametrize("ignore_index", [1, 255, -100])
+def test_each_loss_of_a_sum_leaves_the_ignored_pixels_out(ignore_index):
+    loss = create_loss({"ce": 0.5, "bce": 0.2, "dice": 0.3, "lovasz": 0.1}, ignore_index=ignore_index)
+    check_loss(loss, ignore_index=ignore_index)
+
+
+def test_a_value_that_the_target_cannot_hold_ignores_nothing():
+    logits, target = example(ignored=0)
+    target[0, 0, 0] = 2
+    wrapped = 2 - 256  # uint8 would take it for 2
+    torch.testing.assert_close(
+        dice_loss(logits, target.to(torch.uint8), ignore_index=wrapped), dice_loss(logits, target, ignore_index=None)
+    )
+
+
+def test_without_an_ignore_index_255_is_a_wrong_label():
+    logits, target = example()
+    with pytest.raises(ValueError, match="labels from 0 to 255, expected 0 to 2 or ignore_index=None"):
+        dice_loss(logits, target, ignore_index=None)

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {6: 8, 8: 6}  # the others undo themselves
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
@@ -37,9 +47,8 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     with _opened(path) as image:
         header = _header(image)
         header.check(path, size)
-        if size is None or size == header.turned:
-            image = ImageOps.exif_transpose(image)
-        return np.array(_to_rgb(image))
+        turn = size is None or size == header.turned
+        return np.array(_to_rgb(_turn(image, header.orientation, turn)))
 
 
 class ImageHeader(NamedTuple):
@@ -105,17 +114,28 @@ def _beginning(path: str | os.PathLike) -> str:
 
 
 def _header(image: Image.Image) -> ImageHeader:
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    stored = (image.height, image.width)
+    # The class's own method decodes a whole PNG, to look for EXIF behind its pixels.
+    orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    size = (image.height, image.width)
+    other = size[::-1] if orientation in _ROTATED else size
+    # Pillow gives the size of a TIFF, and later its pixels, as they are when turned.
+    stored, turned = (other, size) if image.format == "TIFF" else (size, other)
     return ImageHeader(
         stored,
-        stored[::-1] if orientation in _ROTATED else stored,
+        turned,
         orientation if orientation in range(1, 9) else 1,
         image.mode,
         "A" in image.mode or "transparency" in image.info,
         # An MPO is a photograph with a preview or a second eye behind it.
         image.format != "MPO" and getattr(image, "is_animated", False),
     )
+
+
+def _turn(image: Image.Image, orientation: int, turn: bool) -> Image.Image:
+    is_turned = image.format == "TIFF"
+    if orientation == 1 or turn == is_turned:
+        return image
+    return image.transpose(_TURNS[orientation if turn else _BACK.get(orientation, orientation)])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

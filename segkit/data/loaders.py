@@ -1,7 +1,8 @@
 """Loaders whose random choices depend on the seed, the epoch and the position alone, not on the workers."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -10,7 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segkit.data.dataset import SegmentationDataset
-from segkit.data.mixing import Mix
+from segkit.data.images import DataError
+from segkit.data.mixing import Mix, Sample
+
+_log = logging.getLogger(__name__)
+ATTEMPTS = 20  # images that are tried in place of a bad one
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
@@ -82,6 +87,8 @@ class Augmented(Dataset):
         mix: Makes one sample of two, see `segkit.data.mixing`.
         mix_share: Share of the samples that are mixed.
         donors: Indices of the images that the second sample is drawn from; all by default.
+        on_bad: What happens to an image that cannot be read: `error`, or `skip` for another in its place,
+            drawn by the sample's seed, with its own mask; it is logged once.
     """
 
     def __init__(
@@ -92,12 +99,22 @@ class Augmented(Dataset):
         mix: Mix | None = None,
         mix_share: float = 0.5,
         donors: Sequence[int] | None = None,
+        on_bad: Literal["error", "skip"] = "error",
     ) -> None:
+        if on_bad not in ("error", "skip"):
+            raise ValueError(f"on_bad must be 'error' or 'skip', got {on_bad!r}")
         self.data = data
         self.transform = transform
         self.mix = mix
         self.mix_share = mix_share
         self.donors = range(len(data)) if donors is None else donors
+        self.on_bad = on_bad
+        self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # what one worker met, all know
+
+    @property
+    def replaced(self) -> list[str]:
+        """Names of the images that could not be read so far, in this process and in the workers."""
+        return [self.data.name(index) for index in self._bad.nonzero().flatten().tolist()]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -113,10 +130,25 @@ class Augmented(Dataset):
         return _to_tensors(*result)
 
     def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self.data[index]
+        image, mask = self._read(index, seed)
         self.transform.set_random_seed(seed)
         result = self.transform(image=image, mask=mask)
         return result["image"], result["mask"]
+
+    def _read(self, index: int, seed: int) -> Sample:
+        """The image and mask; of a bad image's substitutes the first that can be read, which the files decide alone."""
+        substitutes = np.random.default_rng((seed, 2))
+        for _ in range(ATTEMPTS):
+            if not self._bad[index]:
+                try:
+                    return self.data[index]
+                except DataError as error:
+                    if self.on_bad == "error":
+                        raise
+                    self._bad[index] = True
+                    _log.warning("%s; another image stands in for it", error)
+            index = int(substitutes.integers(len(self.data)))
+        raise DataError(f"{ATTEMPTS} images in a row cannot be read, the last one {self.data.name(index)}")
 
 
 class Plain(Dataset):
@@ -140,7 +172,7 @@ def train_loader(
     workers: int = 0,
     seed: int = 0,
     shares: np.ndarray | None = None,
-    **mixing: Any,
+    **options: Any,
 ) -> DataLoader:
     """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
 
@@ -151,7 +183,7 @@ def train_loader(
         workers: Processes that load; they do not change what is loaded.
         seed: Of order and augmentation.
         shares: See `TrainBatches`.
-        **mixing: `mix`, `mix_share`, `donors`, see `Augmented`.
+        **options: `mix`, `mix_share`, `donors`, `on_bad`, see `Augmented`.
     """
     if len(data) == 0:
         raise ValueError("the training set has no images")
@@ -160,7 +192,7 @@ def train_loader(
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise ValueError(f"shares must be {len(data)} positive numbers, one for each image")
     batches = TrainBatches(len(data), batch_size, seed, shares)
-    return DataLoader(Augmented(data, transform, **mixing), batch_sampler=batches, **_worker_options(workers))
+    return DataLoader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0) -> DataLoader:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def fit(
     device: torch.device,
     autocast: Precision,
     clip_grad: float = 0.0,
+    exclude: Sequence[int] = (),
     progress: Progress = iter,
 ) -> Iterator[EpochReport]:
     """Trains until `epochs` are finished; after each, writes the run folder and gives a report.
@@ -67,6 +68,7 @@ def fit(
         device: Where the model is.
         autocast: Makes the autocast context of a forward pass.
         clip_grad: Largest norm of the gradient; 0 for no limit.
+        exclude: Classes that are left out of the means of the scores, see `SegmentationDataset.ignored_labels`.
         progress: Wraps the batches of an epoch, to show how far it is.
     """
     while state.epoch < epochs:
@@ -76,7 +78,7 @@ def fit(
             state, progress(train), loss_fn, device=device, autocast=autocast, clip_grad=clip_grad
         )
         trained = time.monotonic()
-        evaluation = evaluate(state.model, val, loss_fn, device=device, autocast=autocast)
+        evaluation = evaluate(state.model, val, loss_fn, device=device, autocast=autocast, exclude=exclude)
         state.epoch += 1
         row = {
             "epoch": state.epoch,
@@ -140,11 +142,17 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, loader: DataLoader, loss_fn: nn.Module, *, device: torch.device, autocast: Precision
+    model: Segmenter,
+    loader: DataLoader,
+    loss_fn: nn.Module,
+    *,
+    device: torch.device,
+    autocast: Precision,
+    exclude: Sequence[int] = (),
 ) -> Evaluation:
-    """Loss and scores over all images of a loader, each at its full size."""
+    """Loss and scores over all images of a loader, each at its full size; the classes of `exclude` enter no mean."""
     model.eval()
-    confusion = ConfusionMatrix(model.num_classes, class_names=model.class_names)
+    confusion = ConfusionMatrix(model.num_classes, class_names=model.class_names, exclude=exclude)
     total, count = 0.0, 0
     for images, target in loader:
         images, target = images.to(device), target.to(device)

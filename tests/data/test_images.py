@@ -1,8 +1,13 @@
+import contextlib
+import struct
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segkit.data import DataError, list_images, read_image, write_image, write_mask
+from segkit.data.images import read_header
 from segkit.visualize import create_palette
 
 RANDOM = np.random.default_rng(0)
@@ -12,19 +17,28 @@ PICTURE = RANDOM.integers(0, 256, (5, 8, 3), dtype=np.uint8)
 def save_turned(path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(PICTURE).save(path, exif=exif)
+    Image.fromarray(PICTURE).save(path, exif=exif, lossless=True)
     return path
 
 
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
-    image = read_image(save_turned(tmp_path / "a.png", 6))
-    assert np.array_equal(image, np.rot90(PICTURE, -1))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_exif_says_or_left_as_its_annotations_were_drawn(tmp_path, suffix, orientation):
+    path = save_turned(tmp_path / f"a.{suffix}", orientation)
+    turned = np.array(ImageOps.exif_transpose(Image.open(save_turned(tmp_path / "b.png", orientation))))
+    assert np.array_equal(read_image(path), turned)
+    assert np.array_equal(read_image(path, size=turned.shape[:2]), turned)
+    if turned.shape != PICTURE.shape:
+        assert np.array_equal(read_image(path, size=(5, 8)), PICTURE)
 
 
-def test_annotations_drawn_on_the_unturned_photograph_leave_it_so(tmp_path):
+def test_a_header_is_read_without_decoding(tmp_path):
     path = save_turned(tmp_path / "a.png", 6)
-    assert np.array_equal(read_image(path, size=(5, 8)), PICTURE)
-    assert read_image(path, size=(8, 5)).shape == (8, 5, 3)
+    path.write_bytes(path.read_bytes()[:-60])
+    header = read_header(path)
+    assert (header.stored, header.turned, header.orientation) == ((5, 8), (8, 5), 6)
+    with pytest.raises(DataError, match="is damaged"):
+        read_image(path)
 
 
 def test_another_size_than_annotated_is_named(tmp_path):
@@ -49,8 +63,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"a\.jpg is not an image"),
-        (b"<!DOCTYPE html>", r"a\.jpg is not an image"),
+        (b"", r"a\.jpg is not an image that can be read: it is empty"),
+        (b"<!DOCTYPE html>", r"a\.jpg is not an image that can be read: it starts with '<!DOCTYP'"),
         (None, r"the image .*a\.jpg is damaged"),
     ],
 )
@@ -60,6 +74,54 @@ def test_an_unreadable_image_is_named(tmp_path, content, message):
     path.write_bytes(path.read_bytes()[:900] if content is None else content)
     with pytest.raises(DataError, match=message):
         read_image(path)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    for read in (read_image, read_header):
+        with pytest.raises(DataError, match=r"a\.png is refused: .*3600000000 pixels"):
+            read(tmp_path / "a.png")
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+    frames = [Image.fromarray(np.full((5, 8, 3), value, np.uint8)) for value in (10, 200)]
+    for name in ("a.gif", "a.webp", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True}))
+        assert (read_image(tmp_path / name) == 10).all()
+        assert read_header(tmp_path / name).animated
+
+
+def test_png_bytes_may_be_named_jpg(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", format="PNG")
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), PICTURE)
+
+
+def test_transparency_is_dropped_and_the_colours_stay(tmp_path):
+    alpha = np.dstack([PICTURE, RANDOM.integers(0, 256, (5, 8), dtype=np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)
+    palette = Image.fromarray(PICTURE).quantize(16)
+    palette.save(tmp_path / "p.png", transparency=bytes(range(16)))
+    assert np.array_equal(read_image(tmp_path / "p.png"), np.array(palette.convert("RGB")))
+    assert all(read_header(tmp_path / name).transparent for name in ("a.png", "p.png"))
+
+
+@pytest.mark.filterwarnings("default")  # Pillow's own, on some of these
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_damaged_bytes_are_an_image_or_a_data_error(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.repeat(np.repeat(PICTURE, 8, 0), 8, 1)).save(path)
+    whole = bytearray(path.read_bytes())
+    for _ in range(150):
+        content = whole[: RANDOM.integers(len(whole) // 2, len(whole))] if RANDOM.random() < 0.3 else whole.copy()
+        for place in RANDOM.integers(0, len(content), 5):
+            content[place] = RANDOM.integers(256)
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):
+            assert read_image(path).dtype == np.uint8
 
 
 def test_a_missing_image_is_named(tmp_path):

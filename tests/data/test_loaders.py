@@ -2,8 +2,9 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from conftest import write_shapes
 
-from segkit.data import AUGMENTATIONS, CocoSegmentation, create_transform, train_loader, val_loader
+from segkit.data import AUGMENTATIONS, CocoSegmentation, DataError, create_transform, train_loader, val_loader
 from segkit.data.loaders import Augmented, TrainBatches, repeat_factors
 from segkit.data.mixing import CopyPaste, cutmix
 from segkit.data.transforms import RECOMMENDED, strict_arguments
@@ -185,3 +186,58 @@ def test_mixed_samples_depend_on_the_seed_alone(data):
 def test_rare_crops_of_a_pipeline_that_does_not_crop_are_refused():
     with pytest.raises(ValueError, match="rare_crops needs an augmentation that crops"):
         create_transform("seed2", crop=8, rare_classes=(1,), rare_crops=0.5)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Twelve photographs, two of which break off after half of their bytes."""
+    file = write_shapes(tmp_path, "x", 12, seed=4)
+    for i in (3, 7):
+        path = tmp_path / f"images/x{i}.png"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return CocoSegmentation(file, on_bad="skip")
+
+
+def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once(damaged, caplog):
+    samples = Augmented(damaged, create_transform("none", crop=64), on_bad="skip")
+    image, mask = samples[3, 5]
+    assert any(
+        torch.equal(image, other) and torch.equal(mask, other_mask)
+        for other, other_mask in (samples[i, 5] for i in range(12) if i not in (3, 7))
+    )
+    assert torch.equal(samples[3, 5][0], image)
+    named = [record.getMessage() for record in caplog.records if "x3.png" in record.getMessage()]
+    assert len(named) == 1
+    assert named[0].endswith("; another image stands in for it")
+    assert samples.replaced == ["images/x3.png"]
+
+
+def test_substitutes_depend_on_the_seed_alone_and_workers_tell_what_they_met(damaged):
+    here, there = (
+        train_loader(damaged, create_transform("flip", crop=32), batch_size=4, workers=workers, on_bad="skip")
+        for workers in (0, 2)
+    )
+    for (images, target), (other, other_target) in zip(here, there, strict=True):
+        assert torch.equal(images, other)
+        assert torch.equal(target, other_target)
+    assert here.dataset.replaced == there.dataset.replaced == ["images/x3.png", "images/x7.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_an_error_unless_it_may_be_skipped_and_always_in_validation(damaged, workers):
+    for loader in (
+        train_loader(damaged, create_transform("none", crop=32), batch_size=4, workers=workers),
+        val_loader(damaged, workers=workers),
+    ):
+        with pytest.raises(DataError, match=r"x[37]\.png is damaged"):
+            list(loader)
+
+
+def test_a_set_of_damaged_images_is_an_error_and_no_endless_search(tmp_path):
+    file = write_shapes(tmp_path, "x", 2, seed=4)
+    data = CocoSegmentation(file)
+    for item in data.items:
+        item.path.write_bytes(b"")
+    samples = Augmented(data, create_transform("none", crop=32), on_bad="skip")
+    with pytest.raises(DataError, match="20 images in a row cannot be read"):
+        samples[0, 1]

@@ -40,6 +40,17 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
 
 Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
+# None for no CRF; no word for the default one.
+CRFWords = Annotated[
+    tuple[str, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[PRESET] [NAME=VALUE ...]",
+        instance_from_str=tuple,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["off"] if value is None else list(value),
+    ),
+]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
 Sources = Annotated[tuple[Path, ...], arg(metavar="FILE|DIR ...")]
 Folders = Annotated[tuple[Path, ...], arg(metavar="DIR ...")]
@@ -61,7 +72,7 @@ class TrainConfig:
     train_only: Sources = ()
     """The same, such as pseudo labels, whose images never validate."""
     images: Folders = ()
-    """Folder of the images: one for all JSON files, or one for each of the three's. By default each JSON's own."""
+    """Folder of the images: one for all JSON files, or one for each of them in turn. By default each's own."""
     masks: Folders = ()
     """Folders of masks (index PNGs, or in colours with --palette), one for each of --data, --val, --train-only."""
     class_names: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -132,35 +143,93 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class InferConfig:
-    """Segment photographs: index PNGs, overlays and a manifest. Without arguments, the newest run on the demo set."""
+class PredictConfig:
+    """How models turn an image into a label map; shared by the commands that infer."""
 
     weights: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
     """Model files or run folders; the probabilities of several are averaged. By default the newest run."""
-    source: Annotated[Path | None, arg(metavar="FOLDER|IMAGE|JSON")] = None
-    """A folder of images, one image, or a COCO JSON. By default the demo's validation images."""
-    images: Folder = None
-    """Folder of the images of a COCO JSON. By default the JSON's own."""
-    out: Folder = None
-    """Folder for the results. By default a new one below runs/."""
     member_weights: tuple[float, ...] = ()
     """Weight of each model in the average. By default equal."""
-    flips: Literal["none", "h", "v", "hv"] = "none"
-    """Test-time flips, beside the image as it is: h(orizontal), v(ertical), or both."""
+    tta: Annotated[str | None, arg(metavar="PRESET")] = None
+    """Test-time augmentation by name, such as seed_vflip_multiscale, in place of the next four."""
+    flips: Literal["none", "h", "v", "hv", "d4"] = "none"
+    """Test-time flips, beside the image as it is: h(orizontal), v(ertical), both, d4 with quarter turns."""
     scales: tuple[float, ...] = (1.0,)
     """Test-time scales."""
-    crf: bool = False
-    """Refine with a dense CRF; needs `pip install pydensecrf2`."""
+    brightness: tuple[float, ...] = (1.0,)
+    """Test-time factors of brightness."""
+    merge: Literal["mean", "gmean", "max", "min", "vote", "sharpened"] = "mean"
+    """What becomes of the views' probabilities; gmean is the softmax of the mean logits."""
+    window: int = 0
+    """Side of a sliding window for images that are larger, in pixels; 0 runs them whole."""
+    window_overlap: float = 0.5
+    """Share of a window that the next one covers again."""
+    crf: CRFWords = None
+    """Refine with a dense CRF: a preset (seed, deeplab_v2_resnet101, ...) and NAME=VALUE for single parameters."""
+    compile: bool = False
+    """Compile the models, which takes minutes and pays after some hundred images; needs a C++ compiler."""
+    amp: Literal["off", "bf16"] = "off"
+    """bf16: half the time or less where the processor computes in bfloat16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        _check(self, "scales", bool(self.scales) and min(self.scales) > 0, "positive")
+        for name in ("scales", "brightness"):
+            _check(self, name, bool(getattr(self, name)) and min(getattr(self, name)) > 0, "positive")
+        _check(self, "window", self.window >= 0, "0 or more")
+        _check(self, "window_overlap", 0 <= self.window_overlap < 1, "at least 0 and less than 1")
         if self.member_weights and len(self.member_weights) != len(self.weights):
             raise ValueError(
                 f"--member-weights needs one weight for each of the {len(self.weights)} --weights, "
                 f"got {len(self.member_weights)}"
             )
+        given = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != _default(self, n)]
+        if self.tta is not None and given:
+            raise ValueError(f"--tta {self.tta} says it all; it does not go with --{given[0]}")
+
+
+@dataclass(frozen=True)
+class InferConfig(PredictConfig):
+    """Segment photographs: index PNGs, overlays and a manifest. Without arguments, the newest run on the demo set."""
+
+    source: Annotated[str | None, arg(metavar="FOLDER|IMAGE|GLOB|LIST.txt|JSON|VIDEO")] = None
+    """What to segment; a list has a path in each line. By default the demo's validation images."""
+    images: Folder = None
+    """Folder of the images of a COCO JSON or a list. By default its own."""
+    out: Folder = None
+    """Folder for the results. By default a new one below runs/."""
+    save: tuple[Literal["mask", "overlay", "probs", "coco", "submission", "pseudo"], ...] = ("mask", "overlay")
+    """Results: index PNGs; overlays; probabilities (.npz); COCO JSON; submission CSV; pseudo labels for training."""
+    submission_sample: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Sample submission whose ids and order the submission takes; they must be those of the images."""
+    submission_size: int = 256
+    """Height and width of the submission's maps, in pixels."""
+    pseudo_threshold: float = 0.8
+    """Lowest probability of a pseudo label; less sure pixels are ignored in training."""
+    pseudo_class_thresholds: Weights = field(default_factory=dict)
+    """The same for single classes."""
+    pseudo_min_share: float = 0.5
+    """Least share of sure pixels of an image that becomes a pseudo label."""
+    skip_existing: bool = False
+    """Go on in --out: images whose results are there are left out."""
+    workers: int | None = None
+    """Processes of the CRF. By default one for each core, at most eight."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "submission_size", self.submission_size >= 1, "at least 1")
+        for name in ("pseudo_threshold", "pseudo_min_share"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        if not self.save:
+            raise ValueError("--save needs at least one kind of result")
+        if self.skip_existing and self.out is None:
+            raise ValueError("--skip-existing needs --out, the folder to go on in")
+        if self.skip_existing and not {"mask"} <= set(self.save):
+            raise ValueError("--skip-existing goes by the masks: add mask to --save")
+        if self.skip_existing and "pseudo" in self.save:
+            raise ValueError("--skip-existing cannot make pseudo labels of images that it leaves out")
+        if self.submission_sample and "submission" not in self.save:
+            raise ValueError("--submission-sample needs --save submission")
 
 
 @dataclass(frozen=True)
@@ -266,6 +335,10 @@ def _check_folds(config: TrainConfig) -> None:
         raise ValueError("--folds needs --data, the images to divide")
     _check(config, "folds", config.folds >= 2, "at least 2")
     _check(config, "fold", 0 <= config.fold < config.folds, f"in 0..{config.folds - 1}")
+
+
+def _default(config: object, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(config) if f.name == name)
 
 
 def _check(config: object, name: str, holds: bool, expected: str) -> None:

@@ -49,7 +49,7 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = ()) -> FoldSource:
         if images:
             _renumber(images, annotations, new_images, new_annotations)
         images, annotations, loose = images + new_images, annotations + new_annotations, loose + new_loose
-    only = np.arange(len(images)) >= len(contents[0]["images"])
+    only = np.arange(len(images)) >= len(contents[0]["images"] or [])
     return FoldSource(contents[0], images, annotations, only, loose)
 
 
@@ -113,34 +113,40 @@ def _read(file: Path) -> Record:
         raise DataError(f"there is no annotation file at {file}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
-    lists = ("images", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
+    if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise DataError(f"{file} is not a COCO file: it needs lists of images and categories")
-    if not all(isinstance(c, dict) and {"id", "name"} <= c.keys() for c in content["categories"]):
-        raise DataError(f"{file} is not a COCO file: each of its categories needs an id and a name")
-    if not all(isinstance(i, dict) and {"id", "file_name"} <= i.keys() for i in content["images"]):
-        raise DataError(f"{file} is not a COCO file: each of its images needs an id and a file_name")
+    for key, needed in (("images", {"id", "file_name"}), ("categories", {"id", "name"}), ("annotations", set())):
+        rows = content.get(key) or []
+        if not isinstance(rows, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in rows):
+            has = f", each with {' and '.join(sorted(needed))}" if needed else ""
+            raise DataError(f"{file} is not a COCO file: its {key!r} must be a list of objects{has}")
+        if not all(isinstance(row.get("id"), int | str | None) for row in rows):
+            raise DataError(f"{file} is not a COCO file: an id in its {key!r} is neither a number nor a text")
     return content
 
 
 def _categories(content: Mapping[str, Any]) -> dict[Any, str]:
-    return dict(sorted((category["id"], category["name"]) for category in content["categories"]))
+    rows = ((category["id"], str(category["name"])) for category in content["categories"] or [])
+    return dict(sorted(rows, key=lambda row: (isinstance(row[0], str), row[0])))
 
 
 def _by_image(
     content: Record, file: Path, categories: Mapping[Any, str]
 ) -> tuple[list[Record], list[list[Record]], int]:
     """The images, the annotations of each, and the number of annotations that belong nowhere."""
-    of_image: dict[Any, list[Record]] = {image["id"]: [] for image in content["images"]}
-    if len(of_image) != len(content["images"]):
+    images = list(content["images"] or [])
+    of_image: dict[Any, list[Record]] = {image["id"]: [] for image in images}
+    if len(of_image) != len(images):
         raise DataError(f"{file} has two images with the same id")
     loose = 0
     for annotation in content.get("annotations") or []:
-        if annotation.get("image_id") in of_image and annotation.get("category_id") in categories:
-            of_image[annotation["image_id"]].append(annotation)
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        known = isinstance(image, int | str) and isinstance(category, int | str)
+        if known and image in of_image and category in categories:
+            of_image[image].append(annotation)
         else:
             loose += 1
-    return list(content["images"]), list(of_image.values()), loose
+    return images, list(of_image.values()), loose
 
 
 def _renumber(

@@ -35,8 +35,9 @@ def _plain_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> Softma
     nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
     nll = nll if valid is None else torch.where(valid, nll, 0)
     probs, rows = log_probs.exp(), weight.unsqueeze(1)
-    zeros = torch.zeros_like(probs[..., 0])
-    true_positive = zeros.scatter_add(1, target, (-nll).exp() * weight)
+    # One after the other: in float32 a large sum would lose small steps.
+    zeros = torch.zeros_like(probs[..., 0], dtype=torch.float64)
+    true_positive = zeros.scatter_add(1, target, ((-nll).exp() * weight).double()).to(logits.dtype)
     return SoftmaxTerms(nll, true_positive, (probs * rows).sum(2), (log_probs * rows).sum(2))
 
 

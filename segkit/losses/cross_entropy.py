@@ -211,7 +211,7 @@ def _ohem(inputs: Inputs, threshold: float, min_kept: int) -> Tensor:
     losses = inputs.weigh(inputs.entry_losses()).flatten()
     valid = torch.ones_like(losses, dtype=torch.bool) if inputs.valid is None else inputs.valid.flatten()
     ranks = torch.where(valid, losses.detach(), -1.0)
-    keep = ranks > -math.log(threshold)
+    keep = ranks > -math.log(_check_threshold(threshold))
     if losses.numel():
         rank = min(max(min_kept, 1), losses.numel())
         keep = keep | (ranks >= ranks.kthvalue(losses.numel() - rank + 1).values)
@@ -267,9 +267,7 @@ class OHEMLoss(Loss):
         threshold: float = 0.7,
         min_kept: int = 100_000,
     ) -> None:
-        super().__init__(mode, ignore_index, threshold=threshold, min_kept=min_kept)
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+        super().__init__(mode, ignore_index, threshold=_check_threshold(threshold), min_kept=min_kept)
 
     def evaluate(self, inputs: Inputs) -> Tensor:
         return _ohem(inputs, **self.options)
@@ -279,3 +277,9 @@ def _check_smoothing(label_smoothing: float) -> float:
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     return label_smoothing
+
+
+def _check_threshold(threshold: float) -> float:
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    return threshold

@@ -173,6 +173,8 @@ def _tversky(
     log: bool,
     classes: Sequence[int] | None,
 ) -> Tensor:
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")
     counts = _select(inputs.counts(), per_image, classes)
     hits = counts.true_positive
     false_positive, false_negative = counts.prob_sum - hits, counts.support - hits
@@ -210,6 +212,9 @@ def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> C
         counts = Counts(*(x.sum(0, keepdim=True) for x in counts))
     if classes is None:
         return counts
+    highest = counts.support.shape[1] - 1
+    if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
+        raise ValueError(f"classes must be a sequence of indices from 0 to {highest}, got {classes!r}")
     index = torch.as_tensor(classes, device=counts.support.device)
     pixels = counts.pixels if counts.pixels.shape[1] == 1 else counts.pixels[:, index]
     return Counts(*(x[:, index] for x in counts[:3]), pixels)

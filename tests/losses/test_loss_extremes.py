@@ -1,0 +1,134 @@
+"""Saturated, empty, single, huge and half-precision inputs."""
+
+import math
+
+import pytest
+import torch
+from loss_examples import DEFAULTS, VARIANTS, build, example, loss_and_gradient
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from segkit.losses import LOSSES, dice_loss, focal_loss, tversky_loss
+
+
+def sure(target, mode, classes=3, size=1e4):
+    """Logits of a prediction that is right at every pixel, and knows it."""
+    if mode == "multiclass":
+        target = torch.nn.functional.one_hot(target.clamp_max(classes - 1), classes).movedim(-1, 1)
+    elif mode == "binary":
+        target = target.unsqueeze(1)
+    return size * (2.0 * (target == 1) - 1)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_a_sure_and_right_prediction_costs_nothing_and_a_wrong_one_much(name, mode):
+    _, target = example(mode)
+    right = sure(target, mode)
+    assert build(name, mode)(right, target).item() == pytest.approx(0, abs=1e-4)
+    assert build(name, mode)(-right, target).item() > 0.5
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize("sign", [1, -1], ids=["right", "wrong"])
+@pytest.mark.parametrize("size", [20.0, 100.0, 1e4, 1e30])
+def test_a_saturated_prediction_has_a_finite_loss_and_gradient(name, mode, options, sign, size):
+    _, target = example(mode)
+    loss, gradient = loss_and_gradient(build(name, mode, **options), sign * sure(target, mode, size=size), target)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "bce"])
+def test_minus_infinity_rules_a_class_out(name):
+    logits, target = example()
+    target[target == 1] = 0
+    without = torch.stack([logits[:, 0], logits[:, 2]], 1), torch.where(target == 2, 1, target)
+    logits[:, 1] = -math.inf
+    loss, gradient = loss_and_gradient(build(name), logits, target)
+    expected, expected_gradient = loss_and_gradient(build(name), *without)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient[:, [0, 2]], expected_gradient)
+    assert (gradient[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize("size", [(0, 4, 5), (2, 0, 5)], ids=["no-images", "no-pixels"])
+def test_of_nothing_the_loss_is_0_with_a_graph(name, mode, options, size):
+    logits, target = example(mode, size, ignored=0)
+    loss, gradient = loss_and_gradient(build(name, mode, **options), logits, target)
+    assert loss == 0
+    assert gradient.shape == logits.shape
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "bce"])
+def test_one_class_alone_is_always_right(name):
+    loss = build(name)(torch.randn(1, 1, 3, 3), torch.zeros(1, 3, 3, dtype=torch.long))
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_costs_what_the_same_numbers_cost_in_float64(name, mode, options, dtype):
+    logits, target = example(mode, (2, 32, 32))
+    half = logits.to(dtype)
+    loss, gradient = loss_and_gradient(build(name, mode, **options), half, target)
+    expected, expected_gradient = loss_and_gradient(build(name, mode, **options), half.double(), target)
+    assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    scale = expected_gradient.abs().max()
+    torch.testing.assert_close(gradient.double() / scale, expected_gradient / scale, rtol=0.01, atol=2e-3)
+
+
+def test_more_pixels_than_float32_can_count_are_counted():
+    pixels = 17 * 2**20  # adding ones in float32 ends at 2^24
+    logits, target = torch.zeros(1, 2, 1).expand(1, 2, pixels), torch.zeros(1, pixels, dtype=torch.uint8)
+    assert dice_loss(logits, target).item() == pytest.approx(1 / 3, rel=1e-5)  # 1 - 2 (P / 2) / (P / 2 + P)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_small_steps_are_not_lost_in_large_sums(compiled):
+    pixels = 2**21  # of the first half the class is sure; a probability of 0.01 is less than half a digit of its sum
+    logits = torch.zeros(1, 2, pixels)
+    logits[:, 0, : pixels // 2], logits[:, 0, pixels // 2 :] = 20, math.log(0.01 / 0.99)
+    target = torch.zeros(1, pixels, dtype=torch.uint8)
+    loss = torch.compile(dice_loss, backend="eager") if compiled else dice_loss
+    assert loss(logits, target).item() == pytest.approx(1 - 2 * 0.505 / (0.505 + 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 0.75])
+def test_a_gamma_below_1_has_no_infinite_slope(gamma):
+    _, target = example(ignored=0)
+    right = sure(target, "multiclass")
+    for loss in (
+        lambda z: focal_loss(z, target, gamma=gamma),
+        lambda z: tversky_loss(z, target, gamma=1 / gamma),
+    ):
+        value, gradient = loss_and_gradient(loss, right)
+        assert value.item() == pytest.approx(0, abs=0.02)
+        assert gradient.isfinite().all()
+
+
+class Made(TorchDispatchMode):
+    """Notes every tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.tensors += [
+            (x.dtype, x.numel())
+            for x in (out if isinstance(out, tuple | list) else [out])
+            if isinstance(x, torch.Tensor)
+        ]
+        return out
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_one_hot_target_is_made_of_labels(name):
+    logits, target = example(size=(1, 8, 8))
+    with Made() as made:
+        loss_and_gradient(build(name), logits, target)
+    integers = [numel for dtype, numel in made.tensors if not dtype.is_floating_point]
+    assert integers
+    assert max(integers) <= target.numel()

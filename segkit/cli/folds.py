@@ -71,7 +71,7 @@ def _groups(config: FoldsConfig, source: "FoldSource") -> "np.ndarray":
 
 def _group_labels(source: "FoldSource", key: str) -> list[str | None]:
     """The images' values of the key; a train-only image may lack it."""
-    from segkit.data import DataError
+    from segkit.data.images import DataError
 
     for image, only in zip(source.images, source.train_only, strict=True):
         if key not in image and not only:

@@ -9,7 +9,6 @@ from segkit.data.fold_files import read_fold_source, write_fold_files
 from segkit.data.folds import assign_folds
 from segkit.data.images import DataError, write_image
 
-
 CATEGORIES = [{"id": 4, "name": "can", "supercategory": "metal"}, {"id": 2, "name": "box"}]
 
 

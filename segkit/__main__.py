@@ -8,6 +8,7 @@ from segkit._version import __version__
 COMMANDS = {
     "train": "train a model on photographs with COCO annotations",
     "infer": "segment photographs with trained models",
+    "check": "look for what is wrong with data before training on it",
     "folds": "divide a COCO JSON into folds with even shares of every class",
     "export": "write a trained model as ONNX",
 }

@@ -272,7 +272,32 @@ class FoldsConfig:
         _check(self, "seed", self.seed >= 0, "0 or more")
 
 
-Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig, FoldsConfig)
+@dataclass(frozen=True)
+class CheckConfig:
+    """Check data before training: classes, overlaps, faults, oddities, duplicates; changes nothing."""
+
+    data: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="FILE|DIR ...")]
+    """COCO JSON files, such as those of training and validation; or folders of images, with --masks."""
+    images: Folders = ()
+    """Folder of the images: one for all JSON files, or one for each of them in turn. By default each's own."""
+    masks: Folders = ()
+    """Folders of masks (index PNGs, or in colours with --palette), one for each folder of images."""
+    class_names: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Class names of the masks, one in each line, in the order of the pixel values."""
+    palette: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What the colours of the masks mean: in each line a name and its red, green and blue."""
+    allow_outside_root: bool = False
+    """Let JSON files name images outside their image folder."""
+    full: bool = False
+    """Decode every image, to find damaged ones, those of one colour, and those that look alike."""
+    out: Folder = None
+    """Folder for tables and pictures. By default a new one below runs/."""
+
+    def __post_init__(self) -> None:
+        _check(self, "data", bool(self.data), "a COCO JSON file or more")
+
+
+Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig, FoldsConfig, CheckConfig)
 
 
 def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:

@@ -9,6 +9,7 @@ import numpy as np
 
 _IGNORED = (255, 255, 255)
 _LEGEND_ROW = 18  # pixels
+_CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
 
 
 def create_palette(num_classes: int) -> np.ndarray:
@@ -82,7 +83,13 @@ def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str
 
 
 def grid(
-    pictures: Sequence[np.ndarray], columns: int, *, cell: int = 256, gap: int = 4, titles: Sequence[str] = ()
+    pictures: Sequence[np.ndarray],
+    columns: int,
+    *,
+    cell: int = 256,
+    gap: int = 4,
+    titles: Sequence[str] = (),
+    captions: Sequence[str] = (),
 ) -> np.ndarray:
     """Pictures (H, W, 3) uint8 of any size side by side, each fitted into a square of `cell` pixels.
 
@@ -92,8 +99,11 @@ def grid(
         cell: Longest side of a picture, in pixels.
         gap: White space between pictures, in pixels.
         titles: A title above each column.
+        captions: Lines below each picture; what does not fit into one is cut out in its middle.
     """
     fitted = [_fit(picture, cell) for picture in pictures]
+    if captions:
+        fitted = [_with_caption(picture, text, cell) for picture, text in zip(fitted, captions, strict=True)]
     rows = [_row(fitted[i : i + columns], columns, cell, gap) for i in range(0, len(fitted), columns)]
     header = [_header(titles, cell, gap, rows[0].shape[1])] if titles else []
     return np.concatenate([*header, np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8), *rows])
@@ -107,6 +117,26 @@ def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> n
         left = gap + column * (cell + gap) + (cell - picture.shape[1]) // 2
         row[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return row
+
+
+def _with_caption(picture: np.ndarray, text: str, cell: int) -> np.ndarray:
+    lines = text.split("\n")
+    canvas = np.full((picture.shape[0] + 14 * len(lines) + 4, cell, 3), 255, dtype=np.uint8)
+    left = (cell - picture.shape[1]) // 2
+    canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
+    for row, line in enumerate(lines):
+        place = (0, picture.shape[0] + 12 + 14 * row)
+        cv2.putText(canvas, _shortened(line, cell), place, *_CAPTION_FONT, (20, 20, 20), 1, cv2.LINE_AA)
+    return canvas
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, or its beginning and its end, in `width` pixels."""
+    shown, kept = text, len(text)
+    while kept and cv2.getTextSize(shown, *_CAPTION_FONT, 1)[0][0] > width:
+        kept -= 1
+        shown = f"{text[: kept // 2]}..{text[len(text) - (kept - kept // 2) :]}"
+    return shown
 
 
 def _header(titles: Sequence[str], cell: int, gap: int, width: int) -> np.ndarray:

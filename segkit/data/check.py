@@ -15,6 +15,7 @@ from segkit.data.perceptual_hash import difference_hash, near_pairs
 
 TINY, NARROW = 32, 4  # pixels of the shorter side; longer side by shorter
 READ_AT_ONCE = 4
+SEVERITIES = ("error", "warning", "note")  # worst first
 
 
 @dataclass
@@ -25,11 +26,13 @@ class SetReport:
         data: The set.
         measures: What its images hold of each class.
         findings: All that is wrong or remarkable, worst first.
+        twins: Of images that repeat an earlier one, by index, that one's set and index.
     """
 
     data: CheckedSet
     measures: Measures
     findings: list[Finding]
+    twins: dict[int, tuple[int, int]]
 
     def count(self, severity: str) -> int:
         """How many findings are of this severity."""
@@ -54,11 +57,14 @@ def check(
     wrap = progress or (lambda text: iter)
     measures = [measure(data, wrap(f"masks of {data.name}")) for data in sets]
     looks = [_look(data.items, wrap(f"images of {data.name}")) if full else _Looks([], {}) for data in sets]
-    duplicates = _duplicates(sets, looks, full)
-    return [
-        SetReport(data, counts, _worst_first([*data.findings, *look.findings, *_oddities(data, counts), *doubles]))
-        for data, counts, look, doubles in zip(sets, measures, looks, duplicates, strict=True)
+    reports = [
+        SetReport(data, counts, [*data.findings, *look.findings, *_oddities(data, counts)], {})
+        for data, counts, look in zip(sets, measures, looks, strict=True)
     ]
+    _add_duplicates(reports, _alike(sets, looks))
+    for report in reports:
+        report.findings.sort(key=_badness)
+    return reports
 
 
 def _check_same_classes(first: CheckedSet, second: CheckedSet) -> None:
@@ -130,14 +136,18 @@ def _oddities(data: CheckedSet, measures: Measures) -> Iterator[Finding]:
         yield Finding("nothing-painted", data.name, f"{data.name} has nothing but {data.class_names[0]}")
 
 
-def _duplicates(sets: Sequence[CheckedSet], looks: Sequence[_Looks], full: bool) -> list[list[Finding]]:
-    """What comes twice, by set."""
-    owner = [number for number, data in enumerate(sets) for _ in data.items]
-    listed = [Listed(data.name, item.file_name, item.path) for data in sets for item in data.items]
-    found: list[list[Finding]] = [[] for _ in sets]
-    for position, finding in find_duplicates(listed, _alike(sets, looks) if full else ()):
-        found[owner[position]].append(finding)
-    return found
+def _add_duplicates(reports: Sequence[SetReport], alike: Sequence[Sequence[int]]) -> None:
+    """Adds what comes twice to the findings of the set where it comes again."""
+    places = [(number, index) for number, report in enumerate(reports) for index in range(len(report.data.items))]
+    datas = [reports[number].data for number, _ in places]
+    listed = [
+        Listed(data.name, data.items[index].file_name, data.items[index].path)
+        for data, (_, index) in zip(datas, places, strict=True)
+    ]
+    for position, first, finding in find_duplicates(listed, alike):
+        number, index = places[position]
+        reports[number].findings.append(finding)
+        reports[number].twins[index] = places[first]
 
 
 def _alike(sets: Sequence[CheckedSet], looks: Sequence[_Looks]) -> list[list[int]]:
@@ -154,7 +164,5 @@ def _alike(sets: Sequence[CheckedSet], looks: Sequence[_Looks]) -> list[list[int
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
-    order = {kind: number for number, kind in enumerate(KINDS)}
-    rank = {"error": 0, "warning": 1, "note": 2}
-    return sorted(findings, key=lambda f: (rank[f.severity], order[f.kind]))
+def _badness(finding: Finding) -> tuple[int, int]:
+    return SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from segkit.data.findings import Finding
 
+TWIN_KINDS = tuple(sign + across for sign in ("same-file", "same-bytes", "alike") for across in ("", "-across"))
+
 
 class Listed(NamedTuple):
     """An image as one of the sets lists it."""
@@ -17,7 +19,7 @@ class Listed(NamedTuple):
     path: Path
 
 
-def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = ()) -> list[tuple[int, Finding]]:
+def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = ()) -> list[tuple[int, int, Finding]]:
     """Images that repeat an earlier one, each told once by the strongest sign: file, bytes, looks, name.
 
     Args:
@@ -25,7 +27,8 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
         alike: Groups of positions in `images` that look the same.
 
     Returns:
-        Position and finding. The same file twice in one set is left to what reads the set.
+        Position, that of the earlier image, and the finding. The same file twice in one set is left to what
+        reads the set.
     """
     told: set[int] = set()
     found = []
@@ -41,9 +44,8 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
                     continue
                 across = images[position].set_name != images[first].set_name
                 if across or kind in ("same-bytes", "alike"):
-                    found.append(
-                        (position, _finding(kind + "-across" * across, words, images[position], images[first]))
-                    )
+                    finding = _finding(kind + "-across" * across, words, images[position], images[first])
+                    found.append((position, first, finding))
                 told.add(position)
     return found
 

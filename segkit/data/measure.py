@@ -111,14 +111,28 @@ def _measure_annotations(
     return mask
 
 
+def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -> np.ndarray:
+    """Where annotations of several classes claim the same pixel, (H, W) bool."""
+    regions: dict[int, list[dict[str, Any]]] = {}
+    for annotation in annotations:
+        if annotation.shape is not None:
+            region = {"size": list(size), "counts": encode(annotation.shape, size)}
+            regions.setdefault(annotation.label, []).append(region)
+    shared = [region for _, region in _shared_regions(regions)]
+    return coco_mask.decode(coco_mask.merge(shared)).view(bool) if shared else np.zeros(size, dtype=bool)
+
+
 def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, list[dict[str, Any]]]) -> int:
     """Adds what each two classes both claim; gives the pixels that any two claim."""
+    shared = _shared_regions(regions)
+    for pair, region in shared:
+        overlaps[pair] = overlaps.get(pair, 0) + int(coco_mask.area(region))
+    return int(coco_mask.area(coco_mask.merge([region for _, region in shared]))) if shared else 0
+
+
+def _shared_regions(regions: Mapping[int, list[dict[str, Any]]]) -> list[tuple[tuple[int, int], dict[str, Any]]]:
+    """What each two classes both claim, as RLE, of those that share anything."""
     claimed = {label: coco_mask.merge(of_class) for label, of_class in sorted(regions.items())}
-    shared = []
-    for pair in combinations(claimed, 2):
-        both = coco_mask.merge([claimed[label] for label in pair], intersect=True)
-        area = int(coco_mask.area(both))
-        if area:
-            overlaps[pair] = overlaps.get(pair, 0) + area
-            shared.append(both)
-    return int(coco_mask.area(coco_mask.merge(shared))) if shared else 0
+    pairs = ((pair, [claimed[label] for label in pair]) for pair in combinations(claimed, 2))
+    shared = [(pair, coco_mask.merge(both, intersect=True)) for pair, both in pairs]
+    return [(pair, region) for pair, region in shared if coco_mask.area(region)]

@@ -1,0 +1,109 @@
+"""check: data in; tables, CSVs and pictures of what is in it and what is wrong with it out."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segkit.cli.errors import DATA, reported_errors
+from segkit.config import CheckConfig, parse_args
+
+if TYPE_CHECKING:
+    from segkit.data.check import SetReport
+    from segkit.data.measure import CheckedSet, Progress
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; `argv` is the process's own by default."""
+    with reported_errors("check"):
+        reports = check_data(parse_args(CheckConfig, argv, prog="segkit check"))
+    if any(report.count("error") for report in reports):
+        sys.exit(DATA)
+
+
+def check_data(config: CheckConfig) -> list["SetReport"]:
+    """Prints the tables, writes CSVs and pictures, and gives the reports."""
+    from segkit.cli.check_pictures import save_pictures
+    from segkit.cli.check_tables import class_table, describe, finding_lines, write_tables
+    from segkit.cli.run_folder import create_run_folder
+    from segkit.data.check import check
+
+    sets = _open_sets(config)
+    out = create_run_folder(config.out, "check")
+    reports = check(sets, full=config.full, progress=_progress_bar)
+    print("\n".join(map(describe, reports)))
+    print(f"\n{class_table(reports)}\n\n{finding_lines(reports)}")
+    if not config.full:
+        print("only the headers of the images were read; --full decodes them, and finds damaged and similar ones")
+    written = [*write_tables(reports, out), *save_pictures(reports, out)]
+    print(f"\n{out}: {', '.join(written)}")
+    return reports
+
+
+def _open_sets(config: CheckConfig) -> list["CheckedSet"]:
+    from segkit.cli.sources import share_out
+
+    roots = _each(config.images, config.data, "--images")
+    (masks,) = share_out(config.masks, (config.data,), "--masks")
+    if config.masks:
+        return [
+            _open_folder(config, path, folder, name)
+            for path, folder, name in zip(config.data, masks, _names(config.data), strict=True)
+        ]
+    return [_open_coco(config, *source) for source in zip(config.data, roots, _names(config.data), strict=True)]
+
+
+def _open_coco(config: CheckConfig, file: Path, root: Path | None, name: str) -> "CheckedSet":
+    from segkit.data.coco import BACKGROUND
+    from segkit.data.coco_file import read_coco
+    from segkit.data.coco_images import find_shared_files
+    from segkit.data.measure import CheckedSet
+    from segkit.data.rasterize import rasterize
+
+    content = read_coco(file, root, allow_outside_root=config.allow_outside_root)
+    return CheckedSet(
+        name,
+        (BACKGROUND, *content.categories.values()),
+        content.items,
+        content.annotations,
+        lambda index: rasterize(content.annotations[index], content.items[index].size),
+        [*content.findings, *find_shared_files(content.items)],
+    )
+
+
+def _open_folder(config: CheckConfig, folder: Path, masks: Path, name: str) -> "CheckedSet":
+    from segkit.cli.sources import open_data
+    from segkit.data.measure import CheckedSet
+
+    data = open_data(
+        [folder], roots=config.images, masks=[masks], class_names=config.class_names, palette=config.palette
+    )
+    return CheckedSet(name, data.class_names, data.items, None, data.mask)
+
+
+def _each(given: Sequence[Path], data: Sequence[Path], flag: str) -> Sequence[Path | None]:
+    """One folder for each of the sources: the only one given, or all of them."""
+    if len(given) not in (0, 1, len(data)):
+        raise ValueError(f"{flag} needs one folder, or one for each of the {len(data)} JSON files, got {len(given)}")
+    return (list(given) or [None]) * (1 if len(given) > 1 else len(data))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart."""
+    if len(set(paths)) < len(paths):
+        raise ValueError("the same file is given twice")
+    whole = [(path.with_suffix("") if path.suffix.lower() == ".json" else path).absolute().parts for path in paths]
+    for length in range(1, max(map(len, whole))):
+        names = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _progress_bar(text: str) -> "Progress":
+    from tqdm import tqdm
+
+    def bar(sequence: Sequence) -> Iterable:
+        return tqdm(sequence, desc=text, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    return bar

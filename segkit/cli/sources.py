@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
@@ -18,8 +18,20 @@ def open_data(
     masks: Sequence[Path] = (),
     class_names: Path | None = None,
     palette: Path | None = None,
+    ignore_classes: Sequence[str] = (),
+    **coco_options: Any,
 ) -> "SegmentationDataset":
-    """COCO JSON files with their image folders, or folders of images with those of their masks."""
+    """COCO JSON files with their image folders, or folders of images with those of their masks.
+
+    Args:
+        paths: The files, or the folders of images.
+        roots: The image folders of the files.
+        masks: The folders of the masks.
+        class_names: File of the names of the masks' classes.
+        palette: File of the colours of the masks.
+        ignore_classes: Names of classes that are painted 255.
+        **coco_options: Further ones of `CocoSegmentation`.
+    """
     from segkit.data import CocoSegmentation, DataError, FolderSegmentation
 
     folders = [path for path in paths if path.is_dir()]
@@ -29,12 +41,12 @@ def open_data(
             raise DataError(f"{file} is no folder; with --masks the images come from folders alone")
         if roots:
             raise ValueError("--images belongs to JSON files; with --masks --data names the folders of the images")
-        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette)
+        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette, ignore_classes=ignore_classes)
     if folders:
         raise DataError(f"{folders[0]} is a folder; give the folder of its masks by --masks, or a COCO JSON file")
     if class_names or palette:
         raise ValueError("--class-names and --palette belong to --masks; a COCO JSON file names its classes itself")
-    return CocoSegmentation(paths, root=roots)
+    return CocoSegmentation(paths, root=roots, ignore_classes=ignore_classes, **coco_options)
 
 
 def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: str) -> list[Sequence[Path]]:

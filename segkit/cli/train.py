@@ -68,10 +68,12 @@ def train(config: TrainConfig) -> Path:
         device=device,
         autocast=autocast(device, config.amp),
         clip_grad=config.clip_grad,
+        exclude=train_set.ignored_labels,
         progress=_progress_bar,
     )
     for report in reports:
         print(_epoch_line(report, state, config.epochs), flush=True)
+    _tell_replaced(loaders[0].dataset.replaced)
     _finish(state, val_set, device, out)
     return out
 
@@ -101,10 +103,33 @@ def _open(
     from segkit.cli.sources import open_data
     from segkit.data import DataError
 
-    data = open_data(paths, roots=roots, masks=masks, class_names=config.class_names, palette=config.palette)
+    data = open_data(
+        paths,
+        roots=roots,
+        masks=masks,
+        class_names=config.class_names,
+        palette=config.palette,
+        ignore_classes=config.ignore_classes,
+        overlap=config.overlap,
+        crowd=config.crowd,
+        on_bad="error" if flag == "--val" else config.on_bad,
+        mask_cache=_mask_cache(config.mask_cache),
+        allow_outside_root=config.allow_outside_root,
+    )
+    for note in data.notes:
+        if note.severity != "warning":  # which Python has shown
+            print(f"{flag}: " + "left out: " * (note.severity == "error") + str(note))
     if len(data) == 0:
         raise DataError(f"{flag} has no images")
+    if flag != "--train-only" and not any(getattr(data, "annotations", [True])):
+        raise DataError(f"{flag} has no annotations, so that there is nothing to learn or to score; is it a test set?")
     return data
+
+
+def _mask_cache(setting: str) -> Path | str | None:
+    from segkit.data.mask_cache import default_folder
+
+    return {"auto": default_folder(), "off": None}.get(setting, setting)
 
 
 def _check_classes(
@@ -150,7 +175,14 @@ def _build(
 
     workers = pick_workers(config.workers)
     transform = create_transform(config.augment, crop=config.crop)
-    train = train_loader(train_set, transform, batch_size=config.batch_size, workers=workers, seed=config.seed)
+    train = train_loader(
+        train_set,
+        transform,
+        batch_size=config.batch_size,
+        workers=workers,
+        seed=config.seed,
+        on_bad=config.on_bad,
+    )
     model = create_model(
         config.model,
         backbone=config.backbone,
@@ -203,9 +235,24 @@ def _describe(
         f"run    {out}\n"
         f"data   {len(train_set)} training and {len(val_set)} validation images, {model.num_classes} classes: "
         f"{', '.join(model.class_names)}\n"
+        f"masks  {_describe_masks(config)}\n"
         f"model  {config.model} on {config.backbone}, {parameters:.1f} M parameters, on {device}\n"
         f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels"
     )
+
+
+def _describe_masks(config: TrainConfig) -> str:
+    from segkit.data.rasterize import OVERLAP_TEXTS
+
+    rule = "as their files are" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
+    ignored = f"; neither learnt nor scored: {', '.join(config.ignore_classes)}" if config.ignore_classes else ""
+    return rule + ignored
+
+
+def _tell_replaced(names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+        print(f"damaged training images that others stood in for: {len(names)} ({shown})")
 
 
 def _progress_bar(batches: Iterable) -> Iterable:
@@ -262,7 +309,8 @@ def _finish(state: "TrainState", val_set: "SegmentationDataset", device: object,
     print(f"\nIoU on the validation images at the best epoch, {best['epoch']}:")
     width = max(map(len, names))
     for name, value in zip(names, iou, strict=True):
-        print(f"  {name:<{width}}  " + ("     -" if math.isnan(value) else f"{100 * value:6.2f} %"))
+        missing = math.isnan(value) or name in val_set.ignore_classes
+        print(f"  {name:<{width}}  " + ("     -" if missing else f"{100 * value:6.2f} %"))
     print(f"  {'mIoU':<{width}}  {100 * best['miou']:6.2f} %")
     print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.png")
     print(f"use it: python infer.py --weights {out} --source photographs/")

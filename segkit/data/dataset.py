@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data.findings import Note
 from segkit.data.images import DataError
 from segkit.data.mask_cache import MaskCache
 
@@ -23,12 +24,14 @@ class SegmentationDataset:
         transform: Called as `transform(image=image, mask=target)`, as in albumentations; gives a mapping
             with `image` and `mask`.
         mask_cache: Where masks are kept once they are drawn.
+        notes: What is remarkable about the files, for people to read.
     """
 
     class_names: Sequence[str]
     ignore_classes: Sequence[str] = ()
     transform: Callable[..., Any] | None = None
     mask_cache: MaskCache | None = None
+    notes: Sequence[Note] = ()
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import write_shapes
 from PIL import Image
 
 from segkit.cli import infer, train
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "48"),
     *("--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4"),
-    *("--batch-size", "4", "--lr", "3e-3", "--workers", "0", "--device", "cpu"),
+    *("--batch-size", "4", "--lr", "3e-3", "--workers", "0", "--device", "cpu", "--mask-cache", "off"),
 ]
 
 
@@ -124,6 +125,9 @@ def test_one_class_and_one_image_train(tmp_path):
     content = {
         "images": [{"id": 0, "file_name": "dot.png", "height": 1, "width": 1}],
         "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}}
+        ],
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
     file = tmp_path / "x.json"
@@ -206,8 +210,8 @@ def test_an_unreadable_image_in_training_is_named(shapes, tmp_path, capsys, work
     ("arguments", "message"),
     [
         (["--weights", "none.safetensors"], "no model file at none.safetensors"),
-        (["--weights", "RUN", "--source", "nowhere"], "--source nowhere: there is no such file"),
-        (["--weights", "RUN", "--source", "."], "there are no images below ."),
+        (["--weights", "RUN", "--source", "nowhere"], "there is no file or folder nowhere"),
+        (["--weights", "RUN", "--source", "."], "no images below ."),
         ([], "there is no trained model"),
     ],
 )
@@ -245,3 +249,61 @@ def test_an_unknown_command_is_named():
     result = subprocess.run([sys.executable, "-m", "segkit", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert "no command 'trian'" in result.stderr
+
+
+def test_ignored_classes_are_neither_learnt_nor_scored(shapes, tmp_path, capsys):
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--ignore-classes", "disc"))
+    (row,) = csv.DictReader((tmp_path / "a" / "results.csv").open())
+    mean = (float(row["iou/background"]) + float(row["iou/square"])) / 2
+    assert float(row["miou"]) == pytest.approx(mean, abs=1e-5)
+    assert yaml.safe_load((tmp_path / "a" / "args.yaml").read_text())["ignore_classes"] == ["disc"]
+    out = capsys.readouterr().out
+    assert "where objects overlap, the smaller object lies on top; neither learnt nor scored: disc" in out
+    assert fails(train, *train_arguments(shapes, tmp_path / "b", "--ignore-classes", "dics")) == 3
+    assert "no class 'dics' to ignore" in capsys.readouterr().err
+
+
+@pytest.fixture
+def untidy(tmp_path):
+    """Six photographs: one gray, one an HTML page, one that is not there, one that breaks off."""
+    file = write_shapes(tmp_path, "x", 6, seed=4)
+    Image.open(tmp_path / "images/x0.png").convert("L").save(tmp_path / "images/x0.png")
+    (tmp_path / "images/x1.png").write_text("<!DOCTYPE html>")
+    (tmp_path / "images/x2.png").unlink()
+    path = tmp_path / "images/x3.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return file
+
+
+def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, shapes, tmp_path, capsys):
+    arguments = train_arguments((untidy, shapes[1]), tmp_path / "a", "--epochs", "2")
+    assert fails(train, *arguments) == 3
+    error = capsys.readouterr().err
+    assert "x1.png is not an image" in error
+    assert "no image at" in error
+    train.main([*arguments, "--on-bad", "skip"])
+    out = capsys.readouterr().out
+    assert "--data: left out: images that are not there: 1 (images/x2.png)" in out
+    assert "--data: gray images, made RGB: 1 (images/x0.png)" in out
+    assert "damaged training images that others stood in for: 1 (images/x3.png)" in out
+
+
+def test_bad_validation_images_are_never_skipped(untidy, shapes, tmp_path, capsys):
+    arguments = train_arguments((shapes[0], untidy), tmp_path / "a", "--epochs", "1", "--on-bad", "skip")
+    assert fails(train, *arguments) == 3
+    assert "x1.png is not an image" in capsys.readouterr().err
+
+
+def test_a_training_set_without_annotations_is_an_error(shapes, tmp_path, capsys):
+    file = write_shapes(tmp_path, "x", 3, seed=4)
+    file.write_text(json.dumps({key: v for key, v in json.loads(file.read_text()).items() if key != "annotations"}))
+    assert fails(train, *train_arguments((file, shapes[1]), tmp_path / "a")) == 3
+    assert "--data has no annotations" in capsys.readouterr().err
+
+
+def test_masks_are_kept_in_the_users_cache_unless_that_is_off(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
+    assert not (tmp_path / "cache/segkit/masks").exists()
+    train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1", "--mask-cache", "auto"))
+    assert len(list((tmp_path / "cache/segkit/masks").rglob("*.png"))) == 16

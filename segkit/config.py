@@ -79,6 +79,18 @@ class TrainConfig:
     """Class names of the masks, one in each line, in the order of the pixel values."""
     palette: Annotated[Path | None, arg(metavar="FILE")] = None
     """What the colours of the masks mean: in each line a name and its red, green and blue."""
+    overlap: Literal["smallest", "last", "max-id"] = "smallest"
+    """What lies on top where objects overlap: the smallest, the last in the file, or the highest category id."""
+    crowd: Literal["paint", "ignore"] = "paint"
+    """Whether crowds (iscrowd) are painted like other objects, or ignored."""
+    ignore_classes: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Classes that are neither learnt nor scored."""
+    on_bad: Literal["error", "skip"] = "error"
+    """skip leaves out training images that cannot be used; validation images must all be good."""
+    mask_cache: Annotated[str, arg(metavar="auto|memory|off|DIR")] = "auto"
+    """Where the masks of JSON files are kept once they are drawn. auto: in the user's cache folder."""
+    allow_outside_root: bool = False
+    """Let JSON files name images outside their image folder."""
     val_fraction: float = 0.2
     """Share of the images that is split off where --val is not given."""
 

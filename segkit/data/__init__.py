@@ -1,27 +1,38 @@
-"""Data: COCO files and folders of masks as images with label maps, augmentation, loaders, and the drawn demo set."""
+"""Data: COCO files and folders of masks as images with label maps, augmentation, loaders, and the drawn demo set.
 
-from segkit.data.coco import CocoSegmentation
-from segkit.data.dataset import SegmentationDataset
-from segkit.data.demo import write_demo
-from segkit.data.distance_maps import signed_distance_maps
-from segkit.data.folder import FolderSegmentation
-from segkit.data.images import DataError, list_images, read_image, write_image, write_mask
-from segkit.data.loaders import train_loader, val_loader
-from segkit.data.transforms import AUGMENTATIONS, create_transform
+The names below are imported on first use, so that commands which only read files cost neither torch nor albumentations.
+"""
 
-__all__ = [
-    "AUGMENTATIONS",
-    "CocoSegmentation",
-    "DataError",
-    "FolderSegmentation",
-    "SegmentationDataset",
-    "create_transform",
-    "list_images",
-    "read_image",
-    "signed_distance_maps",
-    "train_loader",
-    "val_loader",
-    "write_demo",
-    "write_image",
-    "write_mask",
-]
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "AUGMENTATIONS": "transforms",
+    "CocoSegmentation": "coco",
+    "DataError": "images",
+    "FolderSegmentation": "folder",
+    "SegmentationDataset": "dataset",
+    "assign_folds": "folds",
+    "count_classes": "class_counts",
+    "create_transform": "transforms",
+    "list_images": "images",
+    "read_image": "images",
+    "signed_distance_maps": "distance_maps",
+    "train_loader": "loaders",
+    "val_loader": "loaders",
+    "write_demo": "demo",
+    "write_image": "images",
+    "write_mask": "images",
+}
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"segkit.data.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'segkit.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -183,3 +185,9 @@ def test_the_greedy_by_annotations_follows_its_rule():
     found = one_by_one_folds(counts, np.arange(60), k)
     assert unevenness(counts, found, k) == pytest.approx(unevenness(counts, expected, k), abs=0.02)
     assert (found == expected).mean() > 0.9  # ties may fall otherwise by rounding
+
+
+def test_dividing_costs_no_torch():
+    code = "import sys, segkit.data as d; d.assign_folds, d.DataError; print({'torch', 'albumentations'} & {*sys.modules})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "set()"

@@ -18,15 +18,15 @@ def test_with_any_options_a_loss_conforms(name, mode, options):
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
-def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, options, poison):
+def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, options):
     logits, target = example(mode)
     ignored = ignored_entries(logits, target)
     loss, gradient = loss_and_gradient(build(name, mode, **options), logits, target)
-    poisoned = loss_and_gradient(build(name, mode, **options), torch.where(ignored, poison, logits), target)
-    torch.testing.assert_close((loss, gradient), poisoned, rtol=1e-9, atol=1e-12)
     assert (gradient[ignored] == 0).all()
     assert (gradient[~ignored] != 0).any()
+    for poison in (math.nan, math.inf, -math.inf, 1e30):
+        poisoned = loss_and_gradient(build(name, mode, **options), torch.where(ignored, poison, logits), target)
+        torch.testing.assert_close((loss, gradient), poisoned, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), SOFT_VARIANTS)

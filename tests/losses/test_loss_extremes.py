@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, VARIANTS, build, example, loss_and_gradient
+from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, loss_and_gradient
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segkit.losses import LOSSES, dice_loss, focal_loss, tversky_loss
@@ -28,13 +28,12 @@ def test_a_sure_and_right_prediction_costs_nothing_and_a_wrong_one_much(name, mo
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
-@pytest.mark.parametrize("sign", [1, -1], ids=["right", "wrong"])
-@pytest.mark.parametrize("size", [20.0, 100.0, 1e4, 1e30])
-def test_a_saturated_prediction_has_a_finite_loss_and_gradient(name, mode, options, sign, size):
+def test_a_saturated_prediction_has_a_finite_loss_and_gradient(name, mode, options):
     _, target = example(mode)
-    loss, gradient = loss_and_gradient(build(name, mode, **options), sign * sure(target, mode, size=size), target)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
+    for size in (20, 1e4, 1e30, -20, -1e4, -1e30):
+        loss, gradient = loss_and_gradient(build(name, mode, **options), sure(target, mode, size=size), target)
+        assert loss.isfinite(), size
+        assert gradient.isfinite().all(), size
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "bce"])
@@ -65,7 +64,7 @@ def test_one_class_alone_is_always_right(name):
     assert loss.item() == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "options"), ONE_MODE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_costs_what_the_same_numbers_cost_in_float64(name, mode, options, dtype):
     logits, target = example(mode, (2, 32, 32))

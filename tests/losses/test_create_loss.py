@@ -1,0 +1,134 @@
+"""Losses by name, and what is said of wrong names, options and inputs."""
+
+import pytest
+import torch
+from loss_examples import DEFAULTS, build, example
+
+from segkit.losses import LOSSES, bce_loss, create_loss, cross_entropy_loss, dice_loss, ohem_loss
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_name_gives_its_loss(name):
+    loss = create_loss(name, ignore_index=1)
+    assert isinstance(loss, LOSSES[name])
+    assert loss.ignore_index == 1
+
+
+def test_a_combination_is_the_weighted_sum():
+    logits, target = example()
+    expected = 0.6 * bce_loss(logits, target) + 0.4 * dice_loss(logits, target)
+    torch.testing.assert_close(create_loss({"bce": 0.6, "dice": 0.4})(logits, target), expected)
+
+
+def test_an_option_reaches_the_losses_that_know_it():
+    logits, target = example()
+    expected = cross_entropy_loss(logits, target, label_smoothing=0.1) + dice_loss(logits, target)
+    torch.testing.assert_close(create_loss({"ce": 1, "dice": 1}, label_smoothing=0.1)(logits, target), expected)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_a_loss_shows_how_it_was_built(name, mode):
+    assert f"mode='{mode}', ignore_index=7" in repr(build(name, mode, ignore_index=7))
+
+
+def test_class_weights_are_state_that_moves_with_the_module():
+    loss = create_loss("ce", class_weights=[1.0, 2.0, 3.0])
+    assert loss.to(torch.float64).class_weights.dtype == torch.float64
+    assert list(loss.state_dict()) == ["class_weights"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("dise", {}, "unknown loss 'dise', did you mean 'dice'"),
+        ({"ce": 1, "cee": 1}, {}, "unknown loss 'cee'"),
+        ({}, {}, "no loss given, expected some of ce, bce"),
+        ({"ce": 0}, {}, "the weight of loss 'ce' must be positive, got 0"),
+        ({"ce": float("nan")}, {}, "must be positive, got nan"),
+        ({"dice": 1}, {"label_smoothing": 0.1}, "no option 'label_smoothing' in the loss dice; dice knows absent"),
+        ({"ce": 1, "dice": 1}, {"mode": "binary"}, "loss 'ce' is of mode multiclass alone; for mode 'binary' take bce"),
+        ("dice", {"mode": "multi"}, "mode must be one of multiclass, binary, multilabel, got 'multi'"),
+        ("ce", {"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ("ohem", {"threshold": 0}, r"threshold must be in \(0, 1\], got 0"),
+    ],
+)
+def test_a_wrong_specification_is_named(spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "message"),
+    [
+        ("dice", "multiclass", {"absent": "ignore"}, "absent must be one of skip, penalise, zero, got 'ignore'"),
+        ("dice", "multiclass", {"absent": "penalise"}, "absent='penalise' needs smooth > 0"),
+        ("dice", "multiclass", {"classes": 3}, "classes must be a sequence of indices from 0 to 2, got 3"),
+        ("mcc", "multiclass", {"classes": [0, 3]}, r"classes must be a sequence .* got \[0, 3\]"),
+        ("jaccard", "multiclass", {"classes": []}, r"classes must be a sequence .* got \[\]"),
+        ("focal_tversky", "multiclass", {"gamma": 0}, "gamma must be positive, got 0"),
+        ("ce", "multiclass", {"reduction": "batchwise_mean"}, "reduction must be one of mean, sum, none"),
+        ("ce", "multiclass", {"class_weights": [1.0, 2.0]}, r"expected 3 weights, one for each class, got \(2,\)"),
+        ("bce", "multilabel", {"pos_weight": torch.ones(4)}, r"expected 3 weights, one for each class, got \(4,\)"),
+        ("focal", "multiclass", {"alpha": 0.25}, "alpha is for the modes binary and multilabel"),
+        ("focal", "binary", {"class_weights": [1.0]}, "class_weights is for the mode multiclass"),
+        ("focal", "binary", {"gamma": -1}, "gamma must be at least 0, got -1"),
+        ("lovasz", "multiclass", {"classes": "some"}, "classes must be one of present, all, got 'some'"),
+    ],
+)
+def test_a_wrong_option_is_named(name, mode, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, mode, **options)(*example(mode))
+
+
+@pytest.mark.parametrize("soft", ["multiclass", "binary", "multilabel"])
+def test_lovasz_takes_no_soft_targets(soft):
+    with pytest.raises(ValueError, match="Lovasz loss takes"):
+        build("lovasz", soft)(*example(soft, soft=True))
+
+
+def test_a_function_checks_what_its_module_checks():
+    with pytest.raises(ValueError, match="threshold must be"):
+        ohem_loss(*example(), threshold=2)
+    with pytest.raises(ValueError, match="label_smoothing must be"):
+        cross_entropy_loss(*example(), label_smoothing=-1)
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+LABELS, MASK = zeros(1, 2, 2, dtype=torch.long), zeros(1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (MASK, zeros(1, 2, 3, dtype=torch.long), r"target must be \(N, H, W\) .* got \(1, 2, 3\) for \(1, 3, 2, 2\)"),
+        (MASK, zeros(2, 2, 2, dtype=torch.long), r"target must be \(N, H, W\)"),
+        (zeros(3, 2, 2), zeros(2, 2, dtype=torch.long), r"target must be \(N, H, W\)"),
+        (zeros(3, 2), zeros(3, dtype=torch.long), r"logits must be \(N, C, H, W\), got \(3, 2\)"),
+        (MASK, zeros(1, 2, 2), r"integer class indices or .* got torch.float32 \(1, 2, 2\)"),
+        (MASK, MASK.long(), r"integer class indices or .* got torch.int64 \(1, 3, 2, 2\)"),
+        (MASK, LABELS.bool(), "integer class indices or .* got torch.bool"),
+        (MASK.long(), LABELS, "logits must be floating-point numbers, got torch.int64"),
+        (MASK, LABELS + 3, "labels from 3 to 3, expected 0 to 2 or ignore_index=255"),
+        (MASK, LABELS - 1, "labels from -1 to -1, expected 0 to 2"),
+    ],
+)
+def test_wrong_inputs_are_named(name, logits, target, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss(name)(logits, target)
+
+
+@pytest.mark.parametrize(("name", "mode"), [case for case in DEFAULTS if case.values[1] != "multiclass"])
+def test_wrong_inputs_of_sigmoid_losses_are_named(name, mode):
+    loss = build(name, mode)
+    logits, target = example(mode)
+    with pytest.raises(ValueError, match=r"target has values from 0\.0 to 2\.0, expected 0 to 1"):
+        loss(logits, torch.where(target == 1, 2, target))
+    with pytest.raises(ValueError, match="target must be"):
+        loss(logits, target[..., :-1])
+    if mode == "binary":
+        with pytest.raises(ValueError, match=r"takes logits \(N, 1, H, W\), got \(2, 2, 4, 5\)"):
+            loss(logits.repeat(1, 2, 1, 1), target)

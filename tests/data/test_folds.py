@@ -188,6 +188,8 @@ def test_the_greedy_by_annotations_follows_its_rule():
 
 
 def test_dividing_costs_no_torch():
-    code = "import sys, segkit.data as d; d.assign_folds, d.DataError; print({'torch', 'albumentations'} & {*sys.modules})"
+    code = (
+        "import sys, segkit.data as d; d.assign_folds, d.DataError; print({'torch', 'albumentations'} & {*sys.modules})"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"

@@ -1,24 +1,25 @@
-"""infer: photographs and trained models in, label maps and overlays out."""
+"""infer: photographs and trained models in, label maps and what is made of them out."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.infer_results import Result, conclude
+from segkit.cli.shards import Shard, shard_of_this_process
 from segkit.config import InferConfig, parse_args
 
 if TYPE_CHECKING:
-    from segkit.inference import Predictor
+    import torch
+
+    from segkit.inference import Clock, PredictionWriter, Predictor, PseudoLabels, Segmented, SourceImage
 
 SOME_FAILED = 5  # exit code
-
-
-class SourceImage(NamedTuple):
-    """An image to segment, and its (H, W) where a JSON gives it."""
-
-    path: Path
-    size: tuple[int, int] | None = None
+WRITERS = 2
+FILES = ("mask", "overlay", "probs")  # of --save: those that each image has of its own
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,83 +32,128 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def infer(config: InferConfig) -> int:
     """Segments every image of the source; gives the number of images that could not be read."""
-    from tqdm import tqdm
-
-    from segkit.cli.run_folder import create_run_folder
-    from segkit.data import DataError, read_image
-    from segkit.inference import PredictionWriter
-
-    predictor = _load_predictor(config)
-    images = _list_source(config, predictor.class_names)
-    out = create_run_folder(config.out, "infer")
-    writer = PredictionWriter(out, predictor.class_names, list(images))
-    failures = []
-    for name, source in tqdm(images.items(), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()):
-        try:
-            image = read_image(source.path, source.size)
-        except DataError as error:
-            failures.append(str(error))
-            continue
-        writer.write(name, image, predictor(image))
-    writer.close()
-    for failure in failures:
-        print(f"segkit infer: left out: {failure}", file=sys.stderr)
-    done = len(images) - len(failures)
-    print(f"{done} of {len(images)} images segmented: {out}/mask, {out}/overlay, {out}/manifest.csv")
-    return len(failures)
-
-
-def _load_predictor(config: InferConfig) -> "Predictor":
-    from segkit.cli.devices import pick_device
+    from segkit.cli.devices import pick_workers
+    from segkit.cli.predictors import load_predictor
     from segkit.cli.run_folder import newest_run
-    from segkit.crf import DenseCRF
-    from segkit.inference import Predictor
-    from segkit.models import load_model
-    from segkit.tta import TTA
+    from segkit.inference import Clock, PredictionWriter, segment
+    from segkit.models.model_file import find_model_file
 
     weights = config.weights or (newest_run(),)
-    models = [load_model(path) for path in weights]
-    print(f"model  {', '.join(map(str, weights))}")
-    return Predictor(
-        models,
-        member_weights=config.member_weights or None,
-        tta=TTA(scales=config.scales, flips=config.flips),
-        crf=DenseCRF() if config.crf else None,
-        device=pick_device(config.device),
+    config = replace(config, weights=tuple(find_model_file(path) for path in weights))  # before anything is written
+    images = _open_source(config)
+    names = [source.name for source in images] if isinstance(images, list) else images.names()
+    ids = _submission_ids(config, names)
+    with shard_of_this_process() as shard:
+        device = _device(config, shard)
+        predictor = load_predictor(
+            config,
+            device=device,
+            crf_workers=pick_workers(config.workers) if len(images) > 1 else 0,
+            probs="memory" if config.crf is not None or {"probs", "pseudo"} & set(config.save) else "none",
+        )
+        pseudo = _pseudo_labels(config, predictor)
+        out = shard.from_first(_open_out(config) if shard.is_first else None)
+        kinds = [kind for kind in FILES if kind in (*config.save, *_needed(config))]
+        writer = PredictionWriter(out, predictor.class_names, names, kinds)
+        clock = Clock()
+        todo, done = _divide(shard.share(images), writer, config.skip_existing)
+        segmented = _shown(segment(todo, predictor, clock), len(names) // shard.count, clock, shard)
+        results = shard.gather([*done, *_write(segmented, writer, pseudo, clock)])
+        if not shard.is_first:
+            return 0
+        if clock.seconds:
+            print(f"time   {clock.shares()}")
+        return conclude(config, out, writer, results, ids)
+
+
+def _open_source(config: InferConfig) -> Sequence["SourceImage"]:
+    from segkit.cli.run_folder import DEMO
+    from segkit.data import write_demo
+    from segkit.inference import open_source
+
+    source = write_demo(DEMO)[1] if config.source is None else config.source
+    return open_source(source, config.images)
+
+
+def _device(config: InferConfig, shard: Shard) -> "torch.device":
+    from segkit.cli.devices import pick_device
+
+    device = pick_device(config.device)
+    several = shard.count > 1 and config.device == "auto" and device.type == "cuda"
+    return pick_device(f"cuda:{shard.local_rank}") if several else device
+
+
+def _open_out(config: InferConfig) -> Path:
+    from segkit.cli.run_folder import create_run_folder
+
+    if config.skip_existing and config.out.is_dir():
+        return config.out
+    return create_run_folder(config.out, "infer")
+
+
+def _submission_ids(config: InferConfig, names: Sequence[Path]) -> list[str]:
+    from segkit.inference import check_sample
+
+    ids = [name.as_posix() for name in names]
+    return check_sample(config.submission_sample, ids) if config.submission_sample else ids
+
+
+def _pseudo_labels(config: InferConfig, predictor: "Predictor") -> "PseudoLabels | None":
+    from segkit.inference import PseudoLabels
+    from segkit.inference.coco_results import check_background
+
+    if "coco" in config.save:
+        check_background(predictor.class_names)
+    if "pseudo" not in config.save:
+        return None
+    return PseudoLabels(
+        predictor.class_names, config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share
     )
 
 
-def _list_source(config: InferConfig, class_names: Sequence[str]) -> dict[Path, SourceImage]:
-    """The images of the source, by the name that their results get."""
-    from segkit.cli.run_folder import DEMO
-    from segkit.data import DataError, list_images, write_demo
-
-    source = config.source
-    if source is None:
-        _, source = write_demo(DEMO)
-    if source.suffix.lower() == ".json":
-        return _list_coco(source, config.images, class_names)
-    if source.is_dir():
-        found = {path.relative_to(source): SourceImage(path) for path in list_images(source)}
-        if not found:
-            raise DataError(f"there are no images below {source}")
-        return found
-    if not source.is_file():
-        raise DataError(f"--source {source}: there is no such file or folder")
-    return {Path(source.name): SourceImage(source)}
+def _needed(config: InferConfig) -> list[str]:
+    """The files of single images from which the others are made."""
+    return ["mask"] if {"coco", "submission"} & set(config.save) else []
 
 
-def _list_coco(source: Path, root: Path | None, class_names: Sequence[str]) -> dict[Path, SourceImage]:
-    from segkit.data import CocoSegmentation, DataError
+def _divide(
+    images: Iterable["SourceImage"], writer: "PredictionWriter", skip_existing: bool
+) -> tuple[Iterable["SourceImage"], list[Result]]:
+    """What is to be segmented, and the results that are there already."""
+    if not skip_existing:
+        return images, []
+    images = list(images)
+    done = [Result(source, writer.row(source.name)) for source in images if writer.is_done(source.name)]
+    finished = {result.source.name for result in done}
+    return [source for source in images if source.name not in finished], done
 
-    data = CocoSegmentation(source, root=root)
-    if data.class_names != tuple(class_names):
-        raise DataError(
-            f"the categories of {source} do not match the model's classes: {', '.join(data.class_names)} / "
-            f"{', '.join(class_names)}; give --source the image folder to ignore them"
-        )
-    images = {Path(item.file_name): SourceImage(item.path, item.size) for item in data.items}
-    for name in images:
-        if name.is_absolute() or ".." in name.parts:
-            raise DataError(f"{source} names the image {name}, which lies outside the image folder")
-    return images
+
+def _shown(segmented: Iterable["Segmented"], count: int, clock: "Clock", shard: Shard) -> Iterator["Segmented"]:
+    """The same, under a progress bar that names what takes longest."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty() or not shard.is_first
+    with tqdm(segmented, total=count, unit="image", dynamic_ncols=True, disable=hidden) as bar:
+        for one in bar:
+            bar.set_postfix_str(f"limited by {clock.bottleneck()}", refresh=False)
+            yield one
+
+
+def _write(
+    segmented: Iterable["Segmented"], writer: "PredictionWriter", pseudo: "PseudoLabels | None", clock: "Clock"
+) -> Iterator[Result]:
+    from segkit.inference.stream import ahead
+
+    def write(one: "Segmented") -> Result:
+        if one.error is not None:
+            return Result(one.source, None, str(one.error))
+        row = writer.write(one.source.name, one.image, one.prediction)
+        return Result(one.source, row, pseudo=None if pseudo is None else pseudo(one.prediction))
+
+    def submitted() -> Iterator[tuple["SourceImage", Future]]:
+        for one in segmented:
+            yield one.source, pool.submit(write, one)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _, result in ahead(submitted(), 2 * WRITERS, clock, "writing"):
+            yield result._replace(source=replace(result.source, frame=None))

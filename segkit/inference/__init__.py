@@ -1,6 +1,23 @@
 """From photographs to label maps and files."""
 
+from segkit.inference.coco_results import PseudoLabels, write_coco
 from segkit.inference.predictor import Prediction, Predictor
+from segkit.inference.source import SourceImage, open_source
+from segkit.inference.stream import Clock, Segmented, segment
+from segkit.inference.submission import check_sample, write_submission
 from segkit.inference.writers import PredictionWriter
 
-__all__ = ["Prediction", "PredictionWriter", "Predictor"]
+__all__ = [
+    "Clock",
+    "Prediction",
+    "PredictionWriter",
+    "Predictor",
+    "PseudoLabels",
+    "Segmented",
+    "SourceImage",
+    "check_sample",
+    "open_source",
+    "segment",
+    "write_coco",
+    "write_submission",
+]

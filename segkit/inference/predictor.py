@@ -82,7 +82,7 @@ class Predictor:
     def __call__(self, image: np.ndarray) -> Prediction:
         """Segments one image (H, W, 3) uint8 RGB of any size."""
         prediction = self.by_models(image)
-        return prediction if self.crf is None else refined(prediction, image, self.crf)
+        return prediction if self.crf is None else with_probs(self.crf(prediction.probs, image))
 
     @torch.inference_mode()
     def by_models(self, image: np.ndarray) -> Prediction:
@@ -120,9 +120,8 @@ class Predictor:
         return Prediction(mask, probs)
 
 
-def refined(prediction: Prediction, image: np.ndarray, crf: Refine) -> Prediction:
-    """The prediction after a CRF."""
-    probs = crf(prediction.probs, image)
+def with_probs(probs: np.ndarray) -> Prediction:
+    """The prediction of probabilities (C, H, W)."""
     return Prediction(probs.argmax(0).astype(np.uint8), probs)
 
 

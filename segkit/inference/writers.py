@@ -1,65 +1,110 @@
-"""Writes predictions: index PNG, overlay, and a manifest that says which image became which file."""
+"""Writes predictions image by image: index PNG, overlay, probabilities; names mirror those of the images."""
 
 import csv
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from segkit.data.images import write_image, write_mask
 from segkit.inference.predictor import Prediction
 from segkit.visualize import create_palette, overlay, with_legend
 
+SUFFIXES = {"mask": ".png", "overlay": ".jpg", "probs": ".npz"}
+
 
 class PredictionWriter:
-    """Writes `mask/NAME.png`, `overlay/NAME.jpg` and a line of `manifest.csv` for each image.
+    """Writes `mask/NAME.png`, `overlay/NAME.jpg` and `probs/NAME.npz`, those of them that are asked for.
 
-    Names mirror the input's path below its folder. Two inputs that differ in their suffix alone keep
-    it in their name (`a.png.png`).
+    The .npz holds `probs` (C, H, W) float16 and `class_names`. Names mirror the input's path below its
+    folder. Two inputs that differ in their suffix alone keep it in their name (`a.png.png`). Each file is
+    written beside its place and then moved there.
 
     Args:
         out: The folder; made with the first image.
         class_names: In label order.
         names: Relative paths of all inputs, to see such clashes beforehand.
+        kinds: Some of `mask`, `overlay`, `probs`.
     """
 
-    def __init__(self, out: Path, class_names: Sequence[str], names: Sequence[Path]) -> None:
+    def __init__(
+        self, out: Path, class_names: Sequence[str], names: Sequence[Path], kinds: Sequence[str] = ("mask", "overlay")
+    ) -> None:
         self.out = out
         self.class_names = class_names
         self.palette = create_palette(len(class_names))
+        self.kinds = tuple(kinds)
         self.targets = _targets(names)
-        self.rows: list[dict[str, object]] = []
 
-    def write(self, name: Path, image: np.ndarray, prediction: Prediction) -> None:
-        """Writes the files of one image; the manifest follows with `close`."""
-        mask = self.out / "mask" / f"{self.targets[name]}.png"
-        picture = self.out / "overlay" / f"{self.targets[name]}.jpg"
-        for file in (mask, picture):
+    def file(self, kind: str, name: Path) -> Path:
+        """Where a result of an image lies."""
+        return self.out / kind / f"{self.targets[name]}{SUFFIXES[kind]}"
+
+    def is_done(self, name: Path) -> bool:
+        """Whether all that is asked for is there."""
+        return all(self.file(kind, name).is_file() for kind in self.kinds)
+
+    def write(self, name: Path, image: np.ndarray, prediction: Prediction) -> dict[str, object]:
+        """Writes the files of an image; gives its row of the manifest. Threads may write at the same time."""
+        mask = prediction.mask
+        files = {kind: self.file(kind, name) for kind in self.kinds}
+        for file in files.values():
             file.parent.mkdir(parents=True, exist_ok=True)
-        write_mask(mask, prediction.mask, self.palette)
-        drawn = overlay(image, prediction.mask, self.palette)
-        write_image(picture, with_legend(drawn, prediction.mask, self.class_names, self.palette))
-        shares = np.bincount(prediction.mask.ravel(), minlength=len(self.class_names)) / prediction.mask.size
-        self.rows.append(
-            {
-                "image": name.as_posix(),
-                "mask": mask.relative_to(self.out).as_posix(),
-                "overlay": picture.relative_to(self.out).as_posix(),
-                "height": image.shape[0],
-                "width": image.shape[1],
-                **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, shares, strict=True)},
-            }
-        )
+        if "mask" in files:
+            write_mask(files["mask"], mask, self.palette)
+        if "overlay" in files:
+            drawn = overlay(image, mask, self.palette)
+            write_image(files["overlay"], with_legend(drawn, mask, self.class_names, self.palette))
+        if "probs" in files:
+            _write_probs(files["probs"], prediction.probs, self.class_names)
+        return self.row(name, mask)
 
-    def close(self) -> None:
-        """Writes `manifest.csv`."""
-        if not self.rows:
-            return
-        with (self.out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+    def read_mask(self, name: Path) -> np.ndarray:
+        """The label map (H, W) uint8 of an image, from its file."""
+        with Image.open(self.file("mask", name)) as image:
+            return np.asarray(image)
+
+    def row(self, name: Path, mask: np.ndarray | None = None) -> dict[str, object]:
+        """The image's row of the manifest; without a mask, of the one in its file."""
+        mask = self.read_mask(name) if mask is None else mask
+        shares = np.bincount(mask.ravel(), minlength=len(self.class_names)) / mask.size
+        return {
+            "image": name.as_posix(),
+            **{kind: self.file(kind, name).relative_to(self.out).as_posix() for kind in self.kinds},
+            "height": mask.shape[0],
+            "width": mask.shape[1],
+            **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, shares, strict=True)},
+        }
+
+
+def write_table(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes rows of the same columns as CSV; nothing where there are none."""
+    rows = list(rows)
+    if not rows:
+        return
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, file)
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no such file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _write_probs(file: Path, probs: np.ndarray, class_names: Sequence[str]) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")
+    np.savez_compressed(temporary, probs=probs.astype(np.float16), class_names=np.array(class_names))
+    os.replace(temporary, file)
 
 
 def _targets(names: Sequence[Path]) -> dict[Path, str]:

@@ -125,9 +125,7 @@ def test_one_class_and_one_image_train(tmp_path):
     content = {
         "images": [{"id": 0, "file_name": "dot.png", "height": 1, "width": 1}],
         "categories": [{"id": 1, "name": "thing"}],
-        "annotations": [
-            {"id": 1, "image_id": 0, "category_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}}
-        ],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}}],
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
     file = tmp_path / "x.json"

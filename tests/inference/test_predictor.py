@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +132,12 @@ def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_p
     writer = PredictionWriter(tmp_path, ("ground", "can"), names)
     mask = np.zeros((37, 50), np.uint8)
     mask[:10] = 1
-    for name in names:
-        writer.write(name, IMAGE, Prediction(mask, np.zeros((2, 37, 50), np.float32)))
-    writer.close()
+    rows = [writer.write(name, IMAGE, Prediction(mask, None)) for name in names]
     written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
     assert written == [
-        "manifest.csv",
         *("mask/a.jpg.png", "mask/a.png.png", "mask/deep/b.png"),
         *("overlay/a.jpg.jpg", "overlay/a.png.jpg", "overlay/deep/b.jpg"),
     ]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask/deep/b.png")), mask)
-    rows = list(csv.DictReader((tmp_path / "manifest.csv").open()))
     assert [row["image"] for row in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
     assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)

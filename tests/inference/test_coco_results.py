@@ -1,0 +1,91 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit.data import CocoSegmentation, DataError
+from segkit.inference import Prediction, PseudoLabels, SourceImage, write_coco
+from segkit.inference.coco_results import annotations_of, image_record
+
+NAMES = ("background", "can", "paper", "glass")
+
+
+def prediction_of(mask, sure):
+    """Probability 0.9 for the label where `sure`, else 0.5."""
+    best = np.where(sure, 0.9, 0.5)
+    probs = np.repeat((1 - best)[None] / 3, 4, axis=0)
+    np.put_along_axis(probs, mask[None].astype(np.int64), best[None], 0)
+    return Prediction(mask, probs.astype(np.float32))
+
+
+def random_case(seed=0):
+    random = np.random.default_rng(seed)
+    mask = np.kron(random.integers(0, 4, (4, 5)), np.ones((3, 4))).astype(np.uint8)
+    return mask, random.random(mask.shape) < 0.7
+
+
+def written(tmp_path, results):
+    from pathlib import Path
+
+    records = []
+    for number, (mask, found) in enumerate(results, start=1):
+        Image.new("RGB", mask.shape[::-1]).save(tmp_path / f"{number}.png")
+        records.append((image_record(SourceImage(Path(f"{number}.png")), mask.shape, number), found))
+    write_coco(tmp_path / "out.json", NAMES, records)
+    return CocoSegmentation(tmp_path / "out.json")
+
+
+def test_a_label_map_comes_back_as_it_was_with_every_class_in_its_place(tmp_path):
+    masks = [random_case(seed)[0] for seed in range(5)] + [np.zeros((4, 4), np.uint8), np.full((1, 1), 3, np.uint8)]
+    data = written(tmp_path, [(mask, annotations_of(mask)) for mask in masks])
+    assert tuple(data.class_names) == NAMES
+    for i, mask in enumerate(masks):
+        assert np.array_equal(data.target(i), mask)
+
+
+def test_pseudo_labels_come_back_with_unsure_pixels_ignored(tmp_path):
+    cases = [random_case(seed) for seed in range(5)]
+    found = [PseudoLabels(NAMES, 0.8, min_share=0)(prediction_of(*case)) for case in cases]
+    data = written(tmp_path, [(mask, one) for (mask, _), one in zip(cases, found, strict=True)])
+    for i, (mask, sure) in enumerate(cases):
+        assert np.array_equal(data.target(i), np.where(sure, mask, 255))
+
+
+def test_an_image_without_a_sure_pixel_is_ignored_throughout(tmp_path):
+    mask = np.full((3, 3), 2, np.uint8)
+    (found,) = [PseudoLabels(NAMES, min_share=0)(prediction_of(mask, np.zeros((3, 3), bool)))]
+    assert (written(tmp_path, [(mask, found)]).target(0) == 255).all()
+
+
+def test_an_image_with_too_few_sure_pixels_is_not_taken():
+    mask, sure = np.ones((2, 2), np.uint8), np.array([[True, True], [False, False]])
+    assert PseudoLabels(NAMES, min_share=0.5)(prediction_of(mask, sure)) is not None
+    assert PseudoLabels(NAMES, min_share=0.51)(prediction_of(mask, sure)) is None
+
+
+def test_a_class_may_have_its_own_threshold():
+    mask = np.array([[1, 2]], np.uint8)
+    found = PseudoLabels(NAMES, 0.95, {"paper": 0.4})(prediction_of(mask, np.ones((1, 2), bool)))
+    assert [(a["category_id"], a.get("ignore", 0)) for a in found] == [(2, 0), (1, 1)]
+
+
+def test_annotations_carry_area_box_and_a_string_that_json_takes():
+    mask = np.zeros((5, 6), np.uint8)
+    mask[1:3, 2:6] = 3
+    (found,) = annotations_of(mask)
+    assert (found["category_id"], found["area"], found["bbox"]) == (3, 8, [2.0, 1.0, 4.0, 2.0])
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: PseudoLabels(NAMES, class_thresholds={"cann": 0.5}), ValueError, "no class 'cann'"),
+        (lambda: PseudoLabels(NAMES, 1.5), ValueError, "must be in 0..1"),
+        (lambda: PseudoLabels(("road", "sky")), DataError, "must be background"),
+    ],
+)
+def test_wrong_settings_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

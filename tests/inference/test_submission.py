@@ -1,0 +1,44 @@
+import csv
+
+import numpy as np
+import pytest
+
+from segkit.data import DataError
+from segkit.inference import check_sample, write_submission
+
+
+def sample(tmp_path, ids, column="image_id"):
+    file = tmp_path / "sample.csv"
+    file.write_text("\n".join([f"{column},PredictionString", *(f"{i},0 0" for i in ids)]) + "\n")
+    return file
+
+
+def test_a_row_holds_the_labels_of_the_nearest_pixels_in_reading_order(tmp_path):
+    masks = {"b/x.jpg": np.arange(12, dtype=np.uint8).reshape(3, 4), "a.jpg": np.array([[7]], dtype=np.uint8)}
+    write_submission(tmp_path / "s.csv", list(masks), masks.__getitem__, size=2)
+    rows = list(csv.reader((tmp_path / "s.csv").open()))
+    assert rows == [["image_id", "PredictionString"], ["b/x.jpg", "0 2 4 6"], ["a.jpg", "7 7 7 7"]]
+
+
+def test_the_ids_and_their_order_are_the_samples(tmp_path):
+    assert check_sample(sample(tmp_path, ["b.jpg", "a.jpg"]), ["a.jpg", "b.jpg"]) == ["b.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a.jpg", "c.jpg"], "1 of its ids are no images of the source, such as c.jpg; 1 images are not in it.*b.jpg"),
+        (["a.jpg"], "1 images are not in it, such as b.jpg"),
+        (["a.jpg", "b.jpg", "a.jpg"], "it has an id twice"),
+    ],
+)
+def test_other_ids_than_the_images_are_named(tmp_path, ids, message):
+    with pytest.raises(DataError, match=message):
+        check_sample(sample(tmp_path, ids), ["a.jpg", "b.jpg"])
+
+
+def test_what_is_no_sample_is_named(tmp_path):
+    with pytest.raises(DataError, match="needs a column image_id"):
+        check_sample(sample(tmp_path, ["a.jpg"], column="id"), ["a.jpg"])
+    with pytest.raises(DataError, match="no sample submission at"):
+        check_sample(tmp_path / "none.csv", [])

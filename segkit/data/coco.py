@@ -29,7 +29,7 @@ class CocoSegmentation(SegmentationDataset):
     the categories in the order of their ids.
 
     Args:
-        annotations: A COCO JSON file, or several with the same categories.
+        annotations: A COCO JSON file, or several whose categories have the same names.
         root: Folder of the images, one for all files or one for each; by default each JSON's own.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations; gives a mapping
             with `image` and `mask`.
@@ -73,11 +73,10 @@ class CocoSegmentation(SegmentationDataset):
         _check_choice("on_bad", on_bad, ("error", "skip"))
         _check_choice("crowd", crowd, ("paint", "ignore"))
         files = _as_paths(annotations)
-        parts = [
-            read_coco(file, folder, allow_outside_root=allow_outside_root)
-            for file, folder in zip(files, _roots(root, files), strict=True)
-        ]
-        _check_same_categories(parts, files)
+        parts: list[CocoFile] = []
+        for file, folder in zip(files, _roots(root, files), strict=True):
+            names = parts[0].categories.values() if parts else None
+            parts.append(read_coco(file, folder, allow_outside_root=allow_outside_root, names=names))
         self.transform, self.overlap, self.crowd = transform, overlap, crowd
         self.categories = parts[0].categories
         self.class_names = (BACKGROUND, *self.categories.values())
@@ -133,14 +132,3 @@ def _roots(root: Paths | None, files: Sequence[Path]) -> list[Path]:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def _check_same_categories(parts: Sequence[CocoFile], files: Sequence[Path]) -> None:
-    first = parts[0].categories
-    for part, file in zip(parts[1:], files[1:], strict=True):
-        second = part.categories
-        differing = [
-            f"{i} {first.get(i)!r} / {second.get(i)!r}" for i in first | second if first.get(i) != second.get(i)
-        ]
-        if differing:
-            raise DataError(f"{files[0]} and {file} differ in their categories: {', '.join(differing[:5])}")

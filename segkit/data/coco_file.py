@@ -12,7 +12,7 @@ from typing import Any
 from segkit.data.coco_images import Item, read_items
 from segkit.data.findings import KINDS, Finding
 from segkit.data.images import DataError
-from segkit.data.rasterize import Annotation
+from segkit.data.rasterize import IGNORE_INDEX, Annotation
 from segkit.data.segmentation import read_segmentation
 
 
@@ -36,7 +36,11 @@ class CocoFile:
 
 
 def read_coco(
-    file: str | os.PathLike, root: str | os.PathLike | None = None, *, allow_outside_root: bool = False
+    file: str | os.PathLike,
+    root: str | os.PathLike | None = None,
+    *,
+    allow_outside_root: bool = False,
+    names: Sequence[str] | None = None,
 ) -> CocoFile:
     """Reads and checks a COCO JSON and the headers of its images.
 
@@ -44,9 +48,11 @@ def read_coco(
         file: The JSON.
         root: Folder of the images; by default the JSON's own.
         allow_outside_root: Whether images may lie elsewhere, by absolute paths, `..` or links.
+        names: The categories in label order, which must be the file's own; by default in the order of their
+            ids. What another file calls 3 may be 7 here: the name says which label it is.
 
     Raises:
-        DataError: the file cannot be read, or is no COCO file.
+        DataError: the file cannot be read, is no COCO file, or has other categories.
     """
     file = Path(file)
     content, digest = _read_json(file)
@@ -55,9 +61,9 @@ def read_coco(
     images = _images(content, file, found)
     annotations = _annotations_by_image(content, file, images, categories, found)
     items = read_items(list(images.values()), file.parent if root is None else Path(root), allow_outside_root, found)
-    labels = {category: label for label, category in enumerate(categories, start=1)}
+    labels = _labels(categories, file, names)
     regions = [_regions(item, annotations[item.id], labels, found) for item in items]
-    digest.update(repr([(item.id, item.size) for item in items]).encode())
+    digest.update(repr([labels, [(item.id, item.size) for item in items]]).encode())
     return CocoFile(categories, items, regions, found, digest.hexdigest())
 
 
@@ -95,6 +101,18 @@ def _categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     if not 0 < len(names) < 255:
         raise DataError(f"{file} has {len(names)} categories, expected 1 to 254")
     return dict(sorted(names.items()))
+
+
+def _labels(categories: Mapping[int, str], file: Path, names: Sequence[str] | None) -> dict[int, int]:
+    """The label of each category."""
+    names = list(categories.values()) if names is None else list(names)
+    differing = sorted(set(names) ^ set(categories.values()))
+    if differing:
+        raise DataError(
+            f"{file} and the files before it differ in their categories: "
+            + ", ".join(f"{name!r} is {'missing' if name in names else 'new'} here" for name in differing[:5])
+        )
+    return {category: names.index(name) + 1 for category, name in categories.items()}
 
 
 def _images(content: Mapping[str, Any], file: Path, found: list[Finding]) -> dict[Any, dict[str, Any]]:
@@ -163,8 +181,9 @@ def _regions(
         except ValueError as error:
             found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
             continue
-        crowd = bool(row.get("iscrowd"))
-        kinds += ["crowd"] * crowd
+        crowd, ignored = bool(row.get("iscrowd")), bool(row.get("ignore"))
+        kinds += ["ignored-region"] * ignored + ["crowd"] * (crowd and not ignored)
         found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
-        regions.append(Annotation(row.get("id"), labels[row["category_id"]], crowd, shape))
+        label = IGNORE_INDEX if ignored else labels[row["category_id"]]
+        regions.append(Annotation(row.get("id"), label, crowd, shape))
     return regions

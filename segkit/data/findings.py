@@ -61,6 +61,7 @@ KINDS = {
     "outside-root": Kind(
         "error", "images outside the image folder", "allow_outside_root=True (--allow-outside-root) allows them"
     ),
+    "bad-name": Kind("error", "images with names that no file can have"),
     "url": Kind("error", "images that are addresses on the network", "download them first"),
     "duplicate-image-id": Kind("error", "image ids that are given twice"),
     "shared-file": Kind("warning", "files that are several images, which a split may put on both sides"),
@@ -85,6 +86,7 @@ KINDS = {
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
     "cut-polygon": Kind("note", "polygons that reach beyond their image, cut there"),
     "crowd": Kind("note", "crowds (iscrowd)"),
+    "ignored-region": Kind("note", 'regions marked `"ignore": 1`, which count for nothing'),
     # what only `check` looks for
     "no-images": Kind("error", "sets without images that can be used"),
     "nothing-painted": Kind("warning", "sets that are background throughout"),

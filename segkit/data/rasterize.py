@@ -11,7 +11,7 @@ Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons 
 
 
 class Annotation(NamedTuple):
-    """A region with a label; `shape` is None where there is nothing to paint."""
+    """A region with a label, 255 if it is to be ignored; `shape` is None where there is nothing to paint."""
 
     id: Any
     label: int
@@ -48,7 +48,7 @@ def rasterize(
     Args:
         annotations: What is painted on a background of 0.
         size: (H, W) of the map.
-        overlap: What lies on top, a key of `OVERLAPS`; of equals, the later.
+        overlap: What lies on top, a key of `OVERLAPS`; of equals, the later. An ignored region lies above all.
         crowd: `paint` treats crowds like all others, `ignore` paints them 255, beneath all others.
 
     Returns:
@@ -60,6 +60,7 @@ def rasterize(
     regions = [_Region(a.label, runs_of(encode(a.shape, size))) for a in painted]
     if OVERLAPS[overlap] is not None:
         regions.sort(key=OVERLAPS[overlap])
+    regions.sort(key=lambda region: region.label == IGNORE_INDEX)
     column_major = np.zeros(size[0] * size[1], dtype=np.uint8)
     for region in [*(_Region(IGNORE_INDEX, runs_of(encode(a.shape, size))) for a in ignored), *regions]:
         _paint(column_major, region)

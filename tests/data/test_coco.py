@@ -171,8 +171,30 @@ def test_files_with_other_categories_are_refused(tmp_path):
     content = json.loads(second.read_text())
     content["categories"][0]["name"] = "ball"
     second.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="differ in their categories: 7 'disc' / 'ball'"):
+    with pytest.raises(DataError, match="differ in their categories: 'ball' is new here, 'disc' is missing here"):
         CocoSegmentation([first, second])
+
+
+def test_a_second_file_may_number_the_same_categories_in_another_way(tmp_path):
+    first, second = write_shapes(tmp_path, "one", 1, 0), write_shapes(tmp_path, "two", 1, 0)
+    content = json.loads(second.read_text())
+    ids = {category["id"]: new for category, new in zip(content["categories"], (1, 40), strict=True)}
+    for row in content["categories"]:
+        row["id"] = ids[row["id"]]
+    for row in content["annotations"]:
+        row["category_id"] = ids[row["category_id"]]
+    second.write_text(json.dumps(content))
+    data = CocoSegmentation([first, second])
+    assert np.array_equal(data.mask(0), data.mask(1))
+
+
+@pytest.mark.parametrize("overlap", ["smallest", "last", "max-id"])
+def test_a_region_marked_ignore_is_255_whatever_lies_there(folder, overlap):
+    whole = {**annotation([rectangle(0, 0, 20, 20)], 3), "id": 1, "ignore": 1}
+    write_coco(folder / "x.json", [IMAGE], [whole, {**annotation([rectangle(5, 5, 30, 4)], 7), "id": 2}])
+    mask = CocoSegmentation(folder / "x.json", overlap=overlap).mask(0)
+    assert (mask[:20, :20] == 255).all()
+    assert (mask[5:9, 20:35] == 2).all()
 
 
 BOTH = [annotation([rectangle(0, 0, 10, 10)], 7), annotation([rectangle(5, 0, 20, 10)], 3)]
@@ -189,7 +211,7 @@ def test_max_id_is_the_maximum_of_the_labels(folder):
     data = CocoSegmentation(folder / "x.json", overlap="max-id")
     expected = np.zeros((20, 30), np.uint8)
     for a in BOTH:
-        one = rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], 20, 30)))
+        (one,) = np.moveaxis(rle.decode(rle.frPyObjects(a["segmentation"], 20, 30)), -1, 0)
         expected = np.maximum(expected, one * {3: 1, 7: 2}[a["category_id"]])
     assert np.array_equal(data.mask(0), expected)
 

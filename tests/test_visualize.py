@@ -67,3 +67,13 @@ def test_report_pictures_are_drawn(tmp_path):
     names = ("ground", "can")
     assert batch_picture(np.stack([IMAGE] * 3), np.stack([target] * 3), names).ndim == 3
     assert prediction_picture([IMAGE], [target], [target], names).ndim == 3
+
+
+def test_captions_stand_below_their_pictures_in_the_width_of_a_cell():
+    plain = grid([IMAGE, IMAGE], 2, cell=60)
+    short = grid([IMAGE, IMAGE], 2, cell=60, captions=["a", "b\nc"])
+    assert short.shape[1] == plain.shape[1]
+    assert short.shape[0] > plain.shape[0]
+    assert (short < 60).any(), "dark letters"
+    long = grid([IMAGE, IMAGE], 2, cell=60, captions=["a very long name " * 9, ""])
+    assert (long[:, 64:68] == 255).all(), "nothing is written beyond the cell"

@@ -17,8 +17,8 @@ PAIRS = 4  # overlapping classes that are named
 def describe(report: SetReport) -> str:
     """A set in a few lines: how much there is, in which sizes, and where annotations overlap."""
     data, measures = report.data, report.measures
-    objects = "masks in files" if data.annotations is None else f"{measures.annotations.sum()} annotations"
-    lines = [f"{len(data.items)} images, {objects}, {len(data.class_names)} classes; {_sizes(report)}"]
+    counted = "masks in files" if data.annotations is None else _counted(measures.annotations.sum(), "annotation")
+    lines = [f"{_counted(len(data.items), 'image')}, {counted}, {len(data.class_names)} classes; {_sizes(report)}"]
     total = sum(item.size[0] * item.size[1] for item in data.items)
     ignored = total - measures.pixels.sum()
     if ignored:
@@ -27,6 +27,10 @@ def describe(report: SetReport) -> str:
         lines += _overlap_lines(report, total)
     indent = "\n" + " " * (len(data.name) + 2)
     return f"{data.name}  " + indent.join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _sizes(report: SetReport) -> str:
@@ -85,11 +89,8 @@ def finding_lines(reports: Sequence[SetReport]) -> str:
                 remedy = KINDS[note.kind].remedy if severity == "error" else ""
                 lines.append(f"{severity:<8} {report.data.name}: {note}" + (f"; {remedy}" if remedy else ""))
     counts = [sum(report.count(severity) for report in reports) for severity in SEVERITIES]
-    total = ", ".join(
-        f"{n} {severity}{'s' * (n != 1)}"
-        for n, severity in zip(counts, SEVERITIES, strict=True)
-        if n or severity == "error"
-    )
+    named = zip(counts, SEVERITIES, strict=True)
+    total = ", ".join(_counted(n, severity) for n, severity in named if n or severity == "error")
     return "\n".join([*lines, total + ("; training would stop at the errors" if counts[0] else "")])
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from segkit.data.dataset import IGNORE_INDEX, SegmentationDataset
-from segkit.data.images import DataError, read_image
-from segkit.data.mask_files import possible_sizes, read_colours, read_values
+from segkit.data.images import DataError, read_header, read_image
+from segkit.data.mask_files import read_colours, read_values
 from segkit.data.pairs import find_pairs
 from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
 
@@ -121,11 +121,11 @@ class FolderSegmentation(SegmentationDataset):
     def _checked(self, path: Path, file_name: str, mask_path: Path) -> tuple[MaskedImage, set[int]]:
         """The item, once its files are seen to fit, and the labels of its mask."""
         mask = self._read(mask_path)
-        sizes = possible_sizes(path)
-        if mask.shape not in sizes:
+        header = read_header(path)
+        if mask.shape not in (header.turned, header.stored):
             raise DataError(
                 f"the mask {mask_path} is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), but its image "
-                f"{path} is {sizes[0][0]} x {sizes[0][1]}"
+                f"{path} is {header.turned[0]} x {header.turned[1]}"
             )
         labels = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         return MaskedImage(path, file_name, mask.shape, mask_path), set(labels.tolist())

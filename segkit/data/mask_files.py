@@ -7,9 +7,6 @@ from PIL import Image, UnidentifiedImageError
 
 from segkit.data.images import DataError
 
-_ORIENTATION_TAG = 0x0112
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-
 
 def read_values(path: Path) -> np.ndarray:
     """The pixel values (H, W) of a gray or index image, of any integer type; gray may be stored as RGB.
@@ -44,14 +41,3 @@ def _open(path: Path, mode: str | None = None) -> np.ndarray:
         raise DataError(f"{path} is not an image that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"the mask {path} is damaged or unreadable: {error}") from error
-
-
-def possible_sizes(path: Path) -> list[tuple[int, int]]:
-    """The (H, W) of an image by its header: turned as its EXIF orientation says, and as it is stored."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in _ROTATED
-            stored = (image.height, image.width)
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        raise DataError(f"{path} is not an image that can be read") from None
-    return [stored[::-1], stored] if turned else [stored]

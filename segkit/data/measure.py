@@ -118,8 +118,8 @@ def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -
         if annotation.shape is not None:
             region = {"size": list(size), "counts": encode(annotation.shape, size)}
             regions.setdefault(annotation.label, []).append(region)
-    shared = [region for _, region in _shared_regions(regions)]
-    return coco_mask.decode(coco_mask.merge(shared)).view(bool) if shared else np.zeros(size, dtype=bool)
+    shared = [Annotation(None, 1, False, region["counts"]) for _, region in _shared_regions(regions)]
+    return rasterize(shared, size).astype(bool)
 
 
 def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, list[dict[str, Any]]]) -> int:

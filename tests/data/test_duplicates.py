@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit.data.duplicates import Listed, find_duplicates
+
+
+@pytest.fixture
+def folder(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("a", "b", "other/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    return tmp_path
+
+
+def listed(folder, *names):
+    """Images as `set/file`, such as train/a.png; a third part is the folder."""
+    images = []
+    for name in names:
+        set_name, *parent, file_name = name.split("/")
+        images.append(Listed(set_name, file_name, folder.joinpath(*parent, file_name)))
+    return images
+
+
+def told(images, alike=()):
+    return [
+        (position, first, finding.kind, finding.sentence) for position, first, finding in find_duplicates(images, alike)
+    ]
+
+
+def test_different_images_are_no_duplicates(folder):
+    assert told(listed(folder, "train/a.png", "train/b.png")) == []
+
+
+def test_a_copy_under_another_name_is_told_within_a_set_and_across(folder):
+    assert told(listed(folder, "train/a.png", "train/copy.png")) == [
+        (1, 0, "same-bytes", "copy.png has the same bytes as a.png")
+    ]
+    assert told(listed(folder, "train/a.png", "val/copy.png")) == [
+        (1, 0, "same-bytes-across", "copy.png has the same bytes as a.png of train")
+    ]
+
+
+def test_the_same_file_in_two_sets_is_told_once(folder):
+    images = listed(folder, "train/b.png", "train/a.png", "val/a.png")
+    assert told(images, alike=[[1, 2]]) == [(2, 1, "same-file-across", "a.png is the file of a.png of train")]
+
+
+def test_the_same_file_twice_in_a_set_is_left_to_what_reads_it(folder):
+    assert told(listed(folder, "train/a.png", "train/a.png")) == []
+
+
+def test_images_that_look_alike_are_told_with_the_first_of_them(folder):
+    images = listed(folder, "train/a.png", "train/b.png", "val/other/a.png")
+    assert [row[:3] for row in told(images, alike=[[0, 1, 2]])] == [(1, 0, "alike"), (2, 0, "alike-across")]
+
+
+def test_one_name_for_two_images_of_two_sets_is_told(folder):
+    (row,) = told(listed(folder, "train/a.png", "val/other/a.png"))
+    assert row == (1, 0, "same-name-across", "a.png has the name of a.png of train")

@@ -1,0 +1,73 @@
+import numpy as np
+from conftest import rectangle
+
+from segkit.data.measure import CheckedSet, contested_pixels, measure
+from segkit.data.rasterize import Annotation, rasterize
+
+NAMES = ("background", "square", "disc")
+
+
+class Picture:
+    path = file_name = "a.png"
+    size = (20, 30)
+
+
+def polygon(label, *box):
+    return Annotation(0, label, False, [np.array(rectangle(*box), dtype=float)])
+
+
+def measured(*images, names=NAMES):
+    items = [Picture()] * len(images)
+    data = CheckedSet("x", names, items, images, lambda index: rasterize(images[index], Picture.size))
+    return measure(data)
+
+
+def test_pixels_and_annotations_are_counted_by_image_and_class():
+    result = measured(
+        [polygon(1, 0, 0, 5, 4), polygon(1, 10, 0, 5, 4), polygon(2, 20, 10, 3, 3)], [Annotation(1, 2, False, None)]
+    )
+    assert result.pixels.tolist() == [[600 - 40 - 9, 40, 9], [600, 0, 0]]
+    assert result.annotations.tolist() == [[0, 2, 1], [0, 0, 0]]
+
+
+def test_overlaps_count_pixels_of_different_classes_alone():
+    big, small, twin = polygon(1, 0, 0, 20, 10), polygon(2, 5, 5, 10, 10), polygon(1, 0, 0, 10, 10)
+    result = measured([big, small, twin], [big, twin])
+    assert result.overlaps == {(1, 2): 50}
+    assert result.contested.tolist() == [50, 0]
+    where = contested_pixels([big, small, twin], (20, 30))
+    assert where.sum() == 50
+    assert where[5:10, 5:15].all()
+    assert not contested_pixels([big, twin], (20, 30)).any()
+
+
+def test_a_pixel_of_three_classes_is_contested_once():
+    boxes = [polygon(label, 0, 0, 4 + label, 5) for label in (1, 2, 3)]
+    result = measured(boxes, names=(*NAMES, "star"))
+    assert result.overlaps == {(1, 2): 25, (1, 3): 25, (2, 3): 30}
+    assert result.contested.tolist() == [30]
+
+
+def test_repainted_pixels_are_those_that_another_rule_labels_otherwise():
+    images = [[polygon(2, 0, 0, 4, 5), polygon(1, 0, 0, 10, 5)], [polygon(1, 0, 0, 4, 5), polygon(2, 0, 0, 10, 5)]]
+    result = measured(*images)
+    for rule, repainted in result.repainted.items():
+        expected = [
+            (rasterize(image, (20, 30), overlap=rule) != rasterize(image, (20, 30))).sum().item() for image in images
+        ]
+        assert repainted.tolist() == expected
+    assert result.repainted["last"].tolist() == [20, 20]
+    assert result.repainted["max-id"].tolist() == [0, 20]
+
+
+def test_an_annotation_over_the_whole_image_is_told():
+    assert measured([polygon(2, -5, -5, 50, 50)], [polygon(2, 0, 0, 29, 20)]).covering == [(0, 2)]
+
+
+def test_masks_from_files_are_counted_without_annotations():
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[:2], mask[2] = 1, 255
+    result = measure(CheckedSet("x", NAMES, [Picture()], None, lambda index: mask))
+    assert result.pixels.tolist() == [[600 - 90, 60, 0]]
+    assert not result.annotations.any()
+    assert not result.repainted

@@ -52,7 +52,7 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
     if "://" in name:
         return Finding("url", name, f"{name} is an address on the network, expected a file below {root}")
     if "\0" in name:
-        return Finding("outside-root", repr(name), f"{name!r} is no file name")
+        return Finding("bad-name", repr(name), f"{name!r} is no file name")
     if allow_outside_root:
         return None
     absolute = os.path.isabs(name) or PureWindowsPath(name).is_absolute()

@@ -1,0 +1,359 @@
+"""Whatever a COCO JSON and its photographs bring: a right mask, or a sentence that names the fault."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import CATEGORIES, rectangle
+from PIL import Image
+
+from segkit.data import CocoSegmentation, DataError
+from segkit.data.coco_file import read_coco
+from segkit.data.findings import DataWarning
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+WHOLE = {"size": [20, 30], "counts": [0, 600]}
+
+
+def image(i=1, file_name="a.png", **more):
+    return {"id": i, "file_name": file_name, "height": 20, "width": 30, **more}
+
+
+def annotation(segmentation=WHOLE, i=5, **more):
+    return {"id": i, "image_id": 1, "category_id": 3, "segmentation": segmentation, **more}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes pictures and a JSON; gives the JSON."""
+
+    def write(annotations=(), images=None, picture="a.png", categories=CATEGORIES):
+        Image.fromarray(PICTURE).save(tmp_path / picture)
+        content = {"images": images or [image(file_name=picture)], "annotations": list(annotations)}
+        (tmp_path / "x.json").write_text(json.dumps(content | {"categories": categories}))
+        return tmp_path / "x.json"
+
+    return write
+
+
+def notes_of(file, **options):
+    return {note.kind: note.count for note in CocoSegmentation(file, **options).notes}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([["a", 1, 2, 3, 4, 5]], "'a' is no coordinate"),
+        ([[1, 2, 3, 4, None, 5]], "None is no coordinate"),
+        ([[1, 2, 3, 4, True, 5]], "True is no coordinate"),
+        ([[1, 2, 3, 4, float("nan"), 5]], "nan is no coordinate"),
+        ([[1, 2, 3, 4, float("inf"), 5]], "inf is no coordinate"),
+        ([[1, 2, 3, 4, 1e12, 5]], "1e.12 is no coordinate"),
+        ([1, 2, 3, 4, 5, 6], r"write it as \[\[x, y"),
+        (["1 2 3"], "expected a polygon as a list of numbers, got '1 2 3'"),
+        ("polygon", "expected polygons or RLE, got str"),
+        ({"counts": [600]}, "its RLE has no 'size'"),
+        ({"size": [20, 30]}, "its RLE has no 'counts'"),
+        ({"size": [30, 20], "counts": [600]}, r"its RLE is of size \[30, 20\], the image is \[20, 30\]"),
+        ({"size": [20, 30], "counts": [599]}, "come to 599 pixels, the image has 600"),
+        ({"size": [20, 30], "counts": [100, 501]}, "come to 601 pixels"),
+        ({"size": [20, 30], "counts": [-1, 601]}, "whole numbers, 0 or more"),
+        ({"size": [20, 30], "counts": [0.5, 599.5]}, "whole numbers, 0 or more"),
+        ({"size": [20, 30], "counts": "1"}, "come to 1 pixels"),
+        ({"size": [20, 30], "counts": "\u00e9"}, "a list or a string"),
+        ({"size": [20, 30], "counts": "\n"}, "no compressed RLE"),
+        ({"size": [20, 30], "counts": None}, "a list or a string"),
+    ],
+)
+def test_a_damaged_segmentation_is_an_error_that_names_its_annotation(write, segmentation, message):
+    with pytest.raises(DataError, match=rf"annotation 5 of a\.png has a segmentation that cannot be read: .*{message}"):
+        CocoSegmentation(write([annotation(segmentation)]))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "kind"),
+    [
+        ([], "no-segmentation"),
+        (None, "no-segmentation"),
+        ([[]], "short-polygon"),
+        ([[1, 2]], "short-polygon"),
+        ([[1, 2, 9, 9]], "short-polygon"),
+        ([[40, 5, 50, 5, 45, 9]], "outside-polygon"),
+        ([[-9, -9, -1, -9, -1, -1]], "outside-polygon"),
+    ],
+)
+def test_a_segmentation_that_paints_nothing_is_counted(write, segmentation, kind):
+    data = CocoSegmentation(write([annotation(segmentation)]))
+    assert not data.mask(0).any()
+    (note,) = data.notes
+    assert (note.kind, note.count, note.severity) == (kind, 1, "note")
+    assert note.examples == ("annotation 5 of a.png",)
+
+
+def test_a_missing_segmentation_paints_nothing_even_with_a_box(write):
+    row = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [1, 2, 9, 9]}
+    data = CocoSegmentation(write([row]))
+    assert not data.mask(0).any()
+    assert data.notes[0].kind == "no-segmentation"
+
+
+def test_a_polygon_beyond_the_border_is_cut_and_counted(write):
+    data = CocoSegmentation(write([annotation([rectangle(25, 15, 50, 50)])]))
+    assert data.mask(0).sum() == 25
+    assert [note.kind for note in data.notes] == ["cut-polygon"]
+
+
+def test_an_odd_number_of_coordinates_is_skipped_with_a_warning_and_the_other_parts_stay(write):
+    with pytest.warns(DataWarning, match=r"odd number of coordinates, skipped: 1 \(annotation 5 of a\.png\)"):
+        data = CocoSegmentation(write([annotation([[1, 1, 9, 1, 9], rectangle(0, 0, 5, 5)])]))
+    assert data.mask(0).sum() == 25
+
+
+def test_neither_area_nor_box_is_needed_and_wrong_ones_do_not_matter(write):
+    wrong = annotation([rectangle(0, 0, 5, 5)], area=0, bbox=[0, 0, 0, 0])
+    assert CocoSegmentation(write([wrong])).mask(0).sum() == 25
+
+
+def test_compressed_counts_may_be_bytes():
+    from segkit.data.segmentation import read_segmentation
+
+    for counts in ("0hb0", b"0hb0", [0, 600]):
+        shape, kinds = read_segmentation({"size": [20, 30], "counts": counts}, (20, 30))
+        assert (shape, kinds) == (b"0hb0", [])
+
+
+@pytest.mark.parametrize("missing", [{"height": None}, {"width": 0}, {"height": None, "width": None}])
+def test_a_size_that_the_json_lacks_is_read_from_the_file(write, missing):
+    file = write([annotation([rectangle(0, 0, 5, 5)])], [image(**missing)])
+    data = CocoSegmentation(file)
+    assert data.items[0].size == (20, 30)
+    assert data.mask(0).sum() == 25
+    assert notes_of(file) == {"size-from-file": 1}
+
+
+def test_another_size_than_the_files_is_an_error_with_both(write):
+    with pytest.raises(DataError, match=r"a\.png is 20 x 30 pixels .* say 30 x 40"):
+        CocoSegmentation(write(images=[image(height=30, width=40)]))
+    with pytest.raises(DataError, match="in the JSON, expected numbers"):
+        CocoSegmentation(write(images=[image(height="tall")]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind"), [((30, 20), "turned"), ((20, 30), "left-unturned"), ((None, None), "turned-without-proof")]
+)
+def test_exif_orientation_follows_the_frame_that_the_annotations_were_drawn_in(tmp_path, write, frame, kind):
+    file = write(images=[image(file_name="t.jpg", height=frame[0], width=frame[1])])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE).save(tmp_path / "t.jpg", exif=exif)
+    picture, mask = CocoSegmentation(file)[0]
+    assert picture.shape[:2] == mask.shape == ((20, 30) if kind == "left-unturned" else (30, 20))
+    assert notes_of(file)[kind] == 1
+
+
+def test_a_square_image_is_turned_and_told(tmp_path, write):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE[:, :20]).save(tmp_path / "t.png", exif=exif)
+    file = write(images=[image(file_name="t.png", width=20)])
+    assert np.array_equal(CocoSegmentation(file)[0][0], np.rot90(PICTURE[:, :20], -1))
+    assert notes_of(file)["turned-without-proof"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "kind"),
+    [
+        ("L", "png", "gray"),
+        ("1", "png", "gray"),
+        ("RGBA", "png", "alpha"),
+        ("LA", "png", "alpha"),
+        ("CMYK", "jpg", "cmyk"),
+        ("I;16", "png", "16-bit"),
+        ("P", "png", None),
+    ],
+)
+def test_every_kind_of_image_is_read_as_rgb_and_counted(tmp_path, write, mode, suffix, kind):
+    sixteen = Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257)
+    picture = sixteen if mode == "I;16" else Image.fromarray(PICTURE).convert(mode)
+    picture.save(tmp_path / f"m.{suffix}")
+    file = write([annotation()], [image(file_name=f"m.{suffix}")])
+    read = CocoSegmentation(file)[0][0]
+    assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
+    if mode in ("L", "I;16"):
+        expected = np.asarray(picture.convert("L")) if mode == "L" else PICTURE[..., 0]
+        assert np.array_equal(read[..., 1], expected)
+    assert (notes_of(file).get(kind) == 1) if kind else not notes_of(file)
+
+
+def test_the_first_frame_is_taken_and_told(tmp_path, write):
+    frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(tmp_path / "f.gif", save_all=True, append_images=frames[1:])
+    file = write([annotation()], [image(file_name="f.gif")])
+    assert (CocoSegmentation(file)[0][0] == 10).all()
+    assert notes_of(file)["animated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "it is empty"), (b"<!DOCTYPE html>", "it starts with '<!DOCTYP'"), (b"\x89PNG\r\n\x1a\n", "a.png")],
+)
+def test_a_file_that_is_no_image_is_an_error_or_skipped(tmp_path, write, content, message):
+    file = write([annotation(), annotation(i=6, image_id=2)], [image(), image(2, "b.png")])
+    Image.fromarray(PICTURE).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        CocoSegmentation(file)
+    data = CocoSegmentation(file, on_bad="skip")
+    assert [item.file_name for item in data.items] == ["b.png"]
+    assert data.target(0).all()
+    assert [str(note) for note in data.notes] == ["images that cannot be read: 1 (a.png)"]
+
+
+def test_missing_images_are_one_error_with_the_first_twenty_and_the_count(write):
+    file = write(images=[image(i, f"gone{i}.png") for i in range(25)])
+    with pytest.raises(DataError) as raised:
+        CocoSegmentation(file)
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("images that are not there: 25; root= (--images) is their folder")
+    assert [line.rsplit("/", 1)[1] for line in lines[1:21]] == [f"gone{i}.png" for i in range(20)]
+    assert lines[21:] == ["  and 5 more"]
+
+
+def test_skipped_images_leave_the_cache_of_the_others_right(tmp_path, write):
+    rows = [annotation(image_id=2), annotation([rectangle(0, 0, 5, 5)], 6, image_id=1, category_id=7)]
+    file = write(rows, [image(2, "b.png"), image(1)])
+    cache = tmp_path / "cache"
+    assert CocoSegmentation(file, on_bad="skip", mask_cache=cache).target(0).sum() == 50
+    Image.fromarray(PICTURE).save(tmp_path / "b.png")
+    assert CocoSegmentation(file, on_bad="skip", mask_cache=cache).target(0).sum() == 600
+
+
+@pytest.mark.parametrize("name", ["../b.png", "sub/../../b.png", "/etc/passwd", "C:\\b.png", "link.png"])
+def test_a_path_out_of_the_image_folder_is_an_error(tmp_path, write, name):
+    Image.fromarray(PICTURE).save(tmp_path / "b.png")
+    root = tmp_path / "images"
+    (root / "sub").mkdir(parents=True)
+    (root / "link.png").symlink_to(tmp_path / "b.png")
+    file = write(images=[image(file_name=name)])
+    with pytest.raises(DataError, match=r"outside the image folder.*allow_outside_root"):
+        CocoSegmentation(file, root=root)
+
+
+@pytest.mark.parametrize("name", ["../b.png", "link.png", "ABSOLUTE"])
+def test_paths_out_of_the_image_folder_may_be_allowed(tmp_path, write, name):
+    Image.fromarray(PICTURE).save(tmp_path / "b.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/link.png").symlink_to(tmp_path / "b.png")
+    file = write(images=[image(file_name=str(tmp_path / "b.png") if name == "ABSOLUTE" else name)])
+    data = CocoSegmentation(file, root=tmp_path / "images", allow_outside_root=True)
+    assert np.array_equal(data.image(0), PICTURE)
+
+
+def test_links_within_the_image_folder_and_to_it_are_no_fault(tmp_path, write):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(PICTURE).save(tmp_path / "images/b.png")
+    (tmp_path / "images/link.png").symlink_to("b.png")
+    (tmp_path / "to_images").symlink_to("images")
+    assert len(CocoSegmentation(write(images=[image(file_name="link.png")]), root=tmp_path / "to_images")) == 1
+
+
+def test_a_name_that_no_file_can_have_is_an_error(write):
+    with pytest.raises(DataError, match=r"'a\\x00\.png' is no file name"):
+        CocoSegmentation(write(images=[image(file_name="a\0.png")]))
+
+
+def test_an_address_on_the_network_is_an_error_and_asks_no_network(write, no_network):
+    with pytest.raises(DataError, match=r"https://x\.org/a\.png is an address on the network"):
+        CocoSegmentation(write(images=[image(file_name="https://x.org/a.png")]), allow_outside_root=True)
+
+
+@pytest.mark.parametrize("name", ["a b.png", "\u00e4\u00f6\u6f22\U0001f600.png", "x" * 200 + ".png"])
+def test_names_with_spaces_other_scripts_and_great_length_work(write, name):
+    assert np.array_equal(CocoSegmentation(write(picture=name)).image(0), PICTURE)
+
+
+def test_duplicate_image_ids_are_an_error(write):
+    with pytest.raises(DataError, match=r"two images with the same id 1: a\.png and b\.png"):
+        CocoSegmentation(write(images=[image(), image(file_name="b.png")]))
+
+
+def test_duplicate_annotation_ids_are_warned_of_and_both_are_kept(write):
+    rows = [annotation([rectangle(0, 0, 5, 5)]), annotation([rectangle(10, 0, 5, 5)])]
+    with pytest.warns(DataWarning, match=r"annotation ids that are given twice, all of them kept: 1 \(annotation 5\)"):
+        data = CocoSegmentation(write(rows))
+    assert data.mask(0).sum() == 50
+
+
+def test_one_file_under_two_ids_is_warned_of(write):
+    with pytest.warns(DataWarning, match=r"files that are several images, .*: 1 \(a\.png\)"):
+        assert len(CocoSegmentation(write(images=[image(), image(2, "./a.png")]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 8}, "annotation 5 in .* has image_id 8, which is not there"),
+        ({"image_id": "1"}, "has image_id '1', which is not there"),
+        ({"image_id": [1]}, r"has image_id \[1\], which is not there"),
+        ({"category_id": 4}, "has category_id 4, which is not there"),
+        ({"category_id": None}, "has category_id None, which is not there"),
+    ],
+)
+def test_a_dangling_id_is_an_error_that_names_it(write, change, message):
+    with pytest.raises(DataError, match=message):
+        CocoSegmentation(write([annotation() | change]))
+
+
+def test_category_ids_may_have_gaps_and_be_zero_beside_the_background(write):
+    categories = [{"id": 90, "name": "c"}, {"id": 0, "name": "a"}, {"id": 17, "name": "b"}]
+    rows = [annotation([rectangle(10 * i, 0, 5, 5)], i, category_id=c) for i, c in enumerate((0, 17, 90))]
+    data = CocoSegmentation(write(rows, categories=categories))
+    assert data.class_names == ("background", "a", "b", "c")
+    assert data.mask(0)[0, [0, 10, 20, 29]].tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "categories", [[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]]
+)
+def test_categories_with_one_id_or_one_name_are_an_error(write, categories):
+    with pytest.raises(DataError, match=r"two categories the same id or the same name: [1a]$"):
+        CocoSegmentation(write(categories=categories))
+
+
+def test_crowds_are_painted_like_others_or_ignored_and_counted(write):
+    file = write([annotation(iscrowd=1)])
+    assert (CocoSegmentation(file).mask(0) == 1).all()
+    assert (CocoSegmentation(file, crowd="ignore").mask(0) == 255).all()
+    assert notes_of(file) == {"crowd": 1}
+
+
+def test_images_without_annotations_are_counted_and_kept(write):
+    file = write()
+    assert len(CocoSegmentation(file)) == 1
+    assert notes_of(file) == {"no-annotations": 1}
+
+
+def test_all_faults_are_found_at_once_and_none_is_raised_by_reading(tmp_path, write):
+    rows = [annotation({"size": [3, 3], "counts": [9]}), annotation(i=6, image_id=9), annotation([[1, 2]], 7)]
+    file = write(rows, [image(), image(2, "gone.png"), image(3, "http://x/y.png")])
+    found = read_coco(file).findings
+    assert {f.kind: f.severity for f in found} == {
+        "bad-segmentation": "error",
+        "unknown-image-id": "error",
+        "short-polygon": "note",
+        "missing-image": "error",
+        "url": "error",
+    }
+    with pytest.raises(DataError) as raised:
+        CocoSegmentation(file)
+    for words in ("no image at", "http://x/y.png", "annotation 5 of a.png", "image_id 9"):
+        assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [{"a": 1}, [1], "text"])
+def test_rows_that_are_no_objects_are_named(tmp_path, write, key, value):
+    file = write()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=f"its '{key}' must be a list of objects"):
+        CocoSegmentation(file)

@@ -94,14 +94,15 @@ def _fold_texts(source: FoldSource, folds: np.ndarray, k: int) -> list[tuple[str
     """Name and JSON text of each file; every record is encoded once, for all of them."""
     images = [json.dumps(image) for image in source.images]
     annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]
-    other = {key: json.dumps(value) for key, value in source.content.items()}
+    other = {key: json.dumps(value) for key, value in source.content.items() if key not in ("images", "annotations")}
+    order = dict.fromkeys([*source.content, "images", "annotations"])
     texts = []
     for fold in range(k):
         for name, chosen in (("train", folds != fold), ("valid", (folds == fold) & ~source.train_only)):
             rows = np.flatnonzero(chosen)
             lists = {"images": [images[i] for i in rows], "annotations": [annotations[i] for i in rows]}
             parts = other | {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
-            text = ", ".join(f"{json.dumps(key)}: {value}" for key, value in parts.items())
+            text = ", ".join(f"{json.dumps(key)}: {parts[key]}" for key in order)
             texts.append((f"{name}_data{fold}.json", f"{{{text}}}"))
     return texts
 

@@ -50,20 +50,26 @@ def _open_sets(config: CheckConfig) -> list["CheckedSet"]:
             _open_folder(config, path, folder, name)
             for path, folder, name in zip(config.data, masks, _names(config.data), strict=True)
         ]
-    return [_open_coco(config, *source) for source in zip(config.data, roots, _names(config.data), strict=True)]
+    sets: list[CheckedSet] = []
+    for file, root, name in zip(config.data, roots, _names(config.data), strict=True):
+        sets.append(_open_coco(config, file, root, name, sets[0].class_names[1:] if sets else None))
+    return sets
 
 
-def _open_coco(config: CheckConfig, file: Path, root: Path | None, name: str) -> "CheckedSet":
+def _open_coco(
+    config: CheckConfig, file: Path, root: Path | None, name: str, categories: Sequence[str] | None
+) -> "CheckedSet":
+    """A COCO file; `categories` are the names of those before it, whose labels it takes."""
     from segkit.data.coco import BACKGROUND
     from segkit.data.coco_file import read_coco
     from segkit.data.coco_images import find_shared_files
     from segkit.data.measure import CheckedSet
     from segkit.data.rasterize import rasterize
 
-    content = read_coco(file, root, allow_outside_root=config.allow_outside_root)
+    content = read_coco(file, root, allow_outside_root=config.allow_outside_root, names=categories)
     return CheckedSet(
         name,
-        (BACKGROUND, *content.categories.values()),
+        (BACKGROUND, *(categories or content.categories.values())),
         content.items,
         content.annotations,
         lambda index: rasterize(content.annotations[index], content.items[index].size),

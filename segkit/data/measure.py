@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from segkit.data.findings import Finding
-from segkit.data.rasterize import OVERLAPS, Annotation, encode, rasterize
+from segkit.data.rasterize import IGNORE_INDEX, OVERLAPS, Annotation, encode, rasterize
 
 COVERING = 0.995  # share of the pixels from which an annotation covers the whole image
 Progress = Callable[[Sequence], Iterable]
@@ -97,6 +97,8 @@ def _measure_annotations(
     encoded = [a._replace(shape=encode(a.shape, size)) for a in annotations if a.shape is not None]
     regions: dict[int, list[dict[str, Any]]] = {}
     for annotation in encoded:
+        if annotation.label == IGNORE_INDEX:
+            continue
         region = {"size": list(size), "counts": annotation.shape}
         area = int(coco_mask.area(region))
         result.annotations[index, annotation.label] += area > 0
@@ -115,7 +117,7 @@ def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -
     """Where annotations of several classes claim the same pixel, (H, W) bool."""
     regions: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
-        if annotation.shape is not None:
+        if annotation.shape is not None and annotation.label != IGNORE_INDEX:
             region = {"size": list(size), "counts": encode(annotation.shape, size)}
             regions.setdefault(annotation.label, []).append(region)
     shared = [Annotation(None, 1, False, region["counts"]) for _, region in _shared_regions(regions)]

@@ -119,10 +119,23 @@ def test_folders_of_masks_are_checked_too(tmp_path, capsys):
     assert "a.png has the values 7" in capsys.readouterr().err
 
 
+def test_sets_that_number_the_same_categories_otherwise_are_compared_by_name(shapes, tmp_path):
+    content = json.loads(shapes[1].read_text())
+    for row in content["categories"]:
+        row["id"] = 100 - row["id"]
+    for row in content["annotations"]:
+        row["category_id"] = 100 - row["category_id"]
+    val = shapes[1].parent / "renumbered.json"
+    val.write_text(json.dumps(content))
+    assert run(*shapes, "--out", tmp_path / "a") == run(shapes[0], val, "--out", tmp_path / "b") == 0
+    first, second = ([list(row.values())[1:] for row in rows(tmp_path / n / "classes.csv")] for n in "ab")
+    assert first == second
+
+
 def test_other_classes_are_one_sentence(shapes, tmp_path, capsys):
     other = write_coco(tmp_path / "val.json", [], [], categories=[{"id": 3, "name": "square"}])
     assert run(shapes[0], other, "--out", tmp_path / "o") == 3
-    assert "train and val differ in their classes: disc" in capsys.readouterr().err
+    assert "differ in their categories: 'disc' is missing here" in capsys.readouterr().err
     assert run(shapes[0], shapes[0]) == 2
     assert "given twice" in capsys.readouterr().err
 

@@ -64,6 +64,15 @@ def test_an_annotation_over_the_whole_image_is_told():
     assert measured([polygon(2, -5, -5, 50, 50)], [polygon(2, 0, 0, 29, 20)]).covering == [(0, 2)]
 
 
+def test_an_ignored_region_is_no_annotation_of_a_class():
+    annotations = [polygon(1, 0, 0, 10, 10), polygon(255, 0, 0, 30, 20)]
+    result = measured(annotations)
+    assert not result.pixels.any()
+    assert result.annotations.tolist() == [[0, 1, 0]]
+    assert (result.contested.tolist(), result.covering) == ([0], [])
+    assert not contested_pixels(annotations, (20, 30)).any()
+
+
 def test_masks_from_files_are_counted_without_annotations():
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[:2], mask[2] = 1, 255

@@ -6,18 +6,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segkit.crf._inputs import check_image, check_probs
+from segkit.crf.lattice_engine import LatticeEngine
 from segkit.crf.pool import Engine, WorkerPool, then
 from segkit.crf.presets import PRESETS, CRFParameters
 from segkit.crf.pydensecrf_engine import PydensecrfEngine, import_pydensecrf
 
 Array = np.ndarray | Tensor
+ENGINES = {"torch": LatticeEngine, "pydensecrf": PydensecrfEngine}
+# The same labels wherever it runs, no compiler, and on the CPU too the faster one: benchmarks/crf.py.
+ENGINES["auto"] = ENGINES["torch"]
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,20 @@ class DenseCRF(CRFParameters):
         active_threshold: Classes whose highest probability in the image lies below it are left out and come back as
             0; time grows with the classes. With 1e-4, probabilities change by some 1e-5. 0 keeps all classes.
         tolerance: Stop as soon as a step changes less than this share of the labels; 0 runs all iterations.
-        workers: Processes that refine beside the caller's, for batches, `map` and `submit`. They start with the first
-            image and end with `close`, with the `with` block or with the object. Results are those of no workers,
-            bit for bit.
+        backend: `torch` computes in plain torch, on the CPU or on the device of CUDA probabilities; `pydensecrf` by
+            the package of that name, on the CPU; `auto` is torch. Their labels differ in fewer than 1 of 10 000 pixels.
+        workers: Processes, of one core each, that refine beside the caller's, for batches, `map` and `submit`. They
+            start with the first image and end with `close`, with the `with` block or with the object. Results are
+            those of no workers, bit for bit. CUDA probabilities are refined without them.
 
     Raises:
-        ImportError: pydensecrf is not installed.
+        ImportError: backend="pydensecrf", and it is not installed.
         ValueError: a parameter outside its range.
     """
 
     active_threshold: float = 1e-4
     tolerance: float = 0.0
+    backend: Literal["auto", "torch", "pydensecrf"] = "auto"
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -58,7 +65,10 @@ class DenseCRF(CRFParameters):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not isinstance(self.workers, int) or self.workers < 0:
             raise ValueError(f"workers must be a whole number of at least 0, got {self.workers!r}")
-        import_pydensecrf()  # better now than after the first image
+        if self.backend not in ENGINES:
+            raise ValueError(f"backend must be one of {', '.join(ENGINES)}, got {self.backend!r}")
+        if self.backend == "pydensecrf":
+            import_pydensecrf()  # better now than after the first image
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "DenseCRF":
@@ -143,16 +153,17 @@ class DenseCRF(CRFParameters):
     @property
     def _make_engine(self) -> partial[Engine]:
         parameters = CRFParameters(**{name: getattr(self, name) for name in vars(CRFParameters())})
-        return partial(PydensecrfEngine, parameters, self.tolerance)
+        return partial(ENGINES[self.backend], parameters, self.tolerance)
 
     def _submit(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
         peaks = probs.flatten(1).amax(1)
         active = (peaks >= self.active_threshold) | (peaks == peaks.max())
-        few = probs[active].cpu()
-        return then(self._refine(few, image.cpu()), partial(_restored, active.cpu()))
+        device = probs.device if probs.is_cuda and self.backend != "pydensecrf" else torch.device("cpu")
+        refined = self._refine(probs[active].to(device), image.to(device))
+        return then(refined, partial(_restored, active.to(device)))
 
     def _refine(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
-        if len(probs) > 1 and self.workers:
+        if self.workers and len(probs) > 1 and not probs.is_cuda:
             return self._pool.submit(probs, image)
         done: Future[Tensor] = Future()
         done.set_result(self._engine(probs, image) if len(probs) > 1 else torch.ones_like(probs))

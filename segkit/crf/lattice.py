@@ -1,0 +1,178 @@
+"""The permutohedral lattice: a Gaussian filter in few dimensions, in time that grows with the points alone."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class WeightedSums(NamedTuple):
+    """A sparse matrix: each row of the result is a weighted sum of rows.
+
+    Sums run in the order of the indices, so that results are the same bits with any number of threads.
+
+    Attributes:
+        indices: (R, K) int32, or (R * K,) with offsets.
+        weights: Of the same shape.
+        offsets: (R + 1,) where the indices of each row begin and the last ones end.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    offsets: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        ragged = self.offsets is not None
+        return F.embedding_bag(
+            self.indices, rows, self.offsets, mode="sum", per_sample_weights=self.weights, include_last_offset=ragged
+        )
+
+
+class Lattice:
+    """Sums of values over all points, weighted by a Gaussian of the distance and normalised on both sides.
+
+    Source: Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010;
+    normalisation D K D with D = 1 / sqrt(K 1): Krähenbühl & Koltun, "Parameter Learning and Convergent Inference
+    for Dense Random Fields", 2013.
+    Differs: the paper's hash table is a sorted list of keys.
+
+    Args:
+        features: (d, N) float32 coordinates of the points, in standard deviations.
+        weight: What the sums are multiplied by.
+
+    Raises:
+        ValueError: the coordinates spread too far for 64-bit keys.
+    """
+
+    def __init__(self, features: Tensor, weight: float = 1.0) -> None:
+        axes, count = len(features) + 1, features.shape[1]
+        corner, rank, weights = _enclosing_simplex(_elevate(features))
+        keys, strides = _pack(corner, rank)
+        keys, order = keys.flatten().sort(stable=True)
+        first = torch.ones_like(keys, dtype=torch.bool)
+        torch.ne(keys[1:], keys[:-1], out=first[1:])
+        vertices = torch.empty_like(order, dtype=torch.int32)
+        vertices.scatter_(0, order, first.cumsum(0, dtype=torch.int32) - 1)
+        self._slice = WeightedSums(vertices.view(axes, count).t().contiguous(), weights.t().contiguous())
+        self._splat = _splat(order, first, weights)
+        self._blurs = _blurs(keys[first], strides)
+        self._normalise(weight)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Filters values (N, C)."""
+        points = self._splat(values)
+        for blur in self._blurs:
+            points = blur(points)
+        return self._slice(points)
+
+    def _normalise(self, weight: float) -> None:
+        axes = self._slice.indices.shape[1]
+        self._slice.weights.mul_(1 / (1 + 2.0 ** (1 - axes)))
+        ones = self._slice.weights.new_ones(len(self._slice.indices), 1)
+        norm = (self(ones) + 1e-20).rsqrt_()
+        self._slice.weights.mul_(norm * weight)
+        self._splat.weights.mul_(norm[:, 0][self._splat.indices])
+
+
+def _elevate(features: Tensor) -> Tensor:
+    """(d, N) -> (d+1, N): onto the plane of zero sum, where the blur has unit standard deviation."""
+    dims = len(features)
+    scale = torch.tensor(math.sqrt(2 / 3) * (dims + 1), dtype=torch.float32)
+    elevated = features.new_empty(dims + 1, features.shape[1])
+    total = torch.zeros_like(features[0])
+    for axis in range(dims, 0, -1):
+        # In float32 and in this order, as pydensecrf does it: on ties, one bit decides over the simplex.
+        value = features[axis - 1] * float(scale / torch.tensor(axis * (axis + 1.0)).sqrt())
+        elevated[axis] = total - axis * value
+        total = total + value
+    elevated[0] = total
+    return elevated
+
+
+def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The simplex of each point.
+
+    Returns:
+        (d+1, N) its lowest corner in units of d+1; (d+1, N) the rank of each coordinate above that corner, 0 for the
+        largest; (d+1, N) barycentric weights of its vertices, by the vertices' remainder.
+    """
+    axes = len(elevated)
+    corner = (elevated * (1 / axes)).round_()
+    excess = corner.sum(0).to(torch.int8)
+    rank = _rank(elevated - corner * axes).add_(excess)
+    shift = (rank < 0).to(torch.int8) - (rank >= axes).to(torch.int8)
+    rank += shift * axes
+    corner += shift
+    above = torch.empty_like(elevated).scatter_(0, rank.long(), (elevated - corner * axes).mul_(1 / axes))
+    weights = above.flip(0)
+    weights[0] += 1 - above[0]
+    weights[1:] -= above[1:].flip(0)
+    return corner, rank, weights
+
+
+def _rank(values: Tensor) -> Tensor:
+    """How many other coordinates are larger, (d+1, N) int8; of equal ones, the first comes first."""
+    axes, count = values.shape
+    rank = torch.arange(axes, dtype=torch.int8, device=values.device)[:, None].repeat(1, count)
+    for i in range(axes):
+        for j in range(i + 1, axes):
+            less = (values[i] < values[j]).view(torch.int8)
+            rank[i] += less
+            rank[j] -= less
+    return rank
+
+
+def _pack(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
+    """Keys of the vertices, (d+1, N) int64, one row a remainder, and what a step along each axis adds to a key.
+
+    A vertex of remainder r has the coordinates (d+1) q + r, all with the same r: its key is r and q in mixed radix.
+    The last coordinate follows from the others.
+    """
+    axes = len(corner)
+    low, high = (bound(corner[:-1], 1).long() for bound in (torch.amin, torch.amax))
+    # One below for the vertices of this simplex, and one more on both sides for their neighbours.
+    extent = (high - low + 4).tolist()
+    strides = [math.prod(extent[axis + 1 :]) for axis in range(axes - 1)]
+    volume = math.prod(extent)
+    if volume * axes >= 2**63:
+        raise ValueError("the sigmas are too small for this image: its lattice needs more than 64-bit keys")
+    key = sum((corner[a].long() - (low[a] - 2)) * stride for a, stride in enumerate(strides))
+    # From each remainder to the next, the coordinate of the highest rank left falls back by one.
+    step = torch.tensor([*strides, 0], device=corner.device)[:, None].expand(axes, corner.shape[1])
+    step = torch.empty_like(rank, dtype=torch.int64).scatter_(0, rank.long(), step)
+    keys = [key]
+    for remainder in range(1, axes):
+        keys.append(keys[-1] + volume - step[axes - remainder])
+    return torch.stack(keys), [*strides, volume]
+
+
+def _splat(order: Tensor, first: Tensor, weights: Tensor) -> WeightedSums:
+    """From the points to the lattice; one more row of it, the last, stays zero."""
+    axes, count = weights.shape
+    # The remainder leads the key, so each stretch of `count` sorted keys belongs to one remainder.
+    rows = torch.arange(0, axes * count, count, device=order.device)[:, None]
+    pixels = (order.view(axes, count) - rows).flatten().int()
+    offsets = F.pad(first.nonzero()[:, 0].int(), (0, 2), value=axes * count)
+    return WeightedSums(pixels, weights.flatten()[order], offsets)
+
+
+def _blurs(points: Tensor, strides: list[int]) -> list[WeightedSums]:
+    """Along each axis: half of both neighbours is added; a neighbour that is not there is the row of zeros."""
+    count, axes = len(points), len(strides)
+    *strides, volume = strides
+    own = torch.arange(count + 1, dtype=torch.int32, device=points.device)
+    weights = torch.tensor([1.0, 0.5, 0.5], device=points.device).repeat(count + 1, 1)
+    padded = F.pad(points, (0, 1), value=-1)
+    # A step down takes 1 off all coordinates and adds d+1 to one: remainder r becomes r - 1, and 0 becomes d.
+    down = torch.where(points < volume, (axes - 1) * volume - sum(strides), -volume).add_(points)
+    blurs = []
+    for step in [*strides, 0]:
+        target = down + step
+        found = torch.searchsorted(points, target)
+        lower = found.masked_fill_(padded[found] != target, count)
+        upper = torch.full_like(own, count).scatter_(0, lower, own[:-1])
+        upper[count] = count
+        blurs.append(WeightedSums(torch.stack([own, F.pad(lower.int(), (0, 1), value=count), upper], 1), weights))
+    return blurs

@@ -73,12 +73,12 @@ def _group_labels(source: "FoldSource", key: str) -> list[str | None]:
     """The images' values of the key; a train-only image may lack it."""
     from segkit.data.images import DataError
 
-    for image, only in zip(source.images, source.train_only, strict=True):
-        if key not in image and not only:
-            raise DataError(
-                f"--group-by {key}: the image {image['file_name']} has no {key!r}, it has {', '.join(image)}"
-            )
-    return [json.dumps(image[key], sort_keys=True) if key in image else None for image in source.images]
+    values = [image.get(key) for image in source.images]
+    for image, value, only in zip(source.images, values, source.train_only, strict=True):
+        if value is None and not only:
+            has = ", ".join(name for name in image if image[name] is not None)
+            raise DataError(f"--group-by {key}: the image {image['file_name']} has no {key!r}, it has {has}")
+    return [None if value is None else json.dumps(value, sort_keys=True) for value in values]
 
 
 def _root(config: FoldsConfig) -> Path:

@@ -85,6 +85,14 @@ def test_a_group_column_and_near_duplicates_stay_together(data, tmp_path, capsys
         assert "groups 10 of images that stay together, the largest of 2" in capsys.readouterr().out
 
 
+def test_a_group_that_is_null_is_no_group(data, tmp_path, capsys):
+    content = json.loads(data.read_text())
+    content["images"][3]["site"] = None
+    data.write_text(json.dumps(content))
+    assert fails(folds, data, "--out", tmp_path, "--group-by", "site") == 3
+    assert "the image all_03.png has no 'site'" in capsys.readouterr().err
+
+
 def test_train_only_images_never_validate(data, tmp_path):
     pseudo = write_set(tmp_path / "pseudo.json", 4, site=False)
     run(data, "--out", tmp_path, "--train-only", pseudo, "--group-by", "site")

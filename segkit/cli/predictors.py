@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load_predictor(config: PredictConfig, *, device: "torch.device", crf_workers: int, probs: str) -> "Predictor":
-    """Loads the models of `--weights` and joins them with test-time augmentation, window and CRF; prints what that comes to."""
+    """Loads the models and joins them with test-time augmentation, window and CRF; prints what that comes to."""
     import torch
 
     from segkit.inference import Predictor

@@ -1,0 +1,198 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from segkit.cli import infer, train
+from segkit.cli.predictors import build_crf
+from segkit.data import CocoSegmentation
+from segkit.models import create_model, save_model
+from segkit.models.preprocessing import Preprocessing
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("background", "square", "disc")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network of random weights whose classes are far apart, so that each occurs and some pixels are sure."""
+    torch.manual_seed(3)
+    options = {"pyramid_channels": 16, "channels": 16}
+    made = create_model("fpn", backbone="mobilenetv3_small_100", class_names=NAMES, pretrained=False, **options)
+    torch.nn.init.normal_(made.head.weight, std=3)
+    file = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save_model(made.eval(), file)
+    assert made.preprocessing == Preprocessing()
+    return file
+
+
+def run(model, source, out, *more):
+    infer.main(
+        ["--weights", str(model), "--source", str(source), "--out", str(out), "--device", "cpu", *map(str, more)]
+    )
+
+
+def fails(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    return stop.value.code
+
+
+def read_mask(file):
+    return np.asarray(Image.open(file))
+
+
+def test_every_kind_of_result_says_the_same(model, shapes, tmp_path):
+    kinds = ("mask", "overlay", "probs", "coco", "submission")
+    run(model, shapes[1], tmp_path / "o", "--save", *kinds, "--submission-size", "16")
+    mask = read_mask(tmp_path / "o/mask/images/val1.png")
+    assert len(np.unique(mask)) > 1
+    with np.load(tmp_path / "o/probs/images/val1.npz") as stored:
+        assert stored["probs"].dtype == np.float16
+        assert (stored["probs"].argmax(0) == mask).mean() > 0.999
+        assert stored["class_names"].tolist() == list(NAMES)
+    coco = CocoSegmentation(tmp_path / "o/predictions.json", root=shapes[1].parent)
+    assert np.array_equal(coco.target(1), mask)
+    assert [item.id for item in coco.items] == [item.id for item in CocoSegmentation(shapes[1]).items]
+    rows = list(csv.reader((tmp_path / "o/submission.csv").open()))
+    assert rows[2][0] == "images/val1.png"
+    assert len(rows[2][1].split()) == 256
+    assert not (tmp_path / "o/failed.csv").exists()
+
+
+def test_pseudo_labels_train_as_they_are_and_no_class_is_shifted(model, shapes, tmp_path, capsys):
+    run(
+        model, shapes[1], tmp_path / "o", "--save", "mask", "pseudo", "--pseudo-threshold", 0.5, "--pseudo-min-share", 0
+    )
+    assert "4 of 4 images are sure enough" in capsys.readouterr().out
+    pseudo = CocoSegmentation([shapes[0], tmp_path / "o/pseudo.json"], root=[shapes[0].parent, shapes[1].parent])
+    assert pseudo.class_names == NAMES
+    for i in range(4):
+        mask, target = read_mask(tmp_path / f"o/mask/images/val{i}.png"), pseudo.target(12 + i)
+        assert set(np.unique(mask)) <= {0, 1, 2}
+        assert np.array_equal(np.where(target == 255, mask, target), mask)
+        assert (target == 255).any()
+    train.main(
+        [
+            *("--data", str(shapes[0]), "--train-only", str(tmp_path / "o/pseudo.json"), "--val", str(shapes[1])),
+            *("--images", str(shapes[0].parent), str(shapes[1].parent), str(shapes[1].parent)),
+            *("--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "32"),
+            *("--decoder", "pyramid_channels=8", "channels=8", "--batch-size", "4", "--epochs", "1", "--workers", "0"),
+            *("--augment", "none", "--mask-cache", "off", "--device", "cpu", "--out", str(tmp_path / "run")),
+        ]
+    )
+    assert (tmp_path / "run/best.safetensors").exists()
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(model, shapes, tmp_path):
+    kinds = ("--save", "mask", "overlay", "submission")
+    run(model, shapes[1], tmp_path / "whole", *kinds)
+    run(model, shapes[1], tmp_path / "parts", *kinds)
+    kept = tmp_path / "parts/mask/images/val0.png"
+    before = kept.stat().st_mtime_ns
+    for lost in ("mask/images/val2.png", "overlay/images/val3.jpg", "manifest.csv"):
+        (tmp_path / "parts" / lost).unlink()
+    run(model, shapes[1], tmp_path / "parts", *kinds, "--skip-existing")
+    assert kept.stat().st_mtime_ns == before
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*"))
+    assert files == sorted(p.relative_to(tmp_path / "parts") for p in (tmp_path / "parts").rglob("*.*"))
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_failures_are_tabled_and_a_later_run_that_has_none_clears_the_table(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/good.png")
+    (tmp_path / "in/bad.jpg").write_text("no image")
+    arguments = (model, tmp_path / "in", tmp_path / "o", "--save", "mask", "submission")
+    assert fails(*arguments) == 5
+    (row,) = csv.DictReader((tmp_path / "o/failed.csv").open())
+    assert row["image"] == "bad.jpg"
+    assert "bad.jpg is not an image" in row["error"]
+    assert not (tmp_path / "o/submission.csv").exists()
+    assert "no submission.csv, since 1 images are missing" in capsys.readouterr().err
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/bad.jpg")
+    run(*arguments, "--skip-existing")
+    assert not (tmp_path / "o/failed.csv").exists()
+    assert [row["image"] for row in csv.DictReader((tmp_path / "o/manifest.csv").open())] == ["bad.jpg", "good.png"]
+
+
+def test_a_window_and_test_time_augmentation_reach_the_model(model, shapes, tmp_path, capsys):
+    run(model, shapes[1], tmp_path / "a", "--window", 32, "--flips", "d4", "--scales", 1, 0.5, "--merge", "gmean")
+    printed = capsys.readouterr().out
+    assert "views  16 views: scales 1, 0.5 x turns identity, h, v, " in printed
+    assert "gmean; windows of 32 pixels" in printed
+    run(model, shapes[1], tmp_path / "b", "--tta", "seed_vflip_multiscale")
+    assert "6 views" in capsys.readouterr().out
+
+
+def test_member_weights_are_normalised_and_printed(model, shapes, tmp_path, capsys):
+    run(model, shapes[1], tmp_path / "o", "--weights", model, model, "--member-weights", 1, 3)
+    printed = capsys.readouterr().out
+    assert "weight 0.250" in printed
+    assert "weight 0.750" in printed
+
+
+@pytest.mark.slow
+def test_torchrun_divides_the_images_and_gives_the_same(model, shapes, tmp_path):
+    kinds = ("--save", "mask", "coco", "pseudo", "submission")
+    run(model, shapes[0], tmp_path / "one", *kinds)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "infer.py"]
+    arguments = ["--weights", model, "--source", shapes[0], "--out", tmp_path / "three", "--device", "cpu", *kinds]
+    subprocess.run([*command, *map(str, arguments)], cwd=ROOT, check=True, timeout=300)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 16
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--skip-existing", "--save", "overlay"], "add mask to --save"),
+        (["--skip-existing", "--save", "mask", "pseudo"], "cannot make pseudo labels"),
+        (["--submission-sample", "x.csv"], "needs --save submission"),
+        (["--tta", "seed_vflip_multiscale", "--flips", "h"], "does not go with --flips"),
+        (["--tta", "seed"], "unknown preset 'seed'"),
+        (["--window", "-1"], "--window must be 0 or more"),
+        (["--crf", "seeed"], "did you mean 'seed'"),
+        (["--crf", "iterations=many"], "expected a number"),
+        (["--crf", "iteration=3"], "no parameter 'iteration'"),
+        (["--save", "pseudo", "--pseudo-class-thresholds", "can=0.5"], "no class 'can'"),
+    ],
+)
+def test_wrong_settings_are_named_and_nothing_is_written(model, shapes, tmp_path, capsys, arguments, message):
+    assert fails(model, shapes[1], tmp_path / "o", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())  # tyro breaks lines
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_whose_first_class_is_not_background_makes_no_coco(shapes, model, tmp_path, capsys):
+    options = {"pyramid_channels": 16, "channels": 16}
+    names = ("road", "sky", "tree")
+    other = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, **options)
+    other.load_state_dict(load_file(model))
+    save_model(other, tmp_path / "x.safetensors")
+    assert fails(tmp_path / "x.safetensors", shapes[1], tmp_path / "o", "--save", "coco") == 3
+    assert "must be background" in capsys.readouterr().err
+
+
+def test_crf_words_give_a_preset_with_changes():
+    pytest.importorskip("pydensecrf")
+    assert build_crf(None) is None
+    assert build_crf(()) == build_crf(("seed",))
+    crf = build_crf(("deeplab_v2_resnet101", "iterations=3", "gaussian_weight=2.5"), workers=2)
+    assert (crf.iterations, crf.gaussian_weight, crf.workers) == (3, 2.5, 2)
+
+
+def test_the_records_are_plain_json(model, shapes, tmp_path):
+    run(model, shapes[1], tmp_path / "o", "--save", "coco")
+    content = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["square", "disc"]

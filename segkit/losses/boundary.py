@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from segkit.losses._blocks import masked
 from segkit.losses._inputs import Inputs, Loss, Mode, divide
 
 
@@ -37,7 +38,7 @@ def boundary_loss(
         )
     scores = inputs.dense_logits
     probs = scores.softmax(1) if mode == "multiclass" else scores.sigmoid()
-    products = probs * distance_maps.flatten(2).to(probs.dtype)
+    products = probs * masked(distance_maps.flatten(2), inputs.valid, probs.dtype)
     return divide(inputs.weigh(products.mean(1) if mode == "multiclass" else products).sum(), inputs.num_valid())
 
 

@@ -221,7 +221,7 @@ def ohem(found, multiclass, threshold=0.7, min_kept=100_000):
     return sum(kept) / len(kept) if kept else 0.0
 
 
-def boundary(found, distance_maps, multiclass):
+def boundary(found, distance_maps):
     total, number = 0.0, 0
     for pixel in found:
         image, y, x = pixel.at

@@ -1,64 +1,82 @@
+"""The boundary loss, which takes distance maps beside logits and target."""
+
 import math
 
+import loss_oracles
 import pytest
 import torch
+from loss_examples import MODES, example, ignored_entries, loss_and_gradient
 
 from segkit.losses import BoundaryLoss, boundary_loss
 
 
-def example():
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(3, (2, 4, 6), generator=generator)
-    target[torch.rand(target.shape, generator=generator) < 0.3] = 255
-    return (
-        torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64),
-        target,
-        torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64),
-    )
+def example_with_maps(mode, **options):
+    logits, target = example(mode, **options)
+    return logits, target, torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=logits.dtype)
 
 
-def test_the_loss_is_the_mean_over_counted_pixels_and_classes():
-    logits, target, maps = example()
-    products = (logits.softmax(1) * maps).movedim(1, -1)[target != 255]
-    torch.testing.assert_close(boundary_loss(logits, target, maps), products.mean())
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("ignore_index", [255, 1, -100])
+def test_the_loss_is_its_formula_over_the_pixels_that_count(mode, soft, ignore_index):
+    logits, target, maps = example_with_maps(mode, soft=soft, ignore_index=ignore_index)
+    found = loss_oracles.pixels(logits.numpy(), target.numpy(), mode, ignore_index)
+    loss = BoundaryLoss(mode=mode, ignore_index=ignore_index)(logits, target, maps)
+    assert loss.item() == pytest.approx(loss_oracles.boundary(found, maps.numpy()))
 
 
-def test_with_sigmoids_every_entry_counts_by_itself():
-    logits, _, maps = example()
-    target = torch.randint(2, (2, 3, 4, 6))
-    target[0, 1] = 255
-    products = (logits.sigmoid() * maps)[target != 255]
-    torch.testing.assert_close(boundary_loss(logits, target, maps, mode="multilabel"), products.mean())
+@pytest.mark.parametrize(("region", "expected"), [((0, 0, 1, 1), -3 / 4), ((0, 1, 1, 0), 0), ((1, 1, 0, 0), 3 / 4)])
+def test_a_region_costs_the_distances_that_it_covers(region, expected):
+    logits, maps = 100 * torch.tensor([[[region]]]) - 50.0, torch.tensor([[[[2.0, 1.0, -1.0, -2.0]]]])
+    loss = boundary_loss(logits, torch.tensor([[[0, 0, 1, 1]]]), maps, mode="binary")
+    assert loss.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
-def test_what_stands_at_ignored_pixels_changes_nothing(poison):
-    logits, target, maps = example()
-    results = []
-    for z in (logits, torch.where((target == 255).unsqueeze(1), poison, logits)):
-        z = z.detach().requires_grad_()
-        loss = BoundaryLoss()(z, target, maps)
-        loss.backward()
-        results.append((loss.detach(), z.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    assert (results[0][1].movedim(1, -1)[target == 255] == 0).all()
+def test_what_stands_at_ignored_entries_changes_nothing(mode, poison):
+    logits, target, maps = example_with_maps(mode)
+    ignored, loss = ignored_entries(logits, target), BoundaryLoss(mode=mode)
+    expected = loss_and_gradient(loss, logits, target, maps)
+    for inputs in (
+        (torch.where(ignored, poison, logits), target, maps),
+        (logits, target, torch.where(ignored, poison, maps)),
+    ):
+        torch.testing.assert_close(loss_and_gradient(loss, *inputs), expected)
+    assert (expected[1][ignored] == 0).all()
 
 
-def test_all_pixels_ignored_gives_zero_with_a_graph():
-    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
-    loss = boundary_loss(logits, torch.full((1, 3, 3), 255), torch.ones(1, 2, 3, 3))
-    loss.backward()
-    assert loss.item() == 0
-    assert (logits.grad == 0).all()
+@pytest.mark.parametrize("mode", MODES)
+def test_all_pixels_ignored_gives_zero_with_a_graph(mode):
+    logits, target, maps = example_with_maps(mode)
+    loss, gradient = loss_and_gradient(BoundaryLoss(mode=mode), logits, torch.full_like(target, 255), maps)
+    assert loss == 0
+    assert (gradient == 0).all()
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    logits, target, maps = example()
-    assert torch.autograd.gradcheck(lambda z: boundary_loss(z, target, maps), logits.requires_grad_())
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_is_that_of_finite_differences(mode):
+    logits, target, maps = example_with_maps(mode, size=(2, 2, 2))
+    loss = BoundaryLoss(mode=mode)
+    assert torch.autograd.gradcheck(lambda z: loss(z, target, maps), logits.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda z: loss(z, target, maps), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_costs_what_the_same_numbers_cost_in_float64(dtype):
+    logits, target, maps = example_with_maps("multiclass", size=(2, 32, 32))
+    loss = boundary_loss(logits.to(dtype), target, maps)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(boundary_loss(logits.to(dtype).double(), target, maps).item(), rel=1e-4)
+
+
+def test_compiled_whole_it_is_the_same():
+    inputs = example_with_maps("multiclass")
+    compiled = torch.compile(boundary_loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(loss_and_gradient(compiled, *inputs), loss_and_gradient(boundary_loss, *inputs))
 
 
 def test_maps_of_another_shape_are_named():
-    logits, target, maps = example()
-    with pytest.raises(ValueError, match="distance_maps must be"):
+    logits, target, maps = example_with_maps("multiclass")
+    with pytest.raises(ValueError, match=r"distance_maps must be .* like the logits .* got \(2, 2, 4, 5\)"):
         boundary_loss(logits, target, maps[:, :2])

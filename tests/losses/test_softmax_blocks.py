@@ -46,8 +46,27 @@ def small_in_one_block(logits, target):
     return logits - 5000 * (torch.arange(SIZE[1]) == 3).view(-1, 1)
 
 
+def nearly_too_small(logits, target):  # float32 has few digits left for exp(-95)
+    return logits - 95
+
+
+def nearly_too_large(logits, target):
+    return logits + 80
+
+
+CHANGES = [
+    harmless,
+    poisoned,
+    poisoned_in_one_block,
+    large_in_one_block,
+    small_in_one_block,
+    nearly_too_small,
+    nearly_too_large,
+]
+
+
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("change", [harmless, poisoned, poisoned_in_one_block, large_in_one_block, small_in_one_block])
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("ignored", [0.3, 0.0])
 @pytest.mark.parametrize("term", SoftmaxTerms._fields)
 def test_every_term_and_its_gradient_are_those_of_the_plain_softmax(term, change, ignored):
@@ -63,7 +82,7 @@ def test_every_term_and_its_gradient_are_those_of_the_plain_softmax(term, change
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("change", [harmless, poisoned, poisoned_in_one_block, large_in_one_block, small_in_one_block])
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_lower_precision_a_sum_of_losses_is_that_of_float64(change, dtype):
     logits, target = example(size=SIZE)

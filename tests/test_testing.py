@@ -164,6 +164,10 @@ def leaks_a_gradient(logits, target):
     return right(logits, target) + kept - kept.detach()
 
 
+def fines_outliers(logits, target):
+    return right(logits, target) + (logits.abs() > 1e6).float().mean()
+
+
 def ignored_images_count(logits, target):
     return torch.stack([right(z[None], y[None]) for z, y in zip(logits, target, strict=True)]).mean()
 
@@ -181,12 +185,21 @@ def one_without_valid_pixels(logits, target):
     return right(logits, target) + (target == 255).all()
 
 
+def pulls_without_valid_pixels(logits, target):
+    pull = logits.float().clamp(-1, 1).nan_to_num().mean() if (target == 255).all() else torch.zeros(())
+    return right(logits, target) + pull - pull.detach()
+
+
 def unreduced(logits, target):
     return F.cross_entropy(logits.float(), target.long(), ignore_index=255, reduction="none")
 
 
 def detached(logits, target):
     return right(logits.detach(), target)
+
+
+def of_something_else(logits, target):
+    return torch.ones((), requires_grad=True) * 2
 
 
 def changes_logits(logits, target):
@@ -262,6 +275,7 @@ def half_products(logits, target):
     [
         (unreduced, r"gives one scalar tensor, got \(2, 6, 8\) for a batch of two"),
         (detached, "has no graph for a batch of two"),
+        (of_something_else, "the logits get no gradient for a batch of two"),
         (changes_logits, "changes its logits in place"),
         (changes_target, "changes its target in place"),
         (squeezes, "raises RuntimeError for one pixel"),
@@ -278,10 +292,12 @@ def half_products(logits, target):
         (leaks_a_gradient, "the gradient at ignored pixels must be exactly 0"),
         (ignored_images_count, "an image that is all ignored must not count"),
         (mask_by_product, "the loss is nan for logits of nan in all channels at ignored pixels"),
+        (fines_outliers, "logits of inf in all channels at ignored pixels must change nothing"),
         (hides_pixels_of_nan_alone, "logits of nan in one channel at ignored pixels"),
         (nothing_over_nothing, "the loss must be 0 with all pixels ignored, got nan"),
         (stops_without_valid_pixels, "has no graph for all pixels ignored"),
         (one_without_valid_pixels, "the loss must be 0 with all pixels ignored, got 1.0"),
+        (pulls_without_valid_pixels, "the gradient must be 0 with all pixels ignored"),
         (half_result, "the loss of bfloat16 logits must be float32"),
         (half_sums, "bfloat16 logits must be summed in float32"),
         (half_products, "logits under autocast to float16 must be summed in float32"),

@@ -8,11 +8,17 @@ are drawn, is timed apart.
 
     python benchmarks/data.py --data ../shared/data/facade/train.json
     python benchmarks/data.py --data ../shared/data/facade/train.json --profile
+
+`--memory` loads generated images with 100,000 annotations for six epochs and tells after each how much
+memory the workers share with nobody; it needs Linux.
+
+    python benchmarks/data.py --memory
 """
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import statistics
 import tempfile
@@ -131,15 +137,62 @@ def profile(args: argparse.Namespace, cache: Path) -> None:
     print(f"  {'normalised':<22} {100 * (time.perf_counter() - started) / args.batch_size:6.2f} ms an image")
 
 
+def write_many_annotations(folder: Path, images: int = 4000, of_each: int = 25) -> Path:
+    """A JSON of images x of_each polygons of twenty points, on one picture that all images are links to."""
+    random = np.random.default_rng(0)
+    cv2.imwrite(str(folder / "picture.png"), np.zeros((128, 128, 3), np.uint8))
+    angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    rows, annotations = [], []
+    for i in range(images):
+        (folder / f"{i}.png").hardlink_to(folder / "picture.png")
+        rows.append({"id": i, "file_name": f"{i}.png", "height": 128, "width": 128})
+        for x, y, radius in random.uniform((30, 30, 5), (98, 98, 30), (of_each, 3)):
+            polygon = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).round(2).ravel().tolist()
+            annotations.append(
+                {"id": len(annotations), "image_id": i, "category_id": 1 + i % 10, "segmentation": [polygon]}
+            )
+    categories = [{"id": i, "name": f"class {i}"} for i in range(1, 11)]
+    file = folder / "many.json"
+    file.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": categories}))
+    return file
+
+
+def private_megabytes(process: int) -> float:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def memory(workers: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_many_annotations(Path(folder))
+        started = time.perf_counter()
+        data = CocoSegmentation(file)
+        print(f"{len(data)} images with {sum(map(len, data.annotations))} annotations, ", end="")
+        print(f"read and checked in {time.perf_counter() - started:.1f} s")
+        loader = train_loader(data, create_transform("none", crop=64), batch_size=16, workers=workers)
+        for loader.batch_sampler.epoch in range(6):
+            batches = iter(loader)
+            for _ in batches:
+                pass
+            used = [private_megabytes(worker.pid) for worker in batches._workers]
+            print(f"epoch {loader.batch_sampler.epoch + 1}: {', '.join(f'{mb:.0f}' for mb in used)} MB in the workers")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
+    if args.memory:
+        memory(args.workers)
+        return
+    if args.data is None:
+        parser.error("--data or --memory is needed")
     with tempfile.TemporaryDirectory() as cache:
         (profile if args.profile else measure)(args, Path(cache))
 

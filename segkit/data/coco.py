@@ -84,8 +84,9 @@ class CocoSegmentation(SegmentationDataset):
         _ = self.ignored_labels  # an unknown name is told here
         self.items: Packed[Item] = Packed(chain.from_iterable(part.items for part in parts))
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))
-        self.findings = [*chain.from_iterable(part.findings for part in parts), *find_shared_files(self.items)]
-        self.notes = _tell(self.findings, on_bad)
+        findings = [*chain.from_iterable(part.findings for part in parts), *find_shared_files(self.items)]
+        self.notes = _tell(findings, on_bad)
+        self.findings: Packed[Finding] = Packed(findings)
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
             self.mask_cache = MaskCache(folder, "\n".join([overlap, crowd, *(part.digest for part in parts)]))

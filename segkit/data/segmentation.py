@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 
 from segkit.data.rasterize import Shape, runs_of
 
+_NUMBERS = {int, float}  # as JSON gives them; True is none
 FARTHEST = 1_000_000  # pixels; pycocotools walks along every edge, however far it leads
 
 
@@ -27,7 +28,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Shape |
         return None, ["no-segmentation"]
     if not isinstance(segmentation, list):
         raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
-    if all(_is_number(value) for value in segmentation):
+    if set(map(type, segmentation)) <= _NUMBERS:
         raise ValueError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
     polygons = [_read_polygon(part) for part in segmentation]
     kinds = [kind for polygon in polygons for kind in _oddities(polygon, size)]
@@ -38,18 +39,14 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Shape |
 def _read_polygon(part: Any) -> np.ndarray:
     if not isinstance(part, list):
         raise ValueError(f"expected a polygon as a list of numbers, got {part!r:.40}")
-    wrong = next((value for value in part if not _is_number(value)), None)
-    if wrong is not None or None in part:
+    if not set(map(type, part)) <= _NUMBERS:
+        wrong = next(value for value in part if type(value) not in _NUMBERS)
         raise ValueError(f"{wrong!r:.40} is no coordinate")
     polygon = np.array(part, dtype=np.float64)
-    far = np.abs(polygon) < FARTHEST  # False for NaN too
-    if not far.all():
-        raise ValueError(f"{polygon[~far][0]:g} is no coordinate in an image")
+    near = np.abs(polygon) < FARTHEST  # False for NaN too
+    if not near.all():
+        raise ValueError(f"{polygon[~near][0]:g} is no coordinate in an image")
     return polygon
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _oddities(polygon: np.ndarray, size: tuple[int, int]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, ignored_entries, loss_and_gradient
 
-from segkit.losses import create_loss, dice_loss
+from segkit.losses import LOSSES, create_loss, dice_loss
 from segkit.testing import check_loss
 
 SOFT_VARIANTS = [case for case in VARIANTS if case.values[0] != "lovasz"]
@@ -51,6 +51,15 @@ def test_unreduced_losses_are_0_where_ignored_and_nowhere_else(name, mode):
 def test_each_loss_of_a_sum_leaves_the_ignored_pixels_out(ignore_index):
     loss = create_loss({"ce": 0.5, "bce": 0.2, "dice": 0.3, "lovasz": 0.1}, ignore_index=ignore_index)
     check_loss(loss, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz"])
+@pytest.mark.parametrize("ignore_index", [0, 1])
+def test_shares_are_ignored_where_all_classes_hold_the_value(name, ignore_index):
+    logits, target = example()
+    shares = torch.nn.functional.one_hot(target.where(target != 255, 0), 3).movedim(-1, 1).double()
+    shares = shares.masked_fill(ignored_entries(logits, target), ignore_index)
+    torch.testing.assert_close(build(name, ignore_index=ignore_index)(logits, shares), build(name)(logits, target))
 
 
 def test_a_value_that_the_target_cannot_hold_ignores_nothing():

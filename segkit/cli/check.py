@@ -10,6 +10,8 @@ from segkit.config import CheckConfig, parse_args
 
 if TYPE_CHECKING:
     from segkit.data.check import SetReport
+    from segkit.data.findings import Finding
+    from segkit.data.mask_files import MaskReader
     from segkit.data.measure import CheckedSet, Progress
 
 
@@ -41,17 +43,18 @@ def check_data(config: CheckConfig) -> list["SetReport"]:
 
 
 def _open_sets(config: CheckConfig) -> list["CheckedSet"]:
-    from segkit.cli.sources import share_out
+    from segkit.cli.sources import check_kinds, share_out
+    from segkit.data.mask_files import MaskReader
 
-    roots = _each(config.images, config.data, "--images")
+    check_kinds(config.data, config.images, config.masks, (config.class_names, config.palette))
     (masks,) = share_out(config.masks, (config.data,), "--masks")
+    names = _names(config.data)
     if config.masks:
-        return [
-            _open_folder(config, path, folder, name)
-            for path, folder, name in zip(config.data, masks, _names(config.data), strict=True)
-        ]
+        reader = MaskReader(config.class_names, config.palette)
+        return [_open_folder(*source, reader) for source in zip(config.data, masks, names, strict=True)]
+    roots = _each(config.images, config.data, "--images")
     sets: list[CheckedSet] = []
-    for file, root, name in zip(config.data, roots, _names(config.data), strict=True):
+    for file, root, name in zip(config.data, roots, names, strict=True):
         sets.append(_open_coco(config, file, root, name, sets[0].class_names[1:] if sets else None))
     return sets
 
@@ -77,14 +80,13 @@ def _open_coco(
     )
 
 
-def _open_folder(config: CheckConfig, folder: Path, masks: Path, name: str) -> "CheckedSet":
-    from segkit.cli.sources import open_data
+def _open_folder(folder: Path, masks: Path, name: str, reader: "MaskReader") -> "CheckedSet":
+    from segkit.data.folder import read_folder
     from segkit.data.measure import CheckedSet
 
-    data = open_data(
-        [folder], roots=config.images, masks=[masks], class_names=config.class_names, palette=config.palette
-    )
-    return CheckedSet(name, data.class_names, data.items, None, data.mask)
+    found: list[Finding] = []
+    items = read_folder(folder, masks, reader, found)
+    return CheckedSet(name, reader.class_names, items, None, lambda index: reader.read(items[index].mask_path), found)
 
 
 def _each(given: Sequence[Path], data: Sequence[Path], flag: str) -> Sequence[Path | None]:

@@ -19,6 +19,7 @@ def open_data(
     class_names: Path | None = None,
     palette: Path | None = None,
     ignore_classes: Sequence[str] = (),
+    on_bad: str = "error",
     **coco_options: Any,
 ) -> "SegmentationDataset":
     """COCO JSON files with their image folders, or folders of images with those of their masks.
@@ -30,23 +31,34 @@ def open_data(
         class_names: File of the names of the masks' classes.
         palette: File of the colours of the masks.
         ignore_classes: Names of classes that are painted 255.
+        on_bad: `error` or `skip`, for images and masks that cannot be used.
         **coco_options: Further ones of `CocoSegmentation`.
     """
-    from segkit.data import CocoSegmentation, DataError, FolderSegmentation
+    from segkit.data import CocoSegmentation, FolderSegmentation
+
+    check_kinds(paths, roots, masks, (class_names, palette))
+    if masks:
+        naming = {"class_names": class_names, "palette": palette, "ignore_classes": ignore_classes}
+        return FolderSegmentation(paths, masks, **naming, on_bad=on_bad)
+    return CocoSegmentation(paths, root=roots, ignore_classes=ignore_classes, on_bad=on_bad, **coco_options)
+
+
+def check_kinds(
+    paths: Sequence[Path], roots: Roots, masks: Sequence[Path], naming: tuple[Path | None, Path | None]
+) -> None:
+    """An error where folders and files are given together with what belongs to the others alone."""
+    from segkit.data import DataError
 
     folders = [path for path in paths if path.is_dir()]
-    if masks:
-        if len(folders) < len(paths):
-            file = next(path for path in paths if path not in folders)
-            raise DataError(f"{file} is no folder; with --masks the images come from folders alone")
-        if roots:
-            raise ValueError("--images belongs to JSON files; with --masks --data names the folders of the images")
-        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette, ignore_classes=ignore_classes)
-    if folders:
+    if masks and len(folders) < len(paths):
+        file = next(path for path in paths if path not in folders)
+        raise DataError(f"{file} is no folder; with --masks the images come from folders alone")
+    if masks and roots:
+        raise ValueError("--images belongs to JSON files; with --masks the folders of the images stand in their place")
+    if not masks and folders:
         raise DataError(f"{folders[0]} is a folder; give the folder of its masks by --masks, or a COCO JSON file")
-    if class_names or palette:
+    if not masks and any(naming):
         raise ValueError("--class-names and --palette belong to --masks; a COCO JSON file names its classes itself")
-    return CocoSegmentation(paths, root=roots, ignore_classes=ignore_classes, **coco_options)
 
 
 def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: str) -> list[Sequence[Path]]:

@@ -75,6 +75,13 @@ KINDS = {
     "cmyk": Kind("note", "CMYK images, made RGB"),
     "animated": Kind("note", "images of several frames, of which the first is taken"),
     "no-annotations": Kind("note", "images without annotations, background throughout"),
+    # masks that are files
+    "no-mask": Kind("error", "images without a mask", _SKIP),
+    "no-image": Kind("error", "masks without an image", _SKIP),
+    "unreadable-mask": Kind("error", "masks that cannot be read", _SKIP),
+    "mask-size": Kind("error", "masks of another size than their image", _SKIP),
+    "mask-values": Kind("error", "masks with values or colours that are no class"),
+    "white-masks": Kind("error", "folders of masks that have no values but 0 and 255"),
     # annotations
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),
@@ -102,7 +109,10 @@ KINDS = {
     "narrow": Kind("note", "images more than four times as long as wide"),
     "covers-all": Kind("note", "annotations that cover their whole image"),
 }
-SKIPPABLE = ("missing-image", "unreadable-image", "other-size")
+SKIPPABLE = (
+    *("missing-image", "unreadable-image", "other-size"),
+    *("no-mask", "no-image", "unreadable-mask", "mask-size"),
+)
 
 
 def summarise(findings: Sequence[Finding]) -> list[Note]:

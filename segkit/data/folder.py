@@ -1,22 +1,21 @@
-"""Folders of images and of masks, one image file for each."""
+"""FolderSegmentation: folders of images and of masks, one image file for each."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from segkit.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segkit.data.findings import SKIPPABLE, Finding, raise_errors, summarise
 from segkit.data.images import DataError, read_header, read_image
-from segkit.data.mask_files import read_colours, read_values
+from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.data.pairs import find_pairs
-from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
 
 PathLike = str | os.PathLike
 Paths = PathLike | Sequence[PathLike]
-_LISTED = 8  # values that a message lists
 
 
 class MaskedImage(NamedTuple):
@@ -45,13 +44,16 @@ class FolderSegmentation(SegmentationDataset):
             line (VOC's ImageSets/Segmentation/train.txt); paths below the folder, without suffix.
         ignore_classes: Names of classes that are painted 255 in the target.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations.
+        on_bad: `error` refuses to go on where an image or a mask is missing, unreadable or of another size
+            than its partner; `skip` leaves them out.
 
     Attributes:
         items: Path, name, size and mask of each image.
+        findings: All that is wrong, one by one.
+        notes: The same in a line for each kind, with counts.
 
     Raises:
-        DataError: an image without a mask or the reverse, a mask of another size than its image, a value
-            that is no label, a colour that is not in the palette.
+        DataError: something is wrong with the files, such as a value that is no label; all of it is listed.
     """
 
     def __init__(
@@ -64,23 +66,27 @@ class FolderSegmentation(SegmentationDataset):
         names: PathLike | Sequence[str] | None = None,
         ignore_classes: Sequence[str] = (),
         transform: Callable | None = None,
+        on_bad: Literal["error", "skip"] = "error",
     ) -> None:
-        image_folders, mask_folders = _folders(images, "images"), _folders(masks, "masks")
-        if len(image_folders) != len(mask_folders):
-            raise DataError(f"{len(image_folders)} image folders need as many of masks, got {len(mask_folders)}")
-        colours = None if palette is None else read_palette(palette)
-        self.class_names = _class_names(class_names, colours, palette)
+        if on_bad not in ("error", "skip"):
+            raise ValueError(f"on_bad must be one of error, skip, got {on_bad!r}")
+        folders, mask_folders = _as_paths(images), _as_paths(masks)
+        if len(folders) != len(mask_folders):
+            raise DataError(f"{len(folders)} image folders need as many of masks, got {len(mask_folders)}")
+        self._reader = MaskReader(class_names, palette)
+        self.class_names, self.transform = self._reader.class_names, transform
         self.ignore_classes = tuple(ignore_classes)
-        self.transform = transform
-        self._code = None if colours is None else ColourCode(colours, self.class_names)
-        wanted = None if names is None else [Path(name).as_posix() for name in _lines(names, "list of images")]
-        pairs = [
-            pair for folders in zip(image_folders, mask_folders, strict=True) for pair in find_pairs(*folders, wanted)
+        _ = self.ignored_labels  # an unknown name is told here
+        wanted = None if names is None else read_lines(names, "list of images")
+        self.findings: list[Finding] = []
+        self.items = [
+            item
+            for folder, mask_folder in zip(folders, mask_folders, strict=True)
+            for item in read_folder(folder, mask_folder, self._reader, self.findings, wanted)
         ]
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-            checked = list(pool.map(lambda pair: self._checked(*pair), pairs))
-        self.items = [item for item, _ in checked]
-        self._check_not_binary([labels for _, labels in checked])
+        skipped = SKIPPABLE if on_bad == "skip" else ()
+        raise_errors([finding for finding in self.findings if finding.kind not in skipped])
+        self.notes = summarise(self.findings)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -93,87 +99,55 @@ class FolderSegmentation(SegmentationDataset):
         return read_image(item.path, item.size)
 
     def mask(self, index: int) -> np.ndarray:
-        return self._read(self.items[index].mask_path)
+        return self._reader.read(self.items[index].mask_path)
 
-    def _read(self, path: Path) -> np.ndarray:
-        """The labels (H, W) uint8 of a mask file."""
-        if self._code is None:
-            values = read_values(path)
-            self._check_values(values, path)
-            return values.astype(np.uint8)
-        try:
-            return self._code.labels(read_colours(path))
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} has colours that are not in the palette: {_listed(error.args[0])}") from None
 
-    def _check_values(self, values: np.ndarray, path: Path) -> None:
-        classes = len(self.class_names)
-        found = np.unique(values[~np.isin(values, [*range(classes), IGNORE_INDEX])])
-        if len(found):
-            hint = f"; {_BINARY_HINT}" if classes == 2 and (values == 255).any() else ""
-            raise DataError(
-                f"{path} has the values {_listed(found)}, but the {classes} classes are 0 to {classes - 1}, and "
-                f"{IGNORE_INDEX} is ignored{hint}"
-            )
+def read_folder(
+    images: Path, masks: Path, reader: MaskReader, found: list[Finding], wanted: Sequence[str] | None = None
+) -> list[MaskedImage]:
+    """The images whose masks can be used; every mask is read, and of the images the headers.
 
-    def _checked(self, path: Path, file_name: str, mask_path: Path) -> tuple[MaskedImage, set[int]]:
-        """The item, once its files are seen to fit, and the labels of its mask."""
-        mask = self._read(mask_path)
+    Args:
+        images: Folder of the images.
+        masks: Folder of the masks.
+        reader: Reads the masks.
+        found: What is wrong is added to it.
+        wanted: Paths of the images to take, without suffix; by default all.
+    """
+    pairs = find_pairs(images, masks, wanted, found)
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+        checked = list(pool.map(lambda pair: _checked(*pair, reader), pairs))
+    found += [result for result in checked if isinstance(result, Finding)]
+    good = [result for result in checked if not isinstance(result, Finding)]
+    labels = set().union(*(labels for _, labels in good))
+    if not reader.coloured and len(reader.class_names) > 1 and labels == {0, IGNORE_INDEX}:
+        sentence = f"the masks below {masks} have no values but 0 and 255, and 255 is ignored; {BINARY_HINT}"
+        found.append(Finding("white-masks", str(masks), sentence))
+    return [item for item, _ in good]
+
+
+def _checked(path: Path, name: str, mask_path: Path, reader: MaskReader) -> tuple[MaskedImage, set[int]] | Finding:
+    """The item with the labels of its mask, or what is wrong with its files."""
+    try:
+        mask = reader.read(mask_path)
+    except WrongValues as error:
+        return Finding("mask-values", name, str(error))
+    except DataError as error:
+        return Finding("unreadable-mask", name, str(error))
+    try:
         header = read_header(path)
-        if mask.shape not in (header.turned, header.stored):
-            raise DataError(
-                f"the mask {mask_path} is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), but its image "
-                f"{path} is {header.turned[0]} x {header.turned[1]}"
-            )
-        labels = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        return MaskedImage(path, file_name, mask.shape, mask_path), set(labels.tolist())
-
-    def _check_not_binary(self, labels: Sequence[set[int]]) -> None:
-        if self._code is None and len(self.class_names) > 1 and set().union(*labels) == {0, IGNORE_INDEX}:
-            raise DataError(
-                f"the masks such as {self.items[0].mask_path} have no values but 0 and 255, and 255 is ignored; "
-                f"{_BINARY_HINT}"
-            )
+    except DataError as error:
+        return Finding("unreadable-image", name, str(error))
+    if mask.shape not in (header.turned, header.stored):
+        (h, w), (height, width) = mask.shape, header.turned
+        return Finding(
+            "mask-size",
+            name,
+            f"the mask {mask_path} is {h} x {w} pixels (height x width), but its image {path} is {height} x {width}",
+        )
+    labels = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    return MaskedImage(path, name, mask.shape, mask_path), set(labels.tolist())
 
 
-_BINARY_HINT = (
-    "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
-)
-
-
-def _folders(value: Paths, what: str) -> list[Path]:
-    folders = [Path(value)] if isinstance(value, str | os.PathLike) else [Path(v) for v in value]
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{folder} is no folder, expected the folder of the {what}")
-    return folders
-
-
-def _class_names(
-    given: PathLike | Sequence[str] | None, colours: dict | None, palette: PathLike | None
-) -> tuple[str, ...]:
-    """The classes in label order, from the names, the palette, or both when they agree."""
-    known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
-    if given is None and colours is None:
-        raise DataError("masks do not name their classes: class_names (--class-names) or a palette must do so")
-    names = known if given is None else _lines(given, "file of class names")
-    if len(set(names)) != len(names) or not 0 < len(names) < 256:
-        raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
-    odd = set(known) - set(names) if colours else set()
-    if odd:
-        raise DataError(f"{palette} has colours for {_listed(sorted(odd))}, which are no class names")
-    return tuple(names)
-
-
-def _lines(given: PathLike | Sequence[str], what: str) -> list[str]:
-    """A sequence as it is; of a text file the lines that are not empty."""
-    if not isinstance(given, str | os.PathLike):
-        return list(given)
-    return [line.strip() for line in read_text(Path(given), what).splitlines() if line.strip()]
-
-
-def _listed(values: Iterable) -> str:
-    words = [str(value) for value in values]
-    return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+def _as_paths(value: Paths) -> list[Path]:
+    return [Path(value)] if isinstance(value, str | os.PathLike) else [Path(v) for v in value]

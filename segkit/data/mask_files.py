@@ -1,34 +1,105 @@
-"""Label maps that are image files."""
+"""MaskReader: label maps that are image files."""
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from segkit.data.dataset import IGNORE_INDEX
 from segkit.data.images import DataError
+from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
+
+PathLike = str | os.PathLike
+LISTED = 8  # values that a message lists
+BINARY_HINT = (
+    "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
+)
 
 
-def read_values(path: Path) -> np.ndarray:
-    """The pixel values (H, W) of a gray or index image, of any integer type; gray may be stored as RGB.
+class WrongValues(DataError):
+    """A mask has values or colours that are no class."""
+
+
+class MaskReader:
+    """Reads masks whose pixel values are labels or, with a palette, whose colours are classes.
+
+    Args:
+        class_names: In label order: a sequence, or a text file with a name in each line; by default the palette's.
+        palette: File of colours, see `segkit.data.palette.read_palette`.
+
+    Attributes:
+        class_names: In label order.
+        coloured: Whether there is a palette.
 
     Raises:
-        DataError: the file is in colours, lossy, damaged or no image.
+        DataError: a file that is missing or wrong, neither of both, or colours for a class without a name.
     """
-    values = _open(path)
+
+    def __init__(self, class_names: PathLike | Sequence[str] | None = None, palette: PathLike | None = None) -> None:
+        colours = None if palette is None else read_palette(palette)
+        self.class_names = _class_names(class_names, colours, palette)
+        self.coloured = colours is not None
+        self._code = None if colours is None else ColourCode(colours, self.class_names)
+
+    def read(self, path: Path) -> np.ndarray:
+        """The labels (H, W) uint8 of a mask file.
+
+        Raises:
+            WrongValues: it has values or colours that are no class.
+            DataError: it is damaged, lossy or no image.
+        """
+        if self._code is None:
+            values = _single_channel(_open(path), path)
+            self._check_values(values, path)
+            return values.astype(np.uint8)
+        labels, unknown = self._code.labels(_open(path, "RGB"))
+        if unknown:
+            raise WrongValues(f"{path} has colours that are not in the palette: {_listed(unknown)}")
+        return labels
+
+    def _check_values(self, values: np.ndarray, path: Path) -> None:
+        classes = len(self.class_names)
+        found = np.unique(values[~np.isin(values, [*range(classes), IGNORE_INDEX])])
+        if len(found):
+            hint = f"; {BINARY_HINT}" if classes == 2 and (values == 255).any() else ""
+            raise WrongValues(
+                f"{path} has the values {_listed(found)}, but the {classes} classes are 0 to {classes - 1}, and "
+                f"{IGNORE_INDEX} is ignored{hint}"
+            )
+
+
+def read_lines(given: PathLike | Sequence[str], what: str) -> list[str]:
+    """A sequence as it is; of a text file the lines that are not empty."""
+    if not isinstance(given, str | os.PathLike):
+        return list(given)
+    return [line.strip() for line in read_text(Path(given), what).splitlines() if line.strip()]
+
+
+def _class_names(
+    given: PathLike | Sequence[str] | None, colours: dict[Colour, str] | None, palette: PathLike | None
+) -> tuple[str, ...]:
+    """The classes in label order, from the names, the palette, or both when they agree."""
+    known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
+    if given is None and colours is None:
+        raise DataError("masks do not name their classes: class_names (--class-names) or a palette must do so")
+    names = known if given is None else read_lines(given, "file of class names")
+    if len(set(names)) != len(names) or not 0 < len(names) < 256:
+        raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
+    odd = sorted(set(known) - set(names))
+    if odd:
+        raise DataError(f"{palette} has colours for {_listed(odd)}, which are no class names")
+    return tuple(names)
+
+
+def _single_channel(values: np.ndarray, path: Path) -> np.ndarray:
+    """The values (H, W) of a gray or index image; gray may be stored as RGB."""
     if values.ndim == 2:
         return values
     if values.shape[2] > 2 and (values[..., 1:3] != values[..., :1]).any():
-        raise DataError(f"{path} is a mask in colours; a palette file (--palette) must say what they mean")
+        raise WrongValues(f"{path} is a mask in colours; a palette file (--palette) must say what they mean")
     return values[..., 0]
-
-
-def read_colours(path: Path) -> np.ndarray:
-    """The mask as (H, W, 3) uint8 RGB.
-
-    Raises:
-        DataError: the file is lossy, damaged or no image.
-    """
-    return _open(path, "RGB")
 
 
 def _open(path: Path, mode: str | None = None) -> np.ndarray:
@@ -39,5 +110,12 @@ def _open(path: Path, mode: str | None = None) -> np.ndarray:
             return np.array(image if mode is None else image.convert(mode))
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"the mask {path} is damaged or unreadable: {error}") from error
+
+
+def _listed(values: Iterable) -> str:
+    words = [str(value) for value in values]
+    return ", ".join(words[:LISTED]) + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")

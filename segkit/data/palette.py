@@ -101,18 +101,12 @@ class ColourCode:
         self._codes = codes[order]
         self._labels = np.array([labels[name] for name in palette.values()], dtype=np.uint8)[order]
 
-    def labels(self, picture: np.ndarray) -> np.ndarray:
-        """Labels (H, W) uint8 of a mask (H, W, 3) uint8 RGB.
-
-        Raises:
-            ValueError: the mask has colours that the palette has not; its argument is the list of them.
-        """
+    def labels(self, picture: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """Labels (H, W) uint8 of a mask (H, W, 3) uint8 RGB, and its colours that the palette has not."""
         codes = _codes(picture)
         places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = np.unique(codes[self._codes[places] != codes])
-        if len(unknown):
-            raise ValueError([_words((code >> 16, code >> 8 & 255, code & 255)) for code in unknown.tolist()])
-        return self._labels[places]
+        return self._labels[places], [_words((c >> 16, c >> 8 & 255, c & 255)) for c in unknown.tolist()]
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:

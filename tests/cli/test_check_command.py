@@ -116,7 +116,9 @@ def test_folders_of_masks_are_checked_too(tmp_path, capsys):
     assert "one/images  1 image, masks in files, 3 classes" in printed
     Image.fromarray(np.full((40, 50), 7, dtype=np.uint8)).save(tmp_path / "two/masks/a.png")
     assert run(*words, "--masks", tmp_path / "one/masks", tmp_path / "two/masks", "--out", tmp_path / "p") == 3
-    assert "a.png has the values 7" in capsys.readouterr().err
+    (row,) = [row for row in rows(tmp_path / "p/findings.csv") if row["kind"] == "mask-values"]
+    assert row["where"] == "a.jpg"
+    assert "a.png has the values 7" in row["sentence"]
 
 
 def test_sets_that_number_the_same_categories_otherwise_are_compared_by_name(shapes, tmp_path):

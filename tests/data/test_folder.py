@@ -132,14 +132,39 @@ def test_a_turned_photograph_takes_a_mask_in_either_frame(tmp_path):
 def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path):
     load(tmp_path)
     save_image(tmp_path / "images/b/new.jpg")
-    with pytest.raises(DataError, match=r"^1 of 2 images have no mask, such as .*masks/b/new\.\*"):
+    with pytest.raises(DataError, match=r"images/b/new\.jpg has no mask, expected at .*masks/b/new\.\*; on_bad="):
         load(tmp_path)
     save_mask(tmp_path / "masks/b/new.png", LABELS)
     save_mask(tmp_path / "masks/old.png", LABELS)
-    with pytest.raises(DataError, match=r"^1 of 3 masks have no image, such as .*masks/old\.png"):
+    with pytest.raises(DataError, match=r"masks/old\.png has no image, expected at .*images/old\.\*"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"1 of 1 images have no image, such as .*images/gone\.\*"):
+    with pytest.raises(DataError, match=r"1 of 1 names have no image, such as .*images/gone\.\*"):
         load(tmp_path, names=["gone"])
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    with pytest.raises(DataError) as told:
+        load(tmp_path, [LABELS[:1], LABELS[:2], LABELS + np.uint8(9), LABELS])
+    for words in (
+        "masks of another size than their image: 2",
+        "0.png is 1 x 4",
+        "1.png is 2 x 4",
+        "2.png has the values 8, 9, 10, 11",
+    ):
+        assert words in str(told.value)
+
+
+def test_what_cannot_be_used_is_left_out_when_asked(tmp_path):
+    save_image(tmp_path / "images/unlabelled.jpg")
+    save_mask(tmp_path / "masks/old.png", LABELS)
+    data = load(tmp_path, [LABELS, LABELS[:2]], on_bad="skip")
+    assert [data.name(i) for i in range(len(data))] == ["0.jpg"]
+    assert {finding.kind for finding in data.findings} == {"no-mask", "no-image", "mask-size"}
+    assert [note.count for note in data.notes] == [1, 1, 1]
+    with pytest.raises(DataError, match="has the values 9"):
+        load(tmp_path, [LABELS * 0 + np.uint8(9)], on_bad="skip")
+    with pytest.raises(ValueError, match="on_bad must be one of error, skip"):
+        load(tmp_path, on_bad="ignore")
 
 
 def test_two_images_of_one_name_are_named(tmp_path):
@@ -159,7 +184,7 @@ def test_two_images_of_one_name_are_named(tmp_path):
         ),
         (np.uint16(LABELS) * 250, r"0\.png has the values 250, 500, 63750"),
         (coloured(LABELS), r"0\.png is a mask in colours; a palette file \(--palette\)"),
-        (np.uint8(255 * (LABELS == 1)), r"0\.png have no values but 0 and 255.* 'NAME 255 255 255'"),
+        (np.uint8(255 * (LABELS == 1)), r"masks have no values but 0 and 255.* 'NAME 255 255 255'"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_named(tmp_path, mask, message):

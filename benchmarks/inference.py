@@ -1,0 +1,268 @@
+"""Photographs a minute of the whole inference, against the script that people write today on SMP, ttach and pydensecrf.
+
+DeepLabV3+ on resnext50_32x4d and FPN on tf_efficientnet_b4, averaged; vertical flip x scales 0.75, 1, 1.25; a
+dense CRF with the parameters of the script; PNG out. The weights on both sides are the same: SMP models, trained
+here for some steps first so that their probabilities are real, and read by load_smp_checkpoint. Lots of
+photographs take turns, and the order of the sides within a lot. Compile time is stated apart.
+
+    python benchmarks/inference.py --data ../shared/data/facade/train.json --photographs 40
+    python benchmarks/inference.py --data ../shared/data/facade/train.json --tta
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydensecrf.densecrf
+import segmentation_models_pytorch as smp
+import torch
+import ttach
+from pydensecrf.utils import unary_from_softmax
+
+from segkit.crf import DenseCRF
+from segkit.data import CocoSegmentation, create_transform, train_loader
+from segkit.inference import Clock, PredictionWriter, Predictor, SourceImage, segment
+from segkit.losses import create_loss
+from segkit.models import Segmenter, load_smp_checkpoint, optimize
+from segkit.models.preprocessing import Preprocessing
+from segkit.tta import TTA
+
+MEMBERS = {
+    "deeplabv3plus": ("DeepLabV3Plus", "resnext50_32x4d"),
+    "fpn": ("FPN", "tu-tf_efficientnet_b4"),
+}
+SCALES = (0.75, 1.0, 1.25)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Stages = Counter[str]
+
+
+def trained(data: Path, cache: Path, steps: int) -> list[torch.nn.Module]:
+    """The SMP models; trained once, then kept in the cache folder."""
+    cache.mkdir(parents=True, exist_ok=True)
+    models = []
+    for name, (architecture, encoder) in MEMBERS.items():
+        classes = len(CocoSegmentation(data).class_names)
+        model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=classes)
+        file = cache / f"{name}-{data.parent.name}-{steps}.pt"
+        if not file.exists():
+            print(f"training {name} for {steps} steps", flush=True)
+            train(model, data, steps)
+            torch.save(model.state_dict(), file)
+        model.load_state_dict(torch.load(file, weights_only=True))
+        models.append(model.eval())
+    return models
+
+
+def train(model: torch.nn.Module, data: Path, steps: int) -> None:
+    torch.manual_seed(0)
+    model.train().to(memory_format=torch.channels_last)
+    loader = train_loader(
+        CocoSegmentation(data, mask_cache="memory"), create_transform("light", crop=160), batch_size=8
+    )
+    optimizer, loss_fn = torch.optim.AdamW(model.parameters(), 5e-4), create_loss("ce")
+    preprocessing, step = Preprocessing(MEAN, STD), 0
+    while step < steps:
+        loader.batch_sampler.epoch = step
+        for images, target in loader:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(preprocessing(images))
+            loss = loss_fn(logits.float(), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step % 25 == 0:
+                print(f"  step {step}, loss {loss.item():.3f}", flush=True)
+            if step == steps:
+                return
+
+
+@contextmanager
+def timed(stages: Stages, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        stages[stage] += time.perf_counter() - started
+
+
+class Reference:
+    """The usual script, image by image; with `workers` its CRF runs in a pool of processes."""
+
+    def __init__(self, models: list[torch.nn.Module], out: Path, workers: int = 0) -> None:
+        transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
+        self.models = [ttach.SegmentationTTAWrapper(model, transforms, merge_mode="mean") for model in models]
+        self.out = out
+        self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+        self.stages: Stages = Counter()
+
+    def run(self, paths: list[Path]) -> dict[Path, np.ndarray]:
+        pending = [self._image(path) for path in paths]
+        masks = {}
+        for path, image, probs in pending if self.pool is None else self._pooled(pending):
+            if self.pool is None:
+                with timed(self.stages, "CRF"):
+                    probs = reference_crf(probs, image)
+            with timed(self.stages, "argmax, PNG"):
+                masks[path] = probs.argmax(0).astype(np.uint8)
+                cv2.imwrite(str(self.out / f"{path.stem}.png"), masks[path])
+        return masks
+
+    def _image(self, path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+        with timed(self.stages, "reading, normalising"):
+            image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            x = (torch.from_numpy(image).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+            x = x.permute(2, 0, 1)[None]
+        with timed(self.stages, "models"), torch.no_grad():
+            logits = sum(model(x) for model in self.models) / len(self.models)
+            return path, image, logits.softmax(1)[0].numpy()
+
+    def _pooled(self, pending: list) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        with timed(self.stages, "CRF"):
+            refined = list(self.pool.map(reference_crf, [p[2] for p in pending], [p[1] for p in pending]))
+        for (path, image, _), probs in zip(pending, refined, strict=True):
+            yield path, image, probs
+
+
+def reference_crf(probs: np.ndarray, image: np.ndarray) -> np.ndarray:
+    classes, height, width = probs.shape
+    crf = pydensecrf.densecrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs)))
+    crf.addPairwiseGaussian(sxy=3, compat=10)
+    crf.addPairwiseBilateral(sxy=10, srgb=5, rgbim=np.ascontiguousarray(image), compat=10)
+    return np.array(crf.inference(10)).reshape(probs.shape)
+
+
+class Ours:
+    def __init__(self, models: list[Segmenter], names: list[Path], out: Path, *, workers: int, tta: TTA) -> None:
+        self.predictor = Predictor(models, tta=tta, crf=DenseCRF(workers=workers))
+        self.writer = PredictionWriter(out, self.predictor.class_names, names, kinds=["mask"])
+        self.clock = Clock()
+
+    @property
+    def stages(self) -> Stages:
+        return self.clock.seconds
+
+    def run(self, paths: list[Path]) -> dict[Path, np.ndarray]:
+        masks = {}
+        for one in segment([SourceImage(Path(p.name), p) for p in paths], self.predictor, self.clock):
+            with self.clock("PNG"):
+                self.writer.write(one.source.name, one.image, one.prediction)
+            masks[one.source.path] = one.prediction.mask
+        return masks
+
+
+def segmenters(models: list[torch.nn.Module], **options: object) -> list[torch.nn.Module]:
+    return [
+        optimize(
+            load_smp_checkpoint(model.state_dict(), *names, num_classes=model.segmentation_head[0].out_channels),
+            **options,
+        )
+        for model, names in zip(models, MEMBERS.values(), strict=True)
+    ]
+
+
+def warmed_up(name: str, make: Callable[[], object], path: Path) -> object:
+    started = time.perf_counter()
+    side = make()
+    side.run([path, path])
+    print(f"{name}: made, compiled and run twice in {time.perf_counter() - started:.0f} s", flush=True)
+    side.stages.clear()
+    return side
+
+
+def measure(args: argparse.Namespace, out: Path) -> None:
+    models = trained(args.data, args.cache, args.steps)
+    data = CocoSegmentation(args.data)
+    chosen = np.linspace(0, len(data) - 1, args.photographs).round().astype(int)
+    paths = [data.items[i].path for i in chosen]
+    names = [Path(path.name) for path in paths]
+    tta = TTA(scales=SCALES, flips="v", merge="gmean")
+    options = {"workers": args.workers, "tta": tta}
+    makers = {
+        "script": lambda: Reference(models, out),
+        "script, CRF in a pool": lambda: Reference(models, out, args.workers),
+        "segkit": lambda: Ours(segmenters(models, compile=True), names, out, **options),
+        "segkit, bf16": lambda: Ours(segmenters(models, compile=True, dtype=torch.bfloat16), names, out, **options),
+    }
+    sides = {name: warmed_up(name, make, paths[0]) for name, make in makers.items() if name in args.sides}
+    seconds, masks = defaultdict(list), defaultdict(dict)
+    for start in range(0, len(paths), args.lot):
+        lot = paths[start : start + args.lot]
+        for name in random.Random(start).sample(list(sides), len(sides)):
+            started = time.perf_counter()
+            masks[name] |= sides[name].run(lot)
+            seconds[name].append((time.perf_counter() - started) / len(lot))
+        print(f"{start + len(lot)} of {len(paths)}", {n: f"{s[-1]:.2f} s" for n, s in seconds.items()}, flush=True)
+    report(sides, seconds, masks, len(paths))
+
+
+def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
+    base = "script"
+    print(f"\n{count} photographs, {torch.get_num_threads()} threads; median of the lots")
+    for name, side in sides.items():
+        ratio = statistics.median(b / s for b, s in zip(seconds[base], seconds[name], strict=True))
+        equal = np.mean([np.mean(masks[name][path] == masks[base][path]) for path in masks[base]])
+        print(
+            f"  {name:<22} {statistics.median(seconds[name]):6.2f} s a photograph  {ratio:5.2f} x  "
+            f"equal labels {100 * equal:.3f} %"
+        )
+        for stage, total in side.stages.most_common():
+            print(f"      {stage:<22} {total / count:6.3f} s")
+
+
+def measure_tta(args: argparse.Namespace) -> None:
+    """Test-time augmentation alone, on the same model: ttach, and segkit's without a faster model."""
+    (model, _) = trained(args.data, args.cache, args.steps)
+    images = torch.randn(1, 3, 512, 512)
+    transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
+    theirs, ours = ttach.SegmentationTTAWrapper(model, transforms), TTA(scales=SCALES, flips="v", merge="logits")
+    calls = {"ttach": lambda: theirs(images), "segkit": lambda: ours(model, images)}
+    seconds = defaultdict(list)
+    with torch.no_grad():
+        found = {name: call() for name, call in calls.items()}
+        for run in range(args.runs):
+            for name in random.Random(run).sample(list(calls), 2):
+                started = time.perf_counter()
+                calls[name]()
+                seconds[name].append(time.perf_counter() - started)
+    ratio = statistics.median(s / t for s, t in zip(seconds["segkit"], seconds["ttach"], strict=True))
+    difference = (found["ttach"] - found["segkit"]).abs().max() / found["ttach"].abs().max()
+    print(
+        f"TTA alone: ttach {statistics.median(seconds['ttach']):.2f} s, segkit {ratio:.2f} of it; "
+        f"logits differ by {difference:.1e} of the largest"
+    )
+
+
+def main() -> None:
+    sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="COCO JSON of photographs of 512 x 512 pixels")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir(), "segkit-benchmark"))
+    parser.add_argument("--steps", type=int, default=150, help="training steps of each model")
+    parser.add_argument("--photographs", type=int, default=40)
+    parser.add_argument("--lot", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2, help="CRF processes, on both sides")
+    parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
+    parser.add_argument("--tta", action="store_true")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    if args.tta:
+        measure_tta(args)
+        return
+    with tempfile.TemporaryDirectory() as out:
+        measure(args, Path(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The pictures of a check: classes, the rarest of them, and what looks worst."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,11 +85,12 @@ def _examples(reports: Sequence[SetReport], label: int, count: int) -> list[Plac
 def _class_card(reports: Sequence[SetReport], label: int, palette: np.ndarray) -> np.ndarray:
     """The class's name and colour, and how much of it there is in each set."""
     lines = [reports[0].data.class_names[label]]
-    for report in reports:
+    for report in reports[:2]:  # there is room for two
         pixels, objects = report.measures.pixels, int(report.measures.annotations[:, label].sum())
         share = 100 * pixels[:, label].sum() / max(pixels.sum(), 1)
         lines += [report.data.name, f"  {share:.2f} % of the pixels", f"  in {(pixels[:, label] > 0).sum()} images"]
         lines += [f"  {objects} annotations"] * (report.data.annotations is not None)
+    lines += ["and other sets"] * (len(reports) > 2)
     card = np.full((CELL, CELL, 3), 255, dtype=np.uint8)
     cv2.rectangle(card, (2, 4), (16, 16), palette[label].tolist(), cv2.FILLED)
     for row, line in enumerate(lines):
@@ -157,19 +159,28 @@ def _case_sheet(reports: Sequence[SetReport]) -> np.ndarray | None:
 
 
 def _found_cases(report: SetReport, reports: Sequence[SetReport]) -> Iterator[Case]:
+    """A few images of each kind of finding, each image once with all that is the matter with it."""
+    for index, kinds in _kinds_by_image(report).items():
+        rank = SEVERITIES.index(KINDS[kinds[0]].severity) + list(KINDS).index(kinds[0]) / len(KINDS)
+        twin = report.twins.get(index) if set(kinds) & set(TWIN_KINDS) else None
+        first = None if twin is None else Place(reports[twin[0]], twin[1])
+        yield Case(rank, Place(report, index), ", ".join(kinds), twin=first)
+
+
+def _kinds_by_image(report: SetReport) -> dict[int, list[str]]:
+    """The kinds of finding of each image that is to be shown, worst first."""
     index_of = {item.file_name: index for index, item in enumerate(report.data.items)}
-    shown: set[tuple[str, str]] = set()
+    kinds: dict[int, list[str]] = {}
+    shown: Counter[str] = Counter()
     for finding in report.findings:
         name = finding.where if finding.where in index_of else finding.where.split(" of ", 1)[-1]  # of an annotation
-        of_kind = sum(kind == finding.kind for kind, _ in shown)
-        if name not in index_of or finding.kind in _UNREMARKABLE or of_kind == OF_A_KIND:
+        known = kinds.get(index_of.get(name, -1), [])
+        if name not in index_of or finding.kind in (*_UNREMARKABLE, *known):
             continue
-        if (finding.kind, name) not in shown:
-            shown.add((finding.kind, name))
-            rank = SEVERITIES.index(finding.severity) + list(KINDS).index(finding.kind) / len(KINDS)
-            twin = report.twins.get(index_of[name]) if finding.kind in TWIN_KINDS else None
-            first = None if twin is None else Place(reports[twin[0]], twin[1])
-            yield Case(rank, Place(report, index_of[name]), finding.kind, twin=first)
+        if known or shown[finding.kind] < OF_A_KIND:
+            kinds.setdefault(index_of[name], known).append(finding.kind)
+            shown[finding.kind] += 1
+    return kinds
 
 
 def _contested_cases(report: SetReport) -> Iterator[Case]:

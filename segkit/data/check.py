@@ -126,6 +126,10 @@ def _oddities(data: CheckedSet, measures: Measures) -> Iterator[Finding]:
     for index, label in measures.covering:
         name = data.items[index].file_name
         yield Finding("covers-all", name, f"{name}: an annotation of {data.class_names[label]} covers the whole image")
+    if data.annotations is None:
+        for index in np.flatnonzero(~measures.pixels[:, 1:].any(1)).tolist():
+            name = data.items[index].file_name
+            yield Finding("no-annotations", name, f"the mask of {name} has nothing but {data.class_names[0]}")
     present = measures.pixels.any(0)
     for label, name in enumerate(data.class_names):
         if not present[label] and len(data.items):

@@ -101,7 +101,7 @@ KINDS = {
     "one-colour": Kind("warning", "images of one colour"),
     "tiny": Kind("warning", "images of less than 32 pixels in height or width"),
     "same-file-across": Kind("warning", "images that are in another set too, which makes scores too good"),
-    "same-bytes-across": Kind("warning", "images that are in another set too, under another name"),
+    "same-bytes-across": Kind("warning", "images with the bytes of one of another set, which makes scores too good"),
     "alike-across": Kind("warning", "images that look like one of another set, which makes scores too good"),
     "same-bytes": Kind("warning", "images with the same bytes as another, which a split may put on both sides"),
     "alike": Kind("note", "images that look like another, which a split may put on both sides"),

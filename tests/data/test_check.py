@@ -108,3 +108,10 @@ def test_sets_with_other_classes_are_refused(tmp_path):
         check([train, other])
     with pytest.raises(DataError, match="differ in the order of their classes"):
         check([train, train._replace(name="val", class_names=NAMES[::-1])])
+
+
+def test_masks_of_files_without_an_object_are_told(tmp_path):
+    data = create(tmp_path, {"a.png": smooth(), "b.png": smooth()})
+    some = data._replace(mask=lambda index: np.full((48, 64), index, dtype=np.uint8))
+    assert ("no-annotations", "a.png") in kinds(check([some])[0])
+    assert ("no-annotations", "b.png") not in kinds(check([some])[0])

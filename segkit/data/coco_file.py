@@ -75,7 +75,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
         raise DataError(f"there is no annotation file at {file}") from None
     except IsADirectoryError:
         raise DataError(f"{file} is a folder, expected a COCO JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number of thousands of digits
         raise DataError(f"{file} is not valid JSON: {error}") from error
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:

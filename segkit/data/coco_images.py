@@ -51,7 +51,7 @@ def read_items(
 def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool) -> Finding | None:
     if "://" in name:
         return Finding("url", name, f"{name} is an address on the network, expected a file below {root}")
-    if "\0" in name:
+    if "\0" in name or not _has_bytes(name):
         return Finding("bad-name", repr(name), f"{name!r} is no file name")
     if allow_outside_root:
         return None
@@ -63,9 +63,17 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
     return None
 
 
+def _has_bytes(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
 def _read_header(path: Path) -> ImageHeader | DataError | None:
     """The header, what is wrong with it, or None for a file that is not there."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long
         return None
     try:
         return read_header(path)
@@ -103,7 +111,7 @@ def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     try:
         return int(values[0]), int(values[1])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{row['file_name']} has the height and width {values} in the JSON, expected numbers") from None
 
 

@@ -42,7 +42,10 @@ def _read_polygon(part: Any) -> np.ndarray:
     if not set(map(type, part)) <= _NUMBERS:
         wrong = next(value for value in part if type(value) not in _NUMBERS)
         raise ValueError(f"{wrong!r:.40} is no coordinate")
-    polygon = np.array(part, dtype=np.float64)
+    try:
+        polygon = np.array(part, dtype=np.float64)
+    except OverflowError:
+        raise ValueError("a coordinate is too large") from None
     near = np.abs(polygon) < FARTHEST  # False for NaN too
     if not near.all():
         raise ValueError(f"{polygon[~near][0]:g} is no coordinate in an image")

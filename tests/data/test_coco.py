@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_a_hole_in_rle_stays_a_hole(folder):
     assert np.array_equal(load(folder, annotation({"size": [20, 30], "counts": counts})).mask(0), ring)
 
 
-@pytest.mark.parametrize("segmentation", [[], None, [[1, 2, 3, 4]], [[]], [[1, 1, 9, 1, 9]]])
+@pytest.mark.parametrize("segmentation", [[], None, [[1, 2, 3, 4]], [[]]])
 def test_a_segmentation_without_area_paints_nothing(folder, segmentation):
     assert load(folder, annotation(segmentation)).mask(0).sum() == 0
 
@@ -206,6 +207,7 @@ def test_the_overlap_rule_says_what_lies_on_top(folder, overlap, on_top):
     assert (CocoSegmentation(folder / "x.json", overlap=overlap).mask(0)[:10, 5:10] == on_top).all()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools on numpy 2
 def test_max_id_is_the_maximum_of_the_labels(folder):
     write_coco(folder / "x.json", [IMAGE], [{**a, "id": i} for i, a in enumerate(BOTH[::-1])])
     data = CocoSegmentation(folder / "x.json", overlap="max-id")
@@ -263,3 +265,10 @@ def test_masks_in_memory_are_drawn_once(folder):
     first = data.target(0)
     data.mask = None
     assert np.array_equal(first, data.target(0))
+
+
+def test_a_data_set_travels_to_a_spawned_worker(shapes, tmp_path):
+    data = CocoSegmentation(shapes[0], mask_cache=tmp_path)
+    there = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(there[3][0], data[3][0])
+    assert np.array_equal(there[3][1], data[3][1])

@@ -1,5 +1,6 @@
 """Whatever a COCO JSON and its photographs bring: a right mask, or a sentence that names the fault."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -348,6 +349,34 @@ def test_all_faults_are_found_at_once_and_none_is_raised_by_reading(tmp_path, wr
         CocoSegmentation(file)
     for words in ("no image at", "http://x/y.png", "annotation 5 of a.png", "image_id 9"):
         assert words in str(raised.value)
+
+
+JUNK = [None, True, -1, 0, 1e400, 10**400, float("nan"), "", "x", "\ud800", "a\0", [], [[]], {}, {"id": 1}, "y" * 5000]
+
+
+def places(node, path=()):
+    """The paths to all values in a JSON."""
+    yield path
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield from places(node[key], (*path, key))
+
+
+@pytest.mark.filterwarnings("default::segkit.data.findings.DataWarning")
+def test_junk_at_any_place_of_the_json_is_a_data_error_or_does_no_harm(write):
+    rows = [annotation([rectangle(0, 0, 5, 5)]), annotation(i=6), annotation({"size": [20, 30], "counts": "0hb0"}, 7)]
+    file = write(rows)
+    text = file.read_text()
+    for *path, last in (path for path in places(json.loads(text)) if path):
+        for junk in JUNK:
+            content = json.loads(text)
+            node = content
+            for key in path:
+                node = node[key]
+            node[last] = junk
+            file.write_text(json.dumps(content))
+            with contextlib.suppress(DataError):
+                data = CocoSegmentation(file)
+                assert all(mask.shape == (20, 30) for _, mask in (data[i] for i in range(len(data))))
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])

@@ -306,7 +306,8 @@ class CheckConfig:
     """Folder for tables and pictures. By default a new one below runs/."""
 
     def __post_init__(self) -> None:
-        _check(self, "data", bool(self.data), "a COCO JSON file or more")
+        if not self.data:
+            raise ValueError("give the COCO JSON files to check, or folders of images with --masks")
 
 
 Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig, FoldsConfig, CheckConfig)

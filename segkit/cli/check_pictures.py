@@ -19,7 +19,10 @@ CELL = 200  # pixels
 COLUMNS, MOST_CLASSES, RAREST = 6, 30, 4
 OF_A_KIND, MOST_CASES = 4, 30
 CONTESTED = 0.05  # share of an image's pixels from which its overlaps are shown
-_UNREMARKABLE = ("gray", "alpha", "16-bit", "cmyk", "animated", "turned", "size-from-file", "crowd", "no-segmentation")
+_UNREMARKABLE = (
+    *("gray", "alpha", "16-bit", "cmyk", "animated", "turned", "size-from-file"),
+    *("crowd", "no-segmentation", "same-name-across"),
+)
 
 
 class Place(NamedTuple):

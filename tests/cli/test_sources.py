@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from segkit.cli import train
-from segkit.data import CocoSegmentation
+from segkit.data import CocoSegmentation, DataError
 from segkit.models import load_model
 from segkit.visualize import create_palette
 
@@ -82,3 +82,15 @@ def test_what_does_not_go_together_ends_in_one_sentence(folders, shapes, capsys)
     ):
         assert fails(*words) == code
         assert message in capsys.readouterr().err
+
+
+def test_on_bad_skip_leaves_out_images_without_a_mask(folders, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for i in range(4 if kind == "images" else 3):
+            suffix = "jpg" if kind == "images" else "png"
+            (tmp_path / kind / f"{i}.{suffix}").write_bytes((folders / f"train/{kind}/{i}.{suffix}").read_bytes())
+    words = ["--data", f"{tmp_path}/images", "--masks", f"{tmp_path}/masks", "--class-names", f"{folders}/names.txt"]
+    assert sum(map(len, load(*words, "--on-bad", "skip"))) == 3
+    with pytest.raises(DataError, match=r"3\.jpg has no mask"):
+        load(*words)

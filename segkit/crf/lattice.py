@@ -172,7 +172,9 @@ def _blurs(points: Tensor, strides: list[int]) -> list[WeightedSums]:
         target = down + step
         found = torch.searchsorted(points, target)
         lower = found.masked_fill_(padded[found] != target, count)
-        upper = torch.full_like(own, count).scatter_(0, lower, own[:-1])
-        upper[count] = count
-        blurs.append(WeightedSums(torch.stack([own, F.pad(lower.int(), (0, 1), value=count), upper], 1), weights))
+        rows = torch.full((count + 1, 3), count, dtype=torch.int32, device=points.device)
+        rows[:, 0], rows[:-1, 1] = own, lower
+        rows[:, 2].scatter_(0, lower, own[:-1])  # who is above the row below
+        rows[count, 2] = count
+        blurs.append(WeightedSums(rows, weights))
     return blurs

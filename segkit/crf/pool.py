@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -78,6 +79,7 @@ def then(
 def _start_worker(make_engine: Callable[[], Engine]) -> None:
     global _engine
     torch.set_num_threads(1)  # one core a worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _engine = make_engine()
 

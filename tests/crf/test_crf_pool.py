@@ -4,6 +4,8 @@ import gc
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -88,3 +90,37 @@ def test_close_ends_the_workers(pooled):
     pids = pids_of(pooled)
     pooled.close()
     assert wait_for_end(pids)
+
+
+KILLED = """
+import numpy as np
+from segkit.crf import DenseCRF
+
+if __name__ == "__main__":
+    crf = DenseCRF(workers=1)
+    crf(np.full((2, 4, 4), 0.5, np.float32), np.zeros((4, 4, 3), np.uint8))
+    print(*crf._pool._executor._processes, flush=True)
+    input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": os.getcwd()}, **pipes) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert pids
+    assert wait_for_end(pids)
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(KILLED.replace('if __name__ == "__main__":', "if True:"))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert "RuntimeError: a worker of DenseCRF ended" in done.stderr
+    assert '`if __name__ == "__main__":`' in done.stderr

@@ -169,3 +169,12 @@ def test_on_an_image_of_one_colour_the_appearance_kernel_is_a_smoothness_kernel(
 def test_sigmas_too_small_for_the_keys_are_named():
     with pytest.raises(ValueError, match="sigmas are too small"):
         DenseCRF(bilateral_sigma=1e-4, bilateral_colour_sigma=1e-4)(*scene())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_gives_the_cpus_labels_and_stays_on_the_device():
+    probs, image = map(torch.from_numpy, scene((64, 72), classes=5))
+    on_gpu = DenseCRF()(probs.cuda(), image)
+    assert on_gpu.is_cuda
+    assert (on_gpu.cpu().argmax(0) == DenseCRF()(probs, image).argmax(0)).float().mean() > 0.999
+    assert torch.equal(on_gpu, DenseCRF(workers=2)(probs.cuda(), image.cuda()))

@@ -14,6 +14,8 @@ def check_probs(probs: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: a wrong shape or type, an image too large, or values that are not probabilities.
     """
+    if not isinstance(probs, np.ndarray | Tensor):
+        raise ValueError(f"probs must be a numpy array or a tensor, got {type(probs).__name__}")
     floating = probs.is_floating_point() if isinstance(probs, Tensor) else np.issubdtype(probs.dtype, np.floating)
     if probs.ndim not in (3, 4) or not floating:
         raise ValueError(f"probs must be (C, H, W) or (N, C, H, W) float, got {tuple(probs.shape)} {probs.dtype}")

@@ -80,8 +80,8 @@ class DenseCRF(CRFParameters):
         """
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no preset {name!r}{hint} Known: {', '.join(PRESETS)}")
+            hint = f", did you mean {near[0]!r}" if near else ""
+            raise ValueError(f"there is no preset {name!r}{hint}; known: {', '.join(PRESETS)}")
         return cls(**{**vars(PRESETS[name]), **changes})
 
     def __call__(self, probs: Array, image: Array) -> Array:

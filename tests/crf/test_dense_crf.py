@@ -148,6 +148,7 @@ def wrong_inputs():
     nan[0, 3, 3] = np.nan
     return [
         (probs[0], image, "probs must be"),
+        (probs.tolist(), image, "got list"),
         ((probs * 255).astype(np.uint8), image, "probs must be"),
         (probs, image.astype(np.float32), "must be uint8 RGB"),
         (probs, image.transpose(2, 0, 1), "uint8 RGB"),

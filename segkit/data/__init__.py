@@ -10,6 +10,7 @@ _PUBLIC = {
     "AUGMENTATIONS": "transforms",
     "CocoSegmentation": "coco",
     "DataError": "images",
+    "DataWarning": "findings",
     "FolderSegmentation": "folder",
     "SegmentationDataset": "dataset",
     "assign_folds": "folds",

@@ -138,14 +138,14 @@ def _pack(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     volume = math.prod(extent)
     if volume * axes >= 2**63:
         raise ValueError("the sigmas are too small for this image: its lattice needs more than 64-bit keys")
-    key = sum((corner[a].long() - (low[a] - 2)) * stride for a, stride in enumerate(strides))
     # From each remainder to the next, the coordinate of the highest rank left falls back by one.
     step = torch.tensor([*strides, 0], device=corner.device)[:, None].expand(axes, corner.shape[1])
     step = torch.empty_like(rank, dtype=torch.int64).scatter_(0, rank.long(), step)
-    keys = [key]
+    keys = torch.empty_like(step)
+    keys[0] = sum((corner[a].long() - (low[a] - 2)) * stride for a, stride in enumerate(strides))
     for remainder in range(1, axes):
-        keys.append(keys[-1] + volume - step[axes - remainder])
-    return torch.stack(keys), [*strides, volume]
+        torch.sub(keys[remainder - 1] + volume, step[axes - remainder], out=keys[remainder])
+    return keys, [*strides, volume]
 
 
 def _splat(order: Tensor, first: Tensor, weights: Tensor) -> WeightedSums:

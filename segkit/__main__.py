@@ -8,6 +8,7 @@ from segkit._version import __version__
 COMMANDS = {
     "train": "train a model on photographs with COCO annotations",
     "infer": "segment photographs with trained models",
+    "evaluate": "score models on images whose truth is known, or compare two",
     "check": "look for what is wrong with data before training on it",
     "folds": "divide a COCO JSON into folds with even shares of every class",
     "export": "write a trained model as ONNX",
@@ -20,7 +21,7 @@ def main() -> None:
     if name in COMMANDS:
         import_module(f"segkit.cli.{name}").main(rest)
         return
-    usage = "\n".join([f"segkit {__version__}: segkit COMMAND ...", *(f"  {c:8}{t}" for c, t in COMMANDS.items())])
+    usage = "\n".join([f"segkit {__version__}: segkit COMMAND ...", *(f"  {c:9}{t}" for c, t in COMMANDS.items())])
     if name in ("-h", "--help"):
         print(usage)
         return

@@ -245,6 +245,54 @@ class InferConfig(PredictConfig):
 
 
 @dataclass(frozen=True)
+class ScoreConfig(PredictConfig):
+    """Images whose truth is known, and how models predict them; shared by the commands that score."""
+
+    data: Sources = ()
+    """COCO JSON files to score on; or folders of images, with --masks."""
+    images: Folders = ()
+    """Folder of the images: one for all JSON files, or one for each of them in turn. By default each's own."""
+    masks: Folders = ()
+    """Folders of masks (index PNGs, or in colours with --palette), one for each folder of --data."""
+    class_names: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Class names of the masks, one in each line, in the order of the pixel values."""
+    palette: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What the colours of the masks mean: in each line a name and its red, green and blue."""
+    overlap: Literal["smallest", "last", "max-id"] = "smallest"
+    """What lies on top where objects overlap: the smallest, the last in the file, or the highest category id."""
+    crowd: Literal["paint", "ignore"] = "paint"
+    """Whether crowds (iscrowd) are painted like other objects, or ignored."""
+    ignore_classes: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Classes that are not scored."""
+    mask_cache: Annotated[str, arg(metavar="auto|memory|off|DIR")] = "auto"
+    """Where the masks of JSON files are kept once they are drawn. auto: in the user's cache folder."""
+    allow_outside_root: bool = False
+    """Let JSON files name images outside their image folder."""
+    workers: int | None = None
+    """Processes of the CRF. By default one for each core, at most eight."""
+    out: Folder = None
+    """Folder for the results. By default a new one below runs/."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "data", bool(self.data), "a COCO JSON file or more")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(ScoreConfig):
+    """Score models on images whose truth is known: table, CSVs, worst images; or compare them with others."""
+
+    compare: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
+    """Models to compare with, under the same options; differences are --weights less --compare."""
+    worst: int = 6
+    """Images in the pictures of the worst ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "worst", self.worst >= 0, "0 or more")
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Write a trained model as ONNX, for any batch and image size, and compare it with torch."""
 
@@ -310,7 +358,7 @@ class CheckConfig:
             raise ValueError("give the COCO JSON files to check, or folders of images with --masks")
 
 
-Config = TypeVar("Config", TrainConfig, InferConfig, ExportConfig, FoldsConfig, CheckConfig)
+Config = TypeVar("Config", TrainConfig, InferConfig, EvaluateConfig, ExportConfig, FoldsConfig, CheckConfig)
 
 
 def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:

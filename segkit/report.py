@@ -68,12 +68,36 @@ def prediction_picture(
     class_names: Sequence[str],
 ) -> np.ndarray:
     """One row for each photograph: as it is, with the truth, with the prediction."""
+    return label_picture(images, {"truth": targets, "prediction": predictions}, class_names)
+
+
+def label_picture(
+    images: Sequence[np.ndarray],
+    masks: Mapping[str, Sequence[np.ndarray]],
+    class_names: Sequence[str],
+    captions: Sequence[Sequence[str]] = (),
+) -> np.ndarray:
+    """One row for each photograph: as it is, then with each of its label maps.
+
+    Args:
+        images: (H, W, 3) uint8 RGB.
+        masks: Label maps (H, W) of all photographs, by the title of their column; ignored pixels are white.
+        class_names: In label order.
+        captions: Lines below the pictures of each row: of the photograph, then of each label map.
+    """
     palette = create_palette(len(class_names))
     cells = []
-    for image, target, prediction in zip(images, targets, predictions, strict=True):
-        cells += [image, overlay(image, target, palette), overlay(image, prediction, palette)]
-    sheet = grid(cells, columns=3, titles=("photograph", "truth", "prediction"))
+    for image, *maps in zip(images, *masks.values(), strict=True):
+        cells += [image, *(overlay(image, mask, palette) for mask in maps)]
+    lines = [line for row in captions for line in _even(row)]
+    sheet = grid(cells, columns=1 + len(masks), titles=("photograph", *masks), captions=lines)
     return _with_names(sheet, class_names, palette)
+
+
+def _even(captions: Sequence[str]) -> list[str]:
+    """The captions of a row, all with as many lines as the longest."""
+    most = max(caption.count("\n") for caption in captions)
+    return [caption + "\n" * (most - caption.count("\n")) for caption in captions]
 
 
 def _with_names(sheet: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:

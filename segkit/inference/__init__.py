@@ -1,6 +1,7 @@
 """From photographs to label maps and files."""
 
 from segkit.inference.coco_results import PseudoLabels, write_coco
+from segkit.inference.labelled import Labelled, segment_dataset
 from segkit.inference.predictor import Prediction, Predictor
 from segkit.inference.source import SourceImage, open_source
 from segkit.inference.stream import Clock, Segmented, segment
@@ -9,6 +10,7 @@ from segkit.inference.writers import PredictionWriter
 
 __all__ = [
     "Clock",
+    "Labelled",
     "Prediction",
     "PredictionWriter",
     "Predictor",
@@ -18,6 +20,7 @@ __all__ = [
     "check_sample",
     "open_source",
     "segment",
+    "segment_dataset",
     "write_coco",
     "write_submission",
 ]

@@ -4,6 +4,7 @@ from segkit.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_i
 from segkit.metrics.boundary import BoundaryIoU, BoundaryScores
 from segkit.metrics.calibration import CalibrationError, CalibrationScores
 from segkit.metrics.confusion import ConfusionMatrix
+from segkit.metrics.evaluation import Evaluation
 from segkit.metrics.labels import argmax_channels
 from segkit.metrics.per_image import PerImageConfusion, PerImageScores
 from segkit.metrics.scores import Scores
@@ -14,6 +15,7 @@ __all__ = [
     "CalibrationError",
     "CalibrationScores",
     "ConfusionMatrix",
+    "Evaluation",
     "Interval",
     "PerImageConfusion",
     "PerImageScores",

@@ -1,0 +1,153 @@
+"""evaluate: trained models and images whose truth is known in; scores, tables and pictures out."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segkit.cli.errors import reported_errors
+from segkit.config import EvaluateConfig, ScoreConfig, parse_args
+
+if TYPE_CHECKING:
+    from segkit.data import SegmentationDataset
+    from segkit.inference import Predictor
+    from segkit.metrics import Evaluation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; `argv` is the process's own by default."""
+    with reported_errors("evaluate"):
+        evaluate(parse_args(EvaluateConfig, argv, prog="segkit evaluate"))
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Prints the scores and writes them; gives the folder."""
+    from segkit.cli.run_folder import create_run_folder
+    from segkit.cli.scored_data import open_scored
+
+    data = open_scored(config)
+    predictor = open_predictor(config, data)
+    other = _open_compared(config, data) if config.compare else None
+    out = create_run_folder(config.out, "evaluate")
+    result = _score(data, predictor)
+    written = _conclude(config, data, predictor, result, out)
+    if other is not None:
+        written += _compare(config, data, (predictor, other), (result, _score(data, other)), out)
+    print(f"\n{out}: {', '.join(written)}")
+    return out
+
+
+def open_predictor(config: ScoreConfig, data: "SegmentationDataset") -> "Predictor":
+    """The models of --weights, whose classes must be those of the data."""
+    from segkit.cli.devices import pick_device, pick_workers
+    from segkit.cli.predictors import load_predictor
+    from segkit.cli.run_folder import newest_run
+    from segkit.cli.scored_data import check_model_classes
+    from segkit.models.model_file import find_model_file
+
+    weights = tuple(find_model_file(path) for path in config.weights or (newest_run(),))
+    predictor = load_predictor(
+        replace(config, weights=weights),
+        device=pick_device(config.device),
+        crf_workers=pick_workers(config.workers) if len(data) > 1 else 0,
+        probs="disk" if config.window else "memory",  # for calibration; a window says that images are large
+    )
+    check_model_classes(predictor.class_names, data, weights[0])
+    return predictor
+
+
+def show_progress(items: Iterable, count: int, unit: str = "image") -> Iterable:
+    """The same, under a progress bar where somebody looks."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=count, unit=unit, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+
+
+def _open_compared(config: EvaluateConfig, data: "SegmentationDataset") -> "Predictor":
+    print("compared with")
+    return open_predictor(replace(config, weights=config.compare, member_weights=(), compare=()), data)
+
+
+def _score(data: "SegmentationDataset", predictor: "Predictor") -> "Evaluation":
+    from segkit.inference import segment_dataset
+    from segkit.metrics import Evaluation
+
+    result = Evaluation(data.class_names, exclude=data.ignored_labels)
+    for one in show_progress(segment_dataset(data, predictor), len(data)):
+        result.update(one.prediction.mask, one.prediction.probs, one.target)
+    return result
+
+
+def _conclude(
+    config: EvaluateConfig, data: "SegmentationDataset", predictor: "Predictor", result: "Evaluation", out: Path
+) -> list[str]:
+    """Prints and writes the scores of --weights; gives the names of the files."""
+    from segkit.cli.score_tables import class_rows, describe, image_caption, image_rows, plain_rows, write_json
+    from segkit.inference.writers import write_table
+
+    print(f"\n{describe(result)}")
+    scores = result.images.compute()
+    write_json(out / "scores.json", {**_facts(config, data), **result.to_dict()})
+    write_table(out / "classes.csv", plain_rows(class_rows(result)))
+    write_table(out / "images.csv", image_rows([data.name(i) for i in range(len(data))], scores))
+    chosen = [int(i) for i in scores.worst_images()[: config.worst]]
+    captions = {i: image_caption(result, i) for i in chosen}
+    picture = _save_picture(out / "worst.png", data, chosen, {"prediction": (predictor, captions)})
+    return ["scores.json", "classes.csv", "images.csv", *picture]
+
+
+def _compare(
+    config: EvaluateConfig,
+    data: "SegmentationDataset",
+    predictors: Sequence["Predictor"],
+    results: Sequence["Evaluation"],
+    out: Path,
+) -> list[str]:
+    """Prints and writes how --weights differ from --compare; gives the names of the files."""
+    from segkit.cli.score_tables import describe_difference, difference_rows, image_caption, image_rows, plain_rows
+    from segkit.inference.writers import write_table
+    from segkit.metrics import bootstrap_difference
+
+    first, second = (result.images for result in results)
+    intervals = bootstrap_difference(first, second, "iou"), bootstrap_difference(first, second)
+    print(f"\n--weights less --compare, in percentage points\n{describe_difference(data.class_names, *intervals)}")
+    write_table(out / "differences.csv", plain_rows(difference_rows(data.class_names, *intervals)))
+    now, before = first.compute(), second.compute()
+    write_table(out / "images.csv", image_rows([data.name(i) for i in range(len(data))], now, before))
+    change = now.of_image - before.of_image
+    chosen = [int(i) for i in change.argsort(kind="stable")[: config.worst] if change[i] < 0]
+    print(f"{(change < 0).sum()} of {len(data)} images are worse, {(change > 0).sum()} better")
+    maps = {
+        title: (predictors[k], {i: image_caption(results[k], i) for i in chosen})
+        for title, k in {"--compare": 1, "--weights": 0}.items()
+    }
+    return ["differences.csv", *_save_picture(out / "regressions.png", data, chosen, maps)]
+
+
+def _facts(config: EvaluateConfig, data: "SegmentationDataset") -> dict[str, Any]:
+    return {
+        "weights": [str(path) for path in config.weights],
+        "data": [str(path) for path in config.data],
+        "images": len(data),
+        "classes": list(data.class_names),
+    }
+
+
+def _save_picture(
+    file: Path,
+    data: "SegmentationDataset",
+    chosen: Sequence[int],
+    columns: dict[str, tuple["Predictor", dict[int, str]]],
+) -> Iterator[str]:
+    """Photograph, truth and predictions of some images, which are made anew: none was kept. Gives the file's name."""
+    from segkit.data import write_image
+    from segkit.report import label_picture
+
+    if not chosen:
+        return
+    images, targets = [data.image(i) for i in chosen], [data.target(i) for i in chosen]
+    masks = {title: [predictor(image).mask for image in images] for title, (predictor, _) in columns.items()}
+    captions = [[data.name(i), "", *(lines[i] for _, lines in columns.values())] for i in chosen]
+    write_image(file, label_picture(images, {"truth": targets, **masks}, data.class_names, captions))
+    yield file.name

@@ -74,7 +74,9 @@ class Video(Sequence[SourceImage]):
         return self._names
 
 
-def open_source(source: str | os.PathLike, root: Path | None = None) -> Sequence[SourceImage]:
+def open_source(
+    source: str | os.PathLike, root: Path | None = None, class_names: Sequence[str] | None = None
+) -> Sequence[SourceImage]:
     """Lists the images of a source; no image is decoded.
 
     Args:
@@ -82,9 +84,10 @@ def open_source(source: str | os.PathLike, root: Path | None = None) -> Sequence
             path a line, relative to it or to `root`; a COCO JSON, whose images lie in `root` or beside it; a
             video.
         root: Folder of the images of a list or a JSON.
+        class_names: The model's, which those of a JSON must be.
 
     Raises:
-        DataError: there is no such source, or nothing in it.
+        DataError: there is no such source, nothing in it, or a JSON of other categories.
     """
     path = Path(source)
     suffix = path.suffix.lower()
@@ -96,7 +99,7 @@ def open_source(source: str | os.PathLike, root: Path | None = None) -> Sequence
     if not path.is_file():
         raise DataError(f"there is no file or folder {path}")
     if suffix == ".json":
-        return _checked(_coco_images(path, root), f"no images in {path}")
+        return _checked(_coco_images(path, root, class_names), f"no images in {path}")
     if suffix == ".txt":
         return _checked(_listed(path, root), f"no images in {path}")
     return Video(path) if suffix in VIDEO_SUFFIXES else [SourceImage(Path(path.name), path)]
@@ -123,9 +126,14 @@ def _listed(file: Path, root: Path | None) -> list[SourceImage]:
     return _named(list(dict.fromkeys(paths)))
 
 
-def _coco_images(file: Path, root: Path | None) -> list[SourceImage]:
+def _coco_images(file: Path, root: Path | None, class_names: Sequence[str] | None) -> list[SourceImage]:
     """All images of the JSON; those that cannot be used come without a size, and fail when they are read."""
     data = CocoSegmentation(file, root=root, on_bad="skip", allow_outside_root=True)
+    if class_names is not None and tuple(class_names) != tuple(data.class_names):
+        raise DataError(
+            f"the categories of {file} do not match the model's classes: {', '.join(data.class_names)} / "
+            f"{', '.join(class_names)}; give --source the image folder to ignore them"
+        )
     images = [SourceImage(Path(item.file_name), item.path, item.size, item.id) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in ("missing-image", "unreadable-image", "other-size")}
     images += [Unusable(Path(name), (root or file.parent) / name, sentence=bad[name].sentence) for name in bad]

@@ -180,7 +180,7 @@ def test_a_model_whose_first_class_is_not_background_makes_no_coco(shapes, model
     other = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, **options)
     other.load_state_dict(load_file(model))
     save_model(other, tmp_path / "x.safetensors")
-    assert fails(tmp_path / "x.safetensors", shapes[1], tmp_path / "o", "--save", "coco") == 3
+    assert fails(tmp_path / "x.safetensors", shapes[1].parent / "images", tmp_path / "o", "--save", "coco") == 3
     assert "must be background" in capsys.readouterr().err
 
 

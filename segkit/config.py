@@ -22,10 +22,23 @@ def _parse_weights(words: list[str]) -> dict[str, float]:
         raise ValueError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
 
 
+def _parse_bias(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (word.rsplit("=", 1) for word in words)}
+    except ValueError:
+        raise ValueError(f"expected NAME=VALUE such as car=0.5 street=-0.25, got {' '.join(words)!r}") from None
+
+
 def _parse_options(words: list[str]) -> dict[str, Any]:
     if not all("=" in word for word in words):
         raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
     return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+
+
+def _parse_resume(words: list[str]) -> Path | bool:
+    if len(words) > 1:
+        raise ValueError(f"--resume takes one run folder or checkpoint, got {' '.join(words)!r}")
+    return Path(words[0]) if words else True
 
 
 def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
@@ -40,6 +53,7 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
 
 Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
+ClassBias = Annotated[dict[str, float], _mapping_spec(_parse_bias, "NAME=VALUE ...")]
 # None for no CRF; no word for the default one.
 CRFWords = Annotated[
     tuple[str, ...] | None,
@@ -49,6 +63,17 @@ CRFWords = Annotated[
         instance_from_str=tuple,
         is_instance=lambda value: value is None or isinstance(value, tuple),
         str_from_instance=lambda value: ["off"] if value is None else list(value),
+    ),
+]
+# False for a new run; True, or no word, for the one in --out.
+ResumeWords = Annotated[
+    Path | bool,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[RUN|FILE]",
+        instance_from_str=lambda words: _parse_resume(words),
+        is_instance=lambda value: isinstance(value, Path | bool),
+        str_from_instance=lambda value: [] if value is True else ["off" if value is False else str(value)],
     ),
 ]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
@@ -113,27 +138,60 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 16
     """Images in a batch."""
+    rare_threshold: float = 0.0
+    """Show images more often whose classes are in a smaller share of the images than this (0.1); 0: all alike."""
+    rare_crops: float = 0.0
+    """Share of the crops that are drawn around a rare class: one with few pixels."""
+    mix: Literal["none", "cutmix", "copy-paste"] = "none"
+    """Make half of the crops of two: a rectangle of another one, or its objects of rare classes."""
+
     optimizer: str = "adamw"
     """Any optimizer of timm."""
     lr: float = 3e-4
-    """Highest learning rate; it rises over --warmup-epochs and falls as a cosine."""
+    """Highest learning rate; it rises over --warmup-epochs and then follows --schedule."""
+    backbone_lr_factor: float = 1.0
+    """The backbone's learning rate, as a share of --lr."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each group of the backbone's layers to the one before it (0.9)."""
     weight_decay: float = 0.01
     """Weight decay, not applied to norms and biases."""
     warmup_epochs: float = 1.0
-    """Epochs over which the learning rate rises from zero."""
+    """Epochs over which the learning rate rises from a hundredth."""
+    schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
+    """Course of the learning rate; plateau: a tenth after three epochs that are no better than the best."""
+    monitor: Literal["loss", "miou"] = "loss"
+    """What plateau looks at, on the validation images: the loss, which is to fall, or the mIoU, which is to rise."""
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 switches clipping off."""
+    accumulate: Annotated[int, arg(metavar="N")] = 1
+    """Batches whose gradients make one step: --batch-size 4 --accumulate 4 learns as from batches of 16."""
+    freeze_backbone: Annotated[int, arg(metavar="EPOCHS")] = 0
+    """Epochs at the start in which the backbone does not learn."""
+    ema: Annotated[float, arg(metavar="DECAY")] = 0.0
+    """Average the weights over the steps, with this decay (0.999); both are scored, the better one is kept. 0: off."""
+    early_stopping: Annotated[int, arg(metavar="EPOCHS")] = 0
+    """Stop after so many epochs without a better mIoU; 0: never."""
     loss: Weights = field(default_factory=lambda: {"ce": 1.0})
     """Losses and their weights: ce, bce, dice, jaccard, tversky, focal, lovasz, ohem and more."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes, in ce and bce."""
+    class_weights: Literal["none", "inverse", "sqrt", "effective"] = "none"
+    """Weights of the classes in ce and its kin, by how many pixels (effective: images) they have."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision. auto: on for CUDA (bf16 where it is fast), off elsewhere."""
+    compile: bool = False
+    """Compile the training step, which takes minutes and pays in long runs; needs a C++ compiler."""
+    deterministic: bool = False
+    """The same results on every run on CUDA too, where torch can; slower. On a CPU they are so anyway."""
 
     out: Folder = None
     """Run folder. By default a new one below runs/."""
-    resume: bool = False
-    """Go on with the run in --out where it stopped."""
+    resume: ResumeWords = False
+    """Go on where a run stopped, with its settings: a run folder or a checkpoint, by default --out."""
+    allow_data_change: bool = False
+    """Resume though the data is not what the run began with."""
+    save_every: Annotated[int, arg(metavar="STEPS")] = 0
+    """Steps after which the state is saved within an epoch; 0: after each epoch only."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int | None = None
@@ -142,16 +200,30 @@ class TrainConfig:
     """Seed of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "epochs", "batch_size"):
+        for name in ("crop", "epochs", "batch_size", "accumulate"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         _check(self, "lr", self.lr > 0, "positive")
         _check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
-        _check(self, "label_smoothing", 0 <= self.label_smoothing <= 1, "in 0..1")
-        for name in ("weight_decay", "warmup_epochs", "clip_grad", "seed"):
+        for name in ("label_smoothing", "rare_threshold", "rare_crops"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        _check(self, "ema", 0 <= self.ema < 1, "at least 0 and less than 1")
+        _check(self, "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "in 0..1, and not 0")
+        for name in (
+            "weight_decay",
+            "warmup_epochs",
+            "clip_grad",
+            "seed",
+            "save_every",
+            "freeze_backbone",
+            "early_stopping",
+            "backbone_lr_factor",
+        ):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
         _check_folds(self)
-        if self.resume and self.out is None:
-            raise ValueError("--resume needs --out, the folder of the run to go on with")
+        if self.resume is True and self.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to go on with, or its name: --resume runs/x")
+        if isinstance(self.resume, Path) and self.out not in (None, self.resume, self.resume.parent):
+            raise ValueError("--resume RUN goes on in the run's own folder; leave out --out")
 
 
 @dataclass(frozen=True)
@@ -176,6 +248,8 @@ class PredictConfig:
     """Side of a sliding window for images that are larger, in pixels; 0 runs them whole."""
     window_overlap: float = 0.5
     """Share of a window that the next one covers again."""
+    class_bias: ClassBias = field(default_factory=dict)
+    """Added to the log-probabilities of single classes: above 0 a class is found more often; see segkit tune."""
     crf: CRFWords = None
     """Refine with a dense CRF: a preset (seed, deeplab_v2_resnet101, ...) and NAME=VALUE for single parameters."""
     compile: bool = False
@@ -293,6 +367,36 @@ class EvaluateConfig(ScoreConfig):
 
 
 @dataclass(frozen=True)
+class TuneConfig(ScoreConfig):
+    """Find member weights, flips, scales, class biases and a CRF that help on images held out; print the infer command.
+
+    --flips and --scales are what there is to choose from, and --crf lets dense CRFs take part.
+    """
+
+    flips: Literal["none", "h", "v", "hv", "d4"] = "h"
+    """Flips to choose from."""
+    scales: tuple[float, ...] = (0.75, 1.0, 1.25)
+    """Scales to choose from."""
+    pixels: int = 8192
+    """Pixels of an image, on average, at which the probabilities are kept; the CRF is judged on all of them."""
+    folds: int = 5
+    """Parts of the images; what is chosen on all but one is scored on that one."""
+    margin: float = 0.001
+    """Gain of mIoU on images held out, beyond which an ingredient is kept."""
+    seed: int = 0
+    """Of the folds and of the pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("tta", "member_weights", "brightness", "merge", "class_bias"):
+            if getattr(self, name) != _default(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} does not go with tune, which chooses for --merge mean")
+        _check(self, "pixels", self.pixels >= 1, "at least 1")
+        _check(self, "folds", self.folds >= 2, "at least 2")
+        _check(self, "margin", self.margin >= 0, "0 or more")
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Write a trained model as ONNX, for any batch and image size, and compare it with torch."""
 
@@ -358,10 +462,17 @@ class CheckConfig:
             raise ValueError("give the COCO JSON files to check, or folders of images with --masks")
 
 
-Config = TypeVar("Config", TrainConfig, InferConfig, EvaluateConfig, ExportConfig, FoldsConfig, CheckConfig)
+Config = TypeVar("Config", TrainConfig, InferConfig, EvaluateConfig, TuneConfig, ExportConfig, FoldsConfig, CheckConfig)
 
 
-def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, recipe: str | None = None) -> Config:
+def parse_args(
+    cls: type[Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    recipe: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
     """Reads the command line; a recipe's settings stand before it, so that the command line wins.
 
     Args:
@@ -369,9 +480,10 @@ def parse_args(cls: type[Config], argv: Sequence[str] | None, *, prog: str, reci
         argv: The arguments; by default those of the process.
         prog: What the help calls the command.
         recipe: Name of a YAML file in `segkit/recipes`.
+        settings: More settings that the command line wins over, such as those of `read_settings`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = _read_yaml(RECIPES / f"{recipe}.yaml") if recipe else {}
+    settings = {**(_read_yaml(RECIPES / f"{recipe}.yaml") if recipe else {}), **(settings or {})}
     return tyro.cli(
         cls,
         prog=prog,
@@ -386,6 +498,12 @@ def write_yaml(config: TrainConfig | InferConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What `write_yaml` has written, without the settings that are off or empty."""
+    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in plain.items() if value not in (None, False, [], {}, "")}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     # BaseLoader leaves every scalar a string: the type of the setting decides, so that 1e-4 is a number.
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -397,8 +515,8 @@ def _as_flags(settings: Mapping[str, Any]) -> list[str]:
         words.append(f"--{name.replace('_', '-')}")
         if isinstance(value, Mapping):
             words += [f"{key}={item}" for key, item in value.items()]
-        else:
-            words += value if isinstance(value, list) else [value]
+        elif value is not True:
+            words += map(str, value) if isinstance(value, list) else [str(value)]
     return words
 
 
@@ -424,7 +542,8 @@ def _check_folds(config: TrainConfig) -> None:
 
 
 def _default(config: object, name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(config) if f.name == name)
+    found = next(f for f in dataclasses.fields(config) if f.name == name)
+    return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
 
 
 def _check(config: object, name: str, holds: bool, expected: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-USAGE, DATA, NOT_FINITE, INTERRUPTED = 2, 3, 4, 130
+FAILED, USAGE, DATA, NOT_FINITE, INTERRUPTED = 1, 2, 3, 4, 130
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -14,13 +14,19 @@ _PACKAGE = str(Path(__file__).parents[1])
 def reported_errors(command: str) -> Iterator[None]:
     """Reports the errors that segkit itself raises about its input; anything else is a bug and keeps its traceback.
 
-    Exit codes: 2 for settings, 3 for data, 4 for a loss that is no longer finite, 130 for Ctrl-C.
+    Exit codes: 1 for a machine that lets the run down (a full disk, a worker that died), 2 for settings, 3 for
+    data, 4 for a loss that is no longer finite, 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         yield
     except KeyboardInterrupt:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        print(f"segkit {command}: error: {_worker_sentence(error)}", file=sys.stderr)
+        sys.exit(FAILED)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if not _raised_by_segkit(error):
             raise
@@ -45,5 +51,12 @@ def _sentence(error: BaseException) -> str:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, FloatingPointError):
         return NOT_FINITE
-    # By name, so that --help and a misspelt flag need not import the data package.
-    return DATA if type(error).__name__ == "DataError" else USAGE
+    # By name, so that --help and a misspelt flag need not import torch.
+    return {"DataError": DATA, "CheckpointError": FAILED}.get(type(error).__name__, USAGE)
+
+
+def _worker_sentence(error: RuntimeError) -> str:
+    return (
+        f"{str(error).splitlines()[0]} A process that loads images has died, most often because memory or /dev/shm "
+        "ran out; try fewer --workers. What was saved before is kept."
+    )

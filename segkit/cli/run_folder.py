@@ -1,5 +1,6 @@
 """Run folders: where a command writes when it is not told."""
 
+import tempfile
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +27,20 @@ def create_run_folder(out: Path | None, prefix: str) -> Path:
         except FileExistsError:
             continue
     raise AssertionError("count() never ends")
+
+
+def check_writable(out: Path | None) -> None:
+    """Raises ValueError if `out`, or a run folder below runs/, cannot be made or written to."""
+    folder = out or RUNS
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"cannot write to {out or RUNS}: {folder} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {out or RUNS}: {error.strerror} ({folder})") from error
 
 
 def newest_run() -> Path:

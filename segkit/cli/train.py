@@ -2,15 +2,19 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.train_rare import Rarity, measure_rarity
+from segkit.cli.train_resume import complete_settings, data_digest, fixed_settings, is_finished, read_run, resume
 from segkit.config import TrainConfig, parse_args, write_yaml
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.data import DataLoader
 
     from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
@@ -24,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
     with reported_errors("train"):
         config = parse_args(TrainConfig, argv, prog="train.py")
-        if config.data:
+        if config.resume:
+            train(complete_settings(config, argv))
+        elif config.data:
             train(config)
         else:
             train_demo(parse_args(TrainConfig, argv, prog="train.py", recipe="demo"))
@@ -46,33 +52,46 @@ def train_demo(config: TrainConfig) -> None:
 
 def train(config: TrainConfig) -> Path:
     """Trains as the settings say; gives the run folder."""
-    import torch
-
     from segkit.cli.devices import pick_device
-    from segkit.training import autocast, fit
+    from segkit.cli.run_folder import check_writable
+    from segkit.training import StopSignals, autocast, fit, make_deterministic, seed_all
 
-    torch.manual_seed(config.seed)
+    checkpoint = read_run(config) if config.resume else None
+    if checkpoint and is_finished(config, checkpoint):
+        return config.out
+    check_writable(config.out)
+    seed_all(config.seed)
     device = pick_device(config.device)
+    if config.deterministic:
+        make_deterministic()
     train_set, val_set = _load_data(config)
-    state, loaders = _build(config, train_set, val_set, device)
-    loss_fn = _create_loss(config)
-    out = _open_run(config, state)
+    rarity = measure_rarity(config, train_set)
+    state, loaders = _build(config, train_set, val_set, device, rarity)
+    loss_fn = _create_loss(config, rarity).to(device)
+    out = _open_run(config, state, checkpoint)
     print(_describe(config, state.model, train_set, val_set, device, out))
     _save_batch_picture(loaders[0], train_set.class_names, out)
-    reports = fit(
-        state,
-        *loaders,
-        loss_fn,
-        out,
-        epochs=config.epochs,
-        device=device,
-        autocast=autocast(device, config.amp),
-        clip_grad=config.clip_grad,
-        exclude=train_set.ignored_labels,
-        progress=_progress_bar,
-    )
-    for report in reports:
-        print(_epoch_line(report, state, config.epochs), flush=True)
+    with StopSignals() as stop, _told_when_interrupted(out):
+        reports = fit(
+            state,
+            *loaders,
+            loss_fn,
+            out,
+            epochs=config.epochs,
+            device=device,
+            autocast=autocast(device, config.amp),
+            clip_grad=config.clip_grad,
+            accumulate=config.accumulate,
+            freeze_epochs=config.freeze_backbone,
+            early_stopping=config.early_stopping,
+            save_every=config.save_every,
+            compile=config.compile,
+            exclude=train_set.ignored_labels,
+            progress=_progress_bar,
+            check_stop=stop.check,
+        )
+        for report in reports:
+            print(_epoch_line(report, state, config.epochs), flush=True)
     _tell_replaced(loaders[0].dataset.replaced)
     _finish(state, val_set, device, out)
     return out
@@ -164,24 +183,32 @@ def _split_roots(config: TrainConfig) -> list[Sequence[Path] | None]:
 
 
 def _build(
-    config: TrainConfig, train_set: "SegmentationDataset", val_set: "SegmentationDataset", device: object
+    config: TrainConfig,
+    train_set: "SegmentationDataset",
+    val_set: "SegmentationDataset",
+    device: object,
+    rarity: Rarity,
 ) -> tuple["TrainState", tuple["DataLoader", "DataLoader"]]:
     import torch
 
     from segkit.cli.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader
     from segkit.models import create_model
-    from segkit.training import TrainState, create_optimizer, create_scheduler
+    from segkit.training import TrainState, create_ema, create_optimizer, create_scaler, create_scheduler
 
     workers = pick_workers(config.workers)
-    transform = create_transform(config.augment, crop=config.crop)
+    transform = create_transform(
+        config.augment, crop=config.crop, rare_classes=rarity.classes, rare_crops=config.rare_crops
+    )
     train = train_loader(
         train_set,
         transform,
         batch_size=config.batch_size,
         workers=workers,
         seed=config.seed,
+        shares=rarity.shares,
         on_bad=config.on_bad,
+        **rarity.mixing,
     )
     model = create_model(
         config.model,
@@ -192,33 +219,64 @@ def _build(
         output_stride=config.output_stride,
         **config.decoder,
     ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
-    optimizer = create_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
-    scheduler = create_scheduler(
-        optimizer, epochs=config.epochs, steps_per_epoch=len(train), warmup_epochs=config.warmup_epochs
+    optimizer = create_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        backbone_lr_factor=config.backbone_lr_factor,
+        layer_decay=config.layer_decay,
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16" and device.type == "cuda")
-    return TrainState(model, optimizer, scheduler, scaler), (train, val_loader(val_set, workers=min(workers, 2)))
+    scheduler = create_scheduler(
+        optimizer,
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=math.ceil(len(train) / config.accumulate),
+        warmup_epochs=config.warmup_epochs,
+        monitor=config.monitor,
+    )
+    state = TrainState(
+        model,
+        optimizer,
+        scheduler,
+        create_scaler(device, config.amp),
+        create_ema(model, config.ema),
+        settings=fixed_settings(config),
+        data=data_digest(config),
+    )
+    return state, (train, val_loader(val_set, workers=min(workers, 2)))
 
 
-def _create_loss(config: TrainConfig) -> object:
+def _create_loss(config: TrainConfig, rarity: Rarity) -> "nn.Module":
     from segkit.losses import create_loss
 
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
-    return create_loss(config.loss, **smoothing)
+    weights = {} if rarity.weights is None else {"class_weights": rarity.weights}
+    return create_loss(config.loss, **smoothing, **weights)
 
 
-def _open_run(config: TrainConfig, state: "TrainState") -> Path:
+def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None) -> Path:
     """Makes the run folder, when all the parts are there; or takes up the one to resume."""
     from segkit.cli.run_folder import create_run_folder
-    from segkit.training import load_state
 
-    if config.resume:
-        load_state(state, config.out / "last.pt")
-        print(f"resuming {config.out} after epoch {state.epoch}")
-        return config.out
-    out = create_run_folder(config.out, "train")
-    write_yaml(config, out / "args.yaml")
+    if checkpoint:
+        resume(config, state, checkpoint)
+        out = config.out
+    else:
+        out = create_run_folder(config.out, "train")
+    write_yaml(replace(config, resume=False), out / "args.yaml")
     return out
+
+
+@contextmanager
+def _told_when_interrupted(out: Path) -> Iterator[None]:
+    from segkit.training import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        print(f"\n{stop}; saved. To go on: python train.py --resume {out}", file=sys.stderr)
+        sys.exit(128 + stop.number)
 
 
 def _describe(
@@ -263,11 +321,11 @@ def _progress_bar(batches: Iterable) -> Iterable:
 
 def _epoch_line(report: "EpochReport", state: "TrainState", epochs: int) -> str:
     row = report.row
-    best = max(state.history, key=lambda r: -1 if math.isnan(r["miou"]) else r["miou"])
+    average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
     eta = (epochs - state.epoch) * row["time"]
     return (
         f"{state.epoch:4d}/{epochs}  loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-        f"mIoU {row['miou']:.4f} (best {best['miou']:.4f} @{best['epoch']})  lr {row['lr']:.1e}  "
+        f"mIoU {row['miou']:.4f}{average} (best {state.best_miou:.4f} @{state.best_epoch})  lr {row['lr']:.1e}  "
         f"{report.images_per_second:.1f} img/s  {_clock(row['time'])}  eta {_clock(eta)}"
     )
 
@@ -296,9 +354,9 @@ def _finish(state: "TrainState", val_set: "SegmentationDataset", device: object,
     from segkit.models import load_model
     from segkit.report import prediction_picture, save_class_iou, save_curves
 
-    best = max(state.history, key=lambda row: -1 if math.isnan(row["miou"]) else row["miou"])
+    best, prefix = state.history[state.best_epoch - 1], "ema_" if state.best_weights == "ema" else ""
     names = state.model.class_names
-    iou = [best[f"iou/{name}"] for name in names]
+    iou = [best[f"{prefix}iou/{name}"] for name in names]
     save_curves(state.history, out / "curves.png")
     save_class_iou(names, iou, out / "class_iou.png")
     predictor = Predictor(load_model(out), device=device)
@@ -306,11 +364,12 @@ def _finish(state: "TrainState", val_set: "SegmentationDataset", device: object,
     images, targets = zip(*(val_set[i] for i in chosen), strict=True)
     masks = [predictor(image).mask for image in images]
     write_image(out / "val_predictions.png", prediction_picture(images, targets, masks, names))
-    print(f"\nIoU on the validation images at the best epoch, {best['epoch']}:")
+    averaged = " (averaged weights)" if prefix else ""
+    print(f"\nIoU on the validation images at the best epoch, {best['epoch']}{averaged}:")
     width = max(map(len, names))
     for name, value in zip(names, iou, strict=True):
         missing = math.isnan(value) or name in val_set.ignore_classes
         print(f"  {name:<{width}}  " + ("     -" if missing else f"{100 * value:6.2f} %"))
-    print(f"  {'mIoU':<{width}}  {100 * best['miou']:6.2f} %")
+    print(f"  {'mIoU':<{width}}  {100 * state.best_miou:6.2f} %")
     print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.png")
     print(f"use it: python infer.py --weights {out} --source photographs/")

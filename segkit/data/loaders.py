@@ -1,6 +1,7 @@
 """Loaders whose random choices depend on the seed, the epoch and the position alone, not on the workers."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,8 +22,8 @@ ATTEMPTS = 20  # images that are tried in place of a bad one
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed of the augmentation), shuffled anew in each epoch.
 
-    Set `epoch` before each pass. A last batch of one is dropped where others remain, since batch
-    normalisation cannot learn from it.
+    Set `epoch` before each pass, and `start` to leave out that many of its batches. A last batch of one is
+    dropped where others remain, since batch normalisation cannot learn from it.
 
     Args:
         length: Number of images.
@@ -38,6 +39,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.shares = shares
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
@@ -48,7 +50,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         order = random.permutation(self._drawn(random)).tolist()
         seeds = random.integers(2**31, size=self.length).tolist()
         samples = list(zip(order, seeds, strict=True))
-        for i in range(len(self)):
+        for i in range(self.start, len(self)):
             yield samples[i * self.batch_size : (i + 1) * self.batch_size]
 
     def _drawn(self, random: np.random.Generator) -> np.ndarray:
@@ -206,11 +208,14 @@ def _worker_options(workers: int) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "worker_init_fn": _single_threaded,
         "pin_memory": torch.cuda.is_available(),
+        # Of its own, so that loading leaves the global random state alone.
+        "generator": torch.Generator(),
     }
 
 
 def _single_threaded(worker: int) -> None:
     cv2.setNumThreads(0)  # a pool of threads in each worker would fight over the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends its workers
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,12 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder, path.name)
-        save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
+        try:
+            save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
+        except SafetensorError as error:  # which is what a full disk looks like
+            raise OSError(f"cannot write {path}: {error}") from error
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
 

@@ -1,21 +1,36 @@
 """The training loop and what it needs: optimizer, schedule, precision, checkpoints."""
 
-from segkit.training.checkpoint import load_state, save_state, write_results
-from segkit.training.loop import EpochReport, Evaluation, evaluate, fit, train_one_epoch
-from segkit.training.optim import autocast, create_optimizer, create_scheduler
+from segkit.training.checkpoint import load_state, read_checkpoint, save_state, write_results
+from segkit.training.ema import create_ema
+from segkit.training.evaluation import Evaluation, evaluate
+from segkit.training.loop import EpochReport, fit, train_one_epoch
+from segkit.training.optim import autocast, create_optimizer, create_scaler
+from segkit.training.random_state import make_deterministic, seed_all
+from segkit.training.saving import CheckpointError
+from segkit.training.schedule import Schedule, create_scheduler
+from segkit.training.signals import Interrupted, StopSignals
 from segkit.training.state import TrainState
 
 __all__ = [
+    "CheckpointError",
     "EpochReport",
     "Evaluation",
+    "Interrupted",
+    "Schedule",
+    "StopSignals",
     "TrainState",
     "autocast",
+    "create_ema",
     "create_optimizer",
+    "create_scaler",
     "create_scheduler",
     "evaluate",
     "fit",
     "load_state",
+    "make_deterministic",
+    "read_checkpoint",
     "save_state",
+    "seed_all",
     "train_one_epoch",
     "write_results",
 ]

@@ -2,56 +2,112 @@
 
 import csv
 import io
-import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from segkit.training.atomic_file import write_atomically
+from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
+LAST, PREVIOUS = "last.pt", "last.prev.pt"
+PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
+VALUES = (
+    *("epoch", "step", "updates", "overflows", "loss_sum", "image_count", "seconds"),
+    *("best_miou", "best_epoch", "best_weights", "stale_epochs", "history", "settings", "data"),
+)
 
 
-def save_state(state: TrainState, path: Path) -> None:
-    """Writes all of `state`, and the random state of torch, as tensors and plain Python values."""
+def save_state(state: TrainState, folder: Path) -> None:
+    """Writes all of `state`, and the random states, to `last.pt`; the one before becomes `last.prev.pt`.
+
+    Raises:
+        FloatingPointError: the weights are not finite; the files are as they were.
+        OSError: the file could not be written; the files are as they were.
+    """
+    check_finite(state)
+    parts = {name: part.state_dict() for name in PARTS if (part := getattr(state, name)) is not None}
     content = {
         "format": FORMAT,
         "config": state.model.config,
         "class_names": list(state.model.class_names),
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
-        "epoch": state.epoch,
-        "best_miou": state.best_miou,
-        "history": state.history,
-        "torch_rng": torch.get_rng_state(),
+        **parts,
+        **{name: getattr(state, name) for name in VALUES},
+        # Until the first batch of a resumed run has been drawn, its random states are those of the file.
+        "random": state.random or random_state(),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_atomically(path, buffer.getbuffer())
+    write_atomically(folder / LAST, buffer.getbuffer(), previous=folder / PREVIOUS)
 
 
-def load_state(state: TrainState, path: Path) -> None:
-    """Puts `state` where the run at `path` stood; model and optimizer must be built already.
+def check_finite(state: TrainState) -> None:
+    """Raises FloatingPointError if a weight is NaN or infinite."""
+    for name, value in state.model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FloatingPointError(
+                f"the weights {name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
+                "try a lower --lr, or --amp off"
+            )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Reads a checkpoint, or the newest whole one of a run folder.
+
+    Returns:
+        The content for `load_state`, and a sentence about each file that was damaged.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or belongs to another architecture or class list.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: no file is whole, or was written by this version of segkit.
     """
-    content = _read(path)
-    for key, mine in (("config", state.model.config), ("class_names", list(state.model.class_names))):
-        if content[key] != mine:
-            raise ValueError(f"cannot resume from {path}: its {key} is {content[key]}, this run's is {mine}")
-    state.model.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.scaler.load_state_dict(content["scaler"])
-    state.epoch = content["epoch"]
-    state.best_miou = content["best_miou"]
-    state.history = content["history"]
-    torch.set_rng_state(content["torch_rng"])
+    files = [path / LAST, path / PREVIOUS] if not path.is_file() else [path]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f"nothing to resume: there is no {path / LAST if path.is_dir() else path}")
+    refused = []
+    for file in files:
+        try:
+            return _read(file), refused
+        except ValueError as error:
+            refused.append(str(error))
+    raise ValueError("; ".join(refused))
+
+
+def load_state(state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
+    """Puts `state` where the run stood that `content` is of; all its parts must be built already.
+
+    Raises:
+        ValueError: the run had another architecture, class list, setting, or other data.
+    """
+    _check_same("config", content["config"], state.model.config)
+    _check_same("class_names", content["class_names"], list(state.model.class_names))
+    check_settings(content["settings"], state.settings)
+    if content["data"] != state.data and not allow_data_change:
+        raise ValueError(
+            "cannot resume: the data is not what the run began with (its files differ); "
+            "to go on with it nonetheless add --allow-data-change"
+        )
+    for name in PARTS:
+        if getattr(state, name) is not None:
+            getattr(state, name).load_state_dict(content[name])
+    for name in VALUES:
+        if name not in ("settings", "data"):
+            setattr(state, name, content[name])
+    state.random = content["random"]
+
+
+def check_settings(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises ValueError with the settings that differ, if there are any."""
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        listed = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
+        raise ValueError(f"cannot resume with other settings: {listed}")
 
 
 def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -61,28 +117,24 @@ def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
     writer.writeheader()
     for row in history:
         writer.writerow({key: "" if value != value else f"{value:.6g}" for key, value in row.items()})
-    _write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
+
+
+def _check_same(key: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise ValueError(f"cannot resume: the run's {key} is {before}, this one's is {now}")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume: there is no {path}")
+    problem = f"cannot resume from {path} ({path.stat().st_size} bytes): "
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(f"cannot resume from {path}: the file is damaged or was not written by segkit") from error
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not compare the checksums
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(problem + "the file is damaged or was not written by segkit") from error
+    if damaged:
+        raise ValueError(problem + "the file is damaged")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"cannot resume from {path}: it was not written by this version of segkit")
+        raise ValueError(problem + "it was not written by this version of segkit")
     return content
-
-
-def _write_atomically(path: Path, content: bytes | memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from segkit.metrics import ConfusionMatrix, Scores
-from segkit.models import Segmenter, save_model
-from segkit.training.checkpoint import save_state, write_results
+from segkit.metrics import Scores
+from segkit.training.accumulation import pixel_shares, windows
+from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
+from segkit.training.random_state import set_random_state
+from segkit.training.saving import CheckpointError, prepare_folder, save_if_best, save_progress
+from segkit.training.signals import Interrupted
 from segkit.training.state import TrainState
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The loss over a set, as the mean over its images, and the scores."""
-
-    loss: float
-    scores: Scores
+MAX_OVERFLOWS = 20  # in a row; the scaler finds a scale that fits within a few
+Progress = Callable[[Iterable], Iterable]
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,6 @@ class EpochReport:
     scores: Scores
     improved: bool
     images_per_second: float
-
-
-Precision = Callable[[], AbstractContextManager]
-Progress = Callable[[Iterable], Iterable]
 
 
 def fit(
@@ -50,17 +43,25 @@ def fit(
     device: torch.device,
     autocast: Precision,
     clip_grad: float = 0.0,
+    accumulate: int = 1,
+    freeze_epochs: int = 0,
+    early_stopping: int = 0,
+    save_every: int = 0,
+    compile: bool = False,
     exclude: Sequence[int] = (),
     progress: Progress = iter,
+    check_stop: Callable[[], None] = go_on,
 ) -> Iterator[EpochReport]:
     """Trains until `epochs` are finished; after each, writes the run folder and gives a report.
 
-    Writes `best.safetensors` (the model with the best validation mIoU), `last.pt` (all that is needed
-    to go on) and `results.csv`, each as a whole or not at all.
+    Writes `best.safetensors` (the weights with the best validation mIoU, raw or averaged), `last.pt` (all
+    that is needed to go on) and `results.csv`, each as a whole or not at all. On a CPU, a run that is
+    interrupted and resumed equals one that was not, bit for bit.
 
     Args:
         state: Where to start; changed in place.
-        train: Batches of images and target, uint8, whose `batch_sampler.epoch` picks the order.
+        train: Batches of images and target, uint8, whose `batch_sampler.epoch` picks the order and
+            `batch_sampler.start` the first batch.
         val: Validation images.
         loss_fn: logits (N, C, H, W), target (N, H, W) -> scalar.
         out: The run folder.
@@ -68,37 +69,78 @@ def fit(
         device: Where the model is.
         autocast: Makes the autocast context of a forward pass.
         clip_grad: Largest norm of the gradient; 0 for no limit.
+        accumulate: Batches whose gradients make one update.
+        freeze_epochs: Epochs at the start in which the backbone does not learn.
+        early_stopping: Epochs without a better mIoU after which to stop; 0 for never.
+        save_every: Updates after which `last.pt` is written within an epoch; 0 for never.
+        compile: Compile the forward pass of training.
         exclude: Classes that are left out of the means of the scores, see `SegmentationDataset.ignored_labels`.
         progress: Wraps the batches of an epoch, to show how far it is.
+        check_stop: Called between updates and validation images; if it raises Interrupted, `last.pt` is
+            written first.
+
+    Raises:
+        FloatingPointError: loss, gradient or weights are no longer finite; the files are the last finite ones.
+        Interrupted: by `check_stop`.
+        CheckpointError: the end of the run could not be saved.
     """
-    while state.epoch < epochs:
-        started = time.monotonic()
-        train.batch_sampler.epoch = state.epoch
-        train_loss = train_one_epoch(
-            state, progress(train), loss_fn, device=device, autocast=autocast, clip_grad=clip_grad
-        )
-        trained = time.monotonic()
-        evaluation = evaluate(state.model, val, loss_fn, device=device, autocast=autocast, exclude=exclude)
-        state.epoch += 1
-        row = {
-            "epoch": state.epoch,
-            "train_loss": train_loss,
-            "val_loss": evaluation.loss,
-            "miou": evaluation.scores.miou,
-            "pixel_accuracy": evaluation.scores.pixel_accuracy,
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "time": time.monotonic() - started,
-            **{key: value for key, value in evaluation.scores.to_dict().items() if key.startswith("iou/")},
-        }
+    forward = torch.compile(state.model) if compile else state.model
+    prepare_folder(state, out)
+    if state.random is not None:
+        set_random_state(state.random)
+        state.random = None
+    error = None
+    while state.epoch < epochs and not (early_stopping and state.stale_epochs >= early_stopping):
+        state.model.freeze_backbone(state.epoch < freeze_epochs)
+        train.batch_sampler.epoch, train.batch_sampler.start = state.epoch, state.step
+        first, started = state.image_count, time.monotonic()
+        clock = started - state.seconds
+
+        def between_updates(clock: float = clock) -> None:
+            state.seconds = time.monotonic() - clock
+            if save_every and state.updates % save_every == 0:
+                save_progress(state, out)
+            check_stop()
+
+        try:
+            train_loss = train_one_epoch(
+                state,
+                progress(train),
+                loss_fn,
+                device=device,
+                autocast=autocast,
+                forward=forward,
+                clip_grad=clip_grad,
+                accumulate=accumulate,
+                after_update=between_updates,
+            )
+            speed = (state.image_count - first) / (time.monotonic() - started)
+            models = {"raw": state.model} | ({"ema": state.ema.module} if state.ema else {})
+            scored = {
+                name: evaluate(
+                    model,
+                    val,
+                    loss_fn,
+                    device=device,
+                    autocast=autocast,
+                    exclude=exclude,
+                    check_stop=check_stop,
+                )
+                for name, model in models.items()
+            }
+        except Interrupted:
+            save_progress(state, out)
+            raise
+        row = _row(state, train_loss, scored, time.monotonic() - clock)
+        state.end_epoch()
         state.history.append(row)
-        improved = evaluation.scores.miou > state.best_miou
-        if improved:
-            state.best_miou = evaluation.scores.miou
-            save_model(state.model, out / "best.safetensors", epoch=state.epoch, miou=state.best_miou)
-        save_state(state, out / "last.pt")
-        write_results(state.history, out / "results.csv")
-        images = len(train) * train.batch_sampler.batch_size
-        yield EpochReport(row, evaluation.scores, improved, images / (trained - started))
+        state.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])
+        improved, best_error = save_if_best(state, scored, out)
+        error = save_progress(state, out) or best_error
+        yield EpochReport(row, scored["raw"].scores, improved, speed)
+        check_stop()
+    if error is not None:
+        raise CheckpointError(f"the run is finished, but could not be saved: {error}") from error
 
 
 def train_one_epoch(
@@ -108,57 +150,92 @@ def train_one_epoch(
     *,
     device: torch.device,
     autocast: Precision,
+    forward: Callable[[Tensor], Tensor] | None = None,
     clip_grad: float = 0.0,
+    accumulate: int = 1,
+    after_update: Callable[[], None] = go_on,
 ) -> float:
-    """One pass over the batches; gives the mean loss over the images.
+    """One pass over the batches; gives the mean loss over the epoch's images, those before a resume included.
+
+    Args:
+        state: Changed in place, step by step.
+        batches: What is left of the epoch.
+        loss_fn: logits (N, C, H, W), target (N, H, W) -> scalar.
+        device: Where the model is.
+        autocast: Makes the autocast context of a forward pass.
+        forward: Stands in for the model, such as its compiled form.
+        clip_grad: Largest norm of the gradient; 0 for no limit.
+        accumulate: Batches whose gradients make one update, see `pixel_shares`.
+        after_update: Called when `state` is whole; may raise.
 
     Raises:
-        FloatingPointError: the loss is not a finite number.
+        FloatingPointError: the loss or the gradient is not finite; with fp16, 20 times in a row.
     """
+    forward = forward or state.model
     state.model.train()
-    total, count = 0.0, 0
-    step = state.epoch * len(batches)
-    for images, target in batches:
-        state.scheduler.step_update(step)
-        images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-        with autocast():
-            logits = state.model(state.model.preprocessing(images))
-        loss = loss_fn(logits.float(), target)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} in epoch {state.epoch + 1}; try a lower --lr, or --amp off")
+    for window in windows(batches, accumulate):
+        state.scheduler.step_update(state.updates)
         state.optimizer.zero_grad()
-        state.scaler.scale(loss).backward()
-        if clip_grad > 0:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        total += value * len(images)
-        count += len(images)
-        step += 1
-    return total / count
+        for (images, target), share in zip(window, pixel_shares([t for _, t in window]), strict=True):
+            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+            with autocast():
+                logits = forward(state.model.preprocessing(images))
+            loss = loss_fn(logits.float(), target)
+            _count_loss(state, loss.item(), len(images))
+            state.scaler.scale(loss * share).backward()
+        _update_weights(state, clip_grad)
+        state.step += len(window)
+        after_update()
+    return state.loss_sum / state.image_count if state.image_count else math.nan
 
 
-@torch.inference_mode()
-def evaluate(
-    model: Segmenter,
-    loader: DataLoader,
-    loss_fn: nn.Module,
-    *,
-    device: torch.device,
-    autocast: Precision,
-    exclude: Sequence[int] = (),
-) -> Evaluation:
-    """Loss and scores over all images of a loader, each at its full size; the classes of `exclude` enter no mean."""
-    model.eval()
-    confusion = ConfusionMatrix(model.num_classes, class_names=model.class_names, exclude=exclude)
-    total, count = 0.0, 0
-    for images, target in loader:
-        images, target = images.to(device), target.to(device)
-        with autocast():
-            logits = model(model.preprocessing(images))
-        total += loss_fn(logits.float(), target).item() * len(images)
-        count += len(images)
-        confusion.update(logits, target)
-    return Evaluation(total / max(1, count), confusion.compute())
+def _count_loss(state: TrainState, value: float, images: int) -> None:
+    if math.isfinite(value):
+        state.loss_sum += value * images
+        state.image_count += images
+    elif not state.scaler.is_enabled():  # which would leave out the update
+        raise FloatingPointError(f"the loss is {value} in {_place(state)}; try a lower --lr, or --amp off")
+
+
+def _update_weights(state: TrainState, clip_grad: float) -> None:
+    if clip_grad > 0:
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
+        if not state.scaler.is_enabled() and not norm.isfinite():
+            raise FloatingPointError(f"the gradient is not finite in {_place(state)}; try a lower --lr, or --amp off")
+    scale = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.updates += 1
+    state.overflows = state.overflows + 1 if state.scaler.get_scale() < scale else 0
+    if state.overflows >= MAX_OVERFLOWS:
+        raise FloatingPointError(
+            f"fp16 has overflowed {MAX_OVERFLOWS} times in a row in {_place(state)}; try --amp bf16, or a lower --lr"
+        )
+    if state.ema is not None and not state.overflows:
+        state.ema.update(state.model, step=state.updates)
+
+
+def _place(state: TrainState) -> str:
+    return f"epoch {state.epoch + 1}, step {state.step + 1}"
+
+
+def _row(state: TrainState, train_loss: float, scored: dict[str, Evaluation], seconds: float) -> dict[str, float]:
+    """A line of results.csv; what the averaged weights reach has columns of its own at the end."""
+    raw, ema = scored["raw"], scored.get("ema")
+    return {
+        "epoch": state.epoch + 1,
+        "train_loss": train_loss,
+        "val_loss": raw.loss,
+        "miou": raw.scores.miou,
+        "pixel_accuracy": raw.scores.pixel_accuracy,
+        "lr": max(group["lr"] for group in state.optimizer.param_groups),
+        "time": seconds,
+        **_class_iou(raw),
+        **({} if ema is None else {"ema_val_loss": ema.loss, "ema_miou": ema.scores.miou}),
+        **({} if ema is None else {f"ema_{key}": value for key, value in _class_iou(ema).items()}),
+    }
+
+
+def _class_iou(evaluation: Evaluation) -> dict[str, float]:
+    return {key: value for key, value in evaluation.scores.to_dict().items() if key.startswith("iou/")}

@@ -5,24 +5,57 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 
 from segkit.models import Segmenter
+from segkit.training.schedule import Schedule
 
 
 @dataclass
 class TrainState:
-    """Everything that changes while training.
+    """Everything that changes while training, and what it may not be mixed up with.
 
     Attributes:
+        ema: The moving average of the weights, if there is one.
         epoch: Number of finished epochs.
+        step: Batches of the current epoch that are done.
+        updates: Updates of the weights since the start, those included that fp16 skipped.
+        overflows: Updates that fp16 skipped in a row.
+        loss_sum: Sum of the loss over the images of the current epoch so far.
+        image_count: How many they are.
+        seconds: What the current epoch has taken so far.
         best_miou: Best validation mIoU so far.
+        best_epoch: The epoch that reached it.
+        best_weights: Which weights reached it, `raw` or `ema`.
+        stale_epochs: Epochs since then.
         history: One row of results for each finished epoch.
+        settings: Settings that a resumed run must share.
+        data: Digest of the data; a resumed run must have the same.
+        random: The random states to go on with; None for those of the process.
     """
 
     model: Segmenter
     optimizer: torch.optim.Optimizer
-    scheduler: Any
+    scheduler: Schedule
     scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
     epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    overflows: int = 0
+    loss_sum: float = 0.0
+    image_count: int = 0
+    seconds: float = 0.0
     best_miou: float = -math.inf
+    best_epoch: int = 0
+    best_weights: str = "raw"
+    stale_epochs: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    data: str = ""
+    random: dict[str, Any] | None = None
+
+    def end_epoch(self) -> None:
+        """Moves on to the start of the next epoch."""
+        self.epoch += 1
+        self.step, self.loss_sum, self.image_count, self.seconds = 0, 0.0, 0, 0.0

@@ -41,8 +41,8 @@ def run(shapes, tmp_path_factory):
 
 def test_a_run_folder_holds_model_state_results_settings_and_pictures(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        *("args.yaml", "best.safetensors", "class_iou.png", "curves.png", "last.pt"),
-        *("results.csv", "train_batch.png", "val_predictions.png"),
+        *("args.yaml", "best.safetensors", "class_iou.png", "curves.png", "last.prev.pt"),
+        *("last.pt", "results.csv", "train_batch.png", "val_predictions.png"),
     ]
     rows = list(csv.DictReader((run / "results.csv").open()))
     assert list(rows[0]) == [
@@ -184,9 +184,21 @@ def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):
     content["categories"][0]["name"] = "ball"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    arguments = ["--data", other, "--images", shapes[0].parent, "--out", run, "--resume", *SMALL]
+    arguments = [
+        "--data",
+        other,
+        "--val",
+        other,
+        "--images",
+        shapes[0].parent,
+        "--out",
+        run,
+        "--epochs",
+        "3",
+        "--resume",
+    ]
     assert fails(train, *arguments) == 2
-    assert "its class_names is ['background', 'square', 'disc']" in capsys.readouterr().err
+    assert "the run's class_names is ['background', 'square', 'disc']" in capsys.readouterr().err
     assert fails(infer, "--weights", run, "--source", other, "--images", shapes[0].parent, "--out", tmp_path / "o") == 3
     assert "do not match the model's classes" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

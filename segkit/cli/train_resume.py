@@ -1,0 +1,100 @@
+"""--resume: which run goes on, with which settings, and whether its data is still the same."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segkit.config import TrainConfig, parse_args, read_settings
+
+if TYPE_CHECKING:
+    from segkit.training import TrainState
+
+# What a resumed run may do in another way; the data is compared by its content.
+FREE = {
+    *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
+    *("epochs", "early_stopping", "save_every", "pretrained"),
+    *("out", "resume", "allow_data_change", "device", "workers", "compile"),
+}
+
+
+def complete_settings(config: TrainConfig, argv: Sequence[str] | None) -> TrainConfig:
+    """The settings of the run that --resume names, where the command line does not say otherwise, and its folder."""
+    folder = run_folder(config)
+    settings = read_settings(folder / "args.yaml") if (folder / "args.yaml").is_file() else {}
+    settings = {key: value for key, value in settings.items() if key not in ("out", "resume")}
+    return dataclasses.replace(parse_args(TrainConfig, argv, prog="train.py", settings=settings), out=folder)
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder of the run to resume."""
+    if config.resume is True:
+        return config.out
+    path = Path(config.resume)
+    return path.parent if path.is_file() else path
+
+
+def read_run(config: TrainConfig) -> dict[str, Any]:
+    """The newest whole checkpoint of the run to resume, or the file that --resume names; says what was damaged."""
+    from segkit.training import read_checkpoint
+
+    content, refused = read_checkpoint(config.out if config.resume is True else Path(config.resume))
+    for sentence in refused:
+        print(f"{sentence}; going on from the checkpoint before it")
+    return content
+
+
+def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
+    """Whether nothing is left to do; says so."""
+    epoch = content["epoch"]
+    stopped = config.early_stopping and content["stale_epochs"] >= config.early_stopping
+    done = stopped or epoch >= config.epochs
+    if not done or not (config.out / "val_predictions.png").is_file():
+        return False
+    if stopped and epoch < config.epochs:
+        stale = content["stale_epochs"]
+        print(
+            f"{config.out} stopped early, after {stale} epochs without a better mIoU; "
+            f"to go on: --early-stopping {2 * stale}"
+        )
+    else:
+        print(f"{config.out} is already finished, at {epoch}/{config.epochs} epochs; to go on: --epochs {2 * epoch}")
+    return True
+
+
+def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any]) -> None:
+    """Puts `state` where the run stood, and says where that is."""
+    from segkit.training import load_state
+
+    before = state.settings.pop("epochs"), content["settings"].pop("epochs", None)
+    load_state(state, content, allow_data_change=config.allow_data_change)
+    state.settings["epochs"] = before[0]
+    at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
+    print(f"resuming {config.out} {at}")
+    if before[0] != before[1]:
+        print(
+            f"--epochs was {before[1]}, is {before[0]}: the learning rate follows the new number from here on, "
+            "which a run of that length would not have done from the start"
+        )
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, str]:
+    """What a resumed run must share with its beginning; and the number of epochs, to tell when it changes."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in FREE]
+    return {name: str(getattr(config, name)) for name in [*names, "epochs"]}
+
+
+def data_digest(config: TrainConfig) -> str:
+    """A digest of the annotation files' content, and of the names and sizes in folders of images and masks."""
+    digest = hashlib.sha256()
+    for group in (config.data, config.val, config.train_only, config.masks, (config.class_names, config.palette)):
+        digest.update(b"\0group")
+        for path in filter(None, group):
+            digest.update(_of_folder(path) if path.is_dir() else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _of_folder(folder: Path) -> bytes:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in files).encode()

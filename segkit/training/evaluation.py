@@ -1,0 +1,61 @@
+"""Loss and scores over a validation set."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segkit.metrics import ConfusionMatrix, Scores
+from segkit.models import Segmenter
+
+Precision = Callable[[], AbstractContextManager]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss over a set, as the mean over its images, and the scores."""
+
+    loss: float
+    scores: Scores
+
+
+def go_on() -> None:
+    """Does nothing: nobody wants to stop."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    loss_fn: nn.Module,
+    *,
+    device: torch.device,
+    autocast: Precision,
+    exclude: Sequence[int] = (),
+    check_stop: Callable[[], None] = go_on,
+) -> Evaluation:
+    """Loss and scores over all images of a loader, each at its full size.
+
+    Args:
+        model: Is in eval mode afterwards.
+        loader: Gives images and target, uint8.
+        loss_fn: logits (N, C, H, W), target (N, H, W) -> scalar.
+        device: Where the model is.
+        autocast: Makes the autocast context of a forward pass.
+        exclude: Classes that enter no mean.
+        check_stop: Called before each batch; may raise.
+    """
+    model.eval()
+    confusion = ConfusionMatrix(model.num_classes, class_names=model.class_names, exclude=exclude)
+    total, count = 0.0, 0
+    for images, target in loader:
+        check_stop()
+        images, target = images.to(device), target.to(device)
+        with autocast():
+            logits = model(model.preprocessing(images))
+        total += loss_fn(logits.float(), target).item() * len(images)
+        count += len(images)
+        confusion.update(logits, target)
+    return Evaluation(total / max(1, count), confusion.compute())

@@ -1,0 +1,68 @@
+"""What of a run goes to the disk, and when the disk does not take it."""
+
+import logging
+import math
+from pathlib import Path
+
+from segkit.models import save_model
+from segkit.training.atomic_file import remove_leftovers
+from segkit.training.checkpoint import LAST, PREVIOUS, check_finite, save_state, write_results
+from segkit.training.evaluation import Evaluation
+from segkit.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+BEST, RESULTS = "best.safetensors", "results.csv"
+
+
+class CheckpointError(OSError):
+    """The end of a run could not be saved."""
+
+
+def prepare_folder(state: TrainState, out: Path) -> None:
+    """Removes what a killed run has left half-written, and brings results.csv to what `state` knows."""
+    remove_leftovers(out, LAST, PREVIOUS, BEST, RESULTS)
+    if state.history:
+        write_results(state.history, out / RESULTS)
+
+
+def save_progress(state: TrainState, out: Path) -> OSError | None:
+    """Writes `last.pt` and `results.csv`; if the disk does not take them, says so and gives the error."""
+    try:
+        save_state(state, out)
+        if state.history:
+            write_results(state.history, out / RESULTS)
+    except OSError as error:
+        return _tell(error, out)
+    return None
+
+
+def save_if_best(state: TrainState, scored: dict[str, Evaluation], out: Path) -> tuple[bool, OSError | None]:
+    """Writes `best.safetensors` if one of the weights that were scored (raw, ema) is better than all so far.
+
+    What could not be written does not become the best one.
+
+    Returns:
+        Whether it is, and the error if it could not be written.
+    """
+    weights, evaluation = max(scored.items(), key=lambda item: _rank(item[1]))
+    miou = evaluation.scores.miou
+    state.stale_epochs += 1
+    if not miou > state.best_miou:
+        return False, None
+    check_finite(state)
+    model = state.model if weights == "raw" else state.ema.module
+    try:
+        save_model(model, out / BEST, epoch=state.epoch, miou=miou, weights=weights)
+    except OSError as error:
+        return False, _tell(error, out)
+    state.best_miou, state.best_epoch, state.best_weights, state.stale_epochs = miou, state.epoch, weights, 0
+    return True, None
+
+
+def _rank(evaluation: Evaluation) -> float:
+    return -math.inf if math.isnan(evaluation.scores.miou) else evaluation.scores.miou
+
+
+def _tell(error: OSError, out: Path) -> OSError:
+    _log.error("error: cannot save in %s: %s; what was saved before is kept, and training goes on", out, error)
+    return error

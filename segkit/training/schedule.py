@@ -1,0 +1,146 @@
+"""The learning rate over the updates: timm's shapes, with a linear warm-up, and plateaus."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import timm.scheduler
+import torch
+from timm.scheduler.scheduler import Scheduler
+
+Direction = Literal["min", "max"]
+
+
+class Plateau:
+    """A factor of the learning rate, which shrinks when a score has not become better for `patience` epochs.
+
+    As `torch.optim.lr_scheduler.ReduceLROnPlateau`, but as a factor, so that it goes with a warm-up. Better by
+    less than `threshold`, as a share of the best, is not better.
+
+    Args:
+        direction: `min` for a loss, `max` for a score.
+        patience: Epochs without progress that are borne; the next one lowers the rate.
+        decay: What the factor is multiplied by.
+        threshold: Least progress.
+    """
+
+    def __init__(self, direction: Direction, *, patience: int = 2, decay: float = 0.1, threshold: float = 1e-4) -> None:
+        if direction not in ("min", "max"):
+            raise ValueError(f"direction must be 'min' or 'max', got {direction!r}")
+        self.direction = direction
+        self.patience = patience
+        self.decay = decay
+        self.threshold = threshold
+        self.factor = 1.0
+        self.best = math.inf if direction == "min" else -math.inf
+        self.stale = 0
+
+    def step(self, score: float) -> None:
+        """Takes the score of an epoch; NaN is no progress."""
+        if self._better(score):
+            self.best, self.stale = score, 0
+            return
+        self.stale += 1
+        if self.stale > self.patience:
+            self.factor, self.stale = self.factor * self.decay, 0
+
+    def _better(self, score: float) -> bool:
+        if math.isinf(self.best):
+            return math.isfinite(score)
+        margin = abs(self.best) * self.threshold
+        return score < self.best - margin if self.direction == "min" else score > self.best + margin
+
+
+class Schedule:
+    """Sets the learning rate of every parameter group before each update; groups may have an `lr_scale`.
+
+    Args:
+        shape: A scheduler of timm that counts updates.
+        plateau: Lowers the rate beside it.
+        monitor: What the plateau looks at.
+    """
+
+    def __init__(
+        self, shape: Scheduler, plateau: Plateau | None = None, monitor: Literal["loss", "miou"] = "loss"
+    ) -> None:
+        self.shape = shape
+        self.plateau = plateau
+        self.monitor = monitor
+
+    def step_update(self, update: int) -> None:
+        """Call before update number `update`, from 0."""
+        self.shape.step_update(update)
+        if self.plateau is not None:
+            for group in self.shape.optimizer.param_groups:
+                group["lr"] *= self.plateau.factor
+
+    def end_epoch(self, *, loss: float, miou: float) -> None:
+        """Call after each epoch, with what the validation gave."""
+        if self.plateau is not None:
+            self.plateau.step(loss if self.monitor == "loss" else miou)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the updates alone do not tell; the shape follows from the settings."""
+        if self.plateau is None:
+            return {}
+        return {name: getattr(self.plateau, name) for name in ("factor", "best", "stale")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self.plateau, name, value)
+
+
+def create_scheduler(
+    optimizer: torch.optim.Optimizer,
+    name: str = "cosine",
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    monitor: Literal["loss", "miou"] = "loss",
+    patience: int = 2,
+) -> Schedule:
+    """A linear warm-up from a hundredth, then a shape; call `step_update(update)` before each update.
+
+    Args:
+        optimizer: Whose learning rate is the highest one.
+        name: `cosine` and `poly` (power 0.9) fall to zero; `constant` stays; `plateau` falls to a tenth
+            whenever the validation has made no progress for more than `patience` epochs.
+        epochs: In all.
+        steps_per_epoch: Updates in an epoch.
+        warmup_epochs: Epochs over which the rate rises.
+        monitor: What `plateau` looks at: the validation loss (lower is better) or the mIoU (higher is).
+        patience: Of `plateau`.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
+    if monitor not in DIRECTIONS:
+        raise ValueError(f"monitor must be one of {', '.join(DIRECTIONS)}, got {monitor!r}")
+    steps = epochs * steps_per_epoch
+    warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
+    start = optimizer.defaults["lr"] / 100
+    options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": start, "t_in_epochs": False}
+    shape = SHAPES[name](optimizer, steps - warmup, options)
+    return Schedule(shape, Plateau(DIRECTIONS[monitor], patience=patience) if name == "plateau" else None, monitor)
+
+
+def _cosine(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
+    return timm.scheduler.CosineLRScheduler(optimizer, t_initial=steps, **options)
+
+
+def _poly(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
+    """Power 0.9, after Chen et al., "DeepLab", 2017, section 4.1."""
+    return timm.scheduler.PolyLRScheduler(optimizer, t_initial=steps, power=0.9, **options)
+
+
+def _constant(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
+    return timm.scheduler.StepLRScheduler(optimizer, decay_t=steps, decay_rate=1.0, **options)
+
+
+DIRECTIONS: dict[str, Direction] = {"loss": "min", "miou": "max"}
+SHAPES: dict[str, Callable[..., Scheduler]] = {
+    "cosine": _cosine,
+    "poly": _poly,
+    "constant": _constant,
+    "plateau": _constant,
+}

@@ -7,10 +7,12 @@ photographs take turns, and the order of the sides within a lot. Compile time is
 
     python benchmarks/inference.py --data ../shared/data/facade/train.json --photographs 40
     python benchmarks/inference.py --data ../shared/data/facade/train.json --tta
+    python benchmarks/inference.py --window
 """
 
 import argparse
 import random
+import resource
 import statistics
 import tempfile
 import time
@@ -33,8 +35,9 @@ from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation, create_transform, train_loader
 from segkit.inference import Clock, PredictionWriter, Predictor, SourceImage, segment
 from segkit.losses import create_loss
-from segkit.models import Segmenter, load_smp_checkpoint, optimize
+from segkit.models import Segmenter, create_model, load_smp_checkpoint, optimize
 from segkit.models.preprocessing import Preprocessing
+from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 
 MEMBERS = {
@@ -244,10 +247,24 @@ def measure_tta(args: argparse.Namespace) -> None:
     )
 
 
+def measure_window() -> None:
+    """Memory above a (small) model for an image of 8000 x 6000 pixels, 12 classes, through windows of 512."""
+    model = create_model("fpn", backbone="mobilenetv3_small_100", num_classes=12, pretrained=False).eval()
+    predictor = Predictor(model, window=SlidingWindow(512, overlap=0.25), probs="none")
+    predictor(np.zeros((600, 600, 3), dtype=np.uint8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image = np.random.default_rng(0).integers(0, 256, (6000, 8000, 3), dtype=np.uint8)
+    started = time.perf_counter()
+    predictor(image)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    print(f"8000 x 6000: {time.perf_counter() - started:.0f} s, {peak:.2f} GB above the model, image included")
+
+
 def main() -> None:
     sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="COCO JSON of photographs of 512 x 512 pixels")
+    parser.add_argument("--window", action="store_true")
+    parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir(), "segkit-benchmark"))
     parser.add_argument("--steps", type=int, default=150, help="training steps of each model")
     parser.add_argument("--photographs", type=int, default=40)
@@ -257,6 +274,11 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
+    if args.window:
+        measure_window()
+        return
+    if args.data is None:
+        parser.error("--data is needed")
     if args.tta:
         measure_tta(args)
         return

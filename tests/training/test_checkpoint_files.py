@@ -1,0 +1,159 @@
+"""Checkpoints: whole or not at all, refused when damaged, and no code in them."""
+
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from tiny_training import build_state, run
+
+from segkit.training import load_state, read_checkpoint, save_state
+from segkit.training.atomic_file import remove_leftovers, write_atomically
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    run(out)
+    return out
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_the_checkpoint_before_is_kept(out):
+    assert read_checkpoint(out / "last.pt")[0]["epoch"] == 2
+    assert read_checkpoint(out / "last.prev.pt")[0]["epoch"] == 1
+
+
+def test_a_checkpoint_holds_no_classes(out):
+    content = torch.load(out / "last.pt", weights_only=True)
+    assert {"model", "ema", "optimizer", "scheduler", "scaler", "random", "history", "step"} <= set(content)
+
+
+def truncate(data):
+    return data[: len(data) // 2]
+
+
+def flip_a_bit(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def replace_by_a_page(data):
+    return b"<!DOCTYPE html><p>quota exceeded"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, replace_by_a_page, lambda data: b""])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(out, damage):
+    data = damage((out / "last.pt").read_bytes())
+    (out / "last.pt").write_bytes(data)
+    content, (sentence,) = read_checkpoint(out)
+    assert content["epoch"] == 1
+    assert f"last.pt ({len(data)} bytes): the file is damaged" in sentence
+
+
+def test_two_damaged_checkpoints_are_an_error_that_names_both(out):
+    for name in ("last.pt", "last.prev.pt"):
+        (out / name).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"last\.pt \(7 bytes\).*last\.prev\.pt \(7 bytes\)"):
+        read_checkpoint(out)
+
+
+def test_nothing_to_resume_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: there is no .*last\.pt"):
+        read_checkpoint(tmp_path)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("payload-was-run",)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 2, "model": Payload()}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="was not written by segkit"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "last.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match="damaged or was not written by segkit"):
+        read_checkpoint(tmp_path)
+    assert not (tmp_path / "payload-was-run").exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    torch.save({"format": 1}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="not written by this version of segkit"):
+        read_checkpoint(tmp_path)
+
+
+def test_changed_settings_and_data_are_named(out):
+    content, _ = read_checkpoint(out)
+    content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, "abc"
+    state = build_state()
+    state.settings, state.data = {"lr": "0.2", "crop": "64"}, "abc"
+    with pytest.raises(ValueError, match=r"cannot resume with other settings: --lr was 0\.1, is 0\.2$"):
+        load_state(state, content)
+    state.settings, state.data = content["settings"], "abd"
+    with pytest.raises(ValueError, match="the data is not what the run began with"):
+        load_state(state, content)
+    load_state(state, content, allow_data_change=True)
+    assert state.epoch == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(out, value):
+    before = (out / "last.pt").read_bytes()
+    state = build_state()
+    with torch.no_grad():
+        state.model.head.weight[0] = value
+    with pytest.raises(FloatingPointError, match=r"head\.weight are no longer finite"):
+        save_state(state, out)
+    assert (out / "last.pt").read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "a", b"new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_what_does_not_read_back_is_no_new_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr("segkit.training.atomic_file._checksum", lambda path: 0)
+    with pytest.raises(OSError, match="does not read back as it was written"):
+        write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_new_file_has_the_usual_rights(tmp_path):
+    write_atomically(tmp_path / "a", b"new")
+    (tmp_path / "b").write_text("new")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch):
+    def no_links(*paths):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    write_atomically(tmp_path / "a", b"1", previous=tmp_path / "b")
+    write_atomically(tmp_path / "a", b"2", previous=tmp_path / "b")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".last.pt.123.tmp").write_text("half")
+    (tmp_path / ".best.safetensors.xyz").mkdir()
+    (tmp_path / ".mine").write_text("kept")
+    remove_leftovers(tmp_path, "last.pt", "best.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]

@@ -1,0 +1,84 @@
+"""A run that is interrupted and resumed equals one that was not, bit for bit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import build_state, interrupted, outcome, run, same
+
+from segkit.training import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return outcome(out)
+
+
+@pytest.mark.parametrize("stop_after", [1, 6, 9, 12])  # in a step, in validation, between epochs, in the next one
+def test_a_run_interrupted_anywhere_equals_a_whole_one(whole, tmp_path, stop_after):
+    assert interrupted(tmp_path, stop_after)
+    run(tmp_path, resume=True)
+    assert same(outcome(tmp_path), whole)
+
+
+def test_a_run_interrupted_again_and_again_equals_a_whole_one(whole, tmp_path):
+    stops = np.random.default_rng(0).integers(1, 9, 40).tolist()
+    resume = False
+    while interrupted(tmp_path, stops.pop(), resume=resume):
+        resume = True
+    assert same(outcome(tmp_path), whole)
+
+
+def test_workers_do_not_change_a_resumed_run(whole, tmp_path):
+    assert interrupted(tmp_path, 3, workers=2)
+    run(tmp_path, resume=True, workers=2)
+    assert same(outcome(tmp_path), whole)
+
+
+def test_saving_within_an_epoch_changes_nothing(whole, tmp_path):
+    run(tmp_path, save_every=2)
+    assert same(outcome(tmp_path), whole)
+
+
+def test_accumulation_resumes_exactly(tmp_path):
+    options = {"accumulate": 2}
+    run(tmp_path / "a", **options)
+    assert interrupted(tmp_path / "b", 1, **options)
+    assert read_checkpoint(tmp_path / "b")[0]["step"] == 4
+    run(tmp_path / "b", resume=True, **options)
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_plateau_and_patience_survive_a_resume(tmp_path):
+    def state():
+        return build_state(epochs=6, schedule="plateau", lr=1e-6)
+
+    run(tmp_path / "a", epochs=6, state=state())
+    assert interrupted(tmp_path / "b", 43, epochs=6, state=state())
+    stopped = read_checkpoint(tmp_path / "b")[0]
+    assert stopped["epoch"] == 4
+    assert stopped["scheduler"]["best"] < 2
+    run(tmp_path / "b", resume=True, epochs=6, state=state())
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_all_random_states_are_restored(tmp_path):
+    assert interrupted(tmp_path, 3)
+    expected = read_checkpoint(tmp_path)[0]["random"]
+    draws = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002 - the global state is meant
+    assert interrupted(tmp_path, 0, resume=True)
+    resumed = read_checkpoint(tmp_path)[0]["random"]
+    assert resumed["python"] == expected["python"]
+    assert same(resumed["numpy"], expected["numpy"])
+    assert draws != (random.random(), np.random.rand(), torch.rand(1))  # noqa: NPY002
+
+
+def test_an_extended_run_keeps_its_epochs_and_its_best(tmp_path):
+    short = run(tmp_path, epochs=1)
+    longer = run(tmp_path, resume=True, epochs=3)
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+    assert longer.history[0] == short.history[0]
+    assert longer.best_miou >= short.best_miou

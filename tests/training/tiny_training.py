@@ -1,0 +1,142 @@
+"""A run that takes a second: a small FPN on images drawn in memory, with augmentation, dropout and an average."""
+
+import csv
+import os
+import signal
+import traceback
+
+import numpy as np
+import torch
+
+from segkit.data import SegmentationDataset, create_transform, train_loader, val_loader
+from segkit.losses import create_loss
+from segkit.models import create_model
+from segkit.training import (
+    Interrupted,
+    TrainState,
+    autocast,
+    create_ema,
+    create_optimizer,
+    create_scaler,
+    create_scheduler,
+    fit,
+    load_state,
+    read_checkpoint,
+    seed_all,
+)
+
+CPU = torch.device("cpu")
+NAMES = ("background", "square", "disc")
+
+
+class Drawn(SegmentationDataset):
+    """`count` images of 32 x 40 pixels; a bright square is class 1, a dark one class 2."""
+
+    class_names = NAMES
+
+    def __init__(self, count, seed=0):
+        random = np.random.default_rng(seed)
+        self.images = random.integers(90, 160, (count, 32, 40, 3), dtype=np.uint8)
+        self.masks = np.zeros((count, 32, 40), dtype=np.uint8)
+        for image, mask in zip(self.images, self.masks, strict=True):
+            for label, value in ((1, 240), (2, 10)):
+                top, left = random.integers(0, 20, 2)
+                image[top : top + 10, left : left + 12], mask[top : top + 10, left : left + 12] = value, label
+
+    def __len__(self):
+        return len(self.images)
+
+    def image(self, index):
+        return self.images[index]
+
+    def mask(self, index):
+        return self.masks[index]
+
+
+def build_state(*, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="off", **optimizer):
+    seed_all(0)
+    model = create_model(
+        "fpn", backbone="test_resnet", class_names=NAMES, pretrained=False, pyramid_channels=8, channels=8
+    )
+    optimizer = create_optimizer(model, lr=lr, weight_decay=0.01, **optimizer)
+    scheduler = create_scheduler(optimizer, schedule, epochs=epochs, steps_per_epoch=steps, warmup_epochs=0.5)
+    return TrainState(model, optimizer, scheduler, create_scaler(CPU, amp), create_ema(model, ema))
+
+
+def loaders(*, workers=0, batch_size=2):
+    transform = create_transform("standard", crop=32)
+    train = train_loader(Drawn(10), transform, batch_size=batch_size, workers=workers)
+    return train, val_loader(Drawn(2, seed=1), workers=min(workers, 1))
+
+
+def run(out, *, resume=False, stop_after=None, epochs=2, workers=0, batch_size=2, state=None, **options):
+    """Trains, or goes on; `stop_after` interrupts after so many updates of this call. Gives the state."""
+    out.mkdir(exist_ok=True)
+    state = state or build_state(epochs=epochs)
+    if resume:
+        load_state(state, read_checkpoint(out)[0])
+    calls = iter(range(10**6))
+
+    def check_stop():
+        if stop_after is not None and next(calls) >= stop_after:
+            raise Interrupted(signal.SIGTERM)
+
+    settings = {
+        "loss_fn": create_loss({"ce": 0.6, "dice": 0.4}),
+        "epochs": epochs,
+        "device": CPU,
+        "autocast": autocast(CPU, "off"),
+        "clip_grad": 5.0,
+        **options,
+    }
+    train, val = loaders(workers=workers, batch_size=batch_size)
+    for _ in fit(state, train, val, settings.pop("loss_fn"), out, check_stop=check_stop, **settings):
+        pass
+    return state
+
+
+def interrupted(out, stop_after, **options):
+    try:
+        run(out, stop_after=stop_after, **options)
+    except Interrupted:
+        return True
+    return False
+
+
+def forked(function):
+    """Runs `function` in a child of this warm process; gives how it ended: 0, or the negative signal."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outcome(out):
+    """All that must not depend on interruptions: the last checkpoint, the results and the best model."""
+    content, _ = read_checkpoint(out)
+    content = {key: value for key, value in content.items() if key not in ("seconds", "settings", "data")}
+    content["history"] = [{k: v for k, v in row.items() if k != "time"} for row in content["history"]]
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    return content, [{k: v for k, v in row.items() if k != "time"} for row in rows], _bytes(out / "best.safetensors")
+
+
+def same(a, b):
+    """Whether nested values are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def _bytes(path):
+    return path.read_bytes()

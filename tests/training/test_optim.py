@@ -1,0 +1,58 @@
+"""Parameter groups: what decays, and what learns how fast."""
+
+import pytest
+import torch
+from tiny_training import CPU, NAMES
+
+from segkit.models import create_model
+from segkit.training import create_optimizer, create_scaler
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("fpn", backbone="test_resnet", class_names=NAMES, pretrained=False, channels=8)
+
+
+def settings_by_name(model, **options):
+    groups = create_optimizer(model, lr=1.0, weight_decay=0.1, **options).param_groups
+    of_id = {id(p): (g["weight_decay"], g.get("lr_scale", 1.0)) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    return {name: of_id[id(p)] for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_decay": 0.9}, {"backbone_lr_factor": 0.1}])
+def test_norms_and_biases_do_not_decay(model, options):
+    for name, parameter in model.named_parameters():
+        decay, _ = settings_by_name(model, **options)[name]
+        assert decay == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+def test_the_backbone_learns_at_its_share_of_the_rate(model):
+    for name, (_, scale) in settings_by_name(model, backbone_lr_factor=0.1).items():
+        assert scale == (0.1 if name.startswith("backbone.") else 1.0), name
+
+
+def test_layer_decay_rises_towards_the_head(model):
+    found = settings_by_name(model, layer_decay=0.5)
+    scales = [scale for name, (_, scale) in found.items() if name.startswith("backbone.")]
+    assert scales == sorted(scales)
+    assert scales[0] < scales[-1] == 0.5
+    assert {scale for name, (_, scale) in found.items() if not name.startswith("backbone.")} == {1.0}
+
+
+def test_both_factors_multiply(model):
+    found = settings_by_name(model, layer_decay=0.5, backbone_lr_factor=0.1)
+    assert found["head.weight"][1] == 1.0
+    assert max(scale for name, (_, scale) in found.items() if name.startswith("backbone.")) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("amp", "enabled"), [("off", False), ("auto", False), ("bf16", False), ("fp16", True)])
+def test_only_fp16_scales_the_loss(amp, enabled):
+    assert create_scaler(CPU, amp).is_enabled() == enabled
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones(model):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adm', timm has .*adamw"):
+        create_optimizer(model, "adm", lr=1.0)
+    with pytest.raises(ValueError, match="unknown amp 'half', expected one of off, bf16"):
+        create_scaler(torch.device("cpu"), "half")

@@ -1,0 +1,145 @@
+"""What `fit` does from epoch to epoch: the best weights, stopping, full disks, signals."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+from tiny_training import build_state, forked, outcome, run, same
+
+from segkit.models import load_model, read_header, save_model
+from segkit.training import CheckpointError, Evaluation, Interrupted, StopSignals, loop, read_checkpoint, saving
+
+
+class FixedScores:
+    """Stands for the scores of a validation."""
+
+    pixel_accuracy = 0.5
+
+    def __init__(self, miou):
+        self.miou = miou
+
+    def to_dict(self):
+        return {"iou/background": self.miou}
+
+
+@pytest.fixture
+def score(monkeypatch):
+    """Replaces the validation: `score(raw=[...], ema=[...])` gives the mIoU of each epoch."""
+
+    def install(**mious):
+        streams = {name: iter(values) for name, values in mious.items()}
+
+        def evaluate(model, *args, **options):
+            name = "raw" if model.training else "ema"
+            return Evaluation(1.0, FixedScores(next(streams[name])))
+
+        monkeypatch.setattr(loop, "evaluate", evaluate)
+
+    return install
+
+
+def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_path, score):
+    score(raw=[0.3, 0.5, 0.4, 0.5, 0.9])
+    state = run(tmp_path, state=build_state(ema=0), epochs=9, early_stopping=2)
+    assert state.epoch == 4
+    assert (state.best_miou, state.best_epoch, state.stale_epochs) == (0.5, 2, 2)
+
+
+def test_patience_goes_on_where_it_was_after_a_resume(tmp_path, score):
+    score(raw=[0.5, 0.4, 0.3, 0.9])
+    run(tmp_path, state=build_state(ema=0), epochs=2, early_stopping=2)
+    state = run(tmp_path, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
+    assert (state.epoch, state.best_epoch) == (3, 1)
+
+
+@pytest.mark.parametrize(("raw", "ema", "best"), [([0.3], [0.4], "ema"), ([0.4], [0.3], "raw"), ([0.4], [0.4], "raw")])
+def test_the_better_of_raw_and_averaged_weights_is_kept(tmp_path, score, raw, ema, best):
+    score(raw=raw, ema=ema)
+    state = run(tmp_path, epochs=1)
+    assert read_header(tmp_path / "best.safetensors")["extra"] == {"epoch": 1, "miou": 0.4, "weights": best}
+    expected = state.model if best == "raw" else state.ema.module
+    assert torch.equal(load_model(tmp_path).head.weight, expected.head.weight)
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (float(row["miou"]), float(row["ema_miou"])) == (raw[0], ema[0])
+
+
+def test_a_score_that_is_nan_is_never_the_best(tmp_path, score):
+    score(raw=[0.2, float("nan")], ema=[float("nan"), float("nan")])
+    state = run(tmp_path, epochs=2)
+    assert (state.best_miou, state.best_epoch, state.best_weights) == (0.2, 1, "raw")
+
+
+def disk_full(*args, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, monkeypatch, caplog):
+    real, calls = saving.save_state, iter(range(99))
+
+    def sometimes_full(state, out):
+        return disk_full() if next(calls) == 1 else real(state, out)
+
+    monkeypatch.setattr(saving, "save_state", sometimes_full)
+    state = run(tmp_path, epochs=3)
+    assert "error: cannot save in" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert state.epoch == read_checkpoint(tmp_path)[0]["epoch"] == 3
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "results.csv").open())] == ["1", "2", "3"]
+
+
+def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):
+    run(tmp_path, epochs=1)
+    before = (tmp_path / "last.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full)
+        with pytest.raises(CheckpointError, match="could not be saved"):
+            run(tmp_path, state=build_state(), epochs=1)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch, score):
+    score(raw=[0.5, 0.4])
+    calls = iter(range(9))
+
+    def once_full(*args, **options):
+        return disk_full() if next(calls) == 0 else save_model(*args, **options)
+
+    monkeypatch.setattr(saving, "save_model", once_full)
+    state = run(tmp_path, state=build_state(ema=0), epochs=2)
+    assert (state.best_miou, state.best_epoch) == (0.4, 2)
+    assert read_header(tmp_path / "best.safetensors")["extra"]["miou"] == 0.4
+
+
+def test_the_first_signal_waits_for_a_check_and_the_second_stops_at_once():
+    with StopSignals() as stop:
+        stop.check()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
+            stop.check()
+        assert caught.value.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
+    run(tmp_path / "a", epochs=1)
+
+    def stopped():
+        with StopSignals():
+            run(tmp_path / "b", epochs=1, save_every=1, progress=interrupt_twice)
+
+    def interrupt_twice(batches):
+        for i, batch in enumerate(batches):
+            if i == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    assert forked(stopped) == 1
+    assert read_checkpoint(tmp_path / "b")[0]["step"] == 3
+    run(tmp_path / "b", resume=True, epochs=1)
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))

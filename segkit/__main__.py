@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a model on photographs with COCO annotations",
     "infer": "segment photographs with trained models",
     "evaluate": "score models on images whose truth is known, or compare two",
+    "tune": "find weights, views and more that help on images held out",
     "check": "look for what is wrong with data before training on it",
     "folds": "divide a COCO JSON into folds with even shares of every class",
     "export": "write a trained model as ONNX",

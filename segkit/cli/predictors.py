@@ -28,6 +28,7 @@ def load_predictor(config: PredictConfig, *, device: "torch.device", crf_workers
         member_weights=config.member_weights or None,
         tta=tta,
         window=SlidingWindow(config.window, overlap=config.window_overlap) if config.window else None,
+        class_bias=config.class_bias,
         crf=crf,
         device=device,
         probs=probs,
@@ -35,6 +36,8 @@ def load_predictor(config: PredictConfig, *, device: "torch.device", crf_workers
     for path, weight in zip(config.weights, predictor.member_weights, strict=True):
         print(f"model  {path}" + (f", weight {weight:.3f}" if len(config.weights) > 1 else ""))
     print(f"views  {tta}" + (f"; windows of {config.window} pixels" if config.window else ""))
+    if config.class_bias:
+        print("bias   " + ", ".join(f"{name} {value:+g}" for name, value in config.class_bias.items()))
     if crf is not None:
         print(f"crf    {crf}")
     return predictor

@@ -2,6 +2,7 @@
 
 from segkit.inference.coco_results import PseudoLabels, write_coco
 from segkit.inference.labelled import Labelled, segment_dataset
+from segkit.inference.member_probs import MemberProbs, sample_pixels
 from segkit.inference.predictor import Prediction, Predictor
 from segkit.inference.source import SourceImage, open_source
 from segkit.inference.stream import Clock, Segmented, segment
@@ -11,6 +12,7 @@ from segkit.inference.writers import PredictionWriter
 __all__ = [
     "Clock",
     "Labelled",
+    "MemberProbs",
     "Prediction",
     "PredictionWriter",
     "Predictor",
@@ -19,6 +21,7 @@ __all__ = [
     "SourceImage",
     "check_sample",
     "open_source",
+    "sample_pixels",
     "segment",
     "segment_dataset",
     "write_coco",

@@ -1,7 +1,7 @@
 """Predictor: from a photograph to a label map, by one model or several."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from segkit.tta import TTA, Member
 
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # such as DenseCRF: (C, H, W), (H, W, 3) -> (C, H, W)
 PROBS = ("memory", "disk", "none")
+LARGEST_BIAS = 20  # a factor of 5e8; much more leaves no other class in float32
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Predictor:
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
         window: Runs images that are larger than the window piece by piece.
+        class_bias: What is added to the log-probabilities of single classes, by name, before they are scaled to
+            sum to 1 again: above 0 a class is found more often. See `python -m segkit tune`.
         crf: Refinement by the image's colours.
         device: Where the models run.
         probs: Where probabilities are kept: in `memory`, on `disk` (a memory-mapped file that goes with the
@@ -53,6 +56,7 @@ class Predictor:
         member_weights: Sequence[float] | None = None,
         tta: TTA | None = None,
         window: SlidingWindow | None = None,
+        class_bias: Mapping[str, float] | None = None,
         crf: Refine | None = None,
         device: str | torch.device = "cpu",
         probs: str = "memory",
@@ -64,6 +68,7 @@ class Predictor:
         self.member_weights = _normalise(member_weights, len(models))
         self.tta = tta or TTA()
         self.window = window
+        self.class_factors = _factors(class_bias or {}, self.class_names)
         self.crf = crf
         self.probs = probs
         if probs not in PROBS:
@@ -105,9 +110,17 @@ class Predictor:
         ]
         return self.tta.ensemble(members, pixels.to(self.device).float()).cpu()
 
+    def _biased(self, probs: Tensor) -> Tensor:
+        """(C, H, W) probabilities, each class times its factor."""
+        if self.class_factors is None:
+            return probs
+        weighted = probs * self.class_factors[:, None, None]
+        return weighted / weighted.sum(0)
+
     def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Prediction:
         mask, probs = np.empty(size, dtype=np.uint8), None
-        for top, band in bands:
+        for top, models_say in bands:
+            band = self._biased(models_say)
             rows = slice(top, top + band.shape[1])
             mask[rows] = band.argmax(0).numpy()
             if self.probs == "none":
@@ -138,6 +151,17 @@ def _check_members(models: Sequence[nn.Module]) -> None:
     for model in models[1:]:
         if model.class_names != models[0].class_names:
             raise ValueError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
+
+
+def _factors(bias: Mapping[str, float], class_names: Sequence[str]) -> Tensor | None:
+    """(C,) what an addition to the logarithms of the probabilities multiplies them by; None for no addition."""
+    for name in bias:
+        if name not in class_names:
+            raise ValueError(f"there is no class {name!r} for class_bias, the classes are {', '.join(class_names)}")
+    values = torch.tensor([float(bias.get(name, 0.0)) for name in class_names])
+    if not values.abs().max() <= LARGEST_BIAS:
+        raise ValueError(f"class_bias must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
+    return values.exp() if values.any() else None
 
 
 def _normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from segkit.metrics.boundary import BoundaryIoU, BoundaryScores
 from segkit.metrics.calibration import CalibrationError, CalibrationScores
 from segkit.metrics.confusion import ConfusionMatrix
 from segkit.metrics.evaluation import Evaluation
+from segkit.metrics.held_out import Chosen, HeldOutSearch, gain
 from segkit.metrics.labels import argmax_channels
 from segkit.metrics.per_image import PerImageConfusion, PerImageScores
 from segkit.metrics.scores import Scores
@@ -14,8 +15,10 @@ __all__ = [
     "BoundaryScores",
     "CalibrationError",
     "CalibrationScores",
+    "Chosen",
     "ConfusionMatrix",
     "Evaluation",
+    "HeldOutSearch",
     "Interval",
     "PerImageConfusion",
     "PerImageScores",
@@ -23,4 +26,5 @@ __all__ = [
     "argmax_channels",
     "bootstrap_difference",
     "bootstrap_interval",
+    "gain",
 ]

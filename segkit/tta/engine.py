@@ -94,7 +94,8 @@ class TTA:
     @property
     def views(self) -> tuple[View, ...]:
         """What each model sees of an image: every one of these once."""
-        return tuple(View(*view) for view in product(self.scales, self.brightness, self.turns))
+        turns = sorted(self.turns, key=lambda name: TURNS[name].transposed)  # those of one shape run together
+        return tuple(View(*view) for view in product(self.scales, self.brightness, turns))
 
     def __str__(self) -> str:
         parts = {"scales": self.scales, "brightness": self.brightness, "turns": self.turns}
@@ -118,6 +119,16 @@ class TTA:
             for scores, weight in self._scores(members, images, each=not total.merge.linear):
                 total.add(scores, weight)
         return total.result()
+
+    @torch.inference_mode()
+    def each(self, member: Member, images: Tensor) -> Iterator[Tensor]:
+        """RGB images (N, 3, H, W) float32 in 0..255 -> scores (N, C, H, W) of one view after another.
+
+        They are the parts of the merge, as probabilities or logits, in the order of `views`.
+        """
+        with _evaluating([member]):
+            for scores, _ in self._scores([member], images, each=True):
+                yield scores
 
     @torch.inference_mode()
     def uncertainty(self, model: nn.Module, images: Tensor) -> Uncertainty:

@@ -54,6 +54,19 @@ def test_the_crf_refines_the_averaged_probabilities():
     assert np.array_equal(prediction.probs, seen[0][0][::-1])
 
 
+def test_a_class_bias_is_added_to_the_log_probabilities_and_the_crf_gets_the_result():
+    expected = torch.from_numpy(probs_of(model())).log().add(torch.tensor([0.0, 1.5, -2.0])[:, None, None]).softmax(0)
+    seen = []
+    predictor = Predictor(
+        model(), class_bias={"b": 1.5, "c": -2.0}, crf=lambda probs, image: seen.append(probs) or probs
+    )
+    prediction = predictor(IMAGE)
+    np.testing.assert_allclose(prediction.probs, expected, atol=1e-5)
+    np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+    without = Predictor(model(), class_bias={"b": 1.5, "c": -2.0}, probs="none")(IMAGE)
+    assert np.array_equal(without.mask, expected.argmax(0))
+
+
 def test_an_optimized_model_stands_for_the_model():
     expected, prediction = probs_of(model()), Predictor(optimize(model(), compile=False), tta=TTA())(IMAGE)
     np.testing.assert_allclose(prediction.probs, expected, atol=1e-4)
@@ -111,6 +124,8 @@ def test_a_read_only_image_is_segmented():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: Predictor(model(), class_bias={"d": 1.0}), "no class 'd' for class_bias, the classes are a, b, c"),
+        (lambda: Predictor(model(), class_bias={"a": float("nan")}), "class_bias must be numbers in -20 .. 20"),
         (lambda: Predictor(ByColour(), tta=TTA(merge="logits")), "merge='gmean'"),
         (lambda: Predictor(ByColour(), probs="ram"), "unknown probs 'ram'"),
         (lambda: Predictor(ByColour(), probs="none", crf=lambda p, i: p), "CRF needs"),

@@ -1,0 +1,98 @@
+"""HeldOutSearch: settings chosen on some of the images, and what they bring on those that they were not chosen on."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from segkit.metrics.bootstrap import Interval, bootstrap_difference
+from segkit.metrics.per_image import PerImageConfusion
+from segkit.metrics.scores import score_counts
+
+Choice = TypeVar("Choice", bound=Hashable)
+Count = Callable[[Choice], PerImageConfusion]
+Step = Callable[[Choice], Choice]  # to neighbouring settings; to the same where there is no way
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[Choice]):
+    """Settings, chosen on all images but those of a fold, for each fold; and those chosen on all images.
+
+    Attributes:
+        of_fold: What was chosen without the images of each fold.
+        final: What was chosen on all images.
+        held_out: Every image, counted under what was chosen without it.
+    """
+
+    of_fold: tuple[Choice, ...]
+    final: Choice
+    held_out: PerImageConfusion
+
+
+class HeldOutSearch(Generic[Choice]):
+    """Improves settings by their mIoU, on folds of the images.
+
+    Source: Stone, "Cross-Validatory Choice and Assessment of Statistical Predictions", 1974.
+
+    Args:
+        count: The confusion of every image under some settings; made anew in each call.
+        images: Number of images.
+        folds: Number of parts, of at least one image each.
+        seed: Of the parts.
+    """
+
+    def __init__(self, count: Count, images: int, *, folds: int = 5, seed: int = 0) -> None:
+        if not 2 <= folds <= images:
+            raise ValueError(f"folds must be at least 2 and no more than the {images} images, got {folds}")
+        self.count = count
+        self.folds = np.array_split(np.random.default_rng(seed).permutation(images), folds)
+        self._sums: dict[Choice, np.ndarray] = {}  # one matrix a fold: those of all images would not fit
+
+    def fixed(self, choice: Choice) -> Chosen:
+        """Settings that nobody chose, to start from."""
+        return self._chosen((choice,) * len(self.folds), choice)
+
+    def improve(self, start: Chosen, steps: Sequence[Step]) -> Chosen:
+        """Climbs from what was chosen so far, for each fold on the images of the others, at last on all."""
+        of_fold = tuple(
+            climb(choice, steps, partial(self._miou, without=fold)) for fold, choice in enumerate(start.of_fold)
+        )
+        return self._chosen(of_fold, climb(start.final, steps, self._miou))
+
+    def _chosen(self, of_fold: tuple[Choice, ...], final: Choice) -> Chosen:
+        counted = {choice: self.count(choice) for choice in dict.fromkeys(of_fold)}
+        held_out = counted[of_fold[0]]
+        counts = held_out.counts.clone()
+        for choice, fold in zip(of_fold, self.folds, strict=True):
+            counts[fold] = counted[choice].counts[fold]
+        held_out.counts = counts
+        return Chosen(of_fold, final, held_out)
+
+    def _miou(self, choice: Choice, without: int | None = None) -> float:
+        if choice not in self._sums:
+            self._like = self.count(choice)
+            counts = self._like.counts.cpu().numpy()
+            self._sums[choice] = np.stack([counts[fold].sum(0, dtype=np.int64) for fold in self.folds])
+        sums = self._sums[choice]
+        total = sums.sum(0) - (0 if without is None else sums[without])
+        return score_counts(total, self._like.class_names, self._like.included).miou
+
+
+def gain(later: Chosen, earlier: Chosen) -> Interval:
+    """By how much the mIoU on images held out is larger."""
+    return bootstrap_difference(later.held_out, earlier.held_out)
+
+
+def climb(start: Choice, steps: Sequence[Step], score: Callable[[Choice], float]) -> Choice:
+    """Takes every step that raises the score, one after another, until none does."""
+    best, highest, last = start, score(start), None
+    while last != best:
+        last = best
+        for step in steps:
+            candidate = step(best)
+            value = score(candidate) if candidate != best else highest
+            if value > highest + 1e-9:  # less is rounding
+                best, highest = candidate, value
+    return best

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import build_state, forked, outcome, run, same
+from tiny_training import forked, outcome, run, same
 
 EPOCHS = 1
 CALLS = ("fsync", "replace", "link")
@@ -116,10 +116,9 @@ def test_a_run_killed_at_random_moments_resumes(whole, tmp_path):
     for i in range(20):
         out = tmp_path / str(i)
         out.mkdir()
-        state = build_state(epochs=EPOCHS)
         child = os.fork()
         if child == 0:
-            run(out, epochs=EPOCHS, save_every=1, state=state)
+            run(out, epochs=EPOCHS, save_every=1)
             os._exit(0)
         time.sleep(moments.uniform(0.05, 0.8))
         os.kill(child, signal.SIGKILL)

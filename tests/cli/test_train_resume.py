@@ -1,0 +1,191 @@
+"""train.py --resume, signals and faults, through the command itself."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_train_infer import fails, train_arguments
+
+from segkit.cli import train
+from segkit.cli.run_folder import check_writable
+from segkit.models import read_header
+from segkit.training import saving
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    train.main(train_arguments(shapes, out, "--epochs", "1", "--augment", "flip"))
+    return out
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "a")
+
+
+def epochs(out):
+    return [row["epoch"] for row in csv.DictReader((out / "results.csv").open())]
+
+
+def test_a_finished_run_says_so(out, capsys):
+    train.main(["--resume", str(out)])
+    assert "is already finished, at 1/1 epochs; to go on: --epochs 2" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_its_pictures_gets_them(out):
+    (out / "val_predictions.png").unlink()
+    train.main(["--resume", str(out)])
+    assert (out / "val_predictions.png").is_file()
+    assert epochs(out) == ["1"]
+
+
+@pytest.mark.parametrize("words", [["--resume", "OUT"], ["--resume", "OUT/last.pt"], ["--out", "OUT", "--resume"]])
+def test_an_extended_run_takes_its_settings_from_the_folder(out, capsys, words):
+    train.main([*(word.replace("OUT", str(out)) for word in words), "--epochs", "2"])
+    printed = capsys.readouterr().out
+    assert f"resuming {out} after epoch 1" in printed
+    assert "--epochs was 1, is 2: the learning rate follows the new number" in printed
+    assert epochs(out) == ["1", "2"]
+    assert "augment: flip" in (out / "args.yaml").read_text()
+    assert "epochs: 2" in (out / "args.yaml").read_text()
+
+
+def test_other_settings_are_named_with_both_values(out, capsys):
+    assert fails(train, "--resume", out, "--epochs", "2", "--lr", "0.5", "--crop", "64") == 2
+    error = capsys.readouterr().err
+    assert "cannot resume with other settings: --crop was 48, is 64; --lr was 0.003, is 0.5" in error
+
+
+def test_workers_device_and_saving_may_change(out):
+    train.main(["--resume", str(out), "--epochs", "2", "--workers", "1", "--save-every", "1", "--device", "auto"])
+    assert epochs(out) == ["1", "2"]
+
+
+def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
+    folder = shutil.copytree(shapes[0].parent, tmp_path / "data")
+    files = folder / "train.json", folder / "val.json"
+    train.main(train_arguments(files, tmp_path / "a", "--epochs", "1"))
+    content = json.loads(files[0].read_text())
+    content["annotations"].pop()
+    files[0].write_text(json.dumps(content))
+    assert fails(train, "--resume", tmp_path / "a", "--epochs", "2") == 2
+    assert "the data is not what the run began with" in capsys.readouterr().err
+    train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
+    assert epochs(tmp_path / "a") == ["1", "2"]
+
+
+def test_data_may_move(shapes, tmp_path):
+    folder = shutil.copytree(shapes[0].parent, tmp_path / "old")
+    train.main(train_arguments((folder / "train.json", folder / "val.json"), tmp_path / "a", "--epochs", "1"))
+    new = folder.rename(tmp_path / "new")
+    moved = ["--data", str(new / "train.json"), "--val", str(new / "val.json")]
+    train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", *moved])
+    assert epochs(tmp_path / "a") == ["1", "2"]
+
+
+def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
+    train.main(["--resume", str(out), "--epochs", "2"])
+    data = (out / "last.pt").read_bytes()
+    (out / "last.pt").write_bytes(data[:1000])
+    train.main(["--resume", str(out), "--epochs", "2"])
+    printed = capsys.readouterr().out
+    assert "last.pt (1000 bytes): the file is damaged or was not written by segkit; going on from the" in printed
+    assert epochs(out) == ["1", "2"]
+
+
+def test_resume_and_out_must_agree(out, tmp_path, capsys):
+    assert fails(train, "--resume", out, "--out", tmp_path / "b") == 2
+    assert "--resume RUN goes on in the run's own folder" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder_is_an_error_at_the_start(shapes, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert fails(train, *train_arguments(shapes, tmp_path / "file" / "run")) == 2
+    assert "file is a file" in capsys.readouterr().err
+
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("segkit.cli.run_folder.tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"cannot write to .*: Permission denied"):
+        check_writable(tmp_path / "new")
+
+
+def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypatch):
+    def full(state, out):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_state", full)
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "2")) == 1
+    error = capsys.readouterr().err
+    assert "the run is finished, but could not be saved: [Errno 28] No space left on device" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
+def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, capsys, number, code, name):
+    real, calls = train._progress_bar, iter(range(99))
+
+    def interrupt(batches):
+        for batch in real(batches):
+            if next(calls) == 1:
+                signal.raise_signal(number)
+            yield batch
+
+    monkeypatch.setattr(train, "_progress_bar", interrupt)
+    out = tmp_path / "a"
+    assert fails(train, *train_arguments(shapes, out, "--epochs", "1")) == code
+    assert f"stopped by {name}; saved. To go on: python train.py --resume {out}" in capsys.readouterr().err
+    assert torch.load(out / "last.pt", weights_only=True)["step"] == 2
+    train.main(["--resume", str(out)])
+    assert epochs(out) == ["1"]
+
+
+def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
+    def dies(config):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
+
+    monkeypatch.setattr(train, "train", dies)
+    assert fails(train, "--data", "x.json") == 1
+    error = capsys.readouterr().err
+    assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images has died" in error
+
+
+def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):
+    settings = "--schedule poly --accumulate 2 --freeze-backbone 1 --ema 0.9 --early-stopping 5 --layer-decay 0.9"
+    rare = "--class-weights sqrt --rare-threshold 0.5 --rare-crops 0.5 --mix copy-paste --backbone-lr-factor 0.5"
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "2", *settings.split(), *rare.split()))
+    out = capsys.readouterr().out
+    assert "weights background" in out
+    assert "rare   disc" in out or "rare   square" in out
+    (_, row) = csv.DictReader((tmp_path / "a" / "results.csv").open())
+    assert {"ema_val_loss", "ema_miou", "ema_iou/disc"} <= set(row)
+    assert read_header(tmp_path / "a" / "best.safetensors")["extra"]["weights"] in ("raw", "ema")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_real_command_can_be_stopped_and_goes_on(shapes, tmp_path, number, code):
+    out = tmp_path / "a"
+    command = [sys.executable, "train.py", *train_arguments(shapes, out, "--epochs", "200", "--save-every", "2")]
+    process = subprocess.Popen([*command, "--workers", "2"], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (out / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal does: the workers get it too
+    assert process.wait(timeout=30) == code
+    epoch = torch.load(out / "last.pt", weights_only=True)["epoch"]
+    arguments = [sys.executable, "train.py", "--resume", str(out), "--epochs", str(epoch + 1)]
+    subprocess.run(arguments, cwd=ROOT, check=True, timeout=60)
+    assert len(epochs(out)) == epoch + 1

@@ -57,6 +57,6 @@ def _exit_code(error: BaseException) -> int:
 
 def _worker_sentence(error: RuntimeError) -> str:
     return (
-        f"{str(error).splitlines()[0].strip()} A process that loads images has died, most often because memory or /dev/shm "
-        "ran out; try fewer --workers. What was saved before is kept."
+        f"{str(error).splitlines()[0].strip()} A process that loads images has died, most often because memory or "
+        "/dev/shm ran out; try fewer --workers. What was saved before is kept."
     )

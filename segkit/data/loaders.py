@@ -215,7 +215,8 @@ def _worker_options(workers: int) -> dict[str, Any]:
 
 def _single_threaded(worker: int) -> None:
     cv2.setNumThreads(0)  # a pool of threads in each worker would fight over the cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process; the main one ends its workers
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:

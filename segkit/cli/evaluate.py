@@ -1,7 +1,7 @@
 """evaluate: trained models and images whose truth is known in; scores, tables and pictures out."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,17 +83,17 @@ def _conclude(
     config: EvaluateConfig, data: "SegmentationDataset", predictor: "Predictor", result: "Evaluation", out: Path
 ) -> list[str]:
     """Prints and writes the scores of --weights; gives the names of the files."""
-    from segkit.cli.score_tables import class_rows, describe, image_caption, image_rows, plain_rows, write_json
+    from segkit.cli.score_tables import class_rows, describe, image_rows, plain_rows, set_scores, write_json
     from segkit.inference.writers import write_table
 
-    print(f"\n{describe(result)}")
-    scores = result.images.compute()
-    write_json(out / "scores.json", {**_facts(config, data), **result.to_dict()})
-    write_table(out / "classes.csv", plain_rows(class_rows(result)))
-    write_table(out / "images.csv", image_rows([data.name(i) for i in range(len(data))], scores))
-    chosen = [int(i) for i in scores.worst_images()[: config.worst]]
-    captions = {i: image_caption(result, i) for i in chosen}
-    picture = _save_picture(out / "worst.png", data, chosen, {"prediction": (predictor, captions)})
+    scores, intervals = result.images.compute(), result.intervals()
+    rows, values = class_rows(result, intervals), set_scores(result, intervals)
+    print(f"\n{describe(rows, values, len(data))}")
+    write_json(out / "scores.json", {**_facts(config, data), **values})
+    write_table(out / "classes.csv", plain_rows(rows))
+    write_table(out / "images.csv", image_rows(_names(data), scores))
+    chosen = scores.worst_images()[: config.worst].tolist()
+    picture = _save_picture(out / "worst.png", data, chosen, {"prediction": (predictor, result)})
     return ["scores.json", "classes.csv", "images.csv", *picture]
 
 
@@ -105,24 +105,24 @@ def _compare(
     out: Path,
 ) -> list[str]:
     """Prints and writes how --weights differ from --compare; gives the names of the files."""
-    from segkit.cli.score_tables import describe_difference, difference_rows, image_caption, image_rows, plain_rows
+    from segkit.cli.score_tables import describe_difference, difference_rows, image_rows, plain_rows
     from segkit.inference.writers import write_table
-    from segkit.metrics import bootstrap_difference
 
-    first, second = (result.images for result in results)
-    intervals = bootstrap_difference(first, second, "iou"), bootstrap_difference(first, second)
-    print(f"\n--weights less --compare, in percentage points\n{describe_difference(data.class_names, *intervals)}")
-    write_table(out / "differences.csv", plain_rows(difference_rows(data.class_names, *intervals)))
-    now, before = first.compute(), second.compute()
-    write_table(out / "images.csv", image_rows([data.name(i) for i in range(len(data))], now, before))
+    result, other = results
+    rows = difference_rows(data.class_names, result.images.included, result.intervals_of_difference(other))
+    now, before = result.images.compute(), other.images.compute()
     change = now.of_image - before.of_image
-    chosen = [int(i) for i in change.argsort(kind="stable")[: config.worst] if change[i] < 0]
+    print(f"\n--weights less --compare, in percentage points\n{describe_difference(rows)}")
     print(f"{(change < 0).sum()} of {len(data)} images are worse, {(change > 0).sum()} better")
-    maps = {
-        title: (predictors[k], {i: image_caption(results[k], i) for i in chosen})
-        for title, k in {"--compare": 1, "--weights": 0}.items()
-    }
-    return ["differences.csv", *_save_picture(out / "regressions.png", data, chosen, maps)]
+    write_table(out / "differences.csv", plain_rows(rows))
+    write_table(out / "images.csv", image_rows(_names(data), now, before))
+    chosen = [i for i in change.argsort(kind="stable").tolist()[: config.worst] if change[i] < 0]
+    columns = {"--compare": (predictors[1], other), "--weights": (predictors[0], result)}
+    return ["differences.csv", *_save_picture(out / "regressions.png", data, chosen, columns)]
+
+
+def _names(data: "SegmentationDataset") -> list[str]:
+    return [data.name(i) for i in range(len(data))]
 
 
 def _facts(config: EvaluateConfig, data: "SegmentationDataset") -> dict[str, Any]:
@@ -138,16 +138,17 @@ def _save_picture(
     file: Path,
     data: "SegmentationDataset",
     chosen: Sequence[int],
-    columns: dict[str, tuple["Predictor", dict[int, str]]],
-) -> Iterator[str]:
+    columns: dict[str, tuple["Predictor", "Evaluation"]],
+) -> list[str]:
     """Photograph, truth and predictions of some images, which are made anew: none was kept. Gives the file's name."""
+    from segkit.cli.score_tables import image_caption
     from segkit.data import write_image
     from segkit.report import label_picture
 
     if not chosen:
-        return
+        return []
     images, targets = [data.image(i) for i in chosen], [data.target(i) for i in chosen]
     masks = {title: [predictor(image).mask for image in images] for title, (predictor, _) in columns.items()}
-    captions = [[data.name(i), "", *(lines[i] for _, lines in columns.values())] for i in chosen]
+    captions = [[data.name(i), "", *(image_caption(result, i) for _, result in columns.values())] for i in chosen]
     write_image(file, label_picture(images, {"truth": targets, **masks}, data.class_names, captions))
-    yield file.name
+    return [file.name]

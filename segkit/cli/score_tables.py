@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def describe(evaluation: "Evaluation") -> str:
-    """The table of the classes and the scores of the set, in percent."""
-    miou, values = evaluation.interval(), evaluation.to_dict()
+def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> str:
+    """The table of the classes and the scores of the set, in percent; see `class_rows` and `set_scores`."""
     named = {"mean Dice": "mean_dice", "pixel accuracy": "pixel_accuracy", "boundary mIoU": "boundary_miou"}
     by_image = {"image by image: mIoU": "image_miou", "that of the worst 5 %": "worst_image_miou"}
     lines = [
         ", ".join(f"{text} {_percent(values[name])}" for text, name in part.items())
         for part in (named | {"calibration error": "ece"}, by_image)
     ]
-    count = len(evaluation.images.counts)
-    head = f"mIoU {_percent(miou.estimate)} {_span(miou.low, miou.high)}, 95 % of resamples of the {count} images"
-    return "\n".join([*_class_table(class_rows(evaluation)), "", head, *lines])
+    span = _span(values["miou_low"], values["miou_high"])
+    head = f"mIoU {_percent(values['miou'])} {span}, 95 % of resamples of the {images} images"
+    return "\n".join([*_class_table(rows), "", head, *lines])
 
 
 def _class_table(rows: Sequence[Row]) -> list[str]:
@@ -43,17 +42,17 @@ def _class_table(rows: Sequence[Row]) -> list[str]:
     return _table(header, cells)
 
 
-def describe_difference(names: Sequence[str], iou: "Interval", miou: "Interval") -> str:
-    """The difference of each class and of the mean, in percentage points."""
-    rows = [[name, *_signed(row)] for name, row in zip((*names, "mIoU"), (*_rows(iou), _row(miou)), strict=True)]
-    return "\n".join(_table(["class", "IoU difference", "95 % of resamples", ""], rows))
+def describe_difference(rows: Sequence[Row]) -> str:
+    """What `difference_rows` gives, in percentage points."""
+    cells = [[row["class"], *_signed(row["difference"], row["low"], row["high"])] for row in rows]
+    return "\n".join(_table(["class", "IoU difference", "95 % of resamples", ""], cells))
 
 
-def class_rows(evaluation: "Evaluation") -> list[Row]:
+def class_rows(evaluation: "Evaluation", intervals: "Interval") -> list[Row]:
     """A row a class: scores in 0..1, NaN where it is not scored; support in pixels."""
-    scores, iou = evaluation.scores, evaluation.interval("iou")
+    scores = evaluation.scores
     columns = {
-        **{"iou": scores.iou, "iou_low": iou.low, "iou_high": iou.high},
+        **{"iou": scores.iou, "iou_low": intervals.low[:-1], "iou_high": intervals.high[:-1]},
         **{"dice": scores.dice, "precision": scores.precision, "recall": scores.recall},
         "boundary_iou": evaluation.boundary.compute().iou,
         "calibration_error": evaluation.calibration.compute().class_ece,
@@ -63,10 +62,18 @@ def class_rows(evaluation: "Evaluation") -> list[Row]:
     return [dict(zip(("class", *columns, "support"), row, strict=True)) for row in rows]
 
 
-def difference_rows(names: Sequence[str], iou: "Interval", miou: "Interval") -> list[Row]:
-    """A row a class and one of the mean: difference of the IoU, and its interval."""
-    rows = zip((*names, "mIoU"), (*_rows(iou), _row(miou)), strict=True)
-    return [dict(zip(("class", "difference", "low", "high"), (name, *row), strict=True)) for name, row in rows]
+def set_scores(evaluation: "Evaluation", intervals: "Interval") -> dict[str, float]:
+    """All scores of the set by name, with miou_low and miou_high."""
+    miou = {"miou_low": float(intervals.low[-1]), "miou_high": float(intervals.high[-1])}
+    return {**evaluation.to_dict(), **miou}
+
+
+def difference_rows(names: Sequence[str], included: np.ndarray, intervals: "Interval") -> list[Row]:
+    """A row a class, NaN where it is not scored, and one of the mean: difference of the IoU, and its interval."""
+    scored = np.append(included, True)
+    columns = [np.where(scored, x, np.nan).tolist() for x in (intervals.estimate, intervals.low, intervals.high)]
+    rows = zip((*names, "mIoU"), *columns, strict=True)
+    return [dict(zip(("class", "difference", "low", "high"), row, strict=True)) for row in rows]
 
 
 def image_rows(names: Sequence[str], scores: "PerImageScores", other: "PerImageScores | None" = None) -> list[Row]:
@@ -108,21 +115,12 @@ def image_caption(evaluation: "Evaluation", image: int, count: int = 2) -> str:
     return "\n".join([f"mIoU {100 * evaluation.images.compute().of_image[image]:.1f} %", *lines])
 
 
-def _rows(interval: "Interval") -> Iterator[tuple[float, float, float]]:
-    return zip(interval.estimate, interval.low, interval.high, strict=True)
-
-
-def _row(interval: "Interval") -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
-
-
-def _signed(row: Sequence[float]) -> list[str]:
+def _signed(difference: float, low: float, high: float) -> list[str]:
     """Difference and interval in percentage points; a word where the interval leaves zero out."""
-    estimate, low, high = row
-    if math.isnan(estimate):
+    if math.isnan(difference):
         return ["-", "", ""]
     verdict = "better" if low > 0 else "worse" if high < 0 else ""
-    return [f"{100 * estimate:+.2f}", f"[{100 * low:+.2f}, {100 * high:+.2f}]", verdict]
+    return [f"{100 * difference:+.2f}", f"[{100 * low:+.2f}, {100 * high:+.2f}]", verdict]
 
 
 def _percent(value: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segkit.metrics.bootstrap import Interval, bootstrap_interval
+from segkit.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from segkit.metrics.boundary import BoundaryIoU
 from segkit.metrics.calibration import CalibrationError
 from segkit.metrics.per_image import PerImageConfusion
@@ -39,18 +39,23 @@ class Evaluation:
         """The scores of the whole set."""
         return self.images.total().compute()
 
-    def interval(self, score: str = "miou") -> Interval:
-        """A score of the whole set with its bootstrap interval over the images."""
-        return bootstrap_interval(self.images, score)
+    def intervals(self) -> Interval:
+        """Bootstrap intervals (C + 1,) over the images: IoU of each class, then mIoU."""
+        return bootstrap_interval(self.images, _iou_and_mean)
+
+    def intervals_of_difference(self, other: "Evaluation") -> Interval:
+        """The same of what `other`, on the same images, is less by."""
+        return bootstrap_difference(self.images, other.images, _iou_and_mean)
 
     def to_dict(self) -> dict[str, float]:
-        """Flat floats: scores of the set, miou_low and miou_high, scores by image, boundary IoU, calibration."""
-        miou = self.interval()
+        """Flat floats for a logger: scores of the set, scores by image, boundary IoU, calibration."""
         return {
             **self.scores.to_dict(),
-            "miou_low": miou.low,
-            "miou_high": miou.high,
             **self.images.compute().to_dict(),
             **self.boundary.compute().to_dict(),
             **self.calibration.compute().to_dict(),
         }
+
+
+def _iou_and_mean(scores: Scores) -> np.ndarray:
+    return np.append(scores.iou, scores.miou)

@@ -114,7 +114,7 @@ def _describe_start(config: TuneConfig, search: "HeldOutSearch", start: "Chosen"
     if len(config.weights) > 1:
         for path, alone in zip(config.weights, steps_of("member weights", config, start.final), strict=False):
             print(_score_line(f"{path} alone", search.count(alone(start.final))))
-    print(_score_line("to begin with: equal weights, one view", start.held_out))
+    print(_score_line("to begin with: equal weights, one view", start.held_out), flush=True)
     print(f"\nan ingredient is kept if it brings more than {100 * config.margin:g} points of mIoU on images held out")
 
 

@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,63 +86,62 @@ def fit(
         Interrupted: by `check_stop`.
         CheckpointError: the end of the run could not be saved.
     """
-    forward = torch.compile(state.model) if compile else state.model
     prepare_folder(state, out)
     if state.random is not None:
         set_random_state(state.random)
         state.random = None
+    common = {"loss_fn": loss_fn, "device": device, "autocast": autocast}
+    forward = torch.compile(state.model) if compile else state.model
+    learn = partial(train_one_epoch, **common, forward=forward, clip_grad=clip_grad, accumulate=accumulate)
+    score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_stop)
     error = None
     while state.epoch < epochs and not (early_stopping and state.stale_epochs >= early_stopping):
         state.model.freeze_backbone(state.epoch < freeze_epochs)
         train.batch_sampler.epoch, train.batch_sampler.start = state.epoch, state.step
-        first, started = state.image_count, time.monotonic()
-        clock = started - state.seconds
-
-        def between_updates(clock: float = clock) -> None:
-            state.seconds = time.monotonic() - clock
-            if save_every and state.updates % save_every == 0:
-                save_progress(state, out)
-            check_stop()
-
-        try:
-            train_loss = train_one_epoch(
-                state,
-                progress(train),
-                loss_fn,
-                device=device,
-                autocast=autocast,
-                forward=forward,
-                clip_grad=clip_grad,
-                accumulate=accumulate,
-                after_update=between_updates,
+        images, seconds = state.image_count, state.seconds
+        with _saved_if_interrupted(state, out):
+            train_loss = learn(
+                state, progress(train), after_update=_between_updates(state, out, save_every, check_stop)
             )
-            speed = (state.image_count - first) / (time.monotonic() - started)
-            models = {"raw": state.model} | ({"ema": state.ema.module} if state.ema else {})
-            scored = {
-                name: evaluate(
-                    model,
-                    val,
-                    loss_fn,
-                    device=device,
-                    autocast=autocast,
-                    exclude=exclude,
-                    check_stop=check_stop,
-                )
-                for name, model in models.items()
-            }
-        except Interrupted:
-            save_progress(state, out)
-            raise
-        row = _row(state, train_loss, scored, time.monotonic() - clock)
-        state.end_epoch()
-        state.history.append(row)
-        state.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])
+            speed = (state.image_count - images) / max(state.seconds - seconds, 1e-9)
+            started = time.monotonic()
+            scored = {name: score(model) for name, model in _scored_models(state).items()}
+        row = _row(state, train_loss, scored, state.seconds + time.monotonic() - started)
+        state.end_epoch(row)
         improved, best_error = save_if_best(state, scored, out)
         error = save_progress(state, out) or best_error
         yield EpochReport(row, scored["raw"].scores, improved, speed)
         check_stop()
     if error is not None:
         raise CheckpointError(f"the run is finished, but could not be saved: {error}") from error
+
+
+@contextmanager
+def _saved_if_interrupted(state: TrainState, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted:
+        save_progress(state, out)
+        raise
+
+
+def _between_updates(
+    state: TrainState, out: Path, save_every: int, check_stop: Callable[[], None]
+) -> Callable[[], None]:
+    """What `fit` does after each update: keeps the time, saves where that is due, and lets itself be stopped."""
+    started = time.monotonic() - state.seconds
+
+    def call() -> None:
+        state.seconds = time.monotonic() - started
+        if save_every and state.updates % save_every == 0:
+            save_progress(state, out)
+        check_stop()
+
+    return call
+
+
+def _scored_models(state: TrainState) -> dict[str, nn.Module]:
+    return {"raw": state.model} | ({} if state.ema is None else {"ema": state.ema.module})
 
 
 def train_one_epoch(
@@ -171,7 +172,7 @@ def train_one_epoch(
     Raises:
         FloatingPointError: the loss or the gradient is not finite; with fp16, 20 times in a row.
     """
-    forward = forward or state.model
+    forward = state.model if forward is None else forward
     state.model.train()
     for window in windows(batches, accumulate):
         state.scheduler.step_update(state.updates)

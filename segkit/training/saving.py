@@ -43,9 +43,14 @@ def save_if_best(state: TrainState, scored: dict[str, Evaluation], out: Path) ->
 
     Returns:
         Whether it is, and the error if it could not be written.
+
+    Raises:
+        ValueError: no validation image shows a class that counts, in the first epoch; later none is better.
     """
     weights, evaluation = max(scored.items(), key=lambda item: _rank(item[1]))
     miou = evaluation.scores.miou
+    if math.isnan(miou) and state.best_epoch == 0:
+        raise ValueError("there is no mIoU: the validation images show no class that is scored")
     state.stale_epochs += 1
     if not miou > state.best_miou:
         return False, None

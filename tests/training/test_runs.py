@@ -71,6 +71,20 @@ def test_a_score_that_is_nan_is_never_the_best(tmp_path, score):
     assert (state.best_miou, state.best_epoch, state.best_weights) == (0.2, 1, "raw")
 
 
+def test_a_validation_set_without_any_class_is_an_error(tmp_path, score):
+    score(raw=[float("nan")])
+    with pytest.raises(ValueError, match="the validation images show no class that is scored"):
+        run(tmp_path, state=build_state(ema=0), epochs=1)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_like_an_eager_one(tmp_path):
+    torch.compiler.reset()
+    compiled, eager = run(tmp_path / "a", epochs=1, compile=True), run(tmp_path / "b", epochs=1)
+    assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], abs=0.05)
+    assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
+
+
 def disk_full(*args, **options):
     raise OSError(28, "No space left on device")
 

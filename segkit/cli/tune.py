@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from segkit.inference import MemberProbs, Predictor
     from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion
 
+KEPT_BYTES = 2**30  # of mixtures in memory
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
@@ -66,6 +68,8 @@ class PlanCounter:
 
     def __init__(self, probs: "MemberProbs", targets: Sequence[np.ndarray], data: "SegmentationDataset") -> None:
         self.probs, self.targets, self.data = probs, targets, data
+        self._of: tuple | None = None
+        self._mixtures: dict[int, np.ndarray] = {}  # plans that differ in their biases alone share them
 
     def __call__(self, plan: "Plan") -> "PerImageConfusion":
         from segkit.tta import FLIPS
@@ -79,9 +83,19 @@ class PlanCounter:
         weights = np.array(plan.weights) / sum(plan.weights)
         images = _new_confusion(self.data)
         for i, target in enumerate(self.targets):
-            biased = self.probs.mixture(i, weights, views) * factors
+            biased = self._mixture(i, tuple(weights), tuple(views)) * factors
             images.update(biased[:, None], target[None])
         return images
+
+    def _mixture(self, image: int, weights: tuple[float, ...], views: tuple[int, ...]) -> np.ndarray:
+        if self._of != (weights, views):
+            self._of, self._mixtures = (weights, views), {}
+        found = self._mixtures.get(image)
+        if found is None:
+            found = self.probs.mixture(image, weights, views)
+            if (len(self._mixtures) + 1) * found.nbytes <= KEPT_BYTES:
+                self._mixtures[image] = found
+        return found
 
 
 def _keep_probs(

@@ -495,7 +495,9 @@ def parse_args(
 def write_yaml(config: TrainConfig | InferConfig, path: Path) -> None:
     """Writes the settings with the names of their flags."""
     plain = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.tmp")  # a run that is killed here must find its settings again
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -101,14 +100,11 @@ class _Extension(Function):
 
 def _descending(errors: Tensor) -> Tensor:
     """The order that sorts errors (P,) that are not negative from the largest down, equal ones by index."""
-    if errors.dtype != torch.float32 or errors.is_cuda or len(errors) >= 2**31:
+    if errors.dtype != torch.float32 or errors.is_cuda:
         return errors.sort(descending=True, stable=True).indices
-    # On a CPU numpy sorts integers some fifteen times faster than torch sorts floats with their indices. The bits
-    # of a float that is not negative, read as an integer, keep the order; the index goes into the lower half.
-    bits = errors.numpy().view(np.int32).astype(np.int64)
-    keys = ((np.int64(np.iinfo(np.int32).max) - bits) << 32) | np.arange(len(bits))
-    keys.sort()
-    return torch.from_numpy(keys & np.int64(0xFFFFFFFF))
+    # On a CPU torch sorts integers by their digits, some fifteen times faster than it compares floats. The bits of a
+    # float that is not negative, read as an integer, keep the order; a complement turns it round.
+    return (~errors.contiguous().view(torch.int32)).sort(stable=True).indices
 
 
 class LovaszLoss(Loss):

@@ -3,8 +3,8 @@
 The peer is what the projects did that segkit grew from: per item it asks pycocotools for the annotations,
 rasterises them one by one, turns the image into float32, augments and normalises. `uint8` is a kinder peer
 that stays in uint8 until the normalisation. The augmentation is the same on all sides (`seed2`). Ours gives
-uint8, which the model normalises as a batch: on a GPU for nothing, on a CPU as the last line shows. Epochs take turns; the first one, in which our masks
-are drawn, is timed apart.
+uint8, which the model normalises as a batch: on a GPU for nothing, on a CPU as the last line shows. Epochs
+take turns; the first one, in which our masks are drawn, is timed apart.
 
     python benchmarks/data.py --data ../shared/data/facade/train.json
     python benchmarks/data.py --data ../shared/data/facade/train.json --profile

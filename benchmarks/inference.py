@@ -47,6 +47,7 @@ MEMBERS = {
 SCALES = (0.75, 1.0, 1.25)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Stages = Counter[str]
+BF16 = torch.bfloat16
 
 
 def trained(data: Path, cache: Path, steps: int) -> list[torch.nn.Module]:
@@ -195,8 +196,10 @@ def measure(args: argparse.Namespace, out: Path) -> None:
     makers = {
         "script": lambda: Reference(models, out),
         "script, CRF in a pool": lambda: Reference(models, out, args.workers),
-        "segkit": lambda: Ours(segmenters(models, compile=True), names, out, **options),
-        "segkit, bf16": lambda: Ours(segmenters(models, compile=True, dtype=torch.bfloat16), names, out, **options),
+        "segkit": lambda: Ours(segmenters(models, compile=False), names, out, **options),
+        "segkit, bf16": lambda: Ours(segmenters(models, compile=False, dtype=BF16), names, out, **options),
+        "segkit, compiled": lambda: Ours(segmenters(models, compile=True), names, out, **options),
+        "segkit, compiled, bf16": lambda: Ours(segmenters(models, compile=True, dtype=BF16), names, out, **options),
     }
     sides = {name: warmed_up(name, make, paths[0]) for name, make in makers.items() if name in args.sides}
     seconds, masks = defaultdict(list), defaultdict(dict)
@@ -261,7 +264,8 @@ def measure_window() -> None:
 
 
 def main() -> None:
-    sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16"]
+    usual = ["script", "script, CRF in a pool", "segkit", "segkit, bf16"]
+    sides = [*usual, "segkit, compiled", "segkit, compiled, bf16"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--window", action="store_true")
     parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels")
@@ -270,7 +274,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=40)
     parser.add_argument("--lot", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="CRF processes, on both sides")
-    parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
+    parser.add_argument("--sides", nargs="+", default=usual, choices=sides, help="compiling takes many minutes")
     parser.add_argument("--tta", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()

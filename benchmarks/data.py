@@ -8,6 +8,7 @@ take turns; the first one, in which our masks are drawn, is timed apart.
 
     python benchmarks/data.py --data ../shared/data/facade/train.json
     python benchmarks/data.py --data ../shared/data/facade/train.json --profile
+    python benchmarks/data.py --decode
 
 `--memory` loads generated images with 100,000 annotations for six epochs and tells after each how much
 memory the workers share with nobody; it needs Linux.
@@ -37,7 +38,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segkit.data import CocoSegmentation, create_transform, train_loader
+from segkit.data import CocoSegmentation, create_transform, read_image, train_loader
 from segkit.models.preprocessing import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -179,6 +180,22 @@ def memory(workers: int) -> None:
             print(f"epoch {loader.batch_sampler.epoch + 1}: {', '.join(f'{mb:.0f}' for mb in used)} MB in the workers")
 
 
+def decode() -> None:
+    """A photograph of 4000 x 3000 pixels, decoded whole and smaller."""
+    random = np.random.default_rng(0)
+    picture = cv2.GaussianBlur(random.integers(0, 256, (3000, 4000, 3), dtype=np.uint8), (0, 0), 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.jpg")
+        cv2.imwrite(str(path), cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX))
+        for factor in (1, 2, 4, 8):
+            times = []
+            for _ in range(7):
+                started = time.perf_counter()
+                read_image(path, reduce=factor)
+                times.append(time.perf_counter() - started)
+            print(f"  1/{factor}  {1000 * statistics.median(times):6.1f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -188,12 +205,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--decode", action="store_true")
     args = parser.parse_args()
     if args.memory:
         memory(args.workers)
         return
+    if args.decode:
+        decode()
+        return
     if args.data is None:
-        parser.error("--data or --memory is needed")
+        parser.error("one of --data, --memory and --decode is needed")
     torch.set_num_threads(1)  # the workers have the cores; two threads would wait for each other's
     with tempfile.TemporaryDirectory() as cache:
         (profile if args.profile else measure)(args, Path(cache))

@@ -133,7 +133,9 @@ class TrainConfig:
     crop: int = 512
     """Height and width of the training crops, in pixels."""
     augment: str = "standard"
-    """Augmentation: none, flip, light or standard."""
+    """Augmentation: none, flip, light or standard; seed1 or seed2, which shrink the whole image to the crop."""
+    decode_at_least: int = 0
+    """Decode training images at a half, a quarter or an eighth, as far as both sides stay at least this; 0: whole."""
     epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 16
@@ -217,6 +219,7 @@ class TrainConfig:
             "freeze_backbone",
             "early_stopping",
             "backbone_lr_factor",
+            "decode_at_least",
         ):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
         _check_folds(self)

@@ -208,6 +208,7 @@ def _build(
         seed=config.seed,
         shares=rarity.shares,
         on_bad=config.on_bad,
+        decode_at_least=config.decode_at_least,
         **rarity.mixing,
     )
     model = create_model(

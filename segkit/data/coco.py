@@ -101,6 +101,10 @@ class CocoSegmentation(SegmentationDataset):
         item = self.items[index]
         return read_image(item.path, item.size)
 
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        item = self.items[index]
+        return read_image(item.path, item.size, reduce=factor)
+
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size
         return rasterize(self.annotations[index], size, overlap=self.overlap, crowd=self.crowd)

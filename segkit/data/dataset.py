@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from segkit.data.findings import Note
-from segkit.data.images import DataError
+from segkit.data.images import DataError, reduce_mask, reduction
 from segkit.data.mask_cache import MaskCache
 
 IGNORE_INDEX = 255
@@ -66,6 +67,18 @@ class SegmentationDataset:
         result = self.transform(image=image, mask=target)
         return result["image"], result["mask"]
 
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        """The image at 1/`factor` of its size, rounded up; sources that can do so decode no more than that."""
+        return np.asarray(Image.fromarray(self.image(index)).reduce(factor))
+
+    def small_sample(self, index: int, at_least: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and target at a half, a quarter or an eighth, as far as both sides stay at least `at_least`."""
+        target = self.target(index)
+        factor = reduction(target.shape, at_least)
+        if factor == 1:
+            return self.image(index), target
+        return self.small_image(index, factor), reduce_mask(target, factor)
+
     @property
     def ignored_labels(self) -> tuple[int, ...]:
         """The labels of `ignore_classes`; also what a metric's `exclude` takes."""
@@ -105,6 +118,9 @@ class Subset(SegmentationDataset):
 
     def image(self, index: int) -> np.ndarray:
         return self.whole.image(self.indices[index])
+
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        return self.whole.small_image(self.indices[index], factor)
 
     def mask(self, index: int) -> np.ndarray:
         return self.whole.mask(self.indices[index])

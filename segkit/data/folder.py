@@ -98,6 +98,10 @@ class FolderSegmentation(SegmentationDataset):
         item = self.items[index]
         return read_image(item.path, item.size)
 
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        item = self.items[index]
+        return read_image(item.path, item.size, reduce=factor)
+
     def mask(self, index: int) -> np.ndarray:
         return self._reader.read(self.items[index].mask_path)
 

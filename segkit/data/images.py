@@ -33,13 +33,15 @@ class DataError(ValueError):
     """Something is wrong with the user's data; the message names the file and what to do."""
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None, *, reduce: int = 1) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Args:
         path: The file.
         size: The expected (H, W), as the annotations give it. Where the file has that size only
             before it is turned, it is left unturned, since the annotations were drawn so.
+        reduce: 1, 2, 4 or 8: by how much it is made smaller, each pixel the mean of a square; sizes are rounded
+            up. Of a JPEG the details are then not even decoded.
 
     Raises:
         DataError: the file is missing, not an image, damaged, or of another size.
@@ -48,7 +50,22 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
         header = _header(image)
         header.check(path, size)
         turn = size is None or size == header.turned
-        return np.array(_to_rgb(_turn(image, header.orientation, turn)))
+        # Its squares begin at the corner where the file begins: one that is turned must hold whole ones.
+        whole = header.orientation == 1 or not any(length % reduce for length in image.size)
+        is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
+        rgb = _to_rgb(_turn(image, header.orientation, turn))
+        return np.array(rgb if is_small else rgb.reduce(reduce))
+
+
+def reduction(size: tuple[int, int], at_least: int) -> int:
+    """The largest of 1, 2, 4 and 8 by which both sides can be divided and stay at least `at_least`."""
+    return max((k for k in (2, 4, 8) if min(size) // k >= at_least), default=1)
+
+
+def reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """The labels (H, W) at the middle of each square that `read_image(reduce=factor)` makes a pixel of."""
+    rows, columns = (np.arange(0, length, factor) + factor // 2 for length in mask.shape)
+    return mask[np.ix_(rows.clip(max=mask.shape[0] - 1), columns.clip(max=mask.shape[1] - 1))]
 
 
 class ImageHeader(NamedTuple):
@@ -129,6 +146,13 @@ def _header(image: Image.Image) -> ImageHeader:
         # An MPO is a photograph with a preview or a second eye behind it.
         image.format != "MPO" and getattr(image, "is_animated", False),
     )
+
+
+def _decodes_small(image: Image.Image, factor: int) -> bool:
+    """Tells a JPEG to be decoded at 1/factor, rounded up; whether the image now has that size."""
+    expected = tuple(-(-length // factor) for length in image.size)
+    image.draft(None, (image.width // factor, image.height // factor))
+    return image.size == expected
 
 
 def _turn(image: Image.Image, orientation: int, turn: bool) -> Image.Image:

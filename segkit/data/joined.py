@@ -38,6 +38,10 @@ class JoinedDatasets(SegmentationDataset):
         part, place = self._find(index)
         return part.image(place)
 
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        part, place = self._find(index)
+        return part.small_image(place, factor)
+
     def mask(self, index: int) -> np.ndarray:
         part, place = self._find(index)
         return part.mask(place)

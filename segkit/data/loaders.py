@@ -91,6 +91,8 @@ class Augmented(Dataset):
         donors: Indices of the images that the second sample is drawn from; all by default.
         on_bad: What happens to an image that cannot be read: `error`, or `skip` for another in its place,
             drawn by the sample's seed, with its own mask; it is logged once.
+        decode_at_least: Take images and masks at a half, a quarter or an eighth, as far as both sides stay at least
+            this, for transforms that shrink large photographs to a crop; 0 takes them whole.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Augmented(Dataset):
         mix_share: float = 0.5,
         donors: Sequence[int] | None = None,
         on_bad: Literal["error", "skip"] = "error",
+        decode_at_least: int = 0,
     ) -> None:
         if on_bad not in ("error", "skip"):
             raise ValueError(f"on_bad must be 'error' or 'skip', got {on_bad!r}")
@@ -111,6 +114,7 @@ class Augmented(Dataset):
         self.mix_share = mix_share
         self.donors = range(len(data)) if donors is None else donors
         self.on_bad = on_bad
+        self.decode_at_least = decode_at_least
         self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # what one worker met, all know
 
     @property
@@ -143,7 +147,7 @@ class Augmented(Dataset):
         for _ in range(ATTEMPTS):
             if not self._bad[index]:
                 try:
-                    return self.data[index]
+                    return self._sample(index)
                 except DataError as error:
                     if self.on_bad == "error":
                         raise
@@ -151,6 +155,9 @@ class Augmented(Dataset):
                     _log.warning("%s; another image stands in for it", error)
             index = int(substitutes.integers(len(self.data)))
         raise DataError(f"{ATTEMPTS} images in a row cannot be read, the last one {self.data.name(index)}")
+
+    def _sample(self, index: int) -> Sample:
+        return self.data.small_sample(index, self.decode_at_least) if self.decode_at_least else self.data[index]
 
 
 class Plain(Dataset):

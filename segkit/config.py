@@ -256,7 +256,7 @@ class PredictConfig:
     crf: CRFWords = None
     """Refine with a dense CRF: a preset (seed, deeplab_v2_resnet101, ...) and NAME=VALUE for single parameters."""
     compile: bool = False
-    """Compile the models, which takes minutes and pays after some hundred images; needs a C++ compiler."""
+    """Compile the models for each size of image, in half a minute or so; pays after dozens of images of a size."""
     amp: Literal["off", "bf16"] = "off"
     """bf16: half the time or less where the processor computes in bfloat16."""
     device: str = "auto"

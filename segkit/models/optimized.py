@@ -27,14 +27,14 @@ class OptimizedSegmenter(nn.Module):
         compiled: Whether a compiler was there.
     """
 
-    def __init__(self, model: Segmenter, *, dtype: torch.dtype, compiled: bool) -> None:
+    def __init__(self, model: Segmenter, *, dtype: torch.dtype, compiled: bool, dynamic: bool) -> None:
         super().__init__()
         self.class_names: tuple[str, ...] = model.class_names
         self.preprocessing: Preprocessing = model.preprocessing
         self.dtype = dtype
         self.compiled = compiled
         self.model = model
-        self.run = torch.compile(model) if compiled else model
+        self.run = torch.compile(model, dynamic=None if dynamic else False) if compiled else model
 
     @property
     def num_classes(self) -> int:
@@ -55,17 +55,21 @@ class OptimizedSegmenter(nn.Module):
         return super().train(mode)
 
 
-def optimize(model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: bool = True) -> OptimizedSegmenter:
+def optimize(
+    model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: bool = True, dynamic: bool = False
+) -> OptimizedSegmenter:
     """Makes a copy of the model that infers faster: channels last, norms folded into convolutions, compiled.
 
-    The first call at an image size compiles, which takes tens of seconds; a second size compiles once
-    more, for sizes of any kind. In float32 the logits change by rounding only.
+    The first call at an image size and batch compiles, which takes tens of seconds. In float32 the logits
+    change by rounding only.
 
     Args:
         model: A trained model; it stays as it is.
         dtype: torch.float32, or torch.bfloat16 where the processor computes in it (logits then change in
             the third digit).
         compile: False leaves out the compiler.
+        dynamic: Compiles the second size for sizes of any kind, which takes many minutes; by default each size, of
+            the first 256, is compiled by itself.
 
     Returns:
         A module that stands for the model wherever it infers: in `Predictor`, in `TTA`.
@@ -78,7 +82,7 @@ def optimize(model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: b
     if not compiled:  # compiled, the plain FPN is the faster one: fewer but larger convolutions
         fold_fpn(fast)
     fast = fast.to(dtype=dtype, memory_format=torch.channels_last)
-    return OptimizedSegmenter(fast, dtype=dtype, compiled=compiled).eval()
+    return OptimizedSegmenter(fast, dtype=dtype, compiled=compiled, dynamic=dynamic).eval()
 
 
 def _on_gpu(model: nn.Module) -> bool:

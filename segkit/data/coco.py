@@ -11,9 +11,9 @@ import numpy as np
 
 from segkit.data.coco_file import CocoFile, read_coco
 from segkit.data.coco_images import Item, find_shared_files
-from segkit.data.dataset import SegmentationDataset
+from segkit.data.dataset import ImageFiles
 from segkit.data.findings import SKIPPABLE, DataWarning, Finding, Note, raise_errors, summarise
-from segkit.data.images import DataError, read_image
+from segkit.data.images import DataError
 from segkit.data.mask_cache import MaskCache
 from segkit.data.packed import Packed
 from segkit.data.rasterize import OVERLAPS, rasterize
@@ -22,7 +22,7 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 BACKGROUND = "background"
 
 
-class CocoSegmentation(SegmentationDataset):
+class CocoSegmentation(ImageFiles):
     """Images and label maps from one or several COCO JSON files.
 
     Item i is `(image, mask)`: image (H, W, 3) uint8 RGB, mask (H, W) uint8 with 0 for background, then
@@ -90,20 +90,6 @@ class CocoSegmentation(SegmentationDataset):
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
             self.mask_cache = MaskCache(folder, "\n".join([overlap, crowd, *(part.digest for part in parts)]))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        return self.items[index].file_name
-
-    def image(self, index: int) -> np.ndarray:
-        item = self.items[index]
-        return read_image(item.path, item.size)
-
-    def small_image(self, index: int, factor: int) -> np.ndarray:
-        item = self.items[index]
-        return read_image(item.path, item.size, reduce=factor)
 
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size

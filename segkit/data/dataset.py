@@ -1,13 +1,14 @@
 """SegmentationDataset: what every source of images with label maps is to segkit."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from segkit.data.findings import Note
-from segkit.data.images import DataError, reduce_mask, reduction
+from segkit.data.images import DataError, read_image, reduce_mask, reduction
 from segkit.data.mask_cache import MaskCache
 
 IGNORE_INDEX = 255
@@ -130,3 +131,31 @@ class Subset(SegmentationDataset):
 
     def name(self, index: int) -> str:
         return self.whole.name(self.indices[index])
+
+
+class ImageFile(Protocol):
+    """An image of a data set that consists of files."""
+
+    path: Path
+    file_name: str
+    size: tuple[int, int]  # (H, W) that its labels have
+
+
+class ImageFiles(SegmentationDataset):
+    """A data set whose images are the files of `items`; subclasses give `mask`."""
+
+    items: Sequence[ImageFile]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, index: int) -> str:
+        return self.items[index].file_name
+
+    def image(self, index: int) -> np.ndarray:
+        item = self.items[index]
+        return read_image(item.path, item.size)
+
+    def small_image(self, index: int, factor: int) -> np.ndarray:
+        item = self.items[index]
+        return read_image(item.path, item.size, reduce=factor)

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from segkit.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segkit.data.dataset import IGNORE_INDEX, ImageFiles
 from segkit.data.findings import SKIPPABLE, Finding, raise_errors, summarise
-from segkit.data.images import DataError, read_header, read_image
+from segkit.data.images import DataError, read_header
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.data.pairs import find_pairs
 
@@ -27,7 +27,7 @@ class MaskedImage(NamedTuple):
     mask_path: Path
 
 
-class FolderSegmentation(SegmentationDataset):
+class FolderSegmentation(ImageFiles):
     """Images and label maps from folders: `images/a/1.jpg` belongs to `masks/a/1.png`.
 
     A mask is an index PNG whose pixel values are the labels, with colours (as in VOC) or gray (as in ADE20K);
@@ -87,20 +87,6 @@ class FolderSegmentation(SegmentationDataset):
         skipped = SKIPPABLE if on_bad == "skip" else ()
         raise_errors([finding for finding in self.findings if finding.kind not in skipped])
         self.notes = summarise(self.findings)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        return self.items[index].file_name
-
-    def image(self, index: int) -> np.ndarray:
-        item = self.items[index]
-        return read_image(item.path, item.size)
-
-    def small_image(self, index: int, factor: int) -> np.ndarray:
-        item = self.items[index]
-        return read_image(item.path, item.size, reduce=factor)
 
     def mask(self, index: int) -> np.ndarray:
         return self._reader.read(self.items[index].mask_path)

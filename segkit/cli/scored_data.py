@@ -12,29 +12,9 @@ if TYPE_CHECKING:
 
 def open_scored(config: ScoreConfig) -> "SegmentationDataset":
     """Opens --data; whatever is wrong with it is an error, since a score leaves nothing out."""
-    from segkit.cli.sources import open_data
-    from segkit.data import DataError
+    from segkit.cli.sources import open_labelled
 
-    data = open_data(
-        config.data,
-        roots=config.images or None,
-        masks=config.masks,
-        class_names=config.class_names,
-        palette=config.palette,
-        ignore_classes=config.ignore_classes,
-        overlap=config.overlap,
-        crowd=config.crowd,
-        mask_cache=_mask_cache(config.mask_cache),
-        allow_outside_root=config.allow_outside_root,
-    )
-    for note in data.notes:
-        if note.severity != "warning":  # which Python has shown
-            print(f"--data: {note}")
-    if len(data) == 0:
-        raise DataError("--data has no images")
-    if not any(getattr(data, "annotations", [True])):
-        raise DataError("--data has no annotations, so that there is nothing to score; is it a test set?")
-    return data
+    return open_labelled(config, "--data", config.data, roots=config.images or None, masks=config.masks)
 
 
 def check_model_classes(class_names: Sequence[str], data: "SegmentationDataset", weights: Path) -> None:
@@ -46,9 +26,3 @@ def check_model_classes(class_names: Sequence[str], data: "SegmentationDataset",
             f"the classes of {weights} are {', '.join(class_names)}, but those of --data "
             f"{', '.join(data.class_names)}; they must be the same in the same order"
         )
-
-
-def _mask_cache(setting: str) -> Path | str | None:
-    from segkit.data.mask_cache import default_folder
-
-    return {"auto": default_folder(), "off": None}.get(setting, setting)

@@ -5,10 +5,61 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segkit.config import LabelConfig
+
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
 
 Roots = Sequence[Path] | None
+
+
+def open_labelled(
+    config: LabelConfig,
+    flag: str,
+    paths: Sequence[Path],
+    *,
+    roots: Roots,
+    masks: Sequence[Path],
+    on_bad: str = "error",
+    may_be_bare: bool = False,
+) -> "SegmentationDataset":
+    """Opens what a flag names by the settings of a command, and prints what is remarkable about it.
+
+    Args:
+        config: The settings.
+        flag: The flag, for messages.
+        paths: What it names.
+        roots: The image folders of JSON files.
+        masks: The folders of masks.
+        on_bad: `error` or `skip`, for images and masks that cannot be used.
+        may_be_bare: Whether no image need have an annotation.
+
+    Raises:
+        DataError: there are no images, or none has an annotation.
+    """
+    from segkit.data import DataError
+
+    data = open_data(
+        paths,
+        roots=roots,
+        masks=masks,
+        class_names=config.class_names,
+        palette=config.palette,
+        ignore_classes=config.ignore_classes,
+        on_bad=on_bad,
+        overlap=config.overlap,
+        crowd=config.crowd,
+        mask_cache=_mask_cache(config.mask_cache),
+        allow_outside_root=config.allow_outside_root,
+    )
+    for note in data.notes:
+        if note.severity != "warning":  # which Python has shown
+            print(f"{flag}: " + "left out: " * (note.severity == "error") + str(note))
+    if len(data) == 0:
+        raise DataError(f"{flag} has no images")
+    if not may_be_bare and not any(getattr(data, "annotations", [True])):
+        raise DataError(f"{flag} has no annotations, so that there is nothing to learn or to score; is it a test set?")
+    return data
 
 
 def open_data(
@@ -68,3 +119,9 @@ def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: st
         raise ValueError(f"{flag} needs one folder for each of the {sum(counts)} sources, got {len(given)}")
     ends = list(accumulate(counts))
     return [given[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _mask_cache(setting: str) -> Path | str | None:
+    from segkit.data.mask_cache import default_folder
+
+    return {"auto": default_folder(), "off": None}.get(setting, setting)

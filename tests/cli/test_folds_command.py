@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from segkit.cli import folds, train
+from segkit.cli.train_data import load_data
 from segkit.config import TrainConfig, parse_args
 from segkit.data import write_image
 
@@ -166,7 +167,7 @@ def test_help_comes_without_torch():
 
 
 def loaded(*arguments):
-    sets = train._load_data(parse_args(TrainConfig, [str(a) for a in arguments], prog="train.py"))
+    sets = load_data(parse_args(TrainConfig, [str(a) for a in arguments], prog="train.py"))
     return [[part.name(i) for i in range(len(part))] for part in sets]
 
 

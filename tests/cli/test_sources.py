@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from segkit.cli import train
+from segkit.cli.train_data import load_data
 from segkit.data import CocoSegmentation, DataError
 from segkit.models import load_model
 from segkit.visualize import create_palette
@@ -42,7 +43,7 @@ def arguments(root, kind, *more):
 
 
 def load(*words):
-    return train._load_data(train.parse_args(train.TrainConfig, words, prog="train.py"))
+    return load_data(train.parse_args(train.TrainConfig, words, prog="train.py"))
 
 
 def fails(*words):

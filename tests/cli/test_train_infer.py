@@ -65,14 +65,14 @@ def test_training_learns(shapes, tmp_path):
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "b"
-    real = train._epoch_line
+    real = train.epoch_line
 
     def stop_after_the_first(report, state, epochs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_epoch_line", stop_after_the_first)
+    monkeypatch.setattr(train, "epoch_line", stop_after_the_first)
     assert fails(train, *train_arguments(shapes, out, "--epochs", "2")) == 130
-    monkeypatch.setattr(train, "_epoch_line", real)
+    monkeypatch.setattr(train, "epoch_line", real)
     train.main(train_arguments(shapes, out, "--epochs", "2", "--resume"))
     assert "after epoch 1" in capsys.readouterr().out
     whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, out))
@@ -233,7 +233,7 @@ def test_infer_names_what_it_lacks(run, tmp_path, monkeypatch, capsys, arguments
 
 
 def test_a_bug_keeps_its_traceback(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_describe", lambda *args: int("not a number"))
+    monkeypatch.setattr(train, "describe", lambda *args: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         train.main(train_arguments(shapes, tmp_path / "a"))
 

@@ -135,7 +135,7 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
 def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, capsys, number, code, name):
-    real, calls = train._progress_bar, iter(range(99))
+    real, calls = train.progress_bar, iter(range(99))
 
     def interrupt(batches):
         for batch in real(batches):
@@ -143,7 +143,7 @@ def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, cap
                 signal.raise_signal(number)
             yield batch
 
-    monkeypatch.setattr(train, "_progress_bar", interrupt)
+    monkeypatch.setattr(train, "progress_bar", interrupt)
     out = tmp_path / "a"
     assert fails(train, *train_arguments(shapes, out, "--epochs", "1")) == code
     assert f"stopped by {name}; saved. To go on: python train.py --resume {out}" in capsys.readouterr().err

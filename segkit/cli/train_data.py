@@ -1,0 +1,71 @@
+"""The training and validation images of train.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segkit.config import TrainConfig
+
+if TYPE_CHECKING:
+    from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
+
+
+def load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
+    """Training and validation images, as --data, --val, --folds and --train-only say."""
+    from segkit.cli.sources import share_out
+    from segkit.cli.train_folds import add_train_only, count_sources, split_fold
+
+    train_roots, val_roots, extra_roots = _split_roots(config)
+    train_masks, val_masks, extra_masks = share_out(config.masks, _sources(config), "--masks")
+    train_set = _open(config, "--data", config.data, train_roots, train_masks)
+    extra = _open(config, "--train-only", config.train_only, extra_roots, extra_masks) if config.train_only else None
+    if config.folds is not None:
+        counts = count_sources(train_set, config.data, train_roots)
+        return split_fold(train_set, extra, counts, k=config.folds, fold=config.fold, seed=config.seed)
+    if config.val:
+        val_set = _open(config, "--val", config.val, val_roots, val_masks)
+        _check_classes(train_set, val_set, config.data[0], config.val[0])
+    else:
+        train_set, val_set = train_set.split(config.val_fraction, config.seed)
+    return add_train_only(train_set, val_set, extra), val_set
+
+
+def _open(
+    config: TrainConfig, flag: str, paths: Sequence[Path], roots: Sequence[Path] | None, masks: Sequence[Path]
+) -> "CocoSegmentation | FolderSegmentation":
+    from segkit.cli.sources import open_labelled
+
+    on_bad = "error" if flag == "--val" else config.on_bad
+    bare = flag == "--train-only"
+    return open_labelled(config, flag, paths, roots=roots, masks=masks, on_bad=on_bad, may_be_bare=bare)
+
+
+def _check_classes(
+    first: "SegmentationDataset", second: "SegmentationDataset", first_file: Path, second_file: Path
+) -> None:
+    from segkit.data import DataError
+
+    if first.class_names != second.class_names:
+        raise DataError(
+            f"{first_file} and {second_file} differ in their classes: "
+            f"{', '.join(first.class_names)} / {', '.join(second.class_names)}"
+        )
+
+
+def _sources(config: TrainConfig) -> tuple[Sequence[Path], ...]:
+    return config.data, config.val, config.train_only
+
+
+def _split_roots(config: TrainConfig) -> list[Sequence[Path] | None]:
+    """The image folders of --data, --val and --train-only."""
+    from segkit.cli.sources import share_out
+
+    sources = _sources(config)
+    if len(config.images) <= 1:
+        return [config.images or None] * 3
+    files = sum(map(len, sources))
+    if len(config.images) != files:
+        raise ValueError(
+            f"--images needs one folder, or one for each of the {files} JSON files, got {len(config.images)}"
+        )
+    return [paths or None for paths in share_out(config.images, sources, "--images")]

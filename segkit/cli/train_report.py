@@ -1,0 +1,119 @@
+"""What train.py prints and draws."""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segkit.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from segkit.data import SegmentationDataset
+    from segkit.models import Segmenter
+    from segkit.training import EpochReport, TrainState
+
+PICTURED = 4  # validation photographs in val_predictions.png
+
+
+def describe(
+    config: TrainConfig,
+    model: "Segmenter",
+    train_set: "SegmentationDataset",
+    val_set: "SegmentationDataset",
+    device: object,
+    out: Path,
+) -> str:
+    """What is going to be trained on what, a line each."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    loss = " + ".join(f"{weight:g} {name}" for name, weight in config.loss.items())
+    return (
+        f"run    {out}\n"
+        f"data   {len(train_set)} training and {len(val_set)} validation images, {model.num_classes} classes: "
+        f"{', '.join(model.class_names)}\n"
+        f"masks  {_describe_masks(config)}\n"
+        f"model  {config.model} on {config.backbone}, {parameters:.1f} M parameters, on {device}\n"
+        f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels"
+    )
+
+
+def _describe_masks(config: TrainConfig) -> str:
+    from segkit.data.rasterize import OVERLAP_TEXTS
+
+    rule = "as their files are" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
+    ignored = f"; neither learnt nor scored: {', '.join(config.ignore_classes)}" if config.ignore_classes else ""
+    return rule + ignored
+
+
+def tell_replaced(names: Sequence[str]) -> None:
+    """Names the damaged images that others stood in for."""
+    if names:
+        shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+        print(f"damaged training images that others stood in for: {len(names)} ({shown})")
+
+
+def progress_bar(batches: Iterable) -> Iterable:
+    """The same batches, under a progress bar where somebody can see it."""
+    from tqdm import tqdm
+
+    return tqdm(batches, leave=False, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def epoch_line(report: "EpochReport", state: "TrainState", epochs: int) -> str:
+    """The line that is printed after each epoch."""
+    row = report.row
+    average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
+    eta = (epochs - state.epoch) * row["time"]
+    return (
+        f"{state.epoch:4d}/{epochs}  loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
+        f"mIoU {row['miou']:.4f}{average} (best {state.best_miou:.4f} @{state.best_epoch})  lr {row['lr']:.1e}  "
+        f"{report.images_per_second:.1f} img/s  {_clock(row['time'])}  eta {_clock(eta)}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def save_batch_picture(loader: "DataLoader", class_names: Sequence[str], out: Path) -> None:
+    """Writes train_batch.png: crops as the model sees them."""
+    from segkit.data import write_image
+    from segkit.report import batch_picture
+
+    batch = [loader.dataset[sample] for sample in next(iter(loader.batch_sampler))[:8]]
+    images = [image.permute(1, 2, 0).numpy() for image, _ in batch]
+    write_image(out / "train_batch.png", batch_picture(images, [target.numpy() for _, target in batch], class_names))
+
+
+def finish(state: "TrainState", val_set: "SegmentationDataset", device: object, out: Path) -> None:
+    """Pictures, the table of the best epoch, and where everything is."""
+    import numpy as np
+
+    from segkit.data import write_image
+    from segkit.inference import Predictor
+    from segkit.models import load_model
+    from segkit.report import prediction_picture, save_class_iou, save_curves
+
+    best, prefix = state.history[state.best_epoch - 1], "ema_" if state.best_weights == "ema" else ""
+    names = state.model.class_names
+    iou = [best[f"{prefix}iou/{name}"] for name in names]
+    save_curves(state.history, out / "curves.png")
+    save_class_iou(names, iou, out / "class_iou.png")
+    predictor = Predictor(load_model(out), device=device)
+    chosen = np.linspace(0, len(val_set) - 1, min(PICTURED, len(val_set))).round().astype(int)
+    images, targets = zip(*(val_set[i] for i in chosen), strict=True)
+    masks = [predictor(image).mask for image in images]
+    write_image(out / "val_predictions.png", prediction_picture(images, targets, masks, names))
+    averaged = " (averaged weights)" if prefix else ""
+    print(f"\nIoU on the validation images at the best epoch, {best['epoch']}{averaged}:")
+    width = max(map(len, names))
+    for name, value in zip(names, iou, strict=True):
+        missing = math.isnan(value) or name in val_set.ignore_classes
+        print(f"  {name:<{width}}  " + ("     -" if missing else f"{100 * value:6.2f} %"))
+    print(f"  {'mIoU':<{width}}  {100 * state.best_miou:6.2f} %")
+    print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.png")
+    print(f"use it: python infer.py --weights {out} --source photographs/")

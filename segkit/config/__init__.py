@@ -1,0 +1,25 @@
+"""Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
+
+from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
+from segkit.config.reading import RECIPES, parse_args, read_settings, write_yaml
+from segkit.config.sources import LabelConfig, SourceConfig
+from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
+from segkit.config.train import TrainConfig
+
+__all__ = [
+    "RECIPES",
+    "CheckConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "FoldsConfig",
+    "InferConfig",
+    "LabelConfig",
+    "PredictConfig",
+    "ScoreConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "parse_args",
+    "read_settings",
+    "write_yaml",
+]

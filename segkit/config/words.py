@@ -1,0 +1,75 @@
+"""How settings are written on the command line, where a plain type does not say it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+
+def _parse_weights(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (word.split("=") for word in words)}
+    except ValueError:
+        raise ValueError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
+
+
+def _parse_bias(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (word.rsplit("=", 1) for word in words)}
+    except ValueError:
+        raise ValueError(f"expected NAME=VALUE such as car=0.5 street=-0.25, got {' '.join(words)!r}") from None
+
+
+def _parse_options(words: list[str]) -> dict[str, Any]:
+    if not all("=" in word for word in words):
+        raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
+    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+
+
+def _parse_resume(words: list[str]) -> Path | bool:
+    if len(words) > 1:
+        raise ValueError(f"--resume takes one run folder or checkpoint, got {' '.join(words)!r}")
+    return Path(words[0]) if words else True
+
+
+def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={item}" for name, item in value.items()],
+    )
+
+
+Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
+Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
+ClassBias = Annotated[dict[str, float], _mapping_spec(_parse_bias, "NAME=VALUE ...")]
+# None for no CRF; no word for the default one.
+CRFWords = Annotated[
+    tuple[str, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[PRESET] [NAME=VALUE ...]",
+        instance_from_str=tuple,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["off"] if value is None else list(value),
+    ),
+]
+# False for a new run; True, or no word, for the one in --out.
+ResumeWords = Annotated[
+    Path | bool,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[RUN|FILE]",
+        instance_from_str=lambda words: _parse_resume(words),
+        is_instance=lambda value: isinstance(value, Path | bool),
+        str_from_instance=lambda value: [] if value is True else ["off" if value is False else str(value)],
+    ),
+]
+Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
+Sources = Annotated[tuple[Path, ...], arg(metavar="FILE|DIR ...")]
+Folders = Annotated[tuple[Path, ...], arg(metavar="DIR ...")]
+Folder = Annotated[Path | None, arg(metavar="DIR")]

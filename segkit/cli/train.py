@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Path:
     """Trains as the settings say; gives the run folder."""
     from segkit.cli.devices import pick_device
     from segkit.cli.run_folder import check_writable
-    from segkit.training import StopSignals, autocast, fit, make_deterministic, seed_all
+    from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
 
     checkpoint = read_run(config) if config.resume else None
     if checkpoint and is_finished(config, checkpoint):
@@ -61,6 +61,8 @@ def train(config: TrainConfig) -> Path:
     check_writable(config.out)
     seed_all(config.seed)
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
     if config.deterministic:
         make_deterministic()
     train_set, val_set = load_data(config)

@@ -4,6 +4,7 @@ from segkit.training.checkpoint import load_state, read_checkpoint, save_state, 
 from segkit.training.ema import create_ema
 from segkit.training.evaluation import Evaluation, evaluate
 from segkit.training.loop import EpochReport, fit, train_one_epoch
+from segkit.training.memory import keep_memory
 from segkit.training.optim import autocast, create_optimizer, create_scaler
 from segkit.training.random_state import make_deterministic, seed_all
 from segkit.training.saving import CheckpointError
@@ -26,6 +27,7 @@ __all__ = [
     "create_scheduler",
     "evaluate",
     "fit",
+    "keep_memory",
     "load_state",
     "make_deterministic",
     "read_checkpoint",

@@ -15,15 +15,14 @@ from segkit.visualize import create_palette, grid, legend, overlay
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draws losses, mIoU and pixel accuracy, and learning rate over the epochs."""
-    epochs = [row["epoch"] for row in history]
     figure, (losses, scores, rates) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        losses.plot(*_points(history, name), marker=".", label=label)
     losses.set_title("loss")
     for name, label in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy")):
-        scores.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        scores.plot(*_points(history, name), marker=".", label=label)
     scores.set(title="validation scores", ylim=(0, 1))
-    rates.plot(epochs, [row["lr"] for row in history], marker=".", color="tab:gray")
+    rates.plot(*_points(history, "lr"), marker=".", color="tab:gray")
     rates.set(title="learning rate", ylim=(0, None))
     for axes in (losses, scores, rates):
         axes.set_xlabel("epoch")
@@ -33,6 +32,12 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     scores.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """The epochs that have a value, and the values."""
+    rows = [row for row in history if row[name] == row[name]]
+    return [row["epoch"] for row in rows], [row[name] for row in rows]
 
 
 def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path) -> None:

@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> Path:
             freeze_epochs=config.freeze_backbone,
             early_stopping=config.early_stopping,
             save_every=config.save_every,
+            val_every=config.val_every,
             compile=config.compile,
             exclude=train_set.ignored_labels,
             progress=progress_bar,

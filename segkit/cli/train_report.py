@@ -64,13 +64,13 @@ def progress_bar(batches: Iterable) -> Iterable:
 def epoch_line(report: "EpochReport", state: "TrainState", epochs: int) -> str:
     """The line that is printed after each epoch."""
     row = report.row
-    average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
-    eta = (epochs - state.epoch) * row["time"]
-    return (
-        f"{state.epoch:4d}/{epochs}  loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-        f"mIoU {row['miou']:.4f}{average} (best {state.best_miou:.4f} @{state.best_epoch})  lr {row['lr']:.1e}  "
-        f"{report.images_per_second:.1f} img/s  {_clock(row['time'])}  eta {_clock(eta)}"
-    )
+    parts = [f"{state.epoch:4d}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if report.scores is not None:
+        average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
+        best = f"(best {state.best_miou:.4f} @{state.best_epoch})"
+        parts += [f"val {row['val_loss']:.4f}", f"mIoU {row['miou']:.4f}{average} {best}"]
+    parts += [f"lr {row['lr']:.1e}", f"{report.images_per_second:.1f} img/s", _clock(row["time"])]
+    return "  ".join([*parts, f"eta {_clock((epochs - state.epoch) * row['time'])}"])
 
 
 def _clock(seconds: float) -> str:

@@ -84,6 +84,8 @@ class TrainConfig(LabelConfig):
     """Epochs at the start in which the backbone does not learn."""
     ema: Annotated[float, arg(metavar="DECAY")] = 0.0
     """Average the weights over the steps, with this decay (0.999); both are scored, the better one is kept. 0: off."""
+    val_every: Annotated[int, arg(metavar="EPOCHS")] = 1
+    """Epochs from one validation to the next; the last epoch always has one."""
     early_stopping: Annotated[int, arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better mIoU; 0: never."""
     loss: Weights = field(default_factory=lambda: {"ce": 1.0})
@@ -115,7 +117,7 @@ class TrainConfig(LabelConfig):
     """Seed of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "epochs", "batch_size", "accumulate"):
+        for name in ("crop", "epochs", "batch_size", "accumulate", "val_every"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "lr", self.lr > 0, "positive")
         check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")

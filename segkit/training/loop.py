@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segkit.metrics import Scores
+from segkit.models import Segmenter
 from segkit.training.accumulation import pixel_shares, windows
 from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
 from segkit.training.random_state import set_random_state
@@ -26,10 +27,10 @@ Progress = Callable[[Iterable], Iterable]
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What `fit` tells after each epoch."""
+    """What `fit` tells after each epoch; `scores` is None after one without validation."""
 
     row: dict[str, float]
-    scores: Scores
+    scores: Scores | None
     improved: bool
     images_per_second: float
 
@@ -49,6 +50,7 @@ def fit(
     freeze_epochs: int = 0,
     early_stopping: int = 0,
     save_every: int = 0,
+    val_every: int = 1,
     compile: bool = False,
     exclude: Sequence[int] = (),
     progress: Progress = iter,
@@ -75,6 +77,7 @@ def fit(
         freeze_epochs: Epochs at the start in which the backbone does not learn.
         early_stopping: Epochs without a better mIoU after which to stop; 0 for never.
         save_every: Updates after which `last.pt` is written within an epoch; 0 for never.
+        val_every: Epochs from one validation to the next; the last epoch always has one.
         compile: Compile the forward pass of training.
         exclude: Classes that are left out of the means of the scores, see `SegmentationDataset.ignored_labels`.
         progress: Wraps the batches of an epoch, to show how far it is.
@@ -105,12 +108,13 @@ def fit(
             )
             speed = (state.image_count - images) / max(state.seconds - seconds, 1e-9)
             started = time.monotonic()
-            scored = {name: score(model) for name, model in _scored_models(state).items()}
+            is_due = (state.epoch + 1) % val_every == 0 or state.epoch + 1 == epochs
+            scored = {name: score(model) for name, model in _scored_models(state).items()} if is_due else {}
         row = _row(state, train_loss, scored, state.seconds + time.monotonic() - started)
-        state.end_epoch(row)
-        improved, best_error = save_if_best(state, scored, out)
+        state.end_epoch(row, validated=is_due)
+        improved, best_error = save_if_best(state, scored, out) if is_due else (False, None)
         error = save_progress(state, out) or best_error
-        yield EpochReport(row, scored["raw"].scores, improved, speed)
+        yield EpochReport(row, scored["raw"].scores if is_due else None, improved, speed)
         check_stop()
     if error is not None:
         raise CheckpointError(f"the run is finished, but could not be saved: {error}") from error
@@ -222,21 +226,19 @@ def _place(state: TrainState) -> str:
 
 
 def _row(state: TrainState, train_loss: float, scored: dict[str, Evaluation], seconds: float) -> dict[str, float]:
-    """A line of results.csv; what the averaged weights reach has columns of its own at the end."""
-    raw, ema = scored["raw"], scored.get("ema")
-    return {
-        "epoch": state.epoch + 1,
-        "train_loss": train_loss,
-        "val_loss": raw.loss,
-        "miou": raw.scores.miou,
-        "pixel_accuracy": raw.scores.pixel_accuracy,
-        "lr": max(group["lr"] for group in state.optimizer.param_groups),
-        "time": seconds,
-        **_class_iou(raw),
-        **({} if ema is None else {"ema_val_loss": ema.loss, "ema_miou": ema.scores.miou}),
-        **({} if ema is None else {f"ema_{key}": value for key, value in _class_iou(ema).items()}),
-    }
+    """A line of results.csv, NaN where nothing was scored; averaged weights have columns of their own at the end."""
+    row = {"epoch": state.epoch + 1, "train_loss": train_loss}
+    row |= dict.fromkeys(("val_loss", "miou", "pixel_accuracy"), math.nan)
+    row |= {"lr": max(group["lr"] for group in state.optimizer.param_groups), "time": seconds}
+    row |= dict.fromkeys(_class_keys(state.model), math.nan)
+    if state.ema is not None:
+        row |= {f"ema_{key}": math.nan for key in ("val_loss", "miou", *_class_keys(state.model))}
+    for weights, evaluation in scored.items():
+        prefix, scores = "" if weights == "raw" else f"{weights}_", evaluation.scores.to_dict()
+        reached = {"val_loss": evaluation.loss, **scores}
+        row |= {prefix + key: value for key, value in reached.items() if prefix + key in row}
+    return row
 
 
-def _class_iou(evaluation: Evaluation) -> dict[str, float]:
-    return {key: value for key, value in evaluation.scores.to_dict().items() if key.startswith("iou/")}
+def _class_keys(model: Segmenter) -> list[str]:
+    return [f"iou/{name}" for name in model.class_names]

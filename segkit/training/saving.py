@@ -51,7 +51,6 @@ def save_if_best(state: TrainState, scored: dict[str, Evaluation], out: Path) ->
     miou = evaluation.scores.miou
     if math.isnan(miou) and state.best_epoch == 0:
         raise ValueError("there is no mIoU: the validation images show no class that is scored")
-    state.stale_epochs += 1
     if not miou > state.best_miou:
         return False, None
     check_finite(state)

@@ -55,9 +55,11 @@ class TrainState:
     data: str = ""
     random: dict[str, Any] | None = None
 
-    def end_epoch(self, row: dict[str, float]) -> None:
+    def end_epoch(self, row: dict[str, float], *, validated: bool = True) -> None:
         """Moves on to the start of the next epoch; `row` is what this one has reached."""
         self.epoch += 1
+        self.stale_epochs += 1
         self.step, self.loss_sum, self.image_count, self.seconds = 0, 0.0, 0, 0.0
         self.history.append(row)
-        self.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])
+        if validated:
+            self.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])

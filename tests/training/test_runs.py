@@ -21,7 +21,7 @@ class FixedScores:
         self.miou = miou
 
     def to_dict(self):
-        return {"iou/background": self.miou}
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "iou/background": self.miou}
 
 
 @pytest.fixture
@@ -45,6 +45,21 @@ def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_pat
     state = run(tmp_path, state=build_state(ema=0), epochs=9, early_stopping=2)
     assert state.epoch == 4
     assert (state.best_miou, state.best_epoch, state.stale_epochs) == (0.5, 2, 2)
+
+
+def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path, score):
+    score(raw=[0.3, 0.5, 0.4])
+    state = run(tmp_path, state=build_state(ema=0), epochs=5, val_every=2)
+    assert (state.epoch, state.best_epoch, state.stale_epochs) == (5, 4, 1)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["miou"] for row in rows] == ["", "0.3", "", "0.5", "0.4"]
+    assert all(row["train_loss"] for row in rows)
+
+
+def test_a_plateau_does_not_count_epochs_without_validation(tmp_path, score):
+    score(raw=[0.3, 0.3])
+    state = run(tmp_path, state=build_state(ema=0, schedule="plateau"), epochs=6, val_every=3)
+    assert (state.scheduler.plateau.stale, state.scheduler.plateau.factor) == (1, 1.0)
 
 
 def test_patience_goes_on_where_it_was_after_a_resume(tmp_path, score):

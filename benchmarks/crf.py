@@ -5,11 +5,11 @@ share of pixels that keep the plain call's label. Probabilities come from a mode
 blurred truth of the photograph and noise, over the classes present and two more, next to nothing for the others.
 
     pip install pydensecrf2
-    python benchmarks/crf.py --data ../shared/data/facade/val.json --weights runs/x
-    python benchmarks/crf.py --data ../shared/data/facade/val.json --preset deeplab_v2_resnet101 --count 8
-    python benchmarks/crf.py --data ../shared/data/facade/val.json --breakdown
-    python benchmarks/crf.py --data ../shared/data/facade/val.json --parity --count 50      # both engines' labels
-    python benchmarks/crf.py --data ../shared/data/facade/val.json --cuda                   # the torch engine on a GPU
+    python benchmarks/crf.py --data facade/val.json --weights runs/x
+    python benchmarks/crf.py --data facade/val.json --preset deeplab_v2_resnet101 --count 8
+    python benchmarks/crf.py --data facade/val.json --breakdown
+    python benchmarks/crf.py --data facade/val.json --parity --count 50      # both engines' labels
+    python benchmarks/crf.py --data facade/val.json --cuda                   # the torch engine on a GPU
 """
 
 import argparse

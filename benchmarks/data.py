@@ -6,8 +6,8 @@ that stays in uint8 until the normalisation. The augmentation is the same on all
 uint8, which the model normalises as a batch: on a GPU for nothing, on a CPU as the last line shows. Epochs
 take turns; the first one, in which our masks are drawn, is timed apart.
 
-    python benchmarks/data.py --data ../shared/data/facade/train.json
-    python benchmarks/data.py --data ../shared/data/facade/train.json --profile
+    python benchmarks/data.py --data facade/train.json
+    python benchmarks/data.py --data facade/train.json --profile
     python benchmarks/data.py --decode
 
 `--memory` loads generated images with 100,000 annotations for six epochs and tells after each how much

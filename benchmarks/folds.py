@@ -5,7 +5,7 @@ read, divide and write, and the unevenness of each split, over several seeds. Be
 greedy one by annotation counts with the standard deviations counted anew for each image and fold, as in notebooks.
 
     python benchmarks/folds.py
-    python benchmarks/folds.py ../shared/data/facade/train.json ../shared/data/trashnet_seg/train.json
+    python benchmarks/folds.py facade/train.json trashnet_seg/train.json
 """
 
 import argparse

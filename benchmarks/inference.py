@@ -5,8 +5,9 @@ dense CRF with the parameters of the script; PNG out. The weights on both sides 
 here for some steps first so that their probabilities are real, and read by load_smp_checkpoint. Lots of
 photographs take turns, and the order of the sides within a lot. Compile time is stated apart.
 
-    python benchmarks/inference.py --data ../shared/data/facade/train.json --photographs 40
-    python benchmarks/inference.py --data ../shared/data/facade/train.json --tta
+    python benchmarks/inference.py --data facade/train.json --photographs 40
+    python benchmarks/inference.py --data facade/train.json --tta
+    python benchmarks/inference.py --data facade/train.json --bound
     python benchmarks/inference.py --window
 """
 
@@ -30,6 +31,7 @@ import segmentation_models_pytorch as smp
 import torch
 import ttach
 from pydensecrf.utils import unary_from_softmax
+from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation, create_transform, train_loader
@@ -227,6 +229,30 @@ def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
             print(f"      {stage:<22} {total / count:6.3f} s")
 
 
+def measure_bound(args: argparse.Namespace) -> None:
+    """What the multiplications alone take: those of all views of a photograph, at the speed of a large product."""
+    models = trained(args.data, args.cache, args.steps)
+    a = torch.randn(2048, 2048)
+    speed = max(2 * 2048**3 / seconds_of(lambda: a @ a) for _ in range(20))
+    total = 0
+    for model in models:
+        for scale in SCALES:
+            side = int(512 * scale)
+            with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                model(torch.randn(1, 3, side, side))
+            total += 2 * counter.get_total_flops()  # each scale as it is and flipped
+    print(
+        f"{total / 1e9:.0f} GFLOP a photograph at {speed / 1e9:.0f} GFLOP/s of a 2048 x 2048 product: "
+        f"{total / speed:.2f} s, without CRF, reading and writing"
+    )
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 def measure_tta(args: argparse.Namespace) -> None:
     """Test-time augmentation alone, on the same model: ttach, and segkit's without a faster model."""
     (model, _) = trained(args.data, args.cache, args.steps)
@@ -275,6 +301,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="CRF processes, on both sides")
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
     parser.add_argument("--tta", action="store_true")
+    parser.add_argument("--bound", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     if args.window:
@@ -282,6 +309,9 @@ def main() -> None:
         return
     if args.data is None:
         parser.error("--data is needed")
+    if args.bound:
+        measure_bound(args)
+        return
     if args.tta:
         measure_tta(args)
         return

@@ -11,6 +11,7 @@ from segkit.config import CheckConfig, parse_args
 if TYPE_CHECKING:
     from segkit.data.check import SetReport
     from segkit.data.findings import Finding
+    from segkit.data.images import Reading
     from segkit.data.mask_files import MaskReader
     from segkit.data.measure import CheckedSet, Progress
 
@@ -50,8 +51,10 @@ def _open_sets(config: CheckConfig) -> list["CheckedSet"]:
     (masks,) = share_out(config.masks, (config.data,), "--masks")
     names = _names(config.data)
     if config.masks:
-        reader = MaskReader(config.class_names, config.palette)
-        return [_open_folder(*source, reader) for source in zip(config.data, masks, names, strict=True)]
+        reader = MaskReader(config.class_names, config.palette, config.max_pixels)
+        return [
+            _open_folder(*source, reader, _reading(config)) for source in zip(config.data, masks, names, strict=True)
+        ]
     roots = _each(config.images, config.data, "--images")
     sets: list[CheckedSet] = []
     for file, root, name in zip(config.data, roots, names, strict=True):
@@ -63,30 +66,41 @@ def _open_coco(
     config: CheckConfig, file: Path, root: Path | None, name: str, categories: Sequence[str] | None
 ) -> "CheckedSet":
     """A COCO file; `categories` are the names of those before it, whose labels it takes."""
+    from segkit.cli.sources import ALLOWED
     from segkit.data.coco import BACKGROUND
-    from segkit.data.coco_file import read_coco
+    from segkit.data.coco_file import Allowed, read_coco
     from segkit.data.coco_images import find_shared_files
     from segkit.data.measure import CheckedSet
     from segkit.data.rasterize import rasterize
 
-    content = read_coco(file, root, allow_outside_root=config.allow_outside_root, names=categories)
+    allowed = Allowed(**{name: getattr(config, name) for name in ALLOWED})
+    content = read_coco(file, root, reading=_reading(config), allowed=allowed, names=categories)
     return CheckedSet(
         name,
-        (BACKGROUND, *(categories or content.categories.values())),
+        (BACKGROUND, *content.class_names),
         content.items,
         content.annotations,
         lambda index: rasterize(content.annotations[index], content.items[index].size),
         [*content.findings, *find_shared_files(content.items)],
+        _reading(config),
     )
 
 
-def _open_folder(folder: Path, masks: Path, name: str, reader: "MaskReader") -> "CheckedSet":
+def _open_folder(folder: Path, masks: Path, name: str, reader: "MaskReader", reading: "Reading") -> "CheckedSet":
     from segkit.data.folder import read_folder
     from segkit.data.measure import CheckedSet
 
     found: list[Finding] = []
-    items = read_folder(folder, masks, reader, found)
-    return CheckedSet(name, reader.class_names, items, None, lambda index: reader.read(items[index].mask_path), found)
+    items = read_folder(folder, masks, reader, found, reading=reading)
+    return CheckedSet(
+        name, reader.class_names, items, None, lambda index: reader.read(items[index].mask_path), found, reading
+    )
+
+
+def _reading(config: CheckConfig) -> "Reading":
+    from segkit.data.images import Reading
+
+    return Reading(config.exif, config.max_pixels)
 
 
 def _each(given: Sequence[Path], data: Sequence[Path], flag: str) -> Sequence[Path | None]:

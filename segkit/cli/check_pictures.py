@@ -36,8 +36,8 @@ class Place(NamedTuple):
         return Path(self.report.data.items[self.index].file_name).stem
 
     def image(self) -> np.ndarray:
-        item = self.report.data.items[self.index]
-        return read_image(item.path, item.size)
+        data = self.report.data
+        return read_image(data.items[self.index].path, data.items[self.index].size, reading=data.reading)
 
     def mask(self) -> np.ndarray:
         return self.report.data.mask(self.index)

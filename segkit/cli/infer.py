@@ -69,11 +69,13 @@ def infer(config: InferConfig) -> int:
 def _open_source(config: InferConfig) -> Sequence["SourceImage"]:
     from segkit.cli.run_folder import DEMO
     from segkit.data import write_demo
+    from segkit.data.images import Reading
     from segkit.inference import open_source
     from segkit.models import read_header
 
     source = write_demo(DEMO)[1] if config.source is None else config.source
-    return open_source(source, config.images, read_header(config.weights[0])["class_names"])
+    class_names = read_header(config.weights[0])["class_names"]
+    return open_source(source, config.images, class_names, Reading(config.exif, config.max_pixels))
 
 
 def _device(config: InferConfig, shard: Shard) -> "torch.device":

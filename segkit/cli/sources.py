@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.config import LabelConfig
+from segkit.config.words import MAX_PIXELS
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
 
 Roots = Sequence[Path] | None
+ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
 
 def open_labelled(
@@ -21,6 +23,7 @@ def open_labelled(
     roots: Roots,
     masks: Sequence[Path],
     on_bad: str = "error",
+    max_bad: float = 0.0,
     may_be_bare: bool = False,
 ) -> "SegmentationDataset":
     """Opens what a flag names by the settings of a command, and prints what is remarkable about it.
@@ -32,6 +35,7 @@ def open_labelled(
         roots: The image folders of JSON files.
         masks: The folders of masks.
         on_bad: `error` or `skip`, for images and masks that cannot be used.
+        max_bad: Largest share of them that is skipped.
         may_be_bare: Whether no image need have an annotation.
 
     Raises:
@@ -47,10 +51,13 @@ def open_labelled(
         palette=config.palette,
         ignore_classes=config.ignore_classes,
         on_bad=on_bad,
+        max_bad=max_bad,
+        exif=config.exif,
+        max_pixels=config.max_pixels,
         overlap=config.overlap,
         crowd=config.crowd,
         mask_cache=_mask_cache(config.mask_cache),
-        allow_outside_root=config.allow_outside_root,
+        **{name: getattr(config, name) for name in ALLOWED},
     )
     for note in data.notes:
         if note.severity != "warning":  # which Python has shown
@@ -71,6 +78,9 @@ def open_data(
     palette: Path | None = None,
     ignore_classes: Sequence[str] = (),
     on_bad: str = "error",
+    max_bad: float = 0.01,
+    exif: str = "apply",
+    max_pixels: int = MAX_PIXELS,
     **coco_options: Any,
 ) -> "SegmentationDataset":
     """COCO JSON files with their image folders, or folders of images with those of their masks.
@@ -83,15 +93,24 @@ def open_data(
         palette: File of the colours of the masks.
         ignore_classes: Names of classes that are painted 255.
         on_bad: `error` or `skip`, for images and masks that cannot be used.
+        max_bad: Largest share of them that is skipped.
+        exif: `apply` or `ignore`, for EXIF orientations.
+        max_pixels: Larger images are refused.
         **coco_options: Further ones of `CocoSegmentation`.
     """
     from segkit.data import CocoSegmentation, FolderSegmentation
 
     check_kinds(paths, roots, masks, (class_names, palette))
+    common = {
+        "ignore_classes": ignore_classes,
+        "on_bad": on_bad,
+        "max_bad": max_bad,
+        "exif": exif,
+        "max_pixels": max_pixels,
+    }
     if masks:
-        naming = {"class_names": class_names, "palette": palette, "ignore_classes": ignore_classes}
-        return FolderSegmentation(paths, masks, **naming, on_bad=on_bad)
-    return CocoSegmentation(paths, root=roots, ignore_classes=ignore_classes, on_bad=on_bad, **coco_options)
+        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette, **common)
+    return CocoSegmentation(paths, root=roots, **common, **coco_options)
 
 
 def check_kinds(

@@ -125,6 +125,7 @@ def _build(
         seed=config.seed,
         shares=rarity.shares,
         on_bad=config.on_bad,
+        max_bad=config.max_bad,
         decode_at_least=config.decode_at_least,
         **rarity.mixing,
     )

@@ -37,7 +37,9 @@ def _open(
 
     on_bad = "error" if flag == "--val" else config.on_bad
     bare = flag == "--train-only"
-    return open_labelled(config, flag, paths, roots=roots, masks=masks, on_bad=on_bad, may_be_bare=bare)
+    return open_labelled(
+        config, flag, paths, roots=roots, masks=masks, on_bad=on_bad, max_bad=config.max_bad, may_be_bare=bare
+    )
 
 
 def _check_classes(

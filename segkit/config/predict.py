@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, default_of
 from segkit.config.sources import LabelConfig
-from segkit.config.words import ClassBias, CRFWords, Folder, Sources, Weights
+from segkit.config.words import MAX_PIXELS, ClassBias, CRFWords, Folder, Sources, Weights
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class InferConfig(PredictConfig):
     """What to segment; a list has a path in each line. By default the demo's validation images."""
     images: Folder = None
     """Folder of the images of a COCO JSON or a list. By default its own."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Turn images as their EXIF orientation says, or none."""
+    max_pixels: Annotated[int, arg(metavar="N")] = MAX_PIXELS
+    """Refuse larger images, before they are decoded; for larger ones see --window."""
     out: Folder = None
     """Folder for the results. By default a new one below runs/."""
     save: tuple[Literal["mask", "overlay", "probs", "coco", "submission", "pseudo"], ...] = ("mask", "overlay")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.words import Folders, Sources
+from segkit.config.words import MAX_PIXELS, Folders, Sources
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,16 @@ class SourceConfig:
     """What the colours of the masks mean: in each line a name and its red, green and blue."""
     allow_outside_root: bool = False
     """Let JSON files name images outside their image folder."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Turn images as their EXIF orientation says, where that fits the sizes of JSON or mask; or none."""
+    max_pixels: Annotated[int, arg(metavar="N")] = MAX_PIXELS
+    """Refuse larger images, before they are decoded."""
+    rescale_annotations: bool = False
+    """Fit annotations to images of another size than their JSON says."""
+    merge_same_name: bool = False
+    """Make categories with one name one class."""
+    bbox_as_mask: bool = False
+    """Paint the box of annotations that have nothing else."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class TrainConfig(LabelConfig):
     """Folders of masks (index PNGs, or in colours with --palette), one for each of --data, --val, --train-only."""
     on_bad: Literal["error", "skip"] = "error"
     """skip leaves out training images that cannot be used; validation images must all be good."""
+    max_bad: float = 0.01
+    """Largest share of the training images that --on-bad skip leaves out; one always may be."""
     val_fraction: float = 0.2
     """Share of the images that is split off where --val is not given."""
 
@@ -121,7 +123,7 @@ class TrainConfig(LabelConfig):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "lr", self.lr > 0, "positive")
         check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
-        for name in ("label_smoothing", "rare_threshold", "rare_crops"):
+        for name in ("label_smoothing", "rare_threshold", "rare_crops", "max_bad"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         check(self, "ema", 0 <= self.ema < 1, "at least 0 and less than 1")
         check(self, "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "in 0..1, and not 0")

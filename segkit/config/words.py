@@ -7,6 +7,8 @@ import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+MAX_PIXELS = 178_956_970  # where Pillow refuses to open a file
+
 
 def _parse_weights(words: list[str]) -> dict[str, float]:
     try:

@@ -56,7 +56,7 @@ def check(
         _check_same_classes(sets[0], other)
     wrap = progress or (lambda text: iter)
     measures = [measure(data, wrap(f"masks of {data.name}")) for data in sets]
-    looks = [_look(data.items, wrap(f"images of {data.name}")) if full else _Looks([], {}) for data in sets]
+    looks = [_look(data, wrap(f"images of {data.name}")) if full else _Looks([], {}) for data in sets]
     reports = [
         SetReport(data, counts, [*data.findings, *look.findings, *_oddities(data, counts)], {})
         for data, counts, look in zip(sets, measures, looks, strict=True)
@@ -86,10 +86,10 @@ class _Looks:
     hashes: dict[int, np.ndarray]
 
 
-def _look(items: Sequence[SourceItem], progress: Progress) -> _Looks:
+def _look(data: CheckedSet, progress: Progress) -> _Looks:
     result = _Looks([], {})
-    for index, seen in enumerate(_read_all(items, progress)):
-        name = items[index].file_name
+    for index, seen in enumerate(_read_all(data, progress)):
+        name = data.items[index].file_name
         if isinstance(seen, DataError):
             result.findings.append(Finding("unreadable-image", name, str(seen)))
         elif seen is None:
@@ -99,19 +99,19 @@ def _look(items: Sequence[SourceItem], progress: Progress) -> _Looks:
     return result
 
 
-def _read_all(items: Sequence[SourceItem], progress: Progress) -> Iterator[np.ndarray | DataError | None]:
+def _read_all(data: CheckedSet, progress: Progress) -> Iterator[np.ndarray | DataError | None]:
     """The hash of each image; None for one of a single colour, which has no looks to compare."""
 
     def read(item: SourceItem) -> np.ndarray | DataError | None:
         try:
-            image = read_image(item.path, item.size)
+            image = read_image(item.path, item.size, reading=data.reading)
         except DataError as error:
             return error
         return None if (image == image[0, 0]).all() else difference_hash(image)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        for start in progress(range(0, len(items), 64)):
-            yield from pool.map(read, items[start : start + 64])
+        for start in progress(range(0, len(data.items), 64)):
+            yield from pool.map(read, data.items[start : start + 64])
 
 
 def _oddities(data: CheckedSet, measures: Measures) -> Iterator[Finding]:

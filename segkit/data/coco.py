@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from segkit.data.coco_file import CocoFile, read_coco
+from segkit.data.coco_file import Allowed, CocoFile, read_coco
 from segkit.data.coco_images import Item, find_shared_files
 from segkit.data.dataset import ImageFiles
-from segkit.data.findings import SKIPPABLE, DataWarning, Finding, Note, raise_errors, summarise
-from segkit.data.images import DataError
+from segkit.data.findings import DataWarning, Finding, Note, raise_bad, summarise
+from segkit.data.images import MAX_PIXELS, DataError, Reading
 from segkit.data.mask_cache import MaskCache
 from segkit.data.packed import Packed
 from segkit.data.rasterize import OVERLAPS, rasterize
@@ -41,12 +41,19 @@ class CocoSegmentation(ImageFiles):
             rules change.
         on_bad: `error` refuses to go on with images that are missing, unreadable or of another size than
             the JSON says; `skip` leaves them out.
-        allow_outside_root: Whether images may lie outside `root`, by absolute paths, `..` or links.
+        max_bad: Largest share of the images that `skip` leaves out; one always may be.
         crowd: `paint` treats crowds (iscrowd) like other objects; `ignore` paints them 255, beneath them.
+        exif: `apply` turns images as their EXIF orientation says, where that fits the JSON's sizes; `ignore` none.
+        max_pixels: Larger images are refused before they are decoded.
+        allow_outside_root: Whether images may lie outside `root`, by absolute paths, `..` or links.
+        rescale_annotations: Whether images may have another size than the JSON says, to which the annotations
+            are then fitted.
+        merge_same_name: Whether categories with one name are one class, rather than an error.
+        bbox_as_mask: Whether annotations without a segmentation paint their box.
 
     Attributes:
         class_names: `background` and the category names, in label order.
-        categories: Names by category id, in label order.
+        categories: Names by category id, in id order.
         items: Path, name, size and id of each image.
         annotations: The regions of each image.
         findings: All that is wrong or remarkable, one by one.
@@ -66,26 +73,35 @@ class CocoSegmentation(ImageFiles):
         ignore_classes: Sequence[str] = (),
         mask_cache: str | os.PathLike | None = None,
         on_bad: Literal["error", "skip"] = "error",
-        allow_outside_root: bool = False,
+        max_bad: float = 0.01,
         crowd: Literal["paint", "ignore"] = "paint",
+        exif: Literal["apply", "ignore"] = "apply",
+        max_pixels: int = MAX_PIXELS,
+        allow_outside_root: bool = False,
+        rescale_annotations: bool = False,
+        merge_same_name: bool = False,
+        bbox_as_mask: bool = False,
     ) -> None:
         _check_choice("overlap", overlap, OVERLAPS)
         _check_choice("on_bad", on_bad, ("error", "skip"))
         _check_choice("crowd", crowd, ("paint", "ignore"))
+        _check_choice("exif", exif, ("apply", "ignore"))
+        self.reading = Reading(exif, max_pixels)
+        allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
         files = _as_paths(annotations)
         parts: list[CocoFile] = []
         for file, folder in zip(files, _roots(root, files), strict=True):
-            names = parts[0].categories.values() if parts else None
-            parts.append(read_coco(file, folder, allow_outside_root=allow_outside_root, names=names))
+            names = parts[0].class_names if parts else None
+            parts.append(read_coco(file, folder, reading=self.reading, allowed=allowed, names=names))
         self.transform, self.overlap, self.crowd = transform, overlap, crowd
         self.categories = parts[0].categories
-        self.class_names = (BACKGROUND, *self.categories.values())
+        self.class_names = (BACKGROUND, *parts[0].class_names)
         self.ignore_classes = tuple(ignore_classes)
         _ = self.ignored_labels  # an unknown name is told here
         self.items: Packed[Item] = Packed(chain.from_iterable(part.items for part in parts))
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))
         findings = [*chain.from_iterable(part.findings for part in parts), *find_shared_files(self.items)]
-        self.notes = _tell(findings, on_bad)
+        self.notes = _tell(findings, on_bad, max_bad, len(self.items))
         self.findings: Packed[Finding] = Packed(findings)
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
@@ -96,10 +112,9 @@ class CocoSegmentation(ImageFiles):
         return rasterize(self.annotations[index], size, overlap=self.overlap, crowd=self.crowd)
 
 
-def _tell(findings: Sequence[Finding], on_bad: str) -> list[Note]:
+def _tell(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
     """Raises what is an error, warns of what is doubtful; gives the summary."""
-    skipped = SKIPPABLE if on_bad == "skip" else ()
-    raise_errors([f for f in findings if f.severity == "error" and f.kind not in skipped])
+    raise_bad(findings, good, skip=on_bad == "skip", max_bad=max_bad)
     notes = summarise(findings)
     for note in notes:
         if note.severity == "warning":

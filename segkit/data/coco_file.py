@@ -7,13 +7,32 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from segkit.data.coco_images import Item, read_items
 from segkit.data.findings import KINDS, Finding
-from segkit.data.images import DataError
+from segkit.data.images import AS_USUAL, DataError, Reading
 from segkit.data.rasterize import IGNORE_INDEX, Annotation
-from segkit.data.segmentation import read_segmentation
+from segkit.data.segmentation import box_shape, read_segmentation, rescale
+
+
+class Allowed(NamedTuple):
+    """What a COCO JSON may be, though it is an error or paints nothing by default.
+
+    Attributes:
+        allow_outside_root: Images may lie outside their folder, by absolute paths, `..` or links.
+        rescale_annotations: Images may have another size than the JSON says; the annotations are fitted to it.
+        merge_same_name: Categories with one name are one class.
+        bbox_as_mask: Annotations without a segmentation paint their box.
+    """
+
+    allow_outside_root: bool = False
+    rescale_annotations: bool = False
+    merge_same_name: bool = False
+    bbox_as_mask: bool = False
+
+
+NOTHING = Allowed()
 
 
 @dataclass
@@ -21,7 +40,8 @@ class CocoFile:
     """What a COCO JSON says, as far as it can be used.
 
     Attributes:
-        categories: Names by id, in id order; the labels are 1, 2 ... in this order.
+        categories: Names by id, in id order.
+        class_names: The labels 1, 2 ... in this order: each name once.
         items: The images that can be used.
         annotations: The annotations of each.
         findings: All that is wrong or remarkable.
@@ -29,6 +49,7 @@ class CocoFile:
     """
 
     categories: dict[int, str]
+    class_names: tuple[str, ...]
     items: list[Item]
     annotations: list[list[Annotation]]
     findings: list[Finding]
@@ -39,7 +60,8 @@ def read_coco(
     file: str | os.PathLike,
     root: str | os.PathLike | None = None,
     *,
-    allow_outside_root: bool = False,
+    reading: Reading = AS_USUAL,
+    allowed: Allowed = NOTHING,
     names: Sequence[str] | None = None,
 ) -> CocoFile:
     """Reads and checks a COCO JSON and the headers of its images.
@@ -47,8 +69,9 @@ def read_coco(
     Args:
         file: The JSON.
         root: Folder of the images; by default the JSON's own.
-        allow_outside_root: Whether images may lie elsewhere, by absolute paths, `..` or links.
-        names: The categories in label order, which must be the file's own; by default in the order of their
+        reading: How its images are read.
+        allowed: What is no error.
+        names: The classes in label order, which must be the file's own; by default in the order of their
             ids. What another file calls 3 may be 7 here: the name says which label it is.
 
     Raises:
@@ -56,15 +79,24 @@ def read_coco(
     """
     file = Path(file)
     content, digest = _read_json(file)
-    categories = _categories(content, file)
+    categories = _categories(content, file, allowed.merge_same_name)
     found: list[Finding] = []
     images = _images(content, file, found)
     annotations = _annotations_by_image(content, file, images, categories, found)
-    items = read_items(list(images.values()), file.parent if root is None else Path(root), allow_outside_root, found)
-    labels = _labels(categories, file, names)
-    regions = [_regions(item, annotations[item.id], labels, found) for item in items]
-    digest.update(repr([labels, [(item.id, item.size) for item in items]]).encode())
-    return CocoFile(categories, items, regions, found, digest.hexdigest())
+    items = read_items(
+        list(images.values()),
+        file.parent if root is None else Path(root),
+        found,
+        reading=reading,
+        allow_outside_root=allowed.allow_outside_root,
+        rescale=allowed.rescale_annotations,
+    )
+    class_names = tuple(dict.fromkeys(categories.values())) if names is None else tuple(names)
+    labels = _labels(categories, file, class_names)
+    regions = [_regions(item, annotations[item.id], labels, allowed.bbox_as_mask, found) for item in items]
+    sizes = [(item.id, item.size, item.drawn) for item in items]
+    digest.update(repr([labels, allowed.bbox_as_mask, sizes]).encode())
+    return CocoFile(categories, class_names, items, regions, found, digest.hexdigest())
 
 
 def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
@@ -87,7 +119,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
     return content, hashlib.sha256(text)
 
 
-def _categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
+def _categories(content: Mapping[str, Any], file: Path, merge_same_name: bool) -> dict[int, str]:
     """Category names by id, in id order."""
     rows = content["categories"] or []
     if not all("id" in row and "name" in row for row in rows):
@@ -95,24 +127,29 @@ def _categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     if not all(type(row["id"]) is int and isinstance(row["name"], str) for row in rows):
         raise DataError(f"{file}: the id of a category must be a whole number, its name a text")
     names = {row["id"]: row["name"] for row in rows}
-    if len(names) != len(rows) or len(set(names.values())) != len(names):
-        twice = [k for k, n in Counter(value for row in rows for value in (row["id"], row["name"])).items() if n > 1]
-        raise DataError(f"{file} gives two categories the same id or the same name: {', '.join(map(str, twice))}")
-    if not 0 < len(names) < 255:
-        raise DataError(f"{file} has {len(names)} categories, expected 1 to 254")
+    if len(names) != len(rows):
+        twice = [i for i, n in Counter(row["id"] for row in rows).items() if n > 1]
+        raise DataError(f"{file} gives two categories the same id: {', '.join(map(str, twice))}")
+    if len(set(names.values())) != len(names) and not merge_same_name:
+        twice = [name for name, n in Counter(names.values()).items() if n > 1]
+        raise DataError(
+            f"{file} gives two categories the same name: {', '.join(twice)}; "
+            "merge_same_name=True (--merge-same-name) makes them one class"
+        )
+    if not 0 < len(set(names.values())) < 255:
+        raise DataError(f"{file} has {len(set(names.values()))} categories, expected 1 to 254")
     return dict(sorted(names.items()))
 
 
-def _labels(categories: Mapping[int, str], file: Path, names: Sequence[str] | None) -> dict[int, int]:
+def _labels(categories: Mapping[int, str], file: Path, names: Sequence[str]) -> dict[int, int]:
     """The label of each category."""
-    names = list(categories.values()) if names is None else list(names)
     differing = sorted(set(names) ^ set(categories.values()))
     if differing:
         raise DataError(
             f"{file} and the files before it differ in their categories: "
             + ", ".join(f"{name!r} is {'missing' if name in names else 'new'} here" for name in differing[:5])
         )
-    return {category: names.index(name) + 1 for category, name in categories.items()}
+    return {category: list(names).index(name) + 1 for category, name in categories.items()}
 
 
 def _images(content: Mapping[str, Any], file: Path, found: list[Finding]) -> dict[Any, dict[str, Any]]:
@@ -168,7 +205,11 @@ def _annotations_by_image(
 
 
 def _regions(
-    item: Item, rows: Sequence[Mapping[str, Any]], labels: Mapping[int, int], found: list[Finding]
+    item: Item,
+    rows: Sequence[Mapping[str, Any]],
+    labels: Mapping[int, int],
+    bbox_as_mask: bool,
+    found: list[Finding],
 ) -> list[Annotation]:
     """What is painted on an image."""
     if not rows:
@@ -177,7 +218,11 @@ def _regions(
     for row in rows:
         name = f"annotation {row.get('id')} of {item.file_name}"
         try:
-            shape, kinds = read_segmentation(row.get("segmentation"), item.size)
+            shape, kinds = read_segmentation(row.get("segmentation"), item.drawn or item.size)
+            if bbox_as_mask and kinds == ["no-segmentation"] and row.get("bbox"):
+                shape, kinds = box_shape(row["bbox"]), ["box-as-mask"]
+            if item.drawn is not None and shape is not None:
+                shape = rescale(shape, item.drawn, item.size)
         except ValueError as error:
             found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
             continue

@@ -8,30 +8,39 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding
-from segkit.data.images import DataError, ImageHeader, read_header
+from segkit.data.images import DataError, ImageHeader, Reading, read_header
 
 OPENED_AT_ONCE = 8  # image files; what takes time is the disk
 
 
 class Item(NamedTuple):
-    """One image of a COCO file."""
+    """One image of a COCO file; `drawn` is the size that its annotations were drawn at, if that is another."""
 
     path: Path
     file_name: str
     size: tuple[int, int]  # (H, W)
     id: Any = None
+    drawn: tuple[int, int] | None = None
 
 
 def read_items(
-    images: Sequence[Mapping[str, Any]], root: Path, allow_outside_root: bool, found: list[Finding]
+    images: Sequence[Mapping[str, Any]],
+    root: Path,
+    found: list[Finding],
+    *,
+    reading: Reading,
+    allow_outside_root: bool,
+    rescale: bool,
 ) -> list[Item]:
     """The images whose files can be used; only their headers are read.
 
     Args:
         images: The `images` of a COCO JSON, each with an id and a file name.
         root: Their folder.
-        allow_outside_root: Whether they may lie elsewhere.
         found: What is wrong or remarkable is added to it.
+        reading: How the files are read.
+        allow_outside_root: Whether they may lie elsewhere.
+        rescale: Whether a file may have another size than the JSON says.
     """
     real_root = os.path.realpath(root)
     rows = []
@@ -43,8 +52,11 @@ def read_items(
             found.append(fault)
     paths = [root / str(row["file_name"]) for row in rows]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        headers = list(pool.map(_read_header, paths))
-    checked = (_item(row, path, header, found) for row, path, header in zip(rows, paths, headers, strict=True))
+        headers = list(pool.map(lambda path: _read_header(path, reading), paths))
+    checked = (
+        _item(row, path, header, found, reading, rescale)
+        for row, path, header in zip(rows, paths, headers, strict=True)
+    )
     return [item for item in checked if item is not None]
 
 
@@ -71,18 +83,23 @@ def _has_bytes(name: str) -> bool:
     return True
 
 
-def _read_header(path: Path) -> ImageHeader | DataError | None:
+def _read_header(path: Path, reading: Reading) -> ImageHeader | DataError | None:
     """The header, what is wrong with it, or None for a file that is not there."""
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long
         return None
     try:
-        return read_header(path)
+        return read_header(path, reading)
     except DataError as error:
         return error
 
 
 def _item(
-    row: Mapping[str, Any], path: Path, header: ImageHeader | DataError | None, found: list[Finding]
+    row: Mapping[str, Any],
+    path: Path,
+    header: ImageHeader | DataError | None,
+    found: list[Finding],
+    reading: Reading,
+    rescale: bool,
 ) -> Item | None:
     name = str(row["file_name"])
     if header is None:
@@ -95,13 +112,16 @@ def _item(
     except DataError as error:
         found.append(Finding("unreadable-image", name, str(error)))
         return None
+    drawn = None
     try:
         header.check(path, size)
     except DataError as error:
-        found.append(Finding("other-size", name, str(error)))
-        return None
-    found += [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _oddities(header, size)]
-    return Item(path, name, size or header.turned, row["id"])
+        found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
+        if not rescale:
+            return None
+        size, drawn = header.turned, size
+    found += [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _oddities(header, size, reading)]
+    return Item(path, name, size or header.turned, row["id"], drawn)
 
 
 def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -115,11 +135,11 @@ def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
         raise DataError(f"{row['file_name']} has the height and width {values} in the JSON, expected numbers") from None
 
 
-def _oddities(header: ImageHeader, size: tuple[int, int] | None) -> Iterator[str]:
+def _oddities(header: ImageHeader, size: tuple[int, int] | None, reading: Reading) -> Iterator[str]:
     if size is None:
         yield "size-from-file"
     if header.orientation != 1:
-        yield _turning(header, size)
+        yield "exif-ignored" if reading.exif == "ignore" else _turning(header, size)
     if header.mode in ("1", "L", "LA"):
         yield "gray"
     if header.transparent:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from segkit.data.findings import Note
-from segkit.data.images import DataError, read_image, reduce_mask, reduction
+from segkit.data.images import AS_USUAL, DataError, read_image, reduce_mask, reduction
 from segkit.data.mask_cache import MaskCache
 
 IGNORE_INDEX = 255
@@ -145,6 +145,7 @@ class ImageFiles(SegmentationDataset):
     """A data set whose images are the files of `items`; subclasses give `mask`."""
 
     items: Sequence[ImageFile]
+    reading = AS_USUAL
 
     def __len__(self) -> int:
         return len(self.items)
@@ -154,8 +155,8 @@ class ImageFiles(SegmentationDataset):
 
     def image(self, index: int) -> np.ndarray:
         item = self.items[index]
-        return read_image(item.path, item.size)
+        return read_image(item.path, item.size, reading=self.reading)
 
     def small_image(self, index: int, factor: int) -> np.ndarray:
         item = self.items[index]
-        return read_image(item.path, item.size, reduce=factor)
+        return read_image(item.path, item.size, reduce=factor, reading=self.reading)

@@ -57,7 +57,12 @@ KINDS = {
     # images
     "missing-image": Kind("error", "images that are not there", f"root= (--images) is their folder; {_SKIP}"),
     "unreadable-image": Kind("error", "images that cannot be read", _SKIP),
-    "other-size": Kind("error", "images of another size than the JSON says", _SKIP),
+    "other-size": Kind(
+        "error",
+        "images of another size than the JSON says",
+        "correct the JSON or the images; where the annotations were drawn on the same images at that size, "
+        f"rescale_annotations=True (--rescale-annotations) fits them; {_SKIP}",
+    ),
     "outside-root": Kind(
         "error", "images outside the image folder", "allow_outside_root=True (--allow-outside-root) allows them"
     ),
@@ -68,7 +73,13 @@ KINDS = {
     "size-from-file": Kind("note", "images without a size in the JSON, taken from the file"),
     "turned": Kind("note", "images turned as their EXIF orientation says, since the JSON's sizes are"),
     "left-unturned": Kind("note", "images not turned by their EXIF orientation, since the JSON's sizes are not"),
-    "turned-without-proof": Kind("note", "images turned as their EXIF orientation says, though no size proves it"),
+    "turned-without-proof": Kind(
+        "warning",
+        'images turned as their EXIF orientation says, though no size proves it; exif="ignore" (--exif ignore) '
+        "leaves them as they are stored",
+    ),
+    "exif-ignored": Kind("note", "images left as they are stored, whatever their EXIF orientation says"),
+    "rescaled": Kind("note", "images of another size than the JSON says, to which the annotations were fitted"),
     "gray": Kind("note", "gray images, made RGB"),
     "alpha": Kind("note", "images with transparency, which is dropped"),
     "16-bit": Kind("note", "images of 16 bits, scaled to 8"),
@@ -89,6 +100,7 @@ KINDS = {
     "duplicate-annotation-id": Kind("warning", "annotation ids that are given twice, all of them kept"),
     "odd-coordinates": Kind("warning", "polygons with an odd number of coordinates, skipped"),
     "no-segmentation": Kind("note", "annotations without a segmentation, which paint nothing"),
+    "box-as-mask": Kind("note", "annotations without a segmentation, whose box is painted"),
     "short-polygon": Kind("note", "polygons of fewer than three points, skipped"),
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
     "cut-polygon": Kind("note", "polygons that reach beyond their image, cut there"),
@@ -113,6 +125,34 @@ SKIPPABLE = (
     *("missing-image", "unreadable-image", "other-size"),
     *("no-mask", "no-image", "unreadable-mask", "mask-size"),
 )
+
+
+def raise_bad(findings: Sequence[Finding], good: int, *, skip: bool, max_bad: float) -> None:
+    """Raises what is an error in a data set; images that cannot be used may be left out, up to a share of all.
+
+    Args:
+        findings: All that is wrong or remarkable.
+        good: Number of images that can be used.
+        skip: Whether the others are left out.
+        max_bad: Up to which share; one image always is.
+
+    Raises:
+        DataError: names the first 20 of each kind, and their count.
+    """
+    # A mask without an image is no image less.
+    left_out = [f for f in findings if skip and f.kind in SKIPPABLE and f.kind != "no-image"]
+    raise_errors([f for f in findings if f.severity == "error" and not (skip and f.kind in SKIPPABLE)])
+    if len(left_out) > may_be_bad(good + len(left_out), max_bad):
+        listed = "\n".join(_paragraph(kind, group) for kind, group in _by_kind(left_out).items())
+        raise DataError(
+            f"{len(left_out)} of {good + len(left_out)} images cannot be used, more than max_bad={max_bad:g} "
+            f"(--max-bad) leaves out\n{listed}"
+        )
+
+
+def may_be_bad(total: int, max_bad: float) -> int:
+    """How many of `total` images may be left out: a share of them, and one always."""
+    return max(1, int(max_bad * total))
 
 
 def summarise(findings: Sequence[Finding]) -> list[Note]:

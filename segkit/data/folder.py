@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from segkit.data.dataset import IGNORE_INDEX, ImageFiles
-from segkit.data.findings import SKIPPABLE, Finding, raise_errors, summarise
-from segkit.data.images import DataError, read_header
+from segkit.data.findings import Finding, raise_bad, summarise
+from segkit.data.images import AS_USUAL, MAX_PIXELS, DataError, Reading, read_header
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.data.pairs import find_pairs
 
@@ -46,6 +46,9 @@ class FolderSegmentation(ImageFiles):
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations.
         on_bad: `error` refuses to go on where an image or a mask is missing, unreadable or of another size
             than its partner; `skip` leaves them out.
+        max_bad: Largest share of the images that `skip` leaves out; one always may be.
+        exif: `apply` turns images as their EXIF orientation says, where the mask has that size; `ignore` none.
+        max_pixels: Larger images are refused before they are decoded.
 
     Attributes:
         items: Path, name, size and mask of each image.
@@ -67,13 +70,19 @@ class FolderSegmentation(ImageFiles):
         ignore_classes: Sequence[str] = (),
         transform: Callable | None = None,
         on_bad: Literal["error", "skip"] = "error",
+        max_bad: float = 0.01,
+        exif: Literal["apply", "ignore"] = "apply",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if on_bad not in ("error", "skip"):
             raise ValueError(f"on_bad must be one of error, skip, got {on_bad!r}")
+        if exif not in ("apply", "ignore"):
+            raise ValueError(f"exif must be one of apply, ignore, got {exif!r}")
+        self.reading = Reading(exif, max_pixels)
         folders, mask_folders = _as_paths(images), _as_paths(masks)
         if len(folders) != len(mask_folders):
             raise DataError(f"{len(folders)} image folders need as many of masks, got {len(mask_folders)}")
-        self._reader = MaskReader(class_names, palette)
+        self._reader = MaskReader(class_names, palette, max_pixels)
         self.class_names, self.transform = self._reader.class_names, transform
         self.ignore_classes = tuple(ignore_classes)
         _ = self.ignored_labels  # an unknown name is told here
@@ -82,10 +91,9 @@ class FolderSegmentation(ImageFiles):
         self.items = [
             item
             for folder, mask_folder in zip(folders, mask_folders, strict=True)
-            for item in read_folder(folder, mask_folder, self._reader, self.findings, wanted)
+            for item in read_folder(folder, mask_folder, self._reader, self.findings, wanted, self.reading)
         ]
-        skipped = SKIPPABLE if on_bad == "skip" else ()
-        raise_errors([finding for finding in self.findings if finding.kind not in skipped])
+        raise_bad(self.findings, len(self.items), skip=on_bad == "skip", max_bad=max_bad)
         self.notes = summarise(self.findings)
 
     def mask(self, index: int) -> np.ndarray:
@@ -93,7 +101,12 @@ class FolderSegmentation(ImageFiles):
 
 
 def read_folder(
-    images: Path, masks: Path, reader: MaskReader, found: list[Finding], wanted: Sequence[str] | None = None
+    images: Path,
+    masks: Path,
+    reader: MaskReader,
+    found: list[Finding],
+    wanted: Sequence[str] | None = None,
+    reading: Reading = AS_USUAL,
 ) -> list[MaskedImage]:
     """The images whose masks can be used; every mask is read, and of the images the headers.
 
@@ -103,10 +116,11 @@ def read_folder(
         reader: Reads the masks.
         found: What is wrong is added to it.
         wanted: Paths of the images to take, without suffix; by default all.
+        reading: How the images are read.
     """
     pairs = find_pairs(images, masks, wanted, found)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-        checked = list(pool.map(lambda pair: _checked(*pair, reader), pairs))
+        checked = list(pool.map(lambda pair: _checked(*pair, reader, reading), pairs))
     found += [result for result in checked if isinstance(result, Finding)]
     good = [result for result in checked if not isinstance(result, Finding)]
     labels = set().union(*(labels for _, labels in good))
@@ -116,7 +130,9 @@ def read_folder(
     return [item for item, _ in good]
 
 
-def _checked(path: Path, name: str, mask_path: Path, reader: MaskReader) -> tuple[MaskedImage, set[int]] | Finding:
+def _checked(
+    path: Path, name: str, mask_path: Path, reader: MaskReader, reading: Reading
+) -> tuple[MaskedImage, set[int]] | Finding:
     """The item with the labels of its mask, or what is wrong with its files."""
     try:
         mask = reader.read(mask_path)
@@ -125,7 +141,7 @@ def _checked(path: Path, name: str, mask_path: Path, reader: MaskReader) -> tupl
     except DataError as error:
         return Finding("unreadable-mask", name, str(error))
     try:
-        header = read_header(path)
+        header = read_header(path, reading)
     except DataError as error:
         return Finding("unreadable-image", name, str(error))
     if mask.shape not in (header.turned, header.stored):

@@ -2,11 +2,12 @@
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,13 +28,35 @@ _BACK = {6: 8, 8: 6}  # the others undo themselves
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
+MAX_PIXELS = 2 * 89_478_485  # where Pillow refuses to open a file, by default
 
 
 class DataError(ValueError):
     """Something is wrong with the user's data; the message names the file and what to do."""
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None, *, reduce: int = 1) -> np.ndarray:
+class Reading(NamedTuple):
+    """How image files are read.
+
+    Attributes:
+        exif: `apply` turns images as their EXIF orientation says, `ignore` leaves them as they lie in the file.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    exif: Literal["apply", "ignore"] = "apply"
+    max_pixels: int = MAX_PIXELS
+
+
+AS_USUAL = Reading()
+
+
+def read_image(
+    path: str | os.PathLike,
+    size: tuple[int, int] | None = None,
+    *,
+    reduce: int = 1,
+    reading: Reading = AS_USUAL,
+) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Args:
@@ -42,14 +65,15 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None, *, 
             before it is turned, it is left unturned, since the annotations were drawn so.
         reduce: 1, 2, 4 or 8: by how much it is made smaller, each pixel the mean of a square; sizes are rounded
             up. Of a JPEG the details are then not even decoded.
+        reading: What becomes of EXIF orientations, and which images are too large.
 
     Raises:
-        DataError: the file is missing, not an image, damaged, or of another size.
+        DataError: the file is missing, not an image, damaged, too large, or of another size.
     """
-    with _opened(path) as image:
-        header = _header(image)
+    with open_image(path, reading.max_pixels) as image:
+        header = _header(image, reading.exif)
         header.check(path, size)
-        turn = size is None or size == header.turned
+        turn = reading.exif == "apply" and (size is None or size == header.turned)
         # Its squares begin at the corner where the file begins: one that is turned must hold whole ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
         is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
@@ -73,7 +97,7 @@ class ImageHeader(NamedTuple):
 
     Attributes:
         stored: (H, W) as the pixels lie in the file.
-        turned: (H, W) once it is turned as its EXIF orientation says.
+        turned: (H, W) once it is turned as its EXIF orientation says; as `stored` where that is ignored.
         orientation: EXIF's number, 1 for an image that is upright.
         mode: Pillow's name of its channels.
         transparent: Whether it has transparency.
@@ -92,36 +116,67 @@ class ImageHeader(NamedTuple):
         if size is not None and size not in (self.stored, self.turned):
             raise DataError(
                 f"{path} is {self.turned[0]} x {self.turned[1]} pixels (height x width), but its annotations say "
-                f"{size[0]} x {size[1]}; correct the JSON or the image"
+                f"{size[0]} x {size[1]}"
             )
 
 
-def read_header(path: str | os.PathLike) -> ImageHeader:
+def read_header(path: str | os.PathLike, reading: Reading = AS_USUAL) -> ImageHeader:
     """Reads an image file's header; its pixels are not looked at.
 
     Raises:
         DataError: as in `read_image`, but for what only decoding shows.
     """
-    with _opened(path) as image:
-        return _header(image)
+    with open_image(path, reading.max_pixels) as image:
+        return _header(image, reading.exif)
+
+
+class _UnlimitedPillow:
+    """While any thread is in it, Pillow opens files of any size: the limit is ours, and is checked on the header."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._limit = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_unlimited_pillow = _UnlimitedPillow()
 
 
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The image file, opened; whatever is wrong with it, now or later, is a DataError."""
+def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") -> Iterator[Image.Image]:
+    """An image file, opened by Pillow; whatever is wrong with it, now or later, is a DataError.
+
+    Args:
+        path: The file.
+        max_pixels: Larger ones are refused.
+        what: What messages call it.
+    """
     try:
-        with Image.open(path) as image:
+        with _unlimited_pillow, Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                raise DataError(
+                    f"the {what} {path} has {image.height} x {image.width} pixels (height x width), more than "
+                    f"{max_pixels}; max_pixels= (--max-pixels) allows more"
+                )
             yield image
     except FileNotFoundError:
-        raise DataError(f"there is no image at {path}") from None
+        raise DataError(f"there is no {what} at {path}") from None
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image that can be read: {_beginning(path)}") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"the image {path} is refused: {error}") from error
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(f"the image {path} is damaged or unreadable: {error}") from error
+        raise DataError(f"the {what} {path} is damaged or unreadable: {error}") from error
 
 
 def _beginning(path: str | os.PathLike) -> str:
@@ -130,7 +185,7 @@ def _beginning(path: str | os.PathLike) -> str:
     return f"it starts with {head.decode('ascii', 'backslashreplace')!r}" if head else "it is empty"
 
 
-def _header(image: Image.Image) -> ImageHeader:
+def _header(image: Image.Image, exif: str) -> ImageHeader:
     # The class's own method decodes a whole PNG, to look for EXIF behind its pixels.
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     size = (image.height, image.width)
@@ -139,7 +194,7 @@ def _header(image: Image.Image) -> ImageHeader:
     stored, turned = (other, size) if image.format == "TIFF" else (size, other)
     return ImageHeader(
         stored,
-        turned,
+        turned if exif == "apply" else stored,
         orientation if orientation in range(1, 9) else 1,
         image.mode,
         "A" in image.mode or "transparency" in image.info,

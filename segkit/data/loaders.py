@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segkit.data.dataset import SegmentationDataset
+from segkit.data.findings import may_be_bad
 from segkit.data.images import DataError
 from segkit.data.mixing import Mix, Sample
 
@@ -91,6 +92,7 @@ class Augmented(Dataset):
         donors: Indices of the images that the second sample is drawn from; all by default.
         on_bad: What happens to an image that cannot be read: `error`, or `skip` for another in its place,
             drawn by the sample's seed, with its own mask; it is logged once.
+        max_bad: Largest share of the images that `skip` replaces; one always may be.
         decode_at_least: Take images and masks at a half, a quarter or an eighth, as far as both sides stay at least
             this, for transforms that shrink large photographs to a crop; 0 takes them whole.
     """
@@ -104,6 +106,7 @@ class Augmented(Dataset):
         mix_share: float = 0.5,
         donors: Sequence[int] | None = None,
         on_bad: Literal["error", "skip"] = "error",
+        max_bad: float = 0.01,
         decode_at_least: int = 0,
     ) -> None:
         if on_bad not in ("error", "skip"):
@@ -114,6 +117,7 @@ class Augmented(Dataset):
         self.mix_share = mix_share
         self.donors = range(len(data)) if donors is None else donors
         self.on_bad = on_bad
+        self.max_bad = max_bad
         self.decode_at_least = decode_at_least
         self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # what one worker met, all know
 
@@ -151,10 +155,19 @@ class Augmented(Dataset):
                 except DataError as error:
                     if self.on_bad == "error":
                         raise
-                    self._bad[index] = True
-                    _log.warning("%s; another image stands in for it", error)
+                    self._replace(index, error)
             index = int(substitutes.integers(len(self.data)))
         raise DataError(f"{ATTEMPTS} images in a row cannot be read, the last one {self.data.name(index)}")
+
+    def _replace(self, index: int, error: DataError) -> None:
+        self._bad[index] = True
+        bad, total = int(self._bad.sum()), len(self)
+        if bad > may_be_bad(total, self.max_bad):
+            raise DataError(
+                f"{bad} of {total} training images cannot be read, more than max_bad={self.max_bad:g} (--max-bad) "
+                f"replaces; the last one: {error}"
+            ) from error
+        _log.warning("%s; another image stands in for it", error)
 
     def _sample(self, index: int) -> Sample:
         return self.data.small_sample(index, self.decode_at_least) if self.decode_at_least else self.data[index]
@@ -192,7 +205,7 @@ def train_loader(
         workers: Processes that load; they do not change what is loaded.
         seed: Of order and augmentation.
         shares: See `TrainBatches`.
-        **options: `mix`, `mix_share`, `donors`, `on_bad`, see `Augmented`.
+        **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
     """
     if len(data) == 0:
         raise ValueError("the training set has no images")

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import cv2
 import numpy as np
 
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+UNUSED = 60 * 24 * 3600  # seconds
+_DIGEST = re.compile("[0-9a-f]{16}")
 MAKER = "1"  # to be raised when the same annotations come to give other masks
 
 
@@ -16,7 +21,8 @@ class MaskCache:
     """Keeps label maps as PNG, in a folder that several processes share, or in memory.
 
     A file is written beside its place and then moved there, so that nobody reads half of it. What cannot
-    be read is made anew; where the folder cannot be written, the masks are made each time.
+    be read is made anew; where the folder cannot be written, the masks are made each time. Masks of other
+    keys that nobody has opened for 60 days are removed.
 
     Args:
         folder: Where the files lie, below a folder named after `key`; None for memory.
@@ -28,6 +34,8 @@ class MaskCache:
         digest = hashlib.sha256(f"{MAKER}\n{key}".encode()).hexdigest()[:16]
         self.folder = None if folder is None else Path(folder) / digest
         self._kept: dict[int, np.ndarray] = {}
+        if self.folder is not None:
+            _open_folder(self.folder)
 
     def get(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The mask (H, W) uint8 of image `index`; `make()` gives it where it is not there yet."""
@@ -55,6 +63,20 @@ class MaskCache:
             os.replace(temporary, path)
         except OSError:  # full or read-only: a cache may fail, the training may not
             temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+def _open_folder(folder: Path) -> None:
+    """Notes that the folder is in use; where it is new, removes its neighbours that have long not been."""
+    try:
+        if folder.is_dir():
+            os.utime(folder)
+            return
+        folder.mkdir(parents=True)
+        for other in folder.parent.iterdir():
+            if _DIGEST.fullmatch(other.name) and time.time() - other.stat().st_mtime > UNUSED:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:  # read-only, or another process was faster: a cache may fail, the training may not
+        return
 
 
 def default_folder() -> Path:

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from segkit.data.dataset import IGNORE_INDEX
-from segkit.data.images import DataError
+from segkit.data.images import MAX_PIXELS, DataError, open_image
 from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
 
 PathLike = str | os.PathLike
@@ -28,6 +27,7 @@ class MaskReader:
     Args:
         class_names: In label order: a sequence, or a text file with a name in each line; by default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`.
+        max_pixels: Larger masks are refused before they are decoded.
 
     Attributes:
         class_names: In label order.
@@ -37,10 +37,16 @@ class MaskReader:
         DataError: a file that is missing or wrong, neither of both, or colours for a class without a name.
     """
 
-    def __init__(self, class_names: PathLike | Sequence[str] | None = None, palette: PathLike | None = None) -> None:
+    def __init__(
+        self,
+        class_names: PathLike | Sequence[str] | None = None,
+        palette: PathLike | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         colours = None if palette is None else read_palette(palette)
         self.class_names = _class_names(class_names, colours, palette)
         self.coloured = colours is not None
+        self.max_pixels = max_pixels
         self._code = None if colours is None else ColourCode(colours, self.class_names)
 
     def read(self, path: Path) -> np.ndarray:
@@ -51,10 +57,10 @@ class MaskReader:
             DataError: it is damaged, lossy or no image.
         """
         if self._code is None:
-            values = _single_channel(_open(path), path)
+            values = _single_channel(_open(path, self.max_pixels), path)
             self._check_values(values, path)
             return values.astype(np.uint8)
-        labels, unknown = self._code.labels(_open(path, "RGB"))
+        labels, unknown = self._code.labels(_open(path, self.max_pixels, "RGB"))
         if unknown:
             raise WrongValues(f"{path} has colours that are not in the palette: {_listed(unknown)}")
         return labels
@@ -102,18 +108,11 @@ def _single_channel(values: np.ndarray, path: Path) -> np.ndarray:
     return values[..., 0]
 
 
-def _open(path: Path, mode: str | None = None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.format == "JPEG":
-                raise DataError(f"the mask {path} is a JPEG, whose compression alters labels; give PNG files")
-            return np.array(image if mode is None else image.convert(mode))
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read") from None
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"the mask {path} is damaged or unreadable: {error}") from error
+def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
+    with open_image(path, max_pixels, "mask") as image:
+        if image.format == "JPEG":
+            raise DataError(f"the mask {path} is a JPEG, whose compression alters labels; give PNG files")
+        return np.array(image if mode is None else image.convert(mode))
 
 
 def _listed(values: Iterable) -> str:

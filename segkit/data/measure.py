@@ -9,6 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from segkit.data.findings import Finding
+from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import IGNORE_INDEX, OVERLAPS, Annotation, encode, rasterize
 
 COVERING = 0.995  # share of the pixels from which an annotation covers the whole image
@@ -33,6 +34,7 @@ class CheckedSet(NamedTuple):
         annotations: Of each image; None for masks that are files.
         mask: Gives the labels (H, W) uint8 of an image by its index.
         findings: What reading it has found.
+        reading: How its images are read.
     """
 
     name: str
@@ -41,6 +43,7 @@ class CheckedSet(NamedTuple):
     annotations: Sequence[Sequence[Annotation]] | None
     mask: Callable[[int], np.ndarray]
     findings: Sequence[Finding] = ()
+    reading: Reading = AS_USUAL
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -34,6 +35,28 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Shape |
     kinds = [kind for polygon in polygons for kind in _oddities(polygon, size)]
     whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     return whole or None, kinds
+
+
+def box_shape(box: Any) -> Shape:
+    """The rectangle of an annotation's `bbox`: x, y, width and height in pixels.
+
+    Raises:
+        ValueError: it is no such box.
+    """
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"its bbox must be [x, y, width, height], got {box!r:.40}")
+    x, y, width, height = _read_polygon(box)
+    return [np.array([x, y, x + width, y, x + width, y + height, x, y + height])]
+
+
+def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Shape:
+    """A shape that was drawn on an image of (H, W) `before`, on the same image at the size `after`."""
+    if isinstance(shape, list):
+        factors = after[1] / before[1], after[0] / before[0]
+        return [(polygon.reshape(-1, 2) * factors).ravel() for polygon in shape]
+    mask = coco_mask.decode({"size": list(before), "counts": shape})
+    fitted = cv2.resize(mask, after[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return coco_mask.encode(np.asfortranarray(fitted))["counts"]
 
 
 def _read_polygon(part: Any) -> np.ndarray:

@@ -3,13 +3,14 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import cv2
 import numpy as np
 
 from segkit.data import CocoSegmentation, DataError, list_images, read_image
+from segkit.data.images import AS_USUAL, Reading
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -24,6 +25,7 @@ class SourceImage:
         size: (H, W) that a JSON gives it.
         id: In a COCO JSON.
         frame: (H, W, 3) uint8 RGB of a video.
+        reading: How the file is read.
     """
 
     name: Path
@@ -31,6 +33,7 @@ class SourceImage:
     size: tuple[int, int] | None = None
     id: int | str | None = None
     frame: np.ndarray | None = None
+    reading: Reading = AS_USUAL
 
     def read(self) -> np.ndarray:
         """The image (H, W, 3) uint8 RGB.
@@ -38,7 +41,7 @@ class SourceImage:
         Raises:
             DataError: it cannot be read.
         """
-        return read_image(self.path, self.size) if self.frame is None else self.frame
+        return read_image(self.path, self.size, reading=self.reading) if self.frame is None else self.frame
 
 
 class Video(Sequence[SourceImage]):
@@ -75,7 +78,10 @@ class Video(Sequence[SourceImage]):
 
 
 def open_source(
-    source: str | os.PathLike, root: Path | None = None, class_names: Sequence[str] | None = None
+    source: str | os.PathLike,
+    root: Path | None = None,
+    class_names: Sequence[str] | None = None,
+    reading: Reading = AS_USUAL,
 ) -> Sequence[SourceImage]:
     """Lists the images of a source; no image is decoded.
 
@@ -85,21 +91,26 @@ def open_source(
             video.
         root: Folder of the images of a list or a JSON.
         class_names: The model's, which those of a JSON must be.
+        reading: How the image files are read.
 
     Raises:
         DataError: there is no such source, nothing in it, or a JSON of other categories.
     """
-    path = Path(source)
+    images = _list(Path(source), root, class_names, reading)
+    return images if isinstance(images, Video) else [replace(image, reading=reading) for image in images]
+
+
+def _list(path: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading) -> Sequence[SourceImage]:
     suffix = path.suffix.lower()
-    if not path.exists() and glob.has_magic(str(source)):
-        files = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if os.path.isfile(p))
-        return _checked(_named(files), f"nothing matches {source}")
+    if not path.exists() and glob.has_magic(str(path)):
+        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+        return _checked(_named(files), f"nothing matches {path}")
     if path.is_dir():
         return _checked([SourceImage(p.relative_to(path), p) for p in list_images(path)], f"no images below {path}")
     if not path.is_file():
         raise DataError(f"there is no file or folder {path}")
     if suffix == ".json":
-        return _checked(_coco_images(path, root, class_names), f"no images in {path}")
+        return _checked(_coco_images(path, root, class_names, reading), f"no images in {path}")
     if suffix == ".txt":
         return _checked(_listed(path, root), f"no images in {path}")
     return Video(path) if suffix in VIDEO_SUFFIXES else [SourceImage(Path(path.name), path)]
@@ -126,9 +137,19 @@ def _listed(file: Path, root: Path | None) -> list[SourceImage]:
     return _named(list(dict.fromkeys(paths)))
 
 
-def _coco_images(file: Path, root: Path | None, class_names: Sequence[str] | None) -> list[SourceImage]:
+def _coco_images(
+    file: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading
+) -> list[SourceImage]:
     """All images of the JSON; those that cannot be used come without a size, and fail when they are read."""
-    data = CocoSegmentation(file, root=root, on_bad="skip", allow_outside_root=True)
+    data = CocoSegmentation(
+        file,
+        root=root,
+        on_bad="skip",
+        max_bad=1.0,
+        allow_outside_root=True,
+        exif=reading.exif,
+        max_pixels=reading.max_pixels,
+    )
     if class_names is not None and tuple(class_names) != tuple(data.class_names):
         raise DataError(
             f"the categories of {file} do not match the model's classes: {', '.join(data.class_names)} / "

@@ -291,7 +291,9 @@ def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, sh
     error = capsys.readouterr().err
     assert "x1.png is not an image" in error
     assert "no image at" in error
-    train.main([*arguments, "--on-bad", "skip"])
+    assert fails(train, *arguments, "--on-bad", "skip") == 3
+    assert "2 of 12 images cannot be used, more than max_bad=0.01 (--max-bad)" in capsys.readouterr().err
+    train.main([*arguments, "--on-bad", "skip", "--max-bad", "0.2"])
     out = capsys.readouterr().out
     assert "--data: left out: images that are not there: 1 (images/x2.png)" in out
     assert "--data: gray images, made RGB: 1 (images/x0.png)" in out

@@ -130,7 +130,7 @@ def test_one_image_cannot_be_split(folder):
     [
         ({"categories": []}, "0 categories"),
         ({"categories": [{"id": 1}]}, "needs an id and a name"),
-        ({"categories": [*CATEGORIES, {"id": 9, "name": "disc"}]}, "the same id or the same name"),
+        ({"categories": [*CATEGORIES, {"id": 9, "name": "disc"}]}, "the same name: disc; .*--merge-same-name"),
         ({"images": [{"id": 1}]}, "an image lacks 'file_name'"),
         ({"images": [IMAGE, IMAGE]}, "two images with the same id"),
         ({"images": [{**IMAGE, "file_name": "b.png"}]}, r"there is no image at .*b\.png; root= \(--images\)"),

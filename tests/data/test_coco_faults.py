@@ -91,6 +91,48 @@ def test_a_segmentation_that_paints_nothing_is_counted(write, segmentation, kind
     assert note.examples == ("annotation 5 of a.png",)
 
 
+def test_a_box_is_painted_where_there_is_nothing_else_and_that_is_asked_for(write, tmp_path):
+    file = write([annotation(None, bbox=[2, 3, 10, 4]), annotation([rectangle(20, 0, 5, 5)], 6, bbox=[0, 0, 30, 20])])
+    cache = tmp_path / "cache"
+    assert CocoSegmentation(file, mask_cache=cache).target(0).sum() == 25
+    data = CocoSegmentation(file, bbox_as_mask=True, mask_cache=cache)
+    expected = np.zeros((20, 30), dtype=np.uint8)
+    expected[3:7, 2:12] = expected[:5, 20:25] = 1
+    assert np.array_equal(data.target(0), expected)
+    assert [note.kind for note in data.notes] == ["box-as-mask"]
+    with pytest.raises(DataError, match=r"annotation 5 .*bbox must be \[x, y, width, height\]"):
+        CocoSegmentation(write([annotation(None, bbox=[1, 2])]), bbox_as_mask=True)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle"])
+def test_annotations_are_fitted_to_an_image_of_another_size_when_asked(write, kind):
+    """They were drawn at 40 x 90, and the file has 20 x 30: half the height, a third of the width."""
+    drawn = np.zeros((40, 90), dtype=np.uint8)
+    drawn[10:30, 30:60] = 1
+    runs = np.flatnonzero(np.diff(drawn.ravel(order="F"), prepend=0, append=0))
+    counts = np.diff([0, *runs.tolist(), drawn.size]).tolist()
+    shape = [rectangle(30, 10, 30, 20)] if kind == "polygon" else {"size": [40, 90], "counts": counts}
+    file = write([annotation(shape)], [image(height=40, width=90)])
+    with pytest.raises(DataError, match=r"a\.png is 20 x 30 .* say 40 x 90; .*--rescale-annotations"):
+        CocoSegmentation(file)
+    data = CocoSegmentation(file, rescale_annotations=True)
+    expected = np.zeros((20, 30), dtype=np.uint8)
+    expected[5:15, 10:20] = 1
+    assert np.array_equal(data.mask(0), expected)
+    assert data[0][0].shape == (20, 30, 3)
+    assert [note.kind for note in data.notes] == ["rescaled"]
+
+
+def test_more_bad_images_than_allowed_are_an_error_and_one_may_always_be(write):
+    images = [image(), *(image(i, f"missing{i}.png") for i in range(2, 5))]
+    assert len(CocoSegmentation(write(images=images[:2]), on_bad="skip")) == 1
+    with pytest.raises(
+        DataError, match=r"3 of 4 images cannot be used, more than max_bad=0\.5 \(--max-bad\)(.|\n)*missing2"
+    ):
+        CocoSegmentation(write(images=images), on_bad="skip", max_bad=0.5)
+    assert len(CocoSegmentation(write(images=images), on_bad="skip", max_bad=0.75)) == 1
+
+
 def test_a_missing_segmentation_paints_nothing_even_with_a_box(write):
     row = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [1, 2, 9, 9]}
     data = CocoSegmentation(write([row]))
@@ -147,18 +189,24 @@ def test_exif_orientation_follows_the_frame_that_the_annotations_were_drawn_in(t
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PICTURE).save(tmp_path / "t.jpg", exif=exif)
-    picture, mask = CocoSegmentation(file)[0]
+    with pytest.warns(DataWarning) if kind == "turned-without-proof" else contextlib.nullcontext():
+        data = CocoSegmentation(file)
+    picture, mask = data[0]
     assert picture.shape[:2] == mask.shape == ((20, 30) if kind == "left-unturned" else (30, 20))
-    assert notes_of(file)[kind] == 1
+    assert {note.kind: note.count for note in data.notes}[kind] == 1
 
 
-def test_a_square_image_is_turned_and_told(tmp_path, write):
+def test_a_square_image_is_turned_with_a_warning_unless_orientations_are_ignored(tmp_path, write):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PICTURE[:, :20]).save(tmp_path / "t.png", exif=exif)
     file = write(images=[image(file_name="t.png", width=20)])
-    assert np.array_equal(CocoSegmentation(file)[0][0], np.rot90(PICTURE[:, :20], -1))
-    assert notes_of(file)["turned-without-proof"] == 1
+    with pytest.warns(DataWarning, match="no size proves it.*--exif ignore"):
+        data = CocoSegmentation(file)
+    assert np.array_equal(data[0][0], np.rot90(PICTURE[:, :20], -1))
+    ignoring = CocoSegmentation(file, exif="ignore")
+    assert np.array_equal(ignoring[0][0], PICTURE[:, :20])
+    assert [note.kind for note in ignoring.notes] == ["exif-ignored", "no-annotations"]
 
 
 @pytest.mark.parametrize(
@@ -224,9 +272,9 @@ def test_skipped_images_leave_the_cache_of_the_others_right(tmp_path, write):
     rows = [annotation(image_id=2), annotation([rectangle(0, 0, 5, 5)], 6, image_id=1, category_id=7)]
     file = write(rows, [image(2, "b.png"), image(1)])
     cache = tmp_path / "cache"
-    assert CocoSegmentation(file, on_bad="skip", mask_cache=cache).target(0).sum() == 50
+    assert CocoSegmentation(file, on_bad="skip", max_bad=0.5, mask_cache=cache).target(0).sum() == 50
     Image.fromarray(PICTURE).save(tmp_path / "b.png")
-    assert CocoSegmentation(file, on_bad="skip", mask_cache=cache).target(0).sum() == 600
+    assert CocoSegmentation(file, on_bad="skip", max_bad=0.5, mask_cache=cache).target(0).sum() == 600
 
 
 @pytest.mark.parametrize("name", ["../b.png", "sub/../../b.png", "/etc/passwd", "C:\\b.png", "link.png"])
@@ -313,12 +361,20 @@ def test_category_ids_may_have_gaps_and_be_zero_beside_the_background(write):
     assert data.mask(0)[0, [0, 10, 20, 29]].tolist() == [1, 2, 3, 0]
 
 
-@pytest.mark.parametrize(
-    "categories", [[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]]
-)
-def test_categories_with_one_id_or_one_name_are_an_error(write, categories):
-    with pytest.raises(DataError, match=r"two categories the same id or the same name: [1a]$"):
-        CocoSegmentation(write(categories=categories))
+def test_categories_with_one_id_are_an_error(write):
+    with pytest.raises(DataError, match=r"two categories the same id: 1$"):
+        CocoSegmentation(write(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]))
+
+
+def test_categories_with_one_name_are_an_error_or_one_class(write):
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 4, "name": "a"}, {"id": 5, "name": "c"}]
+    rows = [annotation([rectangle(6 * i, 0, 5, 5)], i, category_id=c) for i, c in enumerate((1, 2, 4, 5))]
+    file = write(rows, categories=categories)
+    with pytest.raises(DataError, match=r"two categories the same name: a; .*--merge-same-name"):
+        CocoSegmentation(file)
+    data = CocoSegmentation(file, merge_same_name=True)
+    assert data.class_names == ("background", "a", "b", "c")
+    assert data.mask(0)[0, [0, 6, 12, 18]].tolist() == [1, 2, 1, 3]
 
 
 def test_crowds_are_painted_like_others_or_ignored_and_counted(write):

@@ -157,10 +157,12 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 def test_what_cannot_be_used_is_left_out_when_asked(tmp_path):
     save_image(tmp_path / "images/unlabelled.jpg")
     save_mask(tmp_path / "masks/old.png", LABELS)
-    data = load(tmp_path, [LABELS, LABELS[:2]], on_bad="skip")
+    data = load(tmp_path, [LABELS, LABELS[:2]], on_bad="skip", max_bad=0.7)
     assert [data.name(i) for i in range(len(data))] == ["0.jpg"]
     assert {finding.kind for finding in data.findings} == {"no-mask", "no-image", "mask-size"}
     assert [note.count for note in data.notes] == [1, 1, 1]
+    with pytest.raises(DataError, match=r"2 of 3 images cannot be used, more than max_bad=0\.01 \(--max-bad\)"):
+        load(tmp_path, [LABELS, LABELS[:2]], on_bad="skip")
     with pytest.raises(DataError, match="has the values 9"):
         load(tmp_path, [LABELS * 0 + np.uint8(9)], on_bad="skip")
     with pytest.raises(ValueError, match="on_bad must be one of error, skip"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from segkit.data import DataError, list_images, read_image, write_image, write_mask
-from segkit.data.images import read_header
+from segkit.data.images import Reading, read_header
 from segkit.visualize import create_palette
 
 RANDOM = np.random.default_rng(0)
@@ -82,8 +82,30 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     for read in (read_image, read_header):
-        with pytest.raises(DataError, match=r"a\.png is refused: .*3600000000 pixels"):
+        with pytest.raises(DataError, match=r"a\.png has 60000 x 60000 pixels .* more than 178956970; .*--max-pixels"):
             read(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png", Reading(max_pixels=4 * 10**9)).stored == (60_000, 60_000)
+
+
+def test_the_limit_is_ours_alone_and_pillow_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # it warns beyond this, and refuses twice as many
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)
+    with pytest.raises(DataError, match=r"more than 39; max_pixels= \(--max-pixels\)"):
+        read_image(tmp_path / "a.png", reading=Reading(max_pixels=39))
+    assert Image.MAX_IMAGE_PIXELS == 40
+
+
+def test_an_ignored_orientation_leaves_the_pixels_as_they_are_stored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ignoring = Reading(exif="ignore")
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(PICTURE).save(tmp_path / name, exif=exif)
+        assert np.array_equal(read_image(tmp_path / name, reading=ignoring), PICTURE)
+        assert read_header(tmp_path / name, ignoring).turned == PICTURE.shape[:2]
+        with pytest.raises(DataError, match="annotations say"):
+            read_image(tmp_path / name, PICTURE.shape[1::-1], reading=ignoring)
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path):

@@ -195,11 +195,11 @@ def damaged(tmp_path):
     for i in (3, 7):
         path = tmp_path / f"images/x{i}.png"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return CocoSegmentation(file, on_bad="skip")
+    return CocoSegmentation(file)
 
 
 def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once(damaged, caplog):
-    samples = Augmented(damaged, create_transform("none", crop=64), on_bad="skip")
+    samples = Augmented(damaged, create_transform("none", crop=64), on_bad="skip", max_bad=0.2)
     image, mask = samples[3, 5]
     assert any(
         torch.equal(image, other) and torch.equal(mask, other_mask)
@@ -214,7 +214,9 @@ def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once
 
 def test_substitutes_depend_on_the_seed_alone_and_workers_tell_what_they_met(damaged):
     here, there = (
-        train_loader(damaged, create_transform("flip", crop=32), batch_size=4, workers=workers, on_bad="skip")
+        train_loader(
+            damaged, create_transform("flip", crop=32), batch_size=4, workers=workers, on_bad="skip", max_bad=0.2
+        )
         for workers in (0, 2)
     )
     for (images, target), (other, other_target) in zip(here, there, strict=True):
@@ -233,11 +235,18 @@ def test_a_damaged_image_is_an_error_unless_it_may_be_skipped_and_always_in_vali
             list(loader)
 
 
+def test_more_damaged_images_than_allowed_are_an_error_with_their_number(damaged):
+    samples = Augmented(damaged, create_transform("none", crop=32), on_bad="skip", max_bad=0.1)
+    samples[3, 1]  # one may always be
+    with pytest.raises(DataError, match=r"2 of 12 training images cannot be read, more than max_bad=0\.1 .*x7\.png"):
+        samples[7, 1]
+
+
 def test_a_set_of_damaged_images_is_an_error_and_no_endless_search(tmp_path):
     file = write_shapes(tmp_path, "x", 2, seed=4)
     data = CocoSegmentation(file)
     for item in data.items:
         item.path.write_bytes(b"")
-    samples = Augmented(data, create_transform("none", crop=32), on_bad="skip")
+    samples = Augmented(data, create_transform("none", crop=32), on_bad="skip", max_bad=1.0)
     with pytest.raises(DataError, match="20 images in a row cannot be read"):
         samples[0, 1]

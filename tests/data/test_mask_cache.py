@@ -1,3 +1,5 @@
+import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -23,6 +25,28 @@ def test_files_outlive_the_process_and_the_key_tells_them_apart(tmp_path):
     MaskCache(tmp_path, "old annotations").get(0, lambda: MASK)
     assert np.array_equal(MaskCache(tmp_path, "old annotations").get(0, refuse), MASK)
     assert np.array_equal(MaskCache(tmp_path, "new annotations").get(0, lambda: MASK + 1), MASK + 1)
+
+
+def test_masks_of_other_keys_go_when_nobody_has_used_them_for_long(tmp_path):
+    caches = {key: MaskCache(tmp_path, key) for key in ("old", "recent")}
+    for cache in caches.values():
+        cache.get(0, lambda: MASK)
+    (tmp_path / "somebody's folder").mkdir()
+    long_ago = time.time() - 61 * 24 * 3600
+    for folder in (caches["old"].folder, tmp_path / "somebody's folder"):
+        os.utime(folder, (long_ago, long_ago))
+    MaskCache(tmp_path, "new")
+    assert not caches["old"].folder.exists()
+    assert (tmp_path / "somebody's folder").exists()
+    MaskCache(tmp_path, "recent").get(0, refuse)
+
+
+def test_a_cache_that_is_opened_counts_as_used(tmp_path):
+    folder = MaskCache(tmp_path, "key").folder
+    os.utime(folder, (0, 0))
+    MaskCache(tmp_path, "key")
+    MaskCache(tmp_path, "new")
+    assert folder.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n"])

@@ -80,6 +80,19 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path
     assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
 
 
+def test_the_settings_of_a_run_repeat_it(run, tmp_path):
+    train.main(["--config", str(run / "args.yaml"), "--out", str(tmp_path / "again")])
+    first, again = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(value, again["model"][key]) for key, value in first["model"].items())
+    lines = [(folder / "args.yaml").read_text().splitlines() for folder in (run, tmp_path / "again")]
+    assert [line for line in lines[1] if line not in lines[0]] == [f"out: {tmp_path / 'again'}"]
+
+
+def test_a_run_is_not_repeated_into_its_own_folder(run, capsys):
+    assert fails(train, "--config", run) == 2
+    assert "exists already; choose another --out" in capsys.readouterr().err
+
+
 def test_without_a_validation_file_a_share_is_split_off(shapes, tmp_path, capsys):
     train.main(
         ["--data", str(shapes[0]), "--out", str(tmp_path / "a"), *SMALL, "--epochs", "1", "--val-fraction", "0.25"]

@@ -1,7 +1,7 @@
 """Settings in YAML files: read with their types and the lines that they stand in, and written."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -28,12 +28,12 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
 
     Raises:
         ValueError: it cannot be read, is no YAML, has a name that is unknown or comes twice, or a value of another
-            type. Tags such as `!!python/object` are refused.
+            type. Tags such as `!!python/object` are refused, and aliases.
     """
     path = path / "args.yaml" if path.is_dir() else path
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-        _check_tags(root, path)
+        _check_plain(root, path)
         return _read_root(cls, root, path, origin)
     except OSError as error:
         raise ValueError(f"cannot read the settings in {path}: {error.strerror}") from error
@@ -92,21 +92,18 @@ def _read(name: str, node: yaml.Node, kind: Any, where: str) -> Any:
         raise ValueError(f"{where}: {name}: {error}") from None
 
 
-def _check_tags(root: yaml.Node | None, path: Path) -> None:
-    for node in _walk(root):
-        if node.tag not in TAGS:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise ValueError(f"{path}:{node.start_mark.line + 1}: the tag {tag} is refused; a setting is a plain value")
-
-
-def _walk(root: yaml.Node | None) -> Iterator[yaml.Node]:
+def _check_plain(root: yaml.Node | None, path: Path) -> None:
+    """Raises ValueError for tags, which could name code, and for aliases, with which a short file can grow endless."""
     todo, seen = [root] if root else [], set()
     while todo:
         node = todo.pop()
-        if id(node) in seen:  # an alias
-            continue
+        where = f"{path}:{node.start_mark.line + 1}"
+        if node.tag not in TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ValueError(f"{where}: the tag {tag} is refused; a setting is a plain value")
+        if id(node) in seen:
+            raise ValueError(f"{where}: an alias stands for this; write the value where it belongs")
         seen.add(id(node))
-        yield node
         if isinstance(node, yaml.SequenceNode):
             todo += node.value
         elif isinstance(node, yaml.MappingNode):

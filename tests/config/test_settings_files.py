@@ -20,7 +20,7 @@ from segkit.config import (
 
 TRAIN = TrainConfig(
     data=(Path("a b.json"), Path("no")),
-    ignore_classes=("UNKNOWN", "no", "12", "a: b", "# c", "유리"),
+    ignore_classes=("UNKNOWN", "no", "12", "a: b", "# c", "유리", "two\nlines"),
     recipe="demo",
     pretrained="false",
     output_stride=16,
@@ -142,7 +142,8 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("# lr: 1", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("- lr", "/cfg.yaml holds [lr], expected lines such as `epochs: 40`"),
         ("data: " + 2000 * "[", "/cfg.yaml: lists and mappings lie too deep within each other"),
-        ("data: &a [*a]", "/cfg.yaml: lists and mappings lie too deep within each other"),
+        ("data: &a [*a]", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
+        ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
     ],
 )
 def test_what_cannot_be_is_refused_with_key_file_line_and_expected_type(text, message, tmp_path):

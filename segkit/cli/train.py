@@ -48,7 +48,7 @@ def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
     """The settings of the run that goes on; or, where there is neither data nor a recipe, those of the demo."""
     if config.resume:
         return settings_of_run(config)
-    return {} if config.data or config.recipe else read_recipe(TrainConfig, "demo")
+    return {} if config.data or config.recipe else read_recipe(TrainConfig, "demo", "no --data")
 
 
 def train_demo(config: TrainConfig) -> None:

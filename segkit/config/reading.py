@@ -110,14 +110,19 @@ def _read_layers(cls: type, argv: Sequence[str]) -> dict[str, Setting]:
     if "recipe" not in {field.name for field in dataclasses.fields(cls)}:
         return found
     words = _words_after(argv, "recipe")
-    if words is None:
-        name = found["recipe"].value if "recipe" in found else None
+    if words is not None:
+        name, origin = "".join(words[-1:]), COMMAND_LINE
     else:
-        name = None if words == ["None"] else "".join(words[-1:])
-    if name is None:
+        name, origin = found.get("recipe", Setting(None, ""))
+        name = None if _is_complete(cls, found) else name
+    if name in (None, "None"):
         return found
-    recipe = read_recipe(cls, name)
-    return {**recipe, **({} if words is None else {"recipe": Setting(name, COMMAND_LINE)}), **found}
+    return {**read_recipe(cls, name, origin), **found}
+
+
+def _is_complete(cls: type, found: Mapping[str, Setting]) -> bool:
+    """Whether nothing is left for a recipe to say, as in a run's args.yaml, which outlives the recipe that it names."""
+    return len(found) == len(dataclasses.fields(cls))
 
 
 def _read_command_line(unchecked: type, found: Mapping[str, Setting], argv: Sequence[str], prog: str) -> Any:

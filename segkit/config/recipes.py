@@ -8,8 +8,13 @@ from segkit.config.names import nearest_name
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def read_recipe(cls: type, name: str) -> dict[str, Setting]:
+def read_recipe(cls: type, name: str, origin: str) -> dict[str, Setting]:
     """The settings of a recipe, and its name as `recipe`.
+
+    Args:
+        cls: The command's settings.
+        name: The recipe's name.
+        origin: Where it is named.
 
     Raises:
         ValueError: there is none of that name; the message lists them all.
@@ -17,11 +22,11 @@ def read_recipe(cls: type, name: str) -> dict[str, Setting]:
     names = recipe_names()
     if name not in names:
         near = nearest_name(name, names)
-        said = f"unknown recipe {name!r}" if name else "--recipe needs a name"
+        said = f"unknown recipe {name!r} ({origin})" if name else "--recipe needs a name"
         hint = f", did you mean {near}? The" if near else "; the"
         raise ValueError(f"{said}{hint} recipes are\n{list_recipes()}")
-    origin = f"recipe {name}"
-    return {**read_settings(cls, RECIPES / f"{name}.yaml", origin), "recipe": Setting(name, origin)}
+    settings = read_settings(cls, RECIPES / f"{name}.yaml", f"recipe {name}")
+    return {**settings, "recipe": Setting(name, origin)}
 
 
 def recipe_names() -> list[str]:

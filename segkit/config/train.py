@@ -79,13 +79,13 @@ class TrainConfig(LabelConfig):
     warmup_factor: float = 0.01
     """Where the rise begins, as a share of --lr."""
     schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
-    """Course of the learning rate; plateau: lower by --plateau-factor after --patience epochs without progress."""
+    """Course of the learning rate; plateau: lower by --plateau-factor after --patience validations without progress."""
     min_lr: float = 0.0
     """Lowest learning rate of cosine, poly and plateau."""
     monitor: Literal["loss", "miou"] = "loss"
     """What plateau looks at, on the validation images: the loss, which is to fall, or the mIoU, which is to rise."""
-    patience: Annotated[int, arg(metavar="EPOCHS")] = 2
-    """Epochs without progress that plateau bears; the next one lowers the learning rate."""
+    patience: Annotated[int, arg(metavar="N")] = 2
+    """Validations without progress that plateau bears; the next one lowers the learning rate."""
     plateau_factor: float = 0.1
     """What plateau multiplies the learning rate by."""
     clip_grad: float = 5.0

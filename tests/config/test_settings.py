@@ -1,5 +1,6 @@
 """Which of default, recipe, files and command line wins, and what is said about it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_a_file_may_name_the_recipe_that_it_starts_from(folder):
     assert parse("--config", "mine.cfg", "--recipe", "None").recipe is None
 
 
+def test_a_file_that_says_everything_outlives_its_recipe(folder, capsys):
+    text = printed(capsys, "--recipe", "quick")
+    Path("args.cfg").write_text(text.replace("recipe: quick", "recipe: gone"))
+    assert parse("--config", "args.cfg") == dataclasses.replace(parse("--recipe", "quick"), recipe="gone")
+    with pytest.raises(ValueError, match=r"unknown recipe 'never' \(command line\)"):
+        parse("--config", "args.cfg", "--recipe", "never")
+    Path("args.cfg").write_text("recipe: gone")
+    with pytest.raises(ValueError, match=r"unknown recipe 'gone' \(args\.cfg:1\); the recipes are\n  quick"):
+        parse("--config", "args.cfg")
+
+
 def test_required_settings_may_stand_in_a_file(folder):
     Path("folds.cfg").write_text("data: a.json\nout: folds")
     assert parse("--config", "folds.cfg", "--k", "3", cls=FoldsConfig) == FoldsConfig(Path("a.json"), Path("folds"), 3)
@@ -102,7 +114,7 @@ def test_required_settings_may_stand_in_a_file(folder):
         (["--config", "none.cfg"], "cannot read the settings in none.cfg: No such file or directory"),
         (
             ["--recipe", "quik"],
-            "unknown recipe 'quik', did you mean quick? The recipes are\n  quick  Quick\n  slow   Slow",
+            "unknown recipe 'quik' (command line), did you mean quick? The recipes are\n  quick  Quick\n  slow   Slow",
         ),
         (["--recipe"], "--recipe needs a name; the recipes are\n  quick  Quick\n  slow   Slow"),
         (["--data", "a", "--epochs", "0"], "--epochs must be at least 1, got 0"),
@@ -179,7 +191,7 @@ def test_printing_reads_no_data_and_loads_no_torch(tmp_path):
 
 def test_without_data_the_settings_are_the_demos_unless_a_recipe_is_named(capsys):
     for words, expected in (
-        ([], ["recipe: demo  # recipe demo", "crop: 192  # recipe demo"]),
+        ([], ["recipe: demo  # no --data", "crop: 192  # recipe demo"]),
         (["--crop", "64"], ["crop: 64  # command line", "epochs: 12  # recipe demo"]),
         (["--recipe", "waste1-fpn-b4"], ["recipe: waste1-fpn-b4  # command line", "crop: 512"]),
         (["--data", "a.json"], ["recipe: null", "crop: 512"]),

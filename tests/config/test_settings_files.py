@@ -141,7 +141,7 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("# lr: 1", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("- lr", "/cfg.yaml holds [lr], expected lines such as `epochs: 40`"),
-        ("data: " + 2000 * "[", "/cfg.yaml: lists and mappings lie too deep within each other"),
+        ("data: " + 1200 * "[", "/cfg.yaml: lists and mappings lie too deep within each other"),
         ("data: &a [*a]", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
         ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
     ],

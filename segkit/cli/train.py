@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +11,52 @@ from typing import TYPE_CHECKING, Any
 from segkit.cli.errors import reported_errors
 from segkit.cli.train_data import load_data
 from segkit.cli.train_rare import Rarity, measure_rarity
-from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, save_batch_picture, tell_replaced
-from segkit.cli.train_resume import complete_settings, data_digest, fixed_settings, is_finished, read_run, resume
-from segkit.config import TrainConfig, parse_args, write_yaml
+from segkit.cli.train_report import (
+    describe,
+    epoch_line,
+    finish,
+    progress_bar,
+    save_batch_picture,
+    tell_replaced,
+    write_data_report,
+)
+from segkit.cli.train_resume import (
+    data_digest,
+    fixed_settings,
+    is_finished,
+    read_run,
+    resume,
+    run_folder,
+    settings_of_run,
+)
+from segkit.config import Setting, TrainConfig, parse_args, read_recipe, write_yaml
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.utils.data import DataLoader
 
     from segkit.data import SegmentationDataset
-    from segkit.training import TrainState
+    from segkit.training import Schedule, TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
     with reported_errors("train"):
-        config = parse_args(TrainConfig, argv, prog="train.py")
+        config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         if config.resume:
-            train(complete_settings(config, argv))
+            train(replace(config, out=run_folder(config)))
         elif config.data:
             train(config)
         else:
-            train_demo(parse_args(TrainConfig, argv, prog="train.py", recipe="demo"))
+            train_demo(config)
+
+
+def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
+    """The settings of the run that goes on; or, where there is neither data nor a recipe, those of the demo."""
+    if config.resume:
+        return settings_of_run(config)
+    return {} if config.data or config.recipe else read_recipe(TrainConfig, "demo", "no --data")
 
 
 def train_demo(config: TrainConfig) -> None:
@@ -71,6 +95,7 @@ def train(config: TrainConfig) -> Path:
     loss_fn = _create_loss(config, rarity).to(device)
     out = _open_run(config, state, checkpoint)
     print(describe(config, state.model, train_set, val_set, device, out))
+    write_data_report({"train": train_set, "val": val_set}, out)
     save_batch_picture(loaders[0], train_set.class_names, out)
     with StopSignals() as stop, _told_when_interrupted(out):
         reports = fit(
@@ -111,7 +136,7 @@ def _build(
     from segkit.cli.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader
     from segkit.models import create_model
-    from segkit.training import TrainState, create_ema, create_optimizer, create_scaler, create_scheduler
+    from segkit.training import TrainState, create_ema, create_scaler
 
     workers = pick_workers(config.workers)
     transform = create_transform(
@@ -138,22 +163,8 @@ def _build(
         output_stride=config.output_stride,
         **config.decoder,
     ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
-    optimizer = create_optimizer(
-        model,
-        config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        backbone_lr_factor=config.backbone_lr_factor,
-        layer_decay=config.layer_decay,
-    )
-    scheduler = create_scheduler(
-        optimizer,
-        config.schedule,
-        epochs=config.epochs,
-        steps_per_epoch=math.ceil(len(train) / config.accumulate),
-        warmup_epochs=config.warmup_epochs,
-        monitor=config.monitor,
-    )
+    optimizer = _create_optimizer(config, model)
+    scheduler = _create_scheduler(config, optimizer, steps_per_epoch=math.ceil(len(train) / config.accumulate))
     state = TrainState(
         model,
         optimizer,
@@ -164,6 +175,37 @@ def _build(
         data=data_digest(config),
     )
     return state, (train, val_loader(val_set, workers=min(workers, 2)))
+
+
+def _create_optimizer(config: TrainConfig, model: "nn.Module") -> "torch.optim.Optimizer":
+    from segkit.training import create_optimizer
+
+    return create_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        backbone_lr_factor=config.backbone_lr_factor,
+        layer_decay=config.layer_decay,
+        decay_norms=config.decay_norms,
+    )
+
+
+def _create_scheduler(config: TrainConfig, optimizer: "torch.optim.Optimizer", *, steps_per_epoch: int) -> "Schedule":
+    from segkit.training import create_scheduler
+
+    return create_scheduler(
+        optimizer,
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.warmup_epochs,
+        warmup_factor=config.warmup_factor,
+        min_lr=config.min_lr,
+        monitor=config.monitor,
+        patience=config.patience,
+        plateau_factor=config.plateau_factor,
+    )
 
 
 def _create_loss(config: TrainConfig, rarity: Rarity) -> "nn.Module":

@@ -1,8 +1,9 @@
 """What train.py prints and draws."""
 
+import csv
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,22 @@ def describe(
         f"run    {out}\n"
         f"data   {len(train_set)} training and {len(val_set)} validation images, {model.num_classes} classes: "
         f"{', '.join(model.class_names)}\n"
+        f"{_describe_labels(train_set)}"
         f"masks  {_describe_masks(config)}\n"
         f"model  {config.model} on {config.backbone}, {parameters:.1f} M parameters, on {device}\n"
         f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels"
     )
+
+
+def _describe_labels(data: "SegmentationDataset") -> str:
+    """Which category is which label, where their ids do not say so themselves."""
+    categories = next((part.categories for part in sources_of(data) if hasattr(part, "categories")), {})
+    names = list(data.class_names)
+    labels = {category: names.index(name) for category, name in categories.items()}
+    if all(category == label for category, label in labels.items()):
+        return ""
+    listed = (f"{label} {names[label]} (category {category})" for category, label in labels.items())
+    return f"labels {', '.join(['0 background', *listed])}\n"
 
 
 def _describe_masks(config: TrainConfig) -> str:
@@ -52,6 +65,26 @@ def tell_replaced(names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
         print(f"damaged training images that others stood in for: {len(names)} ({shown})")
+
+
+def write_data_report(sets: Mapping[str, "SegmentationDataset"], out: Path) -> None:
+    """Writes data_report.csv: all that is wrong or remarkable about the data, if anything is."""
+    rows = {
+        (name, finding.severity, finding.kind, finding.where, finding.sentence): None
+        for name, data in sets.items()
+        for part in sources_of(data)
+        for finding in getattr(part, "findings", ())
+    }
+    if rows:
+        with (out / "data_report.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("set", "severity", "kind", "where", "sentence"), *rows])
+
+
+def sources_of(data: "SegmentationDataset") -> "list[SegmentationDataset]":
+    """The data sets that subsets and joined sets are made of."""
+    if hasattr(data, "whole"):
+        return sources_of(data.whole)
+    return [source for part in getattr(data, "parts", ()) for source in sources_of(part)] or [data]
 
 
 def progress_bar(batches: Iterable) -> Iterable:

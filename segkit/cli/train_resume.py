@@ -2,11 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.config import TrainConfig, parse_args, read_settings
+from segkit.config import Setting, TrainConfig, read_settings
 
 if TYPE_CHECKING:
     from segkit.training import TrainState
@@ -15,16 +14,17 @@ if TYPE_CHECKING:
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
     *("epochs", "early_stopping", "save_every", "pretrained"),
-    *("out", "resume", "allow_data_change", "device", "workers", "compile"),
+    *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe"),
 }
 
 
-def complete_settings(config: TrainConfig, argv: Sequence[str] | None) -> TrainConfig:
-    """The settings of the run that --resume names, where the command line does not say otherwise, and its folder."""
-    folder = run_folder(config)
-    settings = read_settings(folder / "args.yaml") if (folder / "args.yaml").is_file() else {}
-    settings = {key: value for key, value in settings.items() if key not in ("out", "resume")}
-    return dataclasses.replace(parse_args(TrainConfig, argv, prog="train.py", settings=settings), out=folder)
+def settings_of_run(config: TrainConfig) -> dict[str, Setting]:
+    """The settings of the run that --resume names, but for where it is."""
+    if config.resume is True and config.out is None:
+        return {}
+    file = run_folder(config) / "args.yaml"
+    found = read_settings(TrainConfig, file) if file.is_file() else {}
+    return {name: setting for name, setting in found.items() if name not in ("out", "resume")}
 
 
 def run_folder(config: TrainConfig) -> Path:

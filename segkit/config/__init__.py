@@ -1,7 +1,9 @@
 """Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
 
+from segkit.config.files import Setting, format_settings, read_settings, write_yaml
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
-from segkit.config.reading import RECIPES, parse_args, read_settings, write_yaml
+from segkit.config.reading import parse_args
+from segkit.config.recipes import RECIPES, read_recipe
 from segkit.config.sources import LabelConfig, SourceConfig
 from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
 from segkit.config.train import TrainConfig
@@ -16,10 +18,13 @@ __all__ = [
     "LabelConfig",
     "PredictConfig",
     "ScoreConfig",
+    "Setting",
     "SourceConfig",
     "TrainConfig",
     "TuneConfig",
+    "format_settings",
     "parse_args",
+    "read_recipe",
     "read_settings",
     "write_yaml",
 ]

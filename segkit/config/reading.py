@@ -1,16 +1,44 @@
-"""From the command line, recipes and YAML files to settings, and back."""
+"""From defaults, recipes, YAML files and the command line to settings, in this order: the later one wins."""
 
 import dataclasses
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
-import yaml
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+from segkit.config.checks import default_of
+from segkit.config.files import Setting, format_settings, read_settings
+from segkit.config.names import nearest_name
+from segkit.config.recipes import list_recipes, read_recipe
+
 Config = TypeVar("Config")
+COMMAND_LINE = "command line"
+# Beside the settings of a command: where they come from.
+ABOUT_SETTINGS = [
+    (
+        "config",
+        Annotated[
+            tuple[Path, ...],
+            tyro.conf.arg(
+                metavar="FILE|RUN ...",
+                help="YAML files of settings, merged from left to right; the command line wins. A run: its args.yaml.",
+            ),
+        ],
+        (),
+    ),
+    (
+        "print_config",
+        Annotated[
+            bool,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.arg(help="Print the settings, with where each comes from, as a file for --config, and stop."),
+        ],
+        False,
+    ),
+]
 
 
 def parse_args(
@@ -18,59 +46,125 @@ def parse_args(
     argv: Sequence[str] | None,
     *,
     prog: str,
-    recipe: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    start_from: Callable[[Config], Mapping[str, Setting]] | None = None,
 ) -> Config:
-    """Reads the command line; a recipe's settings stand before it, so that the command line wins.
+    """Reads the command line, and the recipe and YAML files that it names; --print-config ends the process.
 
     Args:
         cls: The command's settings.
         argv: The arguments; by default those of the process.
         prog: What the help calls the command.
-        recipe: Name of a YAML file in `segkit/recipes`.
-        settings: More settings that the command line wins over, such as those of `read_settings`.
+        start_from: Gives settings that come before recipe and files, for the settings as they are without; those
+            have not been checked yet.
+
+    Raises:
+        ValueError: an option, a recipe or a setting that does not exist, or a value that cannot be.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = {**(_read_yaml(RECIPES / f"{recipe}.yaml") if recipe else {}), **(settings or {})}
-    return tyro.cli(
-        cls,
-        prog=prog,
-        args=[*_as_flags(settings), *argv],
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    unchecked = _unchecked(cls)
+    _check_options(argv, unchecked)
+    if _words_after(argv, "recipe") == ["help"]:
+        print(list_recipes())
+        sys.exit(0)
+    found = _read_layers(cls, argv)
+    parsed = _read_command_line(unchecked, found, argv, prog)
+    below = start_from(parsed) if start_from else {}
+    if below:
+        found = {**below, **found}
+        parsed = _read_command_line(unchecked, found, argv, prog)
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls)}
+    origins = {name: _origin(cls, name, value, found) for name, value in values.items()}
+    settings = _checked(cls, values, origins)
+    if parsed.print_config:
+        print(format_settings(settings, origins), end="")
+        sys.exit(0)
+    return settings
 
 
-def write_yaml(config: Any, path: Path) -> None:
-    """Writes the settings with the names of their flags."""
-    plain = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    temporary = path.with_name(f".{path.name}.tmp")  # a run that is killed here must find its settings again
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    temporary.replace(path)
+def _unchecked(cls: type) -> type:
+    """The same settings, not checked yet, and those of `ABOUT_SETTINGS`."""
+    namespace = {"__post_init__": lambda self: None, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    return dataclasses.make_dataclass(cls.__name__, ABOUT_SETTINGS, bases=(cls,), namespace=namespace, frozen=True)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """What `write_yaml` has written, without the settings that are off or empty."""
-    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: value for name, value in plain.items() if value not in (None, False, [], {}, "")}
+def _check_options(argv: Sequence[str], unchecked: type) -> None:
+    fields = dataclasses.fields(unchecked)
+    names = [field.name for field in fields]
+    known = {"help", *names, *(f"no_{field.name}" for field in fields if field.type is bool)}
+    for option in (word.partition("=")[0] for word in argv if _is_option(word) and word != "-h"):
+        name = _name_of(option)
+        if not name.startswith("tyro_") and (name not in known or not option.startswith("--")):
+            near = nearest_name(name, known)
+            hint = f"did you mean --{near.replace('_', '-')}?" if near else "--help lists them all"
+            raise ValueError(f"unknown option {option}; {hint}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    # BaseLoader leaves every scalar a string: the type of the setting decides, so that 1e-4 is a number.
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+def _read_layers(cls: type, argv: Sequence[str]) -> dict[str, Setting]:
+    """What the recipe says, and the files, which win."""
+    files = _words_after(argv, "config")
+    if files == []:
+        raise ValueError("--config needs a YAML file, or more")
+    found: dict[str, Setting] = {}
+    for file in files or ():
+        found.update(read_settings(cls, Path(file)))
+    if "recipe" not in {field.name for field in dataclasses.fields(cls)}:
+        return found
+    words = _words_after(argv, "recipe")
+    if words is not None:
+        name, origin = "".join(words[-1:]), COMMAND_LINE
+    else:
+        name, origin = found.get("recipe", Setting(None, ""))
+        name = None if _is_complete(cls, found) else name
+    if name in (None, "None"):
+        return found
+    return {**read_recipe(cls, name, origin), **found}
 
 
-def _as_flags(settings: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in settings.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if isinstance(value, Mapping):
-            words += [f"{key}={item}" for key, item in value.items()]
-        elif value is not True:
-            words += map(str, value) if isinstance(value, list) else [str(value)]
-    return words
+def _is_complete(cls: type, found: Mapping[str, Setting]) -> bool:
+    """Whether nothing is left for a recipe to say, as in a run's args.yaml, which outlives the recipe that it names."""
+    return len(found) == len(dataclasses.fields(cls))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+def _read_command_line(unchecked: type, found: Mapping[str, Setting], argv: Sequence[str], prog: str) -> Any:
+    values = {field.name: default_of(unchecked, field.name) for field in dataclasses.fields(unchecked)}
+    values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
+    default = unchecked(**{**values, **{name: setting.value for name, setting in found.items()}})
+    return tyro.cli(unchecked, prog=prog, args=argv, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _origin(cls: type, name: str, value: Any, found: Mapping[str, Setting]) -> str | None:
+    """Where a value comes from that is not the default."""
+    if value == default_of(cls, name):
+        return None
+    return found[name].origin if name in found and found[name].value == value else COMMAND_LINE
+
+
+def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str, str | None]) -> Config:
+    try:
+        return cls(**values)
+    except ValueError as error:
+        names = [word.replace("-", "_") for word in re.findall(r"--([a-z][a-z-]*)", str(error))]
+        origin = origins.get(names[0]) if names else None
+        raise ValueError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None
+
+
+def _words_after(argv: Sequence[str], name: str) -> list[str] | None:
+    """The words that an option is given, wherever it stands; None if it does not."""
+    found, taken = None, False
+    for word in argv:
+        if _is_option(word):
+            option, _, value = word.partition("=")
+            taken = _name_of(option) == name
+            if taken:
+                found = [*(found or ()), *([value] if value else ())]
+        elif taken:
+            found.append(word)
+    return found
+
+
+def _is_option(word: str) -> bool:
+    return re.match("--?[A-Za-z]", word) is not None
+
+
+def _name_of(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")

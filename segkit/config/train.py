@@ -34,6 +34,8 @@ class TrainConfig(LabelConfig):
     val_fraction: float = 0.2
     """Share of the images that is split off where --val is not given."""
 
+    recipe: Annotated[str | None, arg(metavar="NAME")] = None
+    """Settings that go together; --config and the command line win. `--recipe help` lists the names."""
     model: str = "fpn"
     """Architecture: deeplabv3plus, fpn or unet."""
     backbone: str = "tf_efficientnet_b3"
@@ -72,12 +74,22 @@ class TrainConfig(LabelConfig):
     """Factor of the learning rate from each group of the backbone's layers to the one before it (0.9)."""
     weight_decay: float = 0.01
     """Weight decay, not applied to norms and biases."""
+    decay_norms: bool = False
+    """Apply it to norms and biases too."""
     warmup_epochs: float = 1.0
-    """Epochs over which the learning rate rises from a hundredth."""
+    """Epochs over which the learning rate rises to --lr."""
+    warmup_factor: float = 0.01
+    """Where the rise begins, as a share of --lr."""
     schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
-    """Course of the learning rate; plateau: a tenth after three epochs that are no better than the best."""
+    """Course of the learning rate; plateau: lower by --plateau-factor after --patience validations without progress."""
+    min_lr: float = 0.0
+    """Lowest learning rate of cosine, poly and plateau."""
     monitor: Literal["loss", "miou"] = "loss"
     """What plateau looks at, on the validation images: the loss, which is to fall, or the mIoU, which is to rise."""
+    patience: Annotated[int, arg(metavar="N")] = 2
+    """Validations without progress that plateau bears; the next one lowers the learning rate."""
+    plateau_factor: float = 0.1
+    """What plateau multiplies the learning rate by."""
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 switches clipping off."""
     accumulate: Annotated[int, arg(metavar="N")] = 1
@@ -122,14 +134,17 @@ class TrainConfig(LabelConfig):
         for name in ("crop", "epochs", "batch_size", "accumulate", "val_every"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "lr", self.lr > 0, "positive")
+        check(self, "min_lr", 0 <= self.min_lr <= self.lr, f"in 0..{self.lr}, the --lr")
+        check(self, "plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1")
         check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
-        for name in ("label_smoothing", "rare_threshold", "rare_crops", "max_bad"):
+        for name in ("label_smoothing", "rare_threshold", "rare_crops", "max_bad", "warmup_factor"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         check(self, "ema", 0 <= self.ema < 1, "at least 0 and less than 1")
         check(self, "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "in 0..1, and not 0")
         for name in (
             "weight_decay",
             "warmup_epochs",
+            "patience",
             "clip_grad",
             "seed",
             "save_every",

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
+
+from segkit.config.typed import parse_any
 
 MAX_PIXELS = 178_956_970  # where Pillow refuses to open a file
 
@@ -27,13 +28,17 @@ def _parse_bias(words: list[str]) -> dict[str, float]:
 def _parse_options(words: list[str]) -> dict[str, Any]:
     if not all("=" in word for word in words):
         raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
-    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+    return {name: parse_any(value) for name, value in (word.split("=", 1) for word in words)}
 
 
 def _parse_resume(words: list[str]) -> Path | bool:
     if len(words) > 1:
         raise ValueError(f"--resume takes one run folder or checkpoint, got {' '.join(words)!r}")
     return Path(words[0]) if words else True
+
+
+def _parse_crf(words: list[str]) -> tuple[str, ...] | None:
+    return None if words == ["off"] else tuple(words)
 
 
 def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
@@ -49,13 +54,13 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
 Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
 ClassBias = Annotated[dict[str, float], _mapping_spec(_parse_bias, "NAME=VALUE ...")]
-# None for no CRF; no word for the default one.
+# None, or off, for no CRF; no word for the default one.
 CRFWords = Annotated[
     tuple[str, ...] | None,
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[PRESET] [NAME=VALUE ...]",
-        instance_from_str=tuple,
+        instance_from_str=_parse_crf,
         is_instance=lambda value: value is None or isinstance(value, tuple),
         str_from_instance=lambda value: ["off"] if value is None else list(value),
     ),

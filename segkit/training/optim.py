@@ -18,8 +18,9 @@ def create_optimizer(
     weight_decay: float = 0.0,
     backbone_lr_factor: float = 1.0,
     layer_decay: float | None = None,
+    decay_norms: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer of timm by name; norms and biases get no weight decay.
+    """An optimizer of timm by name; norms and biases get no weight decay, unless `decay_norms` says so.
 
     Args:
         model: Whose parameters it changes.
@@ -29,6 +30,7 @@ def create_optimizer(
         backbone_lr_factor: The backbone's learning rate, as a share of `lr`.
         layer_decay: Factor by which the learning rate falls from each group of layers of the backbone to
             the one before it; decoder and head keep the full one. The groups are timm's, of 12 parameters each.
+        decay_norms: Let norms and biases decay as well, as torch's own optimizers do.
     """
     known = timm.optim.list_optimizers()
     if name not in known:
@@ -37,6 +39,8 @@ def create_optimizer(
         groups = timm.optim.param_groups_weight_decay(model, weight_decay)
     else:
         groups = timm.optim.param_groups_layer_decay(_named_head(model), weight_decay, layer_decay=layer_decay)
+    if decay_norms:
+        groups = [{**group, "weight_decay": weight_decay} for group in groups]
     if backbone_lr_factor != 1:
         groups = list(_with_backbone_factor(groups, model, backbone_lr_factor))
     return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)

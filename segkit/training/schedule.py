@@ -22,15 +22,25 @@ class Plateau:
         patience: Epochs without progress that are borne; the next one lowers the rate.
         decay: What the factor is multiplied by.
         threshold: Least progress.
+        floor: Smallest factor.
     """
 
-    def __init__(self, direction: Direction, *, patience: int = 2, decay: float = 0.1, threshold: float = 1e-4) -> None:
+    def __init__(
+        self,
+        direction: Direction,
+        *,
+        patience: int = 2,
+        decay: float = 0.1,
+        threshold: float = 1e-4,
+        floor: float = 0.0,
+    ) -> None:
         if direction not in ("min", "max"):
             raise ValueError(f"direction must be 'min' or 'max', got {direction!r}")
         self.direction = direction
         self.patience = patience
         self.decay = decay
         self.threshold = threshold
+        self.floor = floor
         self.factor = 1.0
         self.best = math.inf if direction == "min" else -math.inf
         self.stale = 0
@@ -42,7 +52,7 @@ class Plateau:
             return
         self.stale += 1
         if self.stale > self.patience:
-            self.factor, self.stale = self.factor * self.decay, 0
+            self.factor, self.stale = max(self.factor * self.decay, self.floor), 0
 
     def _better(self, score: float) -> bool:
         if math.isinf(self.best):
@@ -97,20 +107,26 @@ def create_scheduler(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: float = 0.0,
+    warmup_factor: float = 0.01,
+    min_lr: float = 0.0,
     monitor: Literal["loss", "miou"] = "loss",
     patience: int = 2,
+    plateau_factor: float = 0.1,
 ) -> Schedule:
-    """A linear warm-up from a hundredth, then a shape; call `step_update(update)` before each update.
+    """A linear warm-up, then a shape; call `step_update(update)` before each update.
 
     Args:
         optimizer: Whose learning rate is the highest one.
-        name: `cosine` and `poly` (power 0.9) fall to zero; `constant` stays; `plateau` falls to a tenth
-            whenever the validation has made no progress for more than `patience` epochs.
+        name: `cosine` and `poly` (power 0.9) fall to `min_lr`; `constant` stays; `plateau` falls to its
+            `plateau_factor` whenever the validation has made no progress for more than `patience` epochs.
         epochs: In all.
         steps_per_epoch: Updates in an epoch.
         warmup_epochs: Epochs over which the rate rises.
+        warmup_factor: Where it begins to rise, as a share of the highest.
+        min_lr: Lowest rate after the warm-up; of groups with an `lr_scale`, their share of it.
         monitor: What `plateau` looks at: the validation loss (lower is better) or the mIoU (higher is).
         patience: Of `plateau`.
+        plateau_factor: Of `plateau`, below 1.
     """
     if name not in SHAPES:
         raise ValueError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
@@ -118,22 +134,25 @@ def create_scheduler(
         raise ValueError(f"monitor must be one of {', '.join(DIRECTIONS)}, got {monitor!r}")
     steps = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
-    start = optimizer.defaults["lr"] / 100
-    options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": start, "t_in_epochs": False}
-    shape = SHAPES[name](optimizer, steps - warmup, options)
-    return Schedule(shape, Plateau(DIRECTIONS[monitor], patience=patience) if name == "plateau" else None, monitor)
+    lr = optimizer.defaults["lr"]
+    options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": lr * warmup_factor, "t_in_epochs": False}
+    shape = SHAPES[name](optimizer, steps - warmup, min_lr, options)
+    if name != "plateau":
+        return Schedule(shape)
+    plateau = Plateau(DIRECTIONS[monitor], patience=patience, decay=plateau_factor, floor=min_lr / lr)
+    return Schedule(shape, plateau, monitor)
 
 
-def _cosine(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
-    return timm.scheduler.CosineLRScheduler(optimizer, t_initial=steps, **options)
+def _cosine(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
+    return timm.scheduler.CosineLRScheduler(optimizer, t_initial=steps, lr_min=min_lr, **options)
 
 
-def _poly(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
+def _poly(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
     """Power 0.9, after Chen et al., "DeepLab", 2017, section 4.1."""
-    return timm.scheduler.PolyLRScheduler(optimizer, t_initial=steps, power=0.9, **options)
+    return timm.scheduler.PolyLRScheduler(optimizer, t_initial=steps, power=0.9, lr_min=min_lr, **options)
 
 
-def _constant(optimizer: torch.optim.Optimizer, steps: int, options: dict[str, Any]) -> Scheduler:
+def _constant(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
     return timm.scheduler.StepLRScheduler(optimizer, decay_t=steps, decay_rate=1.0, **options)
 
 

@@ -80,6 +80,19 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path
     assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
 
 
+def test_the_settings_of_a_run_repeat_it(run, tmp_path):
+    train.main(["--config", str(run / "args.yaml"), "--out", str(tmp_path / "again")])
+    first, again = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(value, again["model"][key]) for key, value in first["model"].items())
+    lines = [(folder / "args.yaml").read_text().splitlines() for folder in (run, tmp_path / "again")]
+    assert [line for line in lines[1] if line not in lines[0]] == [f"out: {tmp_path / 'again'}"]
+
+
+def test_a_run_is_not_repeated_into_its_own_folder(run, capsys):
+    assert fails(train, "--config", run) == 2
+    assert "exists already; choose another --out" in capsys.readouterr().err
+
+
 def test_without_a_validation_file_a_share_is_split_off(shapes, tmp_path, capsys):
     train.main(
         ["--data", str(shapes[0]), "--out", str(tmp_path / "a"), *SMALL, "--epochs", "1", "--val-fraction", "0.25"]
@@ -163,8 +176,8 @@ def test_a_wrong_setting_ends_in_one_sentence(shapes, tmp_path, capsys, change, 
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
-        (["--larning-rate", "1"], "--larning-rate"),
-        (["--modle", "fpn"], "Perhaps you meant"),
+        (["--larning-rate", "1"], "did you mean --lr?"),
+        (["--modle", "fpn"], "did you mean --model?"),
         (["--loss", "ce"], "expected NAME=WEIGHT"),
         (["--resume"], "--resume needs --out"),
     ],
@@ -297,6 +310,10 @@ def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, sh
     out = capsys.readouterr().out
     assert "--data: left out: images that are not there: 1 (images/x2.png)" in out
     assert "--data: gray images, made RGB: 1 (images/x0.png)" in out
+    assert "labels 0 background, 1 square (category 3), 2 disc (category 7)" in out
+    reported = (tmp_path / "a/data_report.csv").read_text().splitlines()
+    assert reported[0] == "set,severity,kind,where,sentence"
+    assert any(line.startswith("train,error,missing-image,images/x2.png,") for line in reported)
     assert "damaged training images that others stood in for: 1 (images/x3.png)" in out
 
 

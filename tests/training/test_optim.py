@@ -27,6 +27,15 @@ def test_norms_and_biases_do_not_decay(model, options):
         assert decay == (0.1 if parameter.ndim > 1 else 0.0), name
 
 
+@pytest.mark.parametrize("options", [{}, {"layer_decay": 0.9}, {"backbone_lr_factor": 0.1}])
+def test_norms_and_biases_decay_where_it_is_wished(model, options):
+    found = settings_by_name(model, decay_norms=True, **options)
+    assert {decay for decay, _ in found.values()} == {0.1}
+    assert {name: scale for name, (_, scale) in found.items()} == {
+        name: scale for name, (_, scale) in settings_by_name(model, **options).items()
+    }
+
+
 def test_the_backbone_learns_at_its_share_of_the_rate(model):
     for name, (_, scale) in settings_by_name(model, backbone_lr_factor=0.1).items():
         assert scale == (0.1 if name.startswith("backbone.") else 1.0), name

@@ -33,6 +33,17 @@ def test_poly_has_the_power_of_deeplab():
     assert found == pytest.approx([(1 - i / 10) ** 0.9 for i in range(10)])
 
 
+@pytest.mark.parametrize(("name", "halfway"), [("cosine", 0.55), ("poly", 0.1 + 0.9 * 0.5**0.9)])
+def test_shapes_fall_to_the_lowest_rate(name, halfway):
+    found = rates(name, 5, epochs=4, steps_per_epoch=1, min_lr=0.1)
+    assert [found[0], found[2], found[4]] == pytest.approx([1.0, halfway, 0.1])
+
+
+def test_the_warm_up_begins_at_its_share_of_the_rate():
+    found = rates("cosine", 5, epochs=3, steps_per_epoch=4, warmup_epochs=1, warmup_factor=0.1)
+    assert found == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0])
+
+
 @pytest.mark.parametrize("name", ["constant", "plateau"])
 def test_constant_stays_after_the_warm_up(name):
     found = rates(name, 9, epochs=3, steps_per_epoch=3, warmup_epochs=1)
@@ -65,6 +76,18 @@ def test_a_plateau_equals_torchs(direction):
         ours.step(score)
         if ours.factor > 1e-7:  # torch makes no changes smaller than 1e-8
             assert ours.factor == pytest.approx(theirs.param_groups[0]["lr"])
+
+
+def test_a_plateau_falls_by_its_factor_after_its_patience_and_stops_at_the_lowest_rate():
+    chosen = optimizer(lr_scale=0.5)
+    options = {"patience": 0, "plateau_factor": 0.5, "min_lr": 0.2}
+    schedule = create_scheduler(chosen, "plateau", epochs=9, steps_per_epoch=1, **options)
+    found = []
+    for epoch in range(6):
+        schedule.step_update(epoch)
+        found.append(chosen.param_groups[0]["lr"])
+        schedule.end_epoch(loss=1.0, miou=0.0)
+    assert found == pytest.approx([0.5, 0.5, 0.25, 0.125, 0.1, 0.1])
 
 
 @pytest.mark.parametrize(("monitor", "falls"), [("loss", False), ("miou", True)])

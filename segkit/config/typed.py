@@ -1,0 +1,180 @@
+"""Values in YAML, read as the type that is declared for them: 1e-4 is a number where a number belongs, `off` a word."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "null"}
+MANY = {int: "whole numbers", float: "numbers", str: "words", Path: "paths", Any: "values"}
+# The first that a value fits wins, so that words come last.
+ORDER = (NoneType, bool, int, float, Literal, tuple, dict, Path, str)
+TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")}
+
+
+class Mismatch(ValueError):
+    """A value that does not have the declared type."""
+
+
+def read_value(node: yaml.Node, kind: Any) -> Any:
+    """The value of a node as the type that is declared for it.
+
+    Numbers and switches may be quoted, one value may stand for a list of one, and `None` for null.
+
+    Args:
+        node: As `yaml.compose` gives it.
+        kind: NoneType, bool, int, float, str, Path, a Literal, tuple[X, ...], dict[str, X], a union of these, or Any.
+
+    Raises:
+        Mismatch: it cannot be read as that.
+    """
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return _read_union(node, get_args(kind))
+    if kind is Any:
+        return read_any(node)
+    if origin is tuple:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        return tuple(read_value(item, get_args(kind)[0]) for item in nodes)
+    if origin is dict:
+        return {key: read_value(item, get_args(kind)[1]) for key, item in read_mapping(node).items()}
+    if not isinstance(node, yaml.ScalarNode) or _is_null(node) != (kind is NoneType):
+        raise Mismatch
+    if origin is Literal:
+        return _read_choice(node.value, get_args(kind))
+    return READERS[kind](node.value)
+
+
+def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
+    """The nodes of a mapping by name; a name that comes twice is a ValueError."""
+    if not isinstance(node, yaml.MappingNode):
+        raise Mismatch
+    found: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise Mismatch
+        if key.value in found:
+            raise ValueError(f"{key.value!r} comes twice")
+        found[key.value] = value
+    return found
+
+
+def read_any(node: yaml.Node | None) -> Any:
+    """The value of a node whose type nobody declares."""
+    if isinstance(node, yaml.MappingNode):
+        return {key: read_any(item) for key, item in read_mapping(node).items()}
+    if isinstance(node, yaml.SequenceNode):
+        return [read_any(item) for item in node.value]
+    if node is None or _is_null(node):
+        return None
+    if node.style is not None:
+        return node.value
+    if node.tag.endswith(":bool"):
+        return _read_bool(node.value)
+    for read in (_read_int, _read_float):
+        try:
+            return read(node.value)
+        except Mismatch:
+            continue
+    return node.value
+
+
+def parse_any(text: str) -> Any:
+    """The value that `text` is in YAML."""
+    return read_any(yaml.compose(text, Loader=yaml.SafeLoader))
+
+
+def describe(kind: Any) -> str:
+    """What a value must be, for messages."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(describe(member) for member in sorted(args, key=_rank, reverse=True))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        return f"a list of {MANY.get(args[0]) or describe(args[0])}"
+    if origin is dict:
+        return f"a mapping of names to {MANY[args[1]]}"
+    return NAMES[kind]
+
+
+def show(node: yaml.Node) -> str:
+    """What a node says, on one line, for messages."""
+    if isinstance(node, yaml.SequenceNode):
+        text = f"[{', '.join(map(show, node.value))}]"
+    elif isinstance(node, yaml.MappingNode):
+        text = f"{{{', '.join(f'{show(key)}: {show(value)}' for key, value in node.value)}}}"
+    elif node.style is not None:
+        text = repr(node.value)
+    else:
+        text = node.value or "null"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_union(node: yaml.Node, kinds: tuple[Any, ...]) -> Any:
+    if NoneType in kinds and isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "None":
+        return None  # as on the command line
+    for kind in sorted(kinds, key=_rank):
+        try:
+            return read_value(node, kind)
+        except Mismatch:
+            continue
+    raise Mismatch
+
+
+def _rank(kind: Any) -> int:
+    return ORDER.index(get_origin(kind) or kind)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")
+
+
+def _read_choice(text: str, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if str(choice) == text:
+            return choice
+    raise Mismatch
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in BOOLS:
+        raise Mismatch
+    return BOOLS[text.lower()]
+
+
+def _read_int(text: str) -> int:
+    if not re.fullmatch(r"[-+]?[0-9][0-9_]*", text):
+        raise Mismatch
+    return int(text)
+
+
+def _read_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise Mismatch from None
+    if not math.isfinite(value):
+        raise Mismatch
+    return value
+
+
+def _read_path(text: str) -> Path:
+    if not text:
+        raise Mismatch
+    return Path(text).expanduser()
+
+
+READERS: Mapping[Any, Any] = {
+    NoneType: lambda text: None,
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+    str: str,
+    Path: _read_path,
+}

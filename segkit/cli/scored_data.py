@@ -14,7 +14,8 @@ def open_scored(config: ScoreConfig) -> "SegmentationDataset":
     """Opens --data; whatever is wrong with it is an error, since a score leaves nothing out."""
     from segkit.cli.sources import open_labelled
 
-    return open_labelled(config, "--data", config.data, roots=config.images or None, masks=config.masks)
+    roots = config.images or None
+    return open_labelled(config, "--data", config.data, roots=roots, masks=config.masks, is_scored=True)
 
 
 def check_model_classes(class_names: Sequence[str], data: "SegmentationDataset", weights: Path) -> None:

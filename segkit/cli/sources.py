@@ -25,6 +25,7 @@ def open_labelled(
     on_bad: str = "error",
     max_bad: float = 0.0,
     may_be_bare: bool = False,
+    is_scored: bool = False,
 ) -> "SegmentationDataset":
     """Opens what a flag names by the settings of a command, and prints what is remarkable about it.
 
@@ -37,9 +38,10 @@ def open_labelled(
         on_bad: `error` or `skip`, for images and masks that cannot be used.
         max_bad: Largest share of them that is skipped.
         may_be_bare: Whether no image need have an annotation.
+        is_scored: Whether each image counts in a score, so that none may come twice.
 
     Raises:
-        DataError: there are no images, or none has an annotation.
+        DataError: there are no images, none has an annotation, or one that is scored comes twice.
     """
     from segkit.data import DataError
 
@@ -66,6 +68,9 @@ def open_labelled(
         raise DataError(f"{flag} has no images")
     if not may_be_bare and not any(getattr(data, "annotations", [True])):
         raise DataError(f"{flag} has no annotations, so that there is nothing to learn or to score; is it a test set?")
+    twice = [finding for finding in getattr(data, "findings", ()) if finding.kind == "shared-file"]
+    if is_scored and twice:
+        raise DataError(f"{flag}: {twice[0].sentence}, and would count as often; list each file once")
     return data
 
 

@@ -35,10 +35,16 @@ def _open(
 ) -> "CocoSegmentation | FolderSegmentation":
     from segkit.cli.sources import open_labelled
 
-    on_bad = "error" if flag == "--val" else config.on_bad
-    bare = flag == "--train-only"
     return open_labelled(
-        config, flag, paths, roots=roots, masks=masks, on_bad=on_bad, max_bad=config.max_bad, may_be_bare=bare
+        config,
+        flag,
+        paths,
+        roots=roots,
+        masks=masks,
+        on_bad="error" if flag == "--val" else config.on_bad,
+        max_bad=config.max_bad,
+        may_be_bare=flag == "--train-only",
+        is_scored=flag == "--val",
     )
 
 

@@ -196,3 +196,25 @@ def test_the_records_are_plain_json(model, shapes, tmp_path):
     run(model, shapes[1], tmp_path / "o", "--save", "coco")
     content = json.loads((tmp_path / "o/predictions.json").read_text())
     assert [c["name"] for c in content["categories"]] == ["square", "disc"]
+
+
+def test_images_of_one_name_in_two_folders_keep_apart(model, tmp_path):
+    for folder, value in (("a", 20), ("b", 230)):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        picture = np.full((24, 32, 3), value, np.uint8)
+        picture[:, 16:] = 255 - value
+        Image.fromarray(picture).save(tmp_path / "in" / folder / "x.png")
+    run(model, tmp_path / "in", tmp_path / "out")
+    masks = [read_mask(tmp_path / f"out/mask/{folder}/x.png") for folder in "ab"]
+    assert not np.array_equal(*masks)
+    rows = list(csv.DictReader((tmp_path / "out/manifest.csv").open()))
+    assert len({row["mask"] for row in rows}) == 2
+
+
+def test_a_larger_image_than_allowed_fails_alone(model, shapes, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, side in (("small.png", 16), ("large.png", 64)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "in" / name)
+    assert fails(model, tmp_path / "in", tmp_path / "out", "--max-pixels", "1000") == 5
+    assert (tmp_path / "out/mask/small.png").is_file()
+    assert "--max-pixels" in (tmp_path / "out/failed.csv").read_text()

@@ -12,6 +12,7 @@ from conftest import write_shapes
 from PIL import Image
 
 from segkit.cli import infer, train
+from segkit.data import DataWarning
 from segkit.models import load_model, read_header
 
 ROOT = Path(__file__).parents[2]
@@ -305,8 +306,8 @@ def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, sh
     assert "x1.png is not an image" in error
     assert "no image at" in error
     assert fails(train, *arguments, "--on-bad", "skip") == 3
-    assert "2 of 12 images cannot be used, more than max_bad=0.01 (--max-bad)" in capsys.readouterr().err
-    train.main([*arguments, "--on-bad", "skip", "--max-bad", "0.2"])
+    assert "2 of 6 images cannot be used, more than max_bad=0.01 (--max-bad)" in capsys.readouterr().err
+    train.main([*arguments, "--on-bad", "skip", "--max-bad", "0.5"])
     out = capsys.readouterr().out
     assert "--data: left out: images that are not there: 1 (images/x2.png)" in out
     assert "--data: gray images, made RGB: 1 (images/x0.png)" in out
@@ -321,6 +322,18 @@ def test_bad_validation_images_are_never_skipped(untidy, shapes, tmp_path, capsy
     arguments = train_arguments((shapes[0], untidy), tmp_path / "a", "--epochs", "1", "--on-bad", "skip")
     assert fails(train, *arguments) == 3
     assert "x1.png is not an image" in capsys.readouterr().err
+
+
+def test_a_file_that_comes_twice_is_warned_of_in_training_and_an_error_in_validation(shapes, tmp_path, capsys):
+    file = write_shapes(tmp_path, "x", 3, seed=4)
+    content = json.loads(file.read_text())
+    content["images"].append(content["images"][0] | {"id": 999})
+    file.write_text(json.dumps(content))
+    with pytest.warns(DataWarning, match="files that are several images"):
+        assert fails(train, *train_arguments((shapes[0], file), tmp_path / "a")) == 3
+    assert "x0.png is listed as 2 images, and would count as often" in capsys.readouterr().err
+    with pytest.warns(DataWarning, match="files that are several images"):
+        train.main(train_arguments((file, shapes[1]), tmp_path / "b", "--epochs", "1"))
 
 
 def test_a_training_set_without_annotations_is_an_error(shapes, tmp_path, capsys):

@@ -2,7 +2,8 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from conftest import write_shapes
+from conftest import write_coco, write_shapes
+from PIL import Image
 
 from segkit.data import AUGMENTATIONS, CocoSegmentation, DataError, create_transform, train_loader, val_loader
 from segkit.data.loaders import Augmented, TrainBatches, repeat_factors
@@ -186,6 +187,18 @@ def test_mixed_samples_depend_on_the_seed_alone(data):
 def test_rare_crops_of_a_pipeline_that_does_not_crop_are_refused():
     with pytest.raises(ValueError, match="rare_crops needs an augmentation that crops"):
         create_transform("seed2", crop=8, rare_classes=(1,), rare_crops=0.5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000)])
+def test_extreme_images_become_crops(tmp_path, size):
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "a.png")
+    rows = [{"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}]
+    data = CocoSegmentation(write_coco(tmp_path / "x.json", rows, []))
+    for name in AUGMENTATIONS:
+        for seed in range(3):
+            image, mask = Augmented(data, create_transform(name, crop=32))[0, seed]
+            assert image.shape == (3, 32, 32)
+            assert mask.shape == (32, 32)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segkit.crf import DenseCRF
 from segkit.inference import Prediction, PredictionWriter, Predictor
 from segkit.models import create_model
 from segkit.models.optimized import optimize
@@ -156,3 +157,13 @@ def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_p
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask/deep/b.png")), mask)
     assert [row["image"] for row in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
     assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3)])
+def test_extreme_images_pass_views_windows_and_the_crf(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    tta = TTA(scales=(0.5, 1.0), flips="d4")
+    for window in (None, SlidingWindow(64)):
+        prediction = Predictor(model(), tta=tta, window=window, crf=DenseCRF())(image)
+        assert prediction.mask.shape == size
+        assert np.isfinite(prediction.probs).all()

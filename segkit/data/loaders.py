@@ -1,9 +1,11 @@
 """Loaders whose random choices depend on the seed, the epoch and the position alone, not on the workers."""
 
+import atexit
 import logging
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -186,6 +188,30 @@ class Plain(Dataset):
         return _to_tensors(*self.data[index])
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers end with the program, though they leave the signals that would end them to it.
+
+    Without this, a program that ends with a loader alive would wait for its workers, and they for work.
+    """
+
+    _running: ClassVar["weakref.WeakSet[object]"] = weakref.WeakSet()
+
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        self._running.add(iterator)
+        return iterator
+
+    @classmethod
+    def end_workers(cls) -> None:
+        """Ends the workers of all loaders of this process."""
+        for iterator in list(cls._running):
+            if hasattr(iterator, "_shutdown_workers"):  # there are none without workers
+                iterator._shutdown_workers()
+
+
+atexit.register(Loader.end_workers)  # before multiprocessing's own, which was there first
+
+
 def train_loader(
     data: SegmentationDataset,
     transform: Callable[..., Any],
@@ -214,12 +240,12 @@ def train_loader(
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise ValueError(f"shares must be {len(data)} positive numbers, one for each image")
     batches = TrainBatches(len(data), batch_size, seed, shares)
-    return DataLoader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
+    return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0) -> DataLoader:
     """One image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8."""
-    return DataLoader(Plain(data), batch_size=1, **_worker_options(workers))
+    return Loader(Plain(data), batch_size=1, **_worker_options(workers))
 
 
 def _worker_options(workers: int) -> dict[str, Any]:

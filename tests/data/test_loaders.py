@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -263,3 +266,19 @@ def test_a_set_of_damaged_images_is_an_error_and_no_endless_search(tmp_path):
     samples = Augmented(data, create_transform("none", crop=32), on_bad="skip", max_bad=1.0)
     with pytest.raises(DataError, match="20 images in a row cannot be read"):
         samples[0, 1]
+
+
+LEAVES_A_LOADER_BEHIND = """
+import sys
+from segkit.data import CocoSegmentation, create_transform, train_loader
+if __name__ == "__main__":
+    loader = train_loader(CocoSegmentation(sys.argv[1]), create_transform("none", crop=16), batch_size=4, workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    iterator.itself = iterator  # only the collector of cycles would end it, and does not at exit
+"""
+
+
+def test_a_program_that_ends_with_a_loader_alive_does_end(shapes, tmp_path):
+    (tmp_path / "x.py").write_text(LEAVES_A_LOADER_BEHIND)
+    subprocess.run([sys.executable, tmp_path / "x.py", shapes[0]], check=True, timeout=30)

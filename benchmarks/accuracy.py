@@ -45,6 +45,14 @@ LR = 1e-3
 # Each changes one thing of the recipe.
 ABLATION = {
     "recipe": [],
+    "without class weights": ["--class-weights", "none"],
+    "without rare crops": ["--rare-crops", "0"],
+    "without the average": ["--ema", "0"],
+    "batches of 16": ["--batch-size", "16"],
+    "copy-paste of rare classes": ["--mix", "copy-paste"],
+    "stronger augmentation": ["--augment", "standard"],
+    "cross entropy alone": ["--loss", "ce=1"],
+    "half the decoder": ["--decoder", "pyramid_channels=128", "channels=64"],
 }
 
 

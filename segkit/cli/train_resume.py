@@ -9,14 +9,28 @@ from typing import TYPE_CHECKING, Any
 from segkit.config import TrainConfig, parse_args, read_settings
 
 if TYPE_CHECKING:
-    from segkit.training import TrainState
+    from segkit.training import Ranks, TrainState
 
 # What a resumed run may do in another way; the data is compared by its content.
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
     *("epochs", "early_stopping", "save_every", "pretrained"),
-    *("out", "resume", "allow_data_change", "device", "workers", "compile"),
+    *("out", "resume", "allow_data_change", "device", "workers", "compile", "sync_bn"),
 }
+
+
+def settle(config: TrainConfig, argv: Sequence[str] | None) -> TrainConfig:
+    """The settings to train with: those of the run to go on with, where there is one."""
+    from segkit.training.checkpoint import LAST, PREVIOUS
+
+    if config.resume == "auto" and any((config.out / name).is_file() for name in (LAST, PREVIOUS)):
+        config = dataclasses.replace(config, resume=True)
+    return complete_settings(config, argv) if goes_on(config) else config
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether there is a run to go on with; `auto` becomes True where there is one."""
+    return config.resume not in (False, "auto")
 
 
 def complete_settings(config: TrainConfig, argv: Sequence[str] | None) -> TrainConfig:
@@ -24,7 +38,8 @@ def complete_settings(config: TrainConfig, argv: Sequence[str] | None) -> TrainC
     folder = run_folder(config)
     settings = read_settings(folder / "args.yaml") if (folder / "args.yaml").is_file() else {}
     settings = {key: value for key, value in settings.items() if key not in ("out", "resume")}
-    return dataclasses.replace(parse_args(TrainConfig, argv, prog="train.py", settings=settings), out=folder)
+    complete = parse_args(TrainConfig, argv, prog="train.py", settings=settings)
+    return dataclasses.replace(complete, out=folder, resume=config.resume)
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -63,15 +78,22 @@ def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
     return True
 
 
-def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any]) -> None:
+def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any], ranks: "Ranks") -> None:
     """Puts `state` where the run stood, and says where that is."""
     from segkit.training import load_state
+    from segkit.training.checkpoint import random_states
 
     before = state.settings.pop("epochs"), content["settings"].pop("epochs", None)
-    load_state(state, content, allow_data_change=config.allow_data_change)
+    load_state(state, content, allow_data_change=config.allow_data_change, rank=ranks.rank)
     state.settings["epochs"] = before[0]
     at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
     print(f"resuming {config.out} {at}")
+    processes = len(random_states(content))
+    if processes != ranks.count:
+        print(
+            f"warning: the run had {processes} processes, and goes on with {ranks.count}: the samples of each batch "
+            "stay the same, what each process draws and the statistics of its batch norms do not"
+        )
     if before[0] != before[1]:
         print(
             f"--epochs was {before[1]}, is {before[0]}: the learning rate follows the new number from here on, "

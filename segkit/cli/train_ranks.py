@@ -42,9 +42,7 @@ def tell_ranks(batch_size: int, device: "torch.device", ranks: "Ranks") -> None:
     import torch
 
     if ranks.count > 1:
-        print(
-            f"ranks  {ranks.count} processes, {batch_size // ranks.count} crops of each batch of {batch_size} for each"
-        )
+        print(f"ranks  {ranks.count} processes, each with {batch_size // ranks.count} of a batch's {batch_size} crops")
     elif device.type == "cuda" and torch.cuda.device_count() > 1:
         gpus = torch.cuda.device_count()
         print(f"ranks  1 of {gpus} GPUs; to use all: torchrun --standalone --nproc-per-node {gpus} train.py ...")

@@ -108,7 +108,7 @@ class TrainConfig(LabelConfig):
     out: Folder = None
     """Run folder. By default a new one below runs/."""
     resume: ResumeWords = False
-    """Go on where a run stopped, with its settings: a run folder, a checkpoint, or --out; auto: --out, if it has begun."""
+    """Go on where a run stopped, with its settings: a run folder, a checkpoint, or --out. auto: --out, if it began."""
     allow_data_change: bool = False
     """Resume though the data is not what the run began with."""
     save_every: Annotated[int, arg(metavar="STEPS")] = 0

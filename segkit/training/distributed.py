@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from segkit.training.signals import Interrupted
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 TIMEOUT = timedelta(minutes=30)  # for the slowest process: its start, its validation images, the disk of the first
 Result = TypeVar("Result")
@@ -167,7 +170,8 @@ def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
     on_gpus = _on_gpus(device, count_here)
     if on_gpus:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=_store(), rank=rank, world_size=count, timeout=TIMEOUT)
     try:
         yield Ranks(rank, count, count_here)
     except RuntimeError as error:
@@ -178,6 +182,21 @@ def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> "Store":
+    """Where the processes find each other's addresses; never those of a start before this one.
+
+    torchrun keeps its store through restarts, so that a process may be led to one that has ended (PyTorch issues
+    135712 and 167288). On one machine the number of the start tells them apart. On several it is not the same
+    everywhere; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun do without.
+    """
+    import torch.distributed as dist
+
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def share_batch_norms(model: nn.Module, setting: str, device: torch.device, ranks: Ranks = ALONE) -> nn.Module:

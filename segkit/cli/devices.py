@@ -18,6 +18,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_workers(workers: int | None) -> int:
-    """The given number, else one for each core and at most eight."""
-    return min(8, len(os.sched_getaffinity(0))) if workers is None else workers
+def pick_workers(workers: int | None, processes: int = 1) -> int:
+    """The given number, else one for each core that is this one's of so many processes, and at most eight."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // processes)) if workers is None else workers

@@ -1,5 +1,6 @@
 """What the user did wrong ends in one sentence and an exit code, not in a traceback."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FAILED, USAGE, DATA, NOT_FINITE, INTERRUPTED = 1, 2, 3, 4, 130
+REPORTED = (ValueError, OSError, ImportError, FloatingPointError)
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -15,10 +17,12 @@ def reported_errors(command: str) -> Iterator[None]:
     """Reports the errors that segkit itself raises about its input; anything else is a bug and keeps its traceback.
 
     Exit codes: 1 for a machine that lets the run down (a full disk, a worker that died), 2 for settings, 3 for
-    data, 4 for a loss that is no longer finite, 130 for Ctrl-C, 143 for SIGTERM.
+    data, 4 for a loss that is no longer finite, 130 for Ctrl-C, 143 for SIGTERM. Of several processes that fail for
+    the same reason, one reports it.
     """
     try:
-        yield
+        with _reported_once():
+            yield
     except KeyboardInterrupt:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -27,11 +31,27 @@ def reported_errors(command: str) -> Iterator[None]:
             raise
         print(f"segkit {command}: error: {_worker_sentence(error)}", file=sys.stderr)
         sys.exit(FAILED)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except REPORTED as error:
         if not _raised_by_segkit(error):
             raise
         print(f"segkit {command}: error: {_sentence(error)}", file=sys.stderr)
         sys.exit(_exit_code(error))
+
+
+@contextmanager
+def _reported_once() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _told_elsewhere(error):
+            raise
+        sys.exit(_exit_code(error) if isinstance(error, REPORTED) else FAILED)
+
+
+def _told_elsewhere(error: Exception) -> bool:
+    """Whether another process reports it: where the loss is not finite, or the end not saved, it is so for all."""
+    is_alike = isinstance(error, FloatingPointError) or type(error).__name__ == "CheckpointError"
+    return getattr(error, "told_elsewhere", False) or (is_alike and int(os.environ.get("RANK", 0)) > 0)
 
 
 def _raised_by_segkit(error: BaseException) -> bool:
@@ -52,7 +72,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, FloatingPointError):
         return NOT_FINITE
     # By name, so that --help and a misspelt flag need not import torch.
-    return {"DataError": DATA, "CheckpointError": FAILED}.get(type(error).__name__, USAGE)
+    return {"DataError": DATA, "CheckpointError": FAILED, "RanksError": FAILED}.get(type(error).__name__, USAGE)
 
 
 def _worker_sentence(error: RuntimeError) -> str:

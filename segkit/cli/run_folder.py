@@ -8,14 +8,20 @@ RUNS = Path("runs")
 DEMO = RUNS / "demo-data"
 
 
-def create_run_folder(out: Path | None, prefix: str) -> Path:
+def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False) -> Path:
     """Makes `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
+
+    Args:
+        out: The folder.
+        prefix: Of the names.
+        may_have_begun: `out` may hold the settings of a run that has saved nothing yet.
 
     Raises:
         ValueError: `out` exists and is not an empty folder.
     """
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+        if not is_free and not (may_have_begun and any(out.glob("*args.yaml*"))):
             raise ValueError(f"{out} exists already; choose another --out" + _resume_hint(out))
         out.mkdir(parents=True, exist_ok=True)
         return out

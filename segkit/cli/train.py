@@ -5,11 +5,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
 from segkit.cli.train_data import load_data
+from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import Rarity, measure_rarity
 from segkit.cli.train_report import (
     describe,
@@ -23,11 +25,12 @@ from segkit.cli.train_report import (
 from segkit.cli.train_resume import (
     data_digest,
     fixed_settings,
+    goes_on,
     is_finished,
     read_run,
     resume,
-    run_folder,
     settings_of_run,
+    settle,
 )
 from segkit.config import Setting, TrainConfig, parse_args, read_recipe, write_yaml
 
@@ -37,67 +40,78 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from segkit.data import SegmentationDataset
-    from segkit.training import Schedule, TrainState
+    from segkit.training import Ranks, Schedule, TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; `argv` is the process's own by default."""
+    """Runs the command; `argv` is the process's own by default. Under torchrun, one process of several."""
+    recorded(run)(argv)
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Reads the settings, joins the other processes where there are some, and trains."""
     with reported_errors("train"):
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
-        if config.resume:
-            train(replace(config, out=run_folder(config)))
-        elif config.data:
-            train(config)
-        else:
-            train_demo(config)
+        from segkit.training import ranks_of_torchrun
+
+        with ranks_of_torchrun(config.device) as ranks, told_by_the_first(ranks):
+            config = ranks.on_first(lambda: settle(config))
+            if config.data or config.resume:
+                train(config, ranks)
+            else:
+                train_demo(config, ranks)
 
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
     """The settings of the run that goes on; or, where there is neither data nor a recipe, those of the demo."""
-    if config.resume:
+    if goes_on(config):
         return settings_of_run(config)
     return {} if config.data or config.recipe else read_recipe(TrainConfig, "demo", "no --data")
 
 
-def train_demo(config: TrainConfig) -> None:
+def train_demo(config: TrainConfig, ranks: "Ranks") -> None:
     """Draws the demo set, trains on it, and says how to go on."""
     from segkit.cli.run_folder import DEMO
     from segkit.data import write_demo
 
     print(f"DEMO: no --data given, so segkit draws a small data set of its own in {DEMO} and trains on it.")
-    train_json, val_json = write_demo(DEMO)
-    out = train(replace(config, data=(train_json,), val=(val_json,)))
+    train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
+    out = train(replace(config, data=(train_json,), val=(val_json,)), ranks)
     print(
         f"\nThis was the demo. Look at {out / 'val_predictions.png'}, run `python infer.py`, or train on your own:\n"
         "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3"
     )
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains as the settings say; gives the run folder."""
+def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
+    """Trains as the settings say; gives the run folder. Several processes train one model, and the first writes."""
     from segkit.cli.devices import pick_device
     from segkit.cli.run_folder import check_writable
-    from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
+    from segkit.training import Ranks, StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
 
-    checkpoint = read_run(config) if config.resume else None
-    if checkpoint and is_finished(config, checkpoint):
+    ranks = ranks or Ranks()
+    checkpoint = ranks.on_first(lambda: read_run(config)) if config.resume else None
+    if checkpoint and ranks.on_first(lambda: is_finished(config, checkpoint)):
         return config.out
-    check_writable(config.out)
-    seed_all(config.seed)
-    device = pick_device(config.device)
-    if device.type == "cpu":
-        keep_memory()
-    if config.deterministic:
-        make_deterministic()
-    train_set, val_set = load_data(config)
-    rarity = measure_rarity(config, train_set)
-    state, loaders = _build(config, train_set, val_set, device, rarity)
-    loss_fn = _create_loss(config, rarity).to(device)
-    out = _open_run(config, state, checkpoint)
+    ranks.on_first(lambda: check_writable(config.out))
+    with ranks.failing_together():
+        seed_all(config.seed)
+        device = pick_device(config.device)
+        if device.type == "cpu":
+            keep_memory()
+        if config.deterministic:
+            make_deterministic()
+        train_set, val_set = load_data(config)
+        rarity = measure_rarity(config, train_set)
+        state, loaders = _build(config, train_set, val_set, device, rarity, ranks)
+        loss_fn = _create_loss(config, rarity).to(device)
+    out = _open_run(config, state, checkpoint, ranks)
     print(describe(config, state.model, train_set, val_set, device, out))
-    write_data_report({"train": train_set, "val": val_set}, out)
-    save_batch_picture(loaders[0], train_set.class_names, out)
-    with StopSignals() as stop, _told_when_interrupted(out):
+    tell_ranks(config.batch_size, device, ranks)
+    if ranks.is_first:
+        write_data_report({"train": train_set, "val": val_set}, out)
+        save_batch_picture(loaders[0], train_set.class_names, out)
+    with StopSignals(patient=ranks.count > 1) as stop, _told_when_interrupted(out, ranks):
         reports = fit(
             state,
             *loaders,
@@ -114,13 +128,16 @@ def train(config: TrainConfig) -> Path:
             val_every=config.val_every,
             compile=config.compile,
             exclude=train_set.ignored_labels,
-            progress=progress_bar,
+            progress=progress_bar if ranks.is_first else iter,
             check_stop=stop.check,
+            sam=config.sam,
+            ranks=ranks,
         )
         for report in reports:
             print(epoch_line(report, state, config.epochs), flush=True)
-    tell_replaced(loaders[0].dataset.replaced)
-    finish(state, val_set, device, out)
+    tell_replaced(sorted(set(chain.from_iterable(ranks.gather(loaders[0].dataset.replaced)))))
+    if ranks.is_first:
+        finish(state, val_set, device, out)
     return out
 
 
@@ -130,15 +147,16 @@ def _build(
     val_set: "SegmentationDataset",
     device: object,
     rarity: Rarity,
+    ranks: "Ranks",
 ) -> tuple["TrainState", tuple["DataLoader", "DataLoader"]]:
     import torch
 
     from segkit.cli.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader
     from segkit.models import create_model
-    from segkit.training import TrainState, create_ema, create_scaler
+    from segkit.training import TrainState, create_ema, create_scaler, share_batch_norms
 
-    workers = pick_workers(config.workers)
+    workers = pick_workers(config.workers, ranks.count_here)
     transform = create_transform(
         config.augment, crop=config.crop, rare_classes=rarity.classes, rare_crops=config.rare_crops
     )
@@ -152,6 +170,8 @@ def _build(
         on_bad=config.on_bad,
         max_bad=config.max_bad,
         decode_at_least=config.decode_at_least,
+        rank=ranks.rank,
+        ranks=ranks.count,
         **rarity.mixing,
     )
     model = create_model(
@@ -163,6 +183,7 @@ def _build(
         output_stride=config.output_stride,
         **config.decoder,
     ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
+    model = share_batch_norms(model, config.sync_bn, device, ranks)
     optimizer = _create_optimizer(config, model)
     scheduler = _create_scheduler(config, optimizer, steps_per_epoch=math.ceil(len(train) / config.accumulate))
     state = TrainState(
@@ -174,7 +195,7 @@ def _build(
         settings=fixed_settings(config),
         data=data_digest(config),
     )
-    return state, (train, val_loader(val_set, workers=min(workers, 2)))
+    return state, (train, val_loader(val_set, workers=min(workers, 2), rank=ranks.rank, ranks=ranks.count))
 
 
 def _create_optimizer(config: TrainConfig, model: "nn.Module") -> "torch.optim.Optimizer":
@@ -216,25 +237,32 @@ def _create_loss(config: TrainConfig, rarity: Rarity) -> "nn.Module":
     return create_loss(config.loss, **smoothing, **weights)
 
 
-def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None) -> Path:
+def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, ranks: "Ranks") -> Path:
     """Makes the run folder, when all the parts are there; or takes up the one to resume."""
     from segkit.cli.run_folder import create_run_folder
+    from segkit.training import seed_all
 
-    if checkpoint:
-        resume(config, state, checkpoint)
-        out = config.out
-    else:
-        out = create_run_folder(config.out, "train")
-    write_yaml(replace(config, resume=False), out / "args.yaml")
-    return out
+    def open_folder() -> Path:
+        is_new = checkpoint is None
+        out = create_run_folder(config.out, "train", may_have_begun=config.resume == "auto") if is_new else config.out
+        write_yaml(replace(config, resume=False), out / "args.yaml")
+        return out
+
+    with ranks.failing_together():
+        if checkpoint:
+            resume(config, state, checkpoint, ranks)
+        if not ranks.is_first:  # dropout of its own
+            seed_all(config.seed + state.updates + ranks.rank)
+    return ranks.on_first(open_folder)
 
 
 @contextmanager
-def _told_when_interrupted(out: Path) -> Iterator[None]:
+def _told_when_interrupted(out: Path, ranks: "Ranks") -> Iterator[None]:
     from segkit.training import Interrupted
 
     try:
         yield
     except Interrupted as stop:
-        print(f"\n{stop}; saved. To go on: python train.py --resume {out}", file=sys.stderr)
+        if ranks.is_first:
+            print(f"\n{stop}; saved. To go on: python train.py --resume {out}", file=sys.stderr)
         sys.exit(128 + stop.number)

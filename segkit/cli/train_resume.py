@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 from segkit.config import Setting, TrainConfig, read_settings
 
 if TYPE_CHECKING:
-    from segkit.training import TrainState
+    from segkit.training import Ranks, TrainState
 
 # What a resumed run may do in another way; the data is compared by its content.
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
     *("epochs", "early_stopping", "save_every", "pretrained"),
-    *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe"),
+    *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether there is a run to go on with; for `auto`, whether --out holds one."""
+    if config.resume != "auto":
+        return config.resume is not False
+    from segkit.training.checkpoint import LAST, PREVIOUS
+
+    return config.out is not None and any((config.out / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def settings_of_run(config: TrainConfig) -> dict[str, Setting]:
@@ -27,9 +36,17 @@ def settings_of_run(config: TrainConfig) -> dict[str, Setting]:
     return {name: setting for name, setting in found.items() if name not in ("out", "resume")}
 
 
+def settle(config: TrainConfig) -> TrainConfig:
+    """The settings with the folder of the run to go on with; `auto` becomes True where there is one, else False."""
+    if not goes_on(config):
+        return dataclasses.replace(config, resume=False)
+    resume = True if config.resume == "auto" else config.resume
+    return dataclasses.replace(config, out=run_folder(config), resume=resume)
+
+
 def run_folder(config: TrainConfig) -> Path:
     """The folder of the run to resume."""
-    if config.resume is True:
+    if config.resume in (True, "auto"):
         return config.out
     path = Path(config.resume)
     return path.parent if path.is_file() else path
@@ -63,15 +80,22 @@ def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
     return True
 
 
-def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any]) -> None:
+def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any], ranks: "Ranks") -> None:
     """Puts `state` where the run stood, and says where that is."""
     from segkit.training import load_state
+    from segkit.training.checkpoint import random_states
 
     before = state.settings.pop("epochs"), content["settings"].pop("epochs", None)
-    load_state(state, content, allow_data_change=config.allow_data_change)
+    load_state(state, content, allow_data_change=config.allow_data_change, rank=ranks.rank)
     state.settings["epochs"] = before[0]
     at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
     print(f"resuming {config.out} {at}")
+    processes = len(random_states(content))
+    if processes != ranks.count:
+        print(
+            f"warning: the run had {processes} processes, and goes on with {ranks.count}: the samples of each batch "
+            "stay the same, what each process draws and the statistics of its batch norms do not"
+        )
     if before[0] != before[1]:
         print(
             f"--epochs was {before[1]}, is {before[0]}: the learning rate follows the new number from here on, "

@@ -56,7 +56,7 @@ class TrainConfig(LabelConfig):
     epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 16
-    """Images in a batch."""
+    """Images in a batch; under torchrun, those of all processes together."""
     rare_threshold: float = 0.0
     """Show images more often whose classes are in a smaller share of the images than this (0.1); 0: all alike."""
     rare_crops: float = 0.0
@@ -94,6 +94,8 @@ class TrainConfig(LabelConfig):
     """Largest norm of the gradient; 0 switches clipping off."""
     accumulate: Annotated[int, arg(metavar="N")] = 1
     """Batches whose gradients make one step: --batch-size 4 --accumulate 4 learns as from batches of 16."""
+    sam: Annotated[float, arg(metavar="RHO")] = 0.0
+    """Sharpness-aware minimisation: take the gradient this far from the weights (0.05), in twice the time. 0: off."""
     freeze_backbone: Annotated[int, arg(metavar="EPOCHS")] = 0
     """Epochs at the start in which the backbone does not learn."""
     ema: Annotated[float, arg(metavar="DECAY")] = 0.0
@@ -112,13 +114,15 @@ class TrainConfig(LabelConfig):
     """Mixed precision. auto: on for CUDA (bf16 where it is fast), off elsewhere."""
     compile: bool = False
     """Compile the training step, which takes minutes and pays in long runs; needs a C++ compiler."""
+    sync_bn: Literal["auto", "on", "off"] = "auto"
+    """Under torchrun, batch norms over the batches of all processes. auto: on for CUDA, which alone can do so."""
     deterministic: bool = False
     """The same results on every run on CUDA too, where torch can; slower. On a CPU they are so anyway."""
 
     out: Folder = None
     """Run folder. By default a new one below runs/."""
     resume: ResumeWords = False
-    """Go on where a run stopped, with its settings: a run folder or a checkpoint, by default --out."""
+    """Go on where a run stopped, with its settings: a run folder, a checkpoint, or --out. auto: --out, if it began."""
     allow_data_change: bool = False
     """Resume though the data is not what the run began with."""
     save_every: Annotated[int, arg(metavar="STEPS")] = 0
@@ -143,6 +147,7 @@ class TrainConfig(LabelConfig):
         check(self, "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "in 0..1, and not 0")
         for name in (
             "weight_decay",
+            "sam",
             "warmup_epochs",
             "patience",
             "clip_grad",
@@ -155,6 +160,8 @@ class TrainConfig(LabelConfig):
         ):
             check(self, name, getattr(self, name) >= 0, "0 or more")
         _check_folds(self)
+        if self.resume == "auto" and self.out is None:
+            raise ValueError("--resume auto needs --out, the folder of the run to begin or to go on with")
         if self.resume is True and self.out is None:
             raise ValueError("--resume needs --out, the folder of the run to go on with, or its name: --resume runs/x")
         if isinstance(self.resume, Path) and self.out not in (None, self.resume, self.resume.parent):

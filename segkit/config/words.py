@@ -31,9 +31,11 @@ def _parse_options(words: list[str]) -> dict[str, Any]:
     return {name: parse_any(value) for name, value in (word.split("=", 1) for word in words)}
 
 
-def _parse_resume(words: list[str]) -> Path | bool:
+def _parse_resume(words: list[str]) -> Path | str | bool:
     if len(words) > 1:
-        raise ValueError(f"--resume takes one run folder or checkpoint, got {' '.join(words)!r}")
+        raise ValueError(f"--resume takes one run folder or checkpoint, or auto, got {' '.join(words)!r}")
+    if words == ["auto"]:
+        return "auto"
     return Path(words[0]) if words else True
 
 
@@ -65,14 +67,14 @@ CRFWords = Annotated[
         str_from_instance=lambda value: ["off"] if value is None else list(value),
     ),
 ]
-# False for a new run; True, or no word, for the one in --out.
+# False for a new run; True, or no word, for the one in --out; "auto" for that one if there is one.
 ResumeWords = Annotated[
-    Path | bool,
+    Path | str | bool,
     PrimitiveConstructorSpec(
         nargs="*",
-        metavar="[RUN|FILE]",
+        metavar="[RUN|FILE|auto]",
         instance_from_str=lambda words: _parse_resume(words),
-        is_instance=lambda value: isinstance(value, Path | bool),
+        is_instance=lambda value: isinstance(value, Path | str | bool),
         str_from_instance=lambda value: [] if value is True else ["off" if value is False else str(value)],
     ),
 ]

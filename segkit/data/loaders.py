@@ -13,34 +13,58 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segkit.data.dataset import SegmentationDataset
+from segkit.data.dataset import IGNORE_INDEX, SegmentationDataset
 from segkit.data.findings import may_be_bad
 from segkit.data.images import DataError
 from segkit.data.mixing import Mix, Sample
 
 _log = logging.getLogger(__name__)
 ATTEMPTS = 20  # images that are tried in place of a bad one
+PADDING = 1  # marks a sample that counts for nothing
 
 
-class TrainBatches(Sampler[list[tuple[int, int]]]):
+class TrainBatches(Sampler[list[tuple[int, ...]]]):
     """Batches of (index, seed of the augmentation), shuffled anew in each epoch.
 
     Set `epoch` before each pass, and `start` to leave out that many of its batches. A last batch of one is
     dropped where others remain, since batch normalisation cannot learn from it.
 
+    Several processes share each batch: process `rank` of `ranks` takes every `ranks`-th sample of it, so that
+    together they learn from the same samples whatever their number, and all have as many batches. Where a last
+    batch leaves one of them with less than two samples, it takes others of that batch as (index, seed, PADDING),
+    whose target is ignored: they are there for the batch normalisation and count for nothing.
+
     Args:
         length: Number of images.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, over all processes.
         seed: What the order and the augmentations are drawn by, together with the epoch.
         shares: (length,) how much of an epoch is each image's, see `repeat_factors`; by default all
             come once. The epoch's length stays as it is.
+        rank: Number of this process.
+        ranks: Number of processes, which divides `batch_size`.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, shares: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        shares: np.ndarray | None = None,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if batch_size % ranks:
+            raise ValueError(
+                f"batches of {batch_size} cannot be shared evenly by {ranks} processes; "
+                f"try --batch-size {-(-batch_size // ranks) * ranks}"
+            )
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.shares = shares
+        self.rank = rank
+        self.ranks = ranks
         self.epoch = 0
         self.start = 0
 
@@ -48,13 +72,20 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         full, rest = divmod(self.length, self.batch_size)
         return full + (rest > 1 or full == 0)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(self._drawn(random)).tolist()
         seeds = random.integers(2**31, size=self.length).tolist()
         samples = list(zip(order, seeds, strict=True))
         for i in range(self.start, len(self)):
-            yield samples[i * self.batch_size : (i + 1) * self.batch_size]
+            yield self._share(samples[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def _share(self, batch: list[tuple[int, int]]) -> list[tuple[int, ...]]:
+        own = batch[self.rank :: self.ranks]
+        if self.ranks == 1:
+            return own
+        least = min(2, self.batch_size // self.ranks)
+        return own + [(*sample, PADDING) for sample in (batch * least)[: max(0, least - len(own))]]
 
     def _drawn(self, random: np.random.Generator) -> np.ndarray:
         """The images of an epoch: each as often as its share says, rounded up or down by chance."""
@@ -85,6 +116,8 @@ def repeat_factors(presence: np.ndarray, threshold: float) -> np.ndarray:
 
 class Augmented(Dataset):
     """Applies a transform, seeded for each sample: item (index, seed) -> (image (3, H, W), mask (H, W)) uint8.
+
+    The mask of an item (index, seed, PADDING) is ignored everywhere.
 
     Args:
         data: Images and masks.
@@ -131,15 +164,16 @@ class Augmented(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        index, seed = sample
+    def __getitem__(self, sample: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        index, seed, *padding = sample
         result = self._transformed(index, seed)
         if self.mix is not None and len(self.donors):
             random = np.random.default_rng((seed, 1))
             if random.random() < self.mix_share:
                 donor = self.donors[int(random.integers(len(self.donors)))]
                 result = self.mix(result, self._transformed(donor, int(random.integers(2**31))), random)
-        return _to_tensors(*result)
+        image, mask = result
+        return _to_tensors(image, np.full_like(mask, IGNORE_INDEX) if padding else mask)
 
     def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self._read(index, seed)
@@ -220,6 +254,8 @@ def train_loader(
     workers: int = 0,
     seed: int = 0,
     shares: np.ndarray | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     **options: Any,
 ) -> DataLoader:
     """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
@@ -227,10 +263,12 @@ def train_loader(
     Args:
         data: Images and masks.
         transform: See `create_transform`.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, over all processes that train.
         workers: Processes that load; they do not change what is loaded.
         seed: Of order and augmentation.
         shares: See `TrainBatches`.
+        rank: The number of this process among those that train together.
+        ranks: How many they are.
         **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
     """
     if len(data) == 0:
@@ -239,13 +277,16 @@ def train_loader(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise ValueError(f"shares must be {len(data)} positive numbers, one for each image")
-    batches = TrainBatches(len(data), batch_size, seed, shares)
+    batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, ranks=ranks)
     return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 
 
-def val_loader(data: SegmentationDataset, *, workers: int = 0) -> DataLoader:
-    """One image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8."""
-    return Loader(Plain(data), batch_size=1, **_worker_options(workers))
+def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> DataLoader:
+    """One image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8.
+
+    Process `rank` of `ranks` gets every `ranks`-th image; together they have each once, and some may have none.
+    """
+    return Loader(Plain(data), batch_size=1, sampler=range(rank, len(data), ranks), **_worker_options(workers))
 
 
 def _worker_options(workers: int) -> dict[str, Any]:

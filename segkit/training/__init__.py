@@ -1,6 +1,7 @@
 """The training loop and what it needs: optimizer, schedule, precision, checkpoints."""
 
 from segkit.training.checkpoint import load_state, read_checkpoint, save_state, write_results
+from segkit.training.distributed import Ranks, RanksError, ranks_of_torchrun, share_batch_norms
 from segkit.training.ema import create_ema
 from segkit.training.evaluation import Evaluation, evaluate
 from segkit.training.loop import EpochReport, fit, train_one_epoch
@@ -17,6 +18,8 @@ __all__ = [
     "EpochReport",
     "Evaluation",
     "Interrupted",
+    "Ranks",
+    "RanksError",
     "Schedule",
     "StopSignals",
     "TrainState",
@@ -30,9 +33,11 @@ __all__ = [
     "keep_memory",
     "load_state",
     "make_deterministic",
+    "ranks_of_torchrun",
     "read_checkpoint",
     "save_state",
     "seed_all",
+    "share_batch_norms",
     "train_one_epoch",
     "write_results",
 ]

@@ -23,14 +23,20 @@ VALUES = (
 )
 
 
-def save_state(state: TrainState, folder: Path) -> None:
+def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]] = ()) -> None:
     """Writes all of `state`, and the random states, to `last.pt`; the one before becomes `last.prev.pt`.
+
+    Args:
+        state: Of the first process, where there are several.
+        folder: The run folder.
+        randoms: The random states of all processes; by default that of this one.
 
     Raises:
         FloatingPointError: the weights are not finite; the files are as they were.
         OSError: the file could not be written; the files are as they were.
     """
     check_finite(state)
+    randoms = randoms or [state.random or random_state()]
     parts = {name: part.state_dict() for name in PARTS if (part := getattr(state, name)) is not None}
     content = {
         "format": FORMAT,
@@ -38,8 +44,8 @@ def save_state(state: TrainState, folder: Path) -> None:
         "class_names": list(state.model.class_names),
         **parts,
         **{name: getattr(state, name) for name in VALUES},
-        # Until the first batch of a resumed run has been drawn, its random states are those of the file.
-        "random": state.random or random_state(),
+        "random": randoms[0],
+        "random_of_others": list(randoms[1:]),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -79,8 +85,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
     raise ValueError("; ".join(refused))
 
 
-def load_state(state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
+def load_state(
+    state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool = False, rank: int = 0
+) -> None:
     """Puts `state` where the run stood that `content` is of; all its parts must be built already.
+
+    Process `rank` takes its own random state; one that the run did not have keeps the one it is in.
 
     Raises:
         ValueError: the run had another architecture, class list, setting, or other data.
@@ -99,7 +109,13 @@ def load_state(state: TrainState, content: Mapping[str, Any], *, allow_data_chan
     for name in VALUES:
         if name not in ("settings", "data"):
             setattr(state, name, content[name])
-    state.random = content["random"]
+    randoms = random_states(content)
+    state.random = randoms[rank] if rank < len(randoms) else None
+
+
+def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The random states of a checkpoint, one for each process that trained."""
+    return [content["random"], *content.get("random_of_others", [])]
 
 
 def check_settings(before: Mapping[str, str], now: Mapping[str, str]) -> None:

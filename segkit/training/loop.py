@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from segkit.metrics import Scores
 from segkit.models import Segmenter
-from segkit.training.accumulation import pixel_shares, windows
+from segkit.training.accumulation import Batch, pixel_shares, windows
+from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
 from segkit.training.random_state import set_random_state
+from segkit.training.sam import perturbed
 from segkit.training.saving import CheckpointError, prepare_folder, save_if_best, save_progress
 from segkit.training.signals import Interrupted
 from segkit.training.state import TrainState
@@ -55,15 +57,18 @@ def fit(
     exclude: Sequence[int] = (),
     progress: Progress = iter,
     check_stop: Callable[[], None] = go_on,
+    sam: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochReport]:
     """Trains until `epochs` are finished; after each, writes the run folder and gives a report.
 
     Writes `best.safetensors` (the weights with the best validation mIoU, raw or averaged), `last.pt` (all
     that is needed to go on) and `results.csv`, each as a whole or not at all. On a CPU, a run that is
-    interrupted and resumed equals one that was not, bit for bit.
+    interrupted and resumed equals one that was not, bit for bit. Several processes give the same reports, and
+    the first one writes.
 
     Args:
-        state: Where to start; changed in place.
+        state: Where to start, the same in all processes; changed in place.
         train: Batches of images and target, uint8, whose `batch_sampler.epoch` picks the order and
             `batch_sampler.start` the first batch.
         val: Validation images.
@@ -81,56 +86,58 @@ def fit(
         compile: Compile the forward pass of training.
         exclude: Classes that are left out of the means of the scores, see `SegmentationDataset.ignored_labels`.
         progress: Wraps the batches of an epoch, to show how far it is.
-        check_stop: Called between updates and validation images; if it raises Interrupted, `last.pt` is
-            written first.
+        check_stop: Called between updates and validation images; if it raises Interrupted, in one process or
+            in all, `last.pt` is written first.
+        sam: See `segkit.training.sam`; 0 for plain steps.
+        ranks: The processes that train together.
 
     Raises:
         FloatingPointError: loss, gradient or weights are no longer finite; the files are the last finite ones.
         Interrupted: by `check_stop`.
         CheckpointError: the end of the run could not be saved.
     """
-    prepare_folder(state, out)
+    ranks.on_first(lambda: prepare_folder(state, out))
     if state.random is not None:
         set_random_state(state.random)
         state.random = None
-    common = {"loss_fn": loss_fn, "device": device, "autocast": autocast}
+    common = {"loss_fn": loss_fn, "device": device, "autocast": autocast, "ranks": ranks}
     forward = torch.compile(state.model) if compile else state.model
-    learn = partial(train_one_epoch, **common, forward=forward, clip_grad=clip_grad, accumulate=accumulate)
+    learn = partial(train_one_epoch, **common, clip_grad=clip_grad, accumulate=accumulate, sam=sam)
     score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_stop)
+    after_update = partial(_after_update, state, out, save_every, check_stop, ranks)
     error = None
     while state.epoch < epochs and not (early_stopping and state.stale_epochs >= early_stopping):
         state.model.freeze_backbone(state.epoch < freeze_epochs)
         train.batch_sampler.epoch, train.batch_sampler.start = state.epoch, state.step
         images, seconds = state.image_count, state.seconds
-        with _saved_if_interrupted(state, out):
-            train_loss = learn(
-                state, progress(train), after_update=_between_updates(state, out, save_every, check_stop)
-            )
+        with _saved_if_interrupted(state, out, ranks):
+            train_loss = learn(state, progress(train), forward=ranks.wrap(forward), after_update=after_update())
             speed = (state.image_count - images) / max(state.seconds - seconds, 1e-9)
             started = time.monotonic()
             is_due = (state.epoch + 1) % val_every == 0 or state.epoch + 1 == epochs
-            scored = {name: score(model) for name, model in _scored_models(state).items()} if is_due else {}
+            scored = _scores(state, score, ranks) if is_due else {}
         row = _row(state, train_loss, scored, state.seconds + time.monotonic() - started)
         state.end_epoch(row, validated=is_due)
-        improved, best_error = save_if_best(state, scored, out) if is_due else (False, None)
-        error = save_progress(state, out) or best_error
+        improved, best_error = save_if_best(state, scored, out, ranks) if is_due else (False, None)
+        error = save_progress(state, out, ranks) or best_error
         yield EpochReport(row, scored["raw"].scores if is_due else None, improved, speed)
-        check_stop()
+        with ranks.stopping_together():
+            check_stop()
     if error is not None:
         raise CheckpointError(f"the run is finished, but could not be saved: {error}") from error
 
 
 @contextmanager
-def _saved_if_interrupted(state: TrainState, out: Path) -> Iterator[None]:
+def _saved_if_interrupted(state: TrainState, out: Path, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        save_progress(state, out)
+        save_progress(state, out, ranks)
         raise
 
 
-def _between_updates(
-    state: TrainState, out: Path, save_every: int, check_stop: Callable[[], None]
+def _after_update(
+    state: TrainState, out: Path, save_every: int, check_stop: Callable[[], None], ranks: Ranks
 ) -> Callable[[], None]:
     """What `fit` does after each update: keeps the time, saves where that is due, and lets itself be stopped."""
     started = time.monotonic() - state.seconds
@@ -138,14 +145,18 @@ def _between_updates(
     def call() -> None:
         state.seconds = time.monotonic() - started
         if save_every and state.updates % save_every == 0:
-            save_progress(state, out)
-        check_stop()
+            save_progress(state, out, ranks)
+        with ranks.stopping_together():
+            check_stop()
 
     return call
 
 
-def _scored_models(state: TrainState) -> dict[str, nn.Module]:
-    return {"raw": state.model} | ({} if state.ema is None else {"ema": state.ema.module})
+def _scores(state: TrainState, score: Callable[[Segmenter], Evaluation], ranks: Ranks) -> dict[str, Evaluation]:
+    """What the weights, and their average if there is one, are worth, with the first process's batch statistics."""
+    models = {"raw": state.model} | ({} if state.ema is None else {"ema": state.ema.module})
+    ranks.share_buffers(*models.values())
+    return {name: score(model) for name, model in models.items()}
 
 
 def train_one_epoch(
@@ -159,39 +170,66 @@ def train_one_epoch(
     clip_grad: float = 0.0,
     accumulate: int = 1,
     after_update: Callable[[], None] = go_on,
+    sam: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> float:
     """One pass over the batches; gives the mean loss over the epoch's images, those before a resume included.
 
     Args:
         state: Changed in place, step by step.
-        batches: What is left of the epoch.
+        batches: What is left of the epoch; in each process its share of every batch.
         loss_fn: logits (N, C, H, W), target (N, H, W) -> scalar.
         device: Where the model is.
         autocast: Makes the autocast context of a forward pass.
-        forward: Stands in for the model, such as its compiled form.
+        forward: Stands in for the model, such as its compiled form; of several processes, by `Ranks.wrap`.
         clip_grad: Largest norm of the gradient; 0 for no limit.
         accumulate: Batches whose gradients make one update, see `pixel_shares`.
         after_update: Called when `state` is whole; may raise.
+        sam: How far from the weights the gradient is taken, see `segkit.training.sam`; 0 for plain steps.
+        ranks: The processes that train together.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite; with fp16, 20 times in a row.
     """
-    forward = state.model if forward is None else forward
+    forward = ranks.wrap(state.model) if forward is None else forward
     state.model.train()
     for window in windows(batches, accumulate):
         state.scheduler.step_update(state.updates)
-        state.optimizer.zero_grad()
-        for (images, target), share in zip(window, pixel_shares([t for _, t in window]), strict=True):
-            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-            with autocast():
-                logits = forward(state.model.preprocessing(images))
-            loss = loss_fn(logits.float(), target)
-            _count_loss(state, loss.item(), len(images))
-            state.scaler.scale(loss * share).backward()
+        shares, images = pixel_shares([target for _, target in window], ranks)
+        add_gradients = partial(_add_gradients, state, window, shares, forward, loss_fn, device, autocast, ranks)
+        _count_loss(state, add_gradients(), images)
+        if sam:
+            with perturbed(state.model, sam):
+                add_gradients()
         _update_weights(state, clip_grad)
         state.step += len(window)
         after_update()
     return state.loss_sum / state.image_count if state.image_count else math.nan
+
+
+def _add_gradients(
+    state: TrainState,
+    window: Sequence[Batch],
+    shares: Sequence[float],
+    forward: nn.Module,
+    loss_fn: nn.Module,
+    device: torch.device,
+    autocast: Precision,
+    ranks: Ranks,
+) -> float:
+    """Leaves the gradient of the window's loss, over all processes, in the parameters; gives the loss."""
+    state.optimizer.zero_grad()
+    total = 0.0
+    for i, ((images, target), share) in enumerate(zip(window, shares, strict=True)):
+        images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        with ranks.holding_back(forward, hold=i < len(window) - 1):
+            with autocast():
+                logits = forward(state.model.preprocessing(images))
+            loss = loss_fn(logits.float(), target) * share
+            # Between the processes gradients are averaged, while the shares are to be summed.
+            state.scaler.scale(loss * ranks.count).backward()
+        total += loss.item()
+    return ranks.sum(torch.tensor(total, dtype=torch.float64)).item()
 
 
 def _count_loss(state: TrainState, value: float, images: int) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from segkit.models import save_model
 from segkit.training.atomic_file import remove_leftovers
 from segkit.training.checkpoint import LAST, PREVIOUS, check_finite, save_state, write_results
+from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation
+from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -25,21 +27,32 @@ def prepare_folder(state: TrainState, out: Path) -> None:
         write_results(state.history, out / RESULTS)
 
 
-def save_progress(state: TrainState, out: Path) -> OSError | None:
-    """Writes `last.pt` and `results.csv`; if the disk does not take them, says so and gives the error."""
-    try:
-        save_state(state, out)
-        if state.history:
-            write_results(state.history, out / RESULTS)
-    except OSError as error:
-        return _tell(error, out)
-    return None
+def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError | None:
+    """Writes `last.pt` and `results.csv`; if the disk does not take them, says so and gives the error.
+
+    Of several processes the first writes, its own buffers and the random states of all.
+    """
+    # Until the first batch of a resumed run has been drawn, its random states are those of the file.
+    randoms = ranks.gather(state.random or random_state())
+
+    def write() -> OSError | None:
+        try:
+            save_state(state, out, randoms)
+            if state.history:
+                write_results(state.history, out / RESULTS)
+        except OSError as error:
+            return _tell(error, out)
+        return None
+
+    return ranks.on_first(write)
 
 
-def save_if_best(state: TrainState, scored: dict[str, Evaluation], out: Path) -> tuple[bool, OSError | None]:
+def save_if_best(
+    state: TrainState, scored: dict[str, Evaluation], out: Path, ranks: Ranks = ALONE
+) -> tuple[bool, OSError | None]:
     """Writes `best.safetensors` if one of the weights that were scored (raw, ema) is better than all so far.
 
-    What could not be written does not become the best one.
+    What could not be written does not become the best one. Of several processes the first one writes.
 
     Returns:
         Whether it is, and the error if it could not be written.
@@ -53,12 +66,19 @@ def save_if_best(state: TrainState, scored: dict[str, Evaluation], out: Path) ->
         raise ValueError("there is no mIoU: the validation images show no class that is scored")
     if not miou > state.best_miou:
         return False, None
-    check_finite(state)
-    model = state.model if weights == "raw" else state.ema.module
-    try:
-        save_model(model, out / BEST, epoch=state.epoch, miou=miou, weights=weights)
-    except OSError as error:
-        return False, _tell(error, out)
+
+    def write() -> OSError | None:
+        check_finite(state)
+        model = state.model if weights == "raw" else state.ema.module
+        try:
+            save_model(model, out / BEST, epoch=state.epoch, miou=miou, weights=weights)
+        except OSError as error:
+            return _tell(error, out)
+        return None
+
+    error = ranks.on_first(write)
+    if error is not None:
+        return False, error
     state.best_miou, state.best_epoch, state.best_weights, state.stale_epochs = miou, state.epoch, weights, 0
     return True, None
 

@@ -17,9 +17,14 @@ class StopSignals:
     """While it is open, the first Ctrl-C or SIGTERM only makes `check` raise Interrupted; a second stops at once.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Args:
+        patient: A second signal is ignored. Under torchrun one request to stop comes twice, from the system and
+            from torchrun itself, which kills what has not ended after half a minute.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient
         self.received: int | None = None
         self._before: dict[int, object] = {}
 
@@ -41,6 +46,6 @@ class StopSignals:
             raise Interrupted(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and not self.patient:
             raise KeyboardInterrupt
         self.received = number

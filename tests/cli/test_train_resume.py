@@ -123,7 +123,7 @@ def test_an_unwritable_folder_is_an_error_at_the_start(shapes, tmp_path, capsys,
 
 
 def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypatch):
-    def full(state, out):
+    def full(state, out, randoms):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saving, "save_state", full)
@@ -153,7 +153,7 @@ def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, cap
 
 
 def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
-    def dies(config):
+    def dies(config, ranks):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
 
     monkeypatch.setattr(train, "train", dies)

@@ -107,8 +107,8 @@ def disk_full(*args, **options):
 def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, monkeypatch, caplog):
     real, calls = saving.save_state, iter(range(99))
 
-    def sometimes_full(state, out):
-        return disk_full() if next(calls) == 1 else real(state, out)
+    def sometimes_full(state, out, randoms):
+        return disk_full() if next(calls) == 1 else real(state, out, randoms)
 
     monkeypatch.setattr(saving, "save_state", sometimes_full)
     state = run(tmp_path, epochs=3)

@@ -13,6 +13,7 @@ from segkit.losses import create_loss
 from segkit.models import create_model
 from segkit.training import (
     Interrupted,
+    Ranks,
     TrainState,
     autocast,
     create_ema,
@@ -63,18 +64,30 @@ def build_state(*, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="
     return TrainState(model, optimizer, scheduler, create_scaler(CPU, amp), create_ema(model, ema))
 
 
-def loaders(*, workers=0, batch_size=2):
+def loaders(*, workers=0, batch_size=2, ranks=Ranks()):  # noqa: B008 - is frozen
     transform = create_transform("standard", crop=32)
-    train = train_loader(Drawn(10), transform, batch_size=batch_size, workers=workers)
-    return train, val_loader(Drawn(2, seed=1), workers=min(workers, 1))
+    of_rank = {"rank": ranks.rank, "ranks": ranks.count}
+    train = train_loader(Drawn(10), transform, batch_size=batch_size, workers=workers, **of_rank)
+    return train, val_loader(Drawn(2, seed=1), workers=min(workers, 1), **of_rank)
 
 
-def run(out, *, resume=False, stop_after=None, epochs=2, workers=0, batch_size=2, state=None, **options):
+def run(
+    out,
+    *,
+    resume=False,
+    stop_after=None,
+    epochs=2,
+    workers=0,
+    batch_size=2,
+    state=None,
+    ranks=Ranks(),  # noqa: B008 - is frozen
+    **options,
+):
     """Trains, or goes on; `stop_after` interrupts after so many updates of this call. Gives the state."""
     out.mkdir(exist_ok=True)
     state = state or build_state(epochs=epochs)
     if resume:
-        load_state(state, read_checkpoint(out)[0])
+        load_state(state, ranks.on_first(lambda: read_checkpoint(out)[0]), rank=ranks.rank)
     calls = iter(range(10**6))
 
     def check_stop():
@@ -89,8 +102,8 @@ def run(out, *, resume=False, stop_after=None, epochs=2, workers=0, batch_size=2
         "clip_grad": 5.0,
         **options,
     }
-    train, val = loaders(workers=workers, batch_size=batch_size)
-    for _ in fit(state, train, val, settings.pop("loss_fn"), out, check_stop=check_stop, **settings):
+    train, val = loaders(workers=workers, batch_size=batch_size, ranks=ranks)
+    for _ in fit(state, train, val, settings.pop("loss_fn"), out, check_stop=check_stop, ranks=ranks, **settings):
         pass
     return state
 

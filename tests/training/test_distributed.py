@@ -1,0 +1,315 @@
+"""Several processes learn, score, stop and write as one; each test forks them for itself, in a second."""
+
+import signal
+from contextlib import suppress
+
+import pytest
+import torch
+from many_ranks import on_ranks
+from test_updates import CPU, batches, norm_free_state, weights
+from timm.layers import BatchNormAct2d
+from tiny_training import NAMES, Drawn, build_state, outcome, same
+from tiny_training import run as run_tiny
+from torch import nn
+
+from segkit.data import DataError, create_transform, train_loader, val_loader
+from segkit.data.loaders import PADDING, TrainBatches
+from segkit.losses import create_loss
+from segkit.models import create_model
+from segkit.training import (
+    Interrupted,
+    Ranks,
+    autocast,
+    evaluate,
+    ranks_of_torchrun,
+    read_checkpoint,
+    share_batch_norms,
+    train_one_epoch,
+)
+from segkit.training.checkpoint import random_states
+
+FP32 = autocast(CPU, "off")
+
+
+def run(out, **options):
+    """A tiny run in which each of two processes has two images at a time, and padding in the last batch."""
+    return run_tiny(out, batch_size=4, **options)
+
+
+def learn(data, ranks=Ranks(), loss="ce", **options):  # noqa: B008 - is frozen
+    """Weights, gradients and loss after an epoch."""
+    state = norm_free_state(steps=9)
+    loss = train_one_epoch(state, data, create_loss(loss), device=CPU, autocast=FP32, ranks=ranks, **options)
+    gradients = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+    return weights(state), gradients, torch.tensor(loss)
+
+
+def share_of(data, ranks):
+    """What each process has of the batches: every second, third ... sample."""
+    return [(images[ranks.rank :: ranks.count], target[ranks.rank :: ranks.count]) for images, target in data]
+
+
+@pytest.mark.parametrize("loss", ["ce", {"ce": 0.6, "bce": 0.4}])
+def test_processes_learn_what_one_learns_from_the_whole_batch_whatever_they_ignore(tmp_path, loss):
+    data = batches(4, 4, 3)  # the last batch leaves one of them a single image
+    data[0][1][1::2] = 255  # all that the second process has of the first batch is ignored
+    expected = learn(data, loss=loss)
+    for result in on_ranks(2, lambda ranks: learn(share_of(data, ranks), ranks, loss), tmp_path):
+        torch.testing.assert_close(result[:2], expected[:2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_grad": 0.01}, {"sam": 0.5}])
+def test_accumulation_over_processes_equals_the_big_batch(tmp_path, options):
+    expected = learn(batches(8), **options)
+
+    def accumulated(ranks):
+        return learn(share_of(batches(4, 4), ranks), ranks, accumulate=2, **options)
+
+    for result in on_ranks(2, accumulated, tmp_path):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("images", "count"), [(7, 2), (7, 3), (2, 3)])
+def test_scores_and_loss_are_the_same_for_any_number_of_processes(tmp_path, images, count):
+    state = build_state()
+
+    def score(ranks):
+        loader = val_loader(Drawn(images), rank=ranks.rank, ranks=ranks.count)
+        result = evaluate(state.model, loader, create_loss("ce"), device=CPU, autocast=FP32, ranks=ranks)
+        return result.loss, result.scores.to_dict(), len(loader)
+
+    loss, scores, _ = score(Ranks())
+    results = on_ranks(count, score, tmp_path)
+    assert [result[1] for result in results] == [scores] * count
+    assert [result[0] for result in results] == pytest.approx([loss] * count, rel=1e-12)
+    assert sum(result[2] for result in results) == images
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(12, 4), (10, 4), (11, 4), (9, 4), (3, 4), (1, 2), (14, 12)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_processes_share_the_samples_of_each_batch(length, batch_size, ranks):
+    whole = list(TrainBatches(length, batch_size, seed=3))
+    parts = [list(TrainBatches(length, batch_size, seed=3, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert [len(part) for part in parts] == [len(whole)] * ranks
+    for batch, *shares in zip(whole, *parts, strict=True):
+        counted = [sample for share in shares for sample in share if len(sample) == 2]
+        assert sorted(counted) == sorted(batch)
+        assert min(map(len, shares)) >= (1 if ranks == 1 else min(2, batch_size // ranks))
+        assert max(map(len, shares)) <= batch_size // ranks
+
+
+def test_a_sample_that_fills_up_a_batch_is_an_image_without_a_target():
+    loader = train_loader(Drawn(5), create_transform("flip", crop=32), batch_size=4, rank=1, ranks=2)
+    samples = loader.dataset
+    image, target = samples[3, 7, PADDING]
+    assert torch.equal(image, samples[3, 7][0])
+    assert (target == 255).all()
+    assert [len(images) for images, _ in loader] == [2]
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error():
+    message = r"batches of 6 cannot be shared evenly by 4 processes; try --batch-size 8"
+    with pytest.raises(ValueError, match=message):
+        train_loader(Drawn(8), create_transform("flip", crop=32), batch_size=6, ranks=4)
+
+
+def test_only_the_first_process_writes_and_all_end_with_the_same_weights_and_averages(tmp_path):
+    def train(ranks):
+        state = run(tmp_path / "run" if ranks.is_first else tmp_path / f"none{ranks.rank}", ranks=ranks, save_every=2)
+        return state.model.state_dict(), state.ema.module.state_dict(), state.history, state.best_epoch
+
+    (tmp_path / "run").mkdir()
+    first, second = on_ranks(2, train, tmp_path / "group")
+    times = [row.pop("time") for row in first[2] + second[2]]
+    assert len(times) == 4
+    assert same(first, second)
+    run(tmp_path / "alone")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(
+        p.name for p in (tmp_path / "alone").iterdir()
+    )
+    assert not list((tmp_path / "none1").iterdir())
+    names = read_checkpoint(tmp_path / "run")[0]["model"]
+    assert list(names) == list(read_checkpoint(tmp_path / "alone")[0]["model"])
+
+
+@pytest.mark.parametrize("before", [1, 3, 6])  # in a step, in validation, in the next epoch
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
+    def train(ranks):
+        try:
+            run(tmp_path / "run", ranks=ranks, stop_after=before if ranks.rank == 1 else None)
+        except Interrupted as stop:
+            return stop.number
+
+    assert on_ranks(2, train, tmp_path / "group") == [signal.SIGTERM] * 2
+    assert (tmp_path / "run" / "last.pt").is_file()
+
+
+def test_two_processes_that_are_interrupted_and_resume_equal_two_that_are_not(tmp_path):
+    def train(out, **options):
+        def on_this_rank(ranks):
+            try:
+                run(tmp_path / out, ranks=ranks, **options)
+            except Interrupted:
+                return random_states(read_checkpoint(tmp_path / out)[0])
+
+        return on_this_rank
+
+    on_ranks(2, train("whole"), tmp_path / "1")
+    randoms, _ = on_ranks(2, train("broken", stop_after=7), tmp_path / "2")
+    assert len(randoms) == 2
+    on_ranks(2, train("broken", resume=True), tmp_path / "3")
+    assert same(outcome(tmp_path / "broken"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_takes_each_remaining_sample_once(tmp_path, before, after):
+    def train(**options):
+        def on_this_rank(ranks):
+            seen = []
+
+            def remember(loader):
+                for samples, batch in zip(list(loader.batch_sampler), loader, strict=True):
+                    seen.extend(samples)
+                    yield batch
+
+            with suppress(Interrupted):
+                run(tmp_path / "run", ranks=ranks, epochs=1, progress=remember, **options)
+            return seen
+
+        return on_this_rank
+
+    first = on_ranks(before, train(stop_after=0), tmp_path / "1")
+    second = on_ranks(after, train(resume=True), tmp_path / "2")
+    counted = [sample for part in first + second for sample in part if len(sample) == 2]
+    assert sorted(counted) == sorted(sample for batch in TrainBatches(10, 4) for sample in batch)
+
+
+class NaNOn(nn.Module):
+    """A loss that is NaN in one process, in its third call."""
+
+    def __init__(self, rank, ranks):
+        super().__init__()
+        self.loss, self.is_bad, self.calls = create_loss("ce"), rank == ranks.rank, 0
+
+    def forward(self, logits, target):
+        self.calls += 1
+        return self.loss(logits, target) * (float("nan") if self.is_bad and self.calls == 3 else 1)
+
+
+def test_a_loss_that_is_nan_in_one_process_stops_all_before_it_reaches_the_weights(tmp_path):
+    def train(ranks):
+        state = build_state()
+        with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, step 3"):
+            run(tmp_path / "run", ranks=ranks, state=state, loss_fn=NaNOn(1, ranks))
+        return bool(weights(state).isfinite().all())
+
+    assert on_ranks(2, train, tmp_path / "group") == [True, True]
+
+
+def test_early_stopping_and_an_unfrozen_backbone_agree(tmp_path):
+    def train(ranks):
+        state = run(tmp_path / "run", ranks=ranks, epochs=9, early_stopping=2, freeze_epochs=1)
+        return state.epoch, state.stale_epochs, weights(state)
+
+    first, second = on_ranks(2, train, tmp_path / "group")
+    assert same(first, second)
+
+
+def test_a_full_disk_is_an_error_in_all_processes_at_the_end(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    def train(ranks):
+        if ranks.is_first:
+            monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="the run is finished, but could not be saved"):
+            run(tmp_path / "run", ranks=ranks, epochs=1)
+
+    on_ranks(2, train, tmp_path / "group")
+
+
+def test_an_error_in_one_process_is_one_in_all_and_told_once(tmp_path):
+    def read(ranks):
+        with ranks.failing_together():
+            if ranks.rank == 1:
+                raise DataError("the image is damaged")
+
+    def fail(ranks):
+        with pytest.raises(DataError, match="the image is damaged") as caught:
+            read(ranks)
+        told = [not getattr(caught.value, "told_elsewhere", False)]
+        with pytest.raises(ValueError, match="exists already") as caught:
+            ranks.on_first(lambda: int("exists already"))
+        return [*told, not getattr(caught.value, "told_elsewhere", False)]
+
+    assert on_ranks(2, fail, tmp_path) == [[False, True], [True, False]]
+
+
+def test_buffers_of_any_type_become_those_of_the_first(tmp_path):
+    def share(ranks):
+        module = nn.BatchNorm2d(3)
+        module.register_buffer("flag", torch.tensor([ranks.is_first] * 3))
+        module.running_mean += ranks.rank
+        module.num_batches_tracked += 5 - ranks.rank
+        ranks.share_buffers(module)
+        return module.state_dict()
+
+    for state in on_ranks(2, share, tmp_path):
+        assert state["running_mean"].tolist() == [0, 0, 0]
+        assert state["num_batches_tracked"] == 5
+        assert state["flag"].all()
+
+
+def test_synchronised_batch_norms_are_off_on_a_cpu_with_one_warning(capsys):
+    model = build_state().model
+    assert share_batch_norms(model, "on", CPU, Ranks(0, 2)) is model
+    assert capsys.readouterr().out.count("warning: --sync-bn needs CUDA, and is off on cpu") == 1
+    for setting, ranks in (("auto", Ranks(0, 2)), ("on", Ranks(1, 2)), ("on", Ranks()), ("off", Ranks(0, 2))):
+        assert share_batch_norms(model, setting, CPU, ranks) is model
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="unknown sync_bn 'maybe'"):
+        share_batch_norms(model, "maybe", CPU)
+
+
+def test_synchronised_batch_norms_keep_activations_weights_and_names():
+    model = create_model("fpn", backbone="test_efficientnet", class_names=NAMES, pretrained=False).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected, names = model(images), list(model.state_dict())
+        assert any(isinstance(module, BatchNormAct2d) for module in model.modules())
+        converted = share_batch_norms(model, "auto", torch.device("cuda"), Ranks(0, 2)).eval()
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+        torch.testing.assert_close(converted(images), expected)
+    assert list(converted.state_dict()) == names
+
+
+def test_without_torchrun_nothing_is_asked_of_torch_distributed(monkeypatch, tmp_path):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("init_process_group", "all_reduce", "broadcast", "broadcast_object_list", "all_gather_object"):
+        monkeypatch.setattr(torch.distributed, name, refuse)
+    with ranks_of_torchrun("cpu") as ranks:
+        run(tmp_path, ranks=ranks, epochs=1)
+    assert ranks == Ranks()
+
+
+def refuse(*args, **options):
+    raise AssertionError("torch.distributed was asked")
+
+
+@pytest.mark.parametrize(("device", "message"), [("mps", "trains in one process"), ("cuda:1", "give --device cuda")])
+def test_devices_that_cannot_be_shared_are_refused(monkeypatch, device, message):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match=message), ranks_of_torchrun(device):
+        pass
+
+
+def test_three_gpus_for_four_processes_are_refused(monkeypatch):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 4), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    message = "4 processes on a machine with GPUs for 3; give it --nproc-per-node 3"
+    with pytest.raises(ValueError, match=message), ranks_of_torchrun("auto"):
+        pass

@@ -2,9 +2,10 @@
 
 import atexit
 import logging
+import os
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -228,19 +229,19 @@ class Loader(DataLoader):
     Without this, a program that ends with a loader alive would wait for its workers, and they for work.
     """
 
-    _running: ClassVar["weakref.WeakSet[object]"] = weakref.WeakSet()
+    _workers: ClassVar[list[tuple[int, BaseProcess]]] = []  # with the process that started them
 
     def _get_iterator(self) -> Any:
         iterator = super()._get_iterator()
-        self._running.add(iterator)
+        self._workers.extend((os.getpid(), worker) for worker in getattr(iterator, "_workers", ()))
         return iterator
 
     @classmethod
     def end_workers(cls) -> None:
-        """Ends the workers of all loaders of this process."""
-        for iterator in list(cls._running):
-            if hasattr(iterator, "_shutdown_workers"):  # there are none without workers
-                iterator._shutdown_workers()
+        """Ends the workers that this process has started."""
+        for parent, worker in cls._workers:
+            if parent == os.getpid() and worker.is_alive():
+                worker.kill()
 
 
 atexit.register(Loader.end_workers)  # before multiprocessing's own, which was there first

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.run_report import RunReport
 from segkit.cli.train_data import load_data
 from segkit.cli.train_rare import Rarity, measure_rarity
-from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, save_batch_picture, tell_replaced
+from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced
 from segkit.cli.train_resume import complete_settings, data_digest, fixed_settings, is_finished, read_run, resume
 from segkit.config import TrainConfig, parse_args, write_yaml
 
@@ -44,8 +45,9 @@ def train_demo(config: TrainConfig) -> None:
     train_json, val_json = write_demo(DEMO)
     out = train(replace(config, data=(train_json,), val=(val_json,)))
     print(
-        f"\nThis was the demo. Look at {out / 'val_predictions.png'}, run `python infer.py`, or train on your own:\n"
-        "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3"
+        "\nThis was the demo. Run `python infer.py`, or train on your own:\n"
+        "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3\n"
+        f"What it has learnt, in curves and pictures: open {out / 'report.html'}"
     )
 
 
@@ -71,9 +73,9 @@ def train(config: TrainConfig) -> Path:
     loss_fn = _create_loss(config, rarity).to(device)
     out = _open_run(config, state, checkpoint)
     print(describe(config, state.model, train_set, val_set, device, out))
-    save_batch_picture(loaders[0], train_set.class_names, out)
-    with StopSignals() as stop, _told_when_interrupted(out):
-        reports = fit(
+    report = RunReport(config, state, loaders[0], val_set, out, device)
+    with report, StopSignals() as stop, _told_when_interrupted(out):
+        epochs = fit(
             state,
             *loaders,
             loss_fn,
@@ -92,10 +94,11 @@ def train(config: TrainConfig) -> Path:
             progress=progress_bar,
             check_stop=stop.check,
         )
-        for report in reports:
-            print(epoch_line(report, state, config.epochs), flush=True)
+        for epoch in epochs:
+            print(epoch_line(epoch, state, config.epochs), flush=True)
+            report.update(state)
     tell_replaced(loaders[0].dataset.replaced)
-    finish(state, val_set, device, out)
+    finish(state, val_set, device, autocast(device, config.amp), out, report)
     return out
 
 

@@ -1,5 +1,6 @@
 """Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
 
+from segkit.config.checks import default_of
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.reading import RECIPES, parse_args, read_settings, write_yaml
 from segkit.config.sources import LabelConfig, SourceConfig
@@ -19,6 +20,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "TuneConfig",
+    "default_of",
     "parse_args",
     "read_settings",
     "write_yaml",

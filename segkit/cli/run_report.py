@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +43,16 @@ class RunReport:
     """
 
     def __init__(
-        self, config: TrainConfig, state: "TrainState", train: "DataLoader", val_set: "SegmentationDataset", out: Path,
+        self,
+        config: TrainConfig,
+        state: "TrainState",
+        train: "DataLoader",
+        val_set: "SegmentationDataset",
+        out: Path,
         device: "torch.device",
-    ) -> None:  # fmt: skip
+    ) -> None:
         from segkit.cli.environment import write_environment
+        from segkit.report import batch_picture
         from segkit.training.tracking import Tracking
 
         self.config, self.out = config, out
@@ -55,7 +61,9 @@ class RunReport:
         self.images = (len(train.dataset), len(val_set))
         self.pictures: dict[str, np.ndarray] = {}
         self._next = 0.0
-        self._show("train_batch", _batch_picture(train, self.class_names))
+        batch = _first_batch(train)
+        self._draw("train_batch", lambda: batch_picture(*batch, self.class_names))
+        self._save("train_batch")
         self.tracking = Tracking(config.log, out, settings_text(config), state.history)
 
     def __enter__(self) -> "RunReport":
@@ -82,23 +90,22 @@ class RunReport:
         """Draws and writes everything; see `score_best` for the arguments."""
         from segkit.cli.train_scores import scored_picture
         from segkit.data import read_image
-        from segkit.report import prediction_picture, save_class_iou, save_confusion, save_curves
+        from segkit.report import save_class_iou, save_confusion, save_curves
 
         names, matrix = self.class_names, confusion.matrix
         self._written("curves.png", lambda file: save_curves(state.history, file))
         self._written("class_iou.png", lambda file: save_class_iou(names, best_iou(state), file))
         self._written("confusion_matrix.csv", lambda file: _write_matrix(matrix, names, file))
         self._written("confusion_matrix.png", lambda file: save_confusion(matrix, names, file))
-        for name, rows in (("worst", gallery.worst), ("best", gallery.best)):
-            if rows:
-                self._show(name, scored_picture(rows, names, CELL))
-        columns = zip(*((row.image, row.target, row.mask) for row in gallery.even), strict=True)
-        self.pictures["val_predictions"] = prediction_picture(*columns, names)
+        self._draw("worst", lambda: scored_picture(gallery.worst.rows(), names, CELL))
+        self._draw("best", lambda: scored_picture(gallery.best.rows(), names, CELL))
+        self._draw("val_predictions", lambda: scored_picture(gallery.even, names))
         self._write_page(state, self._ending(state), confusion)
-        self._show("val_predictions", self.pictures["val_predictions"])  # last: a run that has it is finished
-        drawn = self.out / "confusion_matrix.png"
-        matrix_picture = {"confusion_matrix": read_image(drawn)} if drawn.is_file() else {}
-        self.tracking.show(self.pictures | matrix_picture, state.epoch)
+        for name in ("worst", "best", "val_predictions"):  # the last one says that the run is finished
+            self._save(name)
+        if (drawn := self.out / "confusion_matrix.png").is_file():
+            self.pictures["confusion_matrix"] = read_image(drawn)
+        self.tracking.show(self.pictures, state.epoch)
         self.tracking.close()
 
     def _ending(self, state: "TrainState") -> str:
@@ -106,11 +113,15 @@ class RunReport:
             return f"Stopped early, after {state.epoch} of {self.config.epochs} epochs."
         return f"Finished, after {state.epoch} epochs."
 
-    def _show(self, name: str, picture: "np.ndarray") -> None:
+    def _draw(self, name: str, draw: Callable[[], "np.ndarray"]) -> None:
+        with told(self.out / f"{name}.png"):
+            self.pictures[name] = draw()
+
+    def _save(self, name: str) -> None:
         from segkit.data import write_image
 
-        self.pictures[name] = picture
-        self._written(f"{name}.png", lambda file: write_image(file, picture))
+        if name in self.pictures:
+            self._written(f"{name}.png", lambda file: write_image(file, self.pictures[name]))
 
     def _write_page(self, state: "TrainState", status: str, confusion: "ConfusionMatrix | None" = None) -> None:
         from segkit.report import render, write_whole
@@ -168,18 +179,18 @@ class RunReport:
             "Train on": f"python train.py --resume {run} --epochs {2 * config.epochs}",
         }
 
-    def _written(self, name: str, write: Any) -> None:
+    def _written(self, name: str, write: Callable[[Path], None]) -> None:
         with told(self.out / name):
             write(self.out / name)
 
 
 @contextmanager
 def told(file: Path) -> Iterator[None]:
-    """A picture that fails is told in a line: no picture is worth a training."""
+    """A picture that fails, for whatever reason, is told in a line: none is worth a training."""
     try:
         yield
     except Exception as error:
-        _log.warning("warning: cannot write %s: %s; training goes on", file, error)
+        _log.warning("warning: %s is left out: %s", file, f"{error}" or type(error).__name__)
 
 
 def best_iou(state: "TrainState") -> list[float]:
@@ -202,13 +213,10 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _batch_picture(loader: "DataLoader", class_names: Sequence[str]) -> "np.ndarray":
-    """Crops of the first batch as the model sees them."""
-    from segkit.report import batch_picture
-
+def _first_batch(loader: "DataLoader") -> tuple[list["np.ndarray"], list["np.ndarray"]]:
+    """Crops of the first batch as the model sees them, and their labels; at most eight."""
     batch = [loader.dataset[sample] for sample in next(iter(loader.batch_sampler))[:8]]
-    images = [image.permute(1, 2, 0).numpy() for image, _ in batch]
-    return batch_picture(images, [target.numpy() for _, target in batch], class_names)
+    return [image.permute(1, 2, 0).numpy() for image, _ in batch], [target.numpy() for _, target in batch]
 
 
 def _write_matrix(matrix: "np.ndarray", class_names: Sequence[str], file: Path) -> None:

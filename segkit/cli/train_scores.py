@@ -125,8 +125,14 @@ def _shrunk(labelled: "Labelled", name: str, confusion: "PerImageConfusion", sid
     return Scored(image, target, mask, (name, "", image_caption(confusion, 0)))
 
 
-def scored_picture(rows: Sequence[Scored], class_names: Sequence[str], cell: int) -> np.ndarray:
-    """A row for each image: the photograph, the truth and the prediction with its IoU."""
+def scored_picture(rows: Sequence[Scored], class_names: Sequence[str], cell: int = 256) -> np.ndarray:
+    """A row for each image: the photograph, the truth and the prediction with its IoU.
+
+    Args:
+        rows: At least one.
+        class_names: In label order.
+        cell: Longest side of a picture, in pixels.
+    """
     from segkit.report import label_picture
 
     images, targets, masks, captions = zip(*rows, strict=True)

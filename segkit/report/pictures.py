@@ -85,16 +85,16 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
         share = shares[row, column]
         colour = "white" if share > 0.4 else "black"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size, color=colour)
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")
 
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 2]}.."
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, **options: str) -> None:
     stream = io.BytesIO()
-    figure.savefig(stream, dpi=110, format="png")
+    figure.savefig(stream, dpi=110, format="png", **options)
     write_whole(path, stream.getvalue())
 
 

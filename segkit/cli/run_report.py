@@ -156,9 +156,11 @@ class RunReport:
 
     def _summary(self, state: "TrainState") -> dict[str, str]:
         seconds = sum(row["time"] for row in state.history)
-        shown = {f"{self.images[0]} training, {self.images[1]} validation images": f"{len(self.class_names)} classes"}
-        shown[f"{self.config.model} on {self.config.backbone}"] = f"{_millions(state):.1f} M parameters"
-        shown[f"{len(state.history)} epochs"] = f"{seconds / 60:.1f} min"
+        shown = {
+            f"classes; {self.images[0]} training, {self.images[1]} validation images": f"{len(self.class_names)}",
+            f"parameters of {self.config.model} on {self.config.backbone}": f"{_millions(state):.1f} M",
+            f"for {len(state.history)} epochs": _duration(seconds),
+        }
         if not state.best_epoch:
             return shown
         averaged = ", averaged weights" if state.best_weights == "ema" else ""
@@ -235,6 +237,11 @@ def _confusion_picture(file: Path) -> "Picture":
 
     alt = "Confusion matrix: rows are true classes, columns predictions; the largest confusions are listed below"
     return Picture.drawing("Which share of each true class is taken for which class, by the best weights", alt, file)
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _millions(state: "TrainState") -> float:

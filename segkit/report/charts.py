@@ -33,7 +33,7 @@ def line_chart(
     ys = [y for points in lines.values() for _, y in points] or [0.0]
     top = high if high is not None else max(ys)
     ticks = _ticks(min(0.0, *ys), top if top > 0 else 1.0)
-    low, top = ticks[0], max(ticks[-1], top)
+    low, top = ticks[0], ticks[-1]
     first, last = epochs[0], max(epochs[-1], epochs[0] + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -80,12 +80,12 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` or below it to near `high`, four to seven of them."""
+    """Round numbers from `low` or below it to `high` or above it, four to seven of them."""
     raw = (high - low) / 5
     unit = 10 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [number * step for number in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
 def _whole_ticks(first: float, last: float) -> list[int]:

@@ -144,11 +144,11 @@ def _classes(page: RunPage) -> str:
         colour = "#{:02x}{:02x}{:02x}".format(*palette[i])
         rows.append(
             f'<tr><td><span class="swatch" style="background:{colour}"></span>{escape(page.class_names[i])}</td>'
-            f'<td class="bar" aria-hidden="true"><span style="width:{width:.1f}%"></span></td>'
+            f'<td class="bar" aria-hidden="true"><div><span style="width:{width:.1f}%"></span></div></td>'
             + "".join(f'<td class="number">{_percent(number)}</td>' for number in numbers)
             + "</tr>"
         )
-    return f'<div class="scroll"><table><tr>{"".join(head)}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="classes"><tr>{"".join(head)}</tr>{"".join(rows)}</table></div>'
 
 
 def _further_columns(confusion: ConfusionMatrix | None) -> dict[str, np.ndarray]:
@@ -182,7 +182,8 @@ def _confusions(page: RunPage) -> str:
         '<th>truth</th><th>taken for</th><th class="number">% of the class</th><th class="number">% of all pixels</th>'
     )
     table = f'<div class="scroll"><table class="plain"><tr>{head}</tr>{rows}</table></div>' if rows else ""
-    return (_figure(page.confusion_picture) if page.confusion_picture else "") + table
+    picture = _figure(page.confusion_picture) if page.confusion_picture else ""
+    return f'<div class="beside">{picture}{table}</div>'
 
 
 def _figure(picture: Picture) -> str:

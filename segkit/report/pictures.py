@@ -67,7 +67,7 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     total = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
     side = max(2.2, min(0.34, 24 / len(matrix)) * len(matrix))
-    figure = Figure(figsize=(side + 2.4, side + 1.6), layout="constrained")
+    figure = Figure(figsize=(side + 2.4, side + 1.6))
     axes = figure.subplots()
     axes.set_facecolor("0.85")
     # Small confusions are what one looks for: a twentieth of a class is seen at a glance.

@@ -45,8 +45,8 @@ class Elements(HTMLParser):
 
 
 def row(epoch, **more):
-    values = {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch, "miou": 0.2 * epoch}
-    return {**values, "pixel_accuracy": 0.3 * epoch, "lr": 1e-3, "time": 2.0, **more}
+    values = {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch, "miou": min(1.0, 0.2 * epoch)}
+    return {**values, "pixel_accuracy": min(1.0, 0.3 * epoch), "lr": 1e-3, "time": 2.0, **more}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_names_are_taken_literally_wherever_they_stand(page):
         pictures=[replace(page.pictures[0], caption=EVIL, alt=EVIL)],
         commands={EVIL: EVIL},
         changed={EVIL: EVIL},
-        settings={EVIL: EVIL},
+        settings={EVIL: EVIL, "crop": "512"},
         environment={EVIL: EVIL},
     )
     clean, attacked = Elements(render(page)), Elements(render(evil))

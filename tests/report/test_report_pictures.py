@@ -5,7 +5,7 @@ from PIL import Image
 from segkit.report import save_class_iou, save_confusion, write_whole
 
 
-@pytest.mark.parametrize("classes", [1, 2, 40, 100])
+@pytest.mark.parametrize("classes", [1, 2, 70])
 def test_a_confusion_matrix_is_drawn_at_any_number_of_classes(tmp_path, classes):
     counts = np.random.default_rng(0).integers(0, 50, (classes, classes))
     counts[-1] = 0  # a class that is in no image

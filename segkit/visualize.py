@@ -109,6 +109,16 @@ def grid(
     return np.concatenate([*header, np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8), *rows])
 
 
+def shrink(picture: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, 3) or label map (H, W) whose longest side is at most `side` pixels."""
+    if max(picture.shape[:2]) <= side:
+        return picture
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if picture.ndim == 3 else cv2.INTER_NEAREST_EXACT)
+
+
 def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> np.ndarray:
     height = max(picture.shape[0] for picture in pictures)
     row = np.full((height + gap, columns * (cell + gap) + gap, 3), 255, dtype=np.uint8)

@@ -149,6 +149,8 @@ def _save_picture(
         return []
     images, targets = [data.image(i) for i in chosen], [data.target(i) for i in chosen]
     masks = {title: [predictor(image).mask for image in images] for title, (predictor, _) in columns.items()}
-    captions = [[data.name(i), "", *(image_caption(result, i) for _, result in columns.values())] for i in chosen]
+    captions = [
+        [data.name(i), "", *(image_caption(result.images, i) for _, result in columns.values())] for i in chosen
+    ]
     write_image(file, label_picture(images, {"truth": targets, **masks}, data.class_names, captions))
     return [file.name]

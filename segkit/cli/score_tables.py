@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from segkit.metrics import Evaluation, Interval, PerImageScores
+    from segkit.metrics import Evaluation, Interval, PerImageConfusion, PerImageScores
 
 Row = dict[str, Any]
 
@@ -100,10 +100,10 @@ def plain_rows(rows: Sequence[Row]) -> list[Row]:
     return [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
-def image_caption(evaluation: "Evaluation", image: int, count: int = 2) -> str:
+def image_caption(images: "PerImageConfusion", image: int, count: int = 2) -> str:
     """mIoU of an image and its largest confusions with their share of its pixels, a line each."""
-    counts = evaluation.images.counts[image].cpu().numpy()
-    names = (*evaluation.images.class_names, "no class")
+    counts = images.counts[image].cpu().numpy()
+    names = (*images.class_names, "no class")
     pairs = counts[: len(names) - 1]
     wrong = np.where(np.eye(*pairs.shape, dtype=bool), 0, pairs)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -112,7 +112,7 @@ def image_caption(evaluation: "Evaluation", image: int, count: int = 2) -> str:
         for truth, said in zip(*np.unravel_index(order, wrong.shape), strict=True)
         if wrong[truth, said]
     ]
-    return "\n".join([f"mIoU {100 * evaluation.images.compute().of_image[image]:.1f} %", *lines])
+    return "\n".join([f"mIoU {100 * images.compute().of_image[image]:.1f} %", *lines])
 
 
 def _signed(difference: float, low: float, high: float) -> list[str]:

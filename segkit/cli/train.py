@@ -3,25 +3,18 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.run_report import RunReport
 from segkit.cli.train_data import load_data
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import Rarity, measure_rarity
-from segkit.cli.train_report import (
-    describe,
-    epoch_line,
-    finish,
-    progress_bar,
-    save_batch_picture,
-    tell_replaced,
-    write_data_report,
-)
+from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced, write_data_report
 from segkit.cli.train_resume import (
     data_digest,
     fixed_settings,
@@ -78,8 +71,9 @@ def train_demo(config: TrainConfig, ranks: "Ranks") -> None:
     train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
     out = train(replace(config, data=(train_json,), val=(val_json,)), ranks)
     print(
-        f"\nThis was the demo. Look at {out / 'val_predictions.png'}, run `python infer.py`, or train on your own:\n"
-        "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3"
+        "\nThis was the demo. Run `python infer.py`, or train on your own:\n"
+        "  python train.py --data train.json --images photographs/ --model fpn --backbone tf_efficientnet_b3\n"
+        f"What it has learnt, in curves and pictures: open {out / 'report.html'}"
     )
 
 
@@ -108,11 +102,13 @@ def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
     out = _open_run(config, state, checkpoint, ranks)
     print(describe(config, state.model, train_set, val_set, device, out))
     tell_ranks(config.batch_size, device, ranks)
+    report = None
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
-        save_batch_picture(loaders[0], train_set.class_names, out)
-    with StopSignals(patient=ranks.count > 1) as stop, _told_when_interrupted(out, ranks):
-        reports = fit(
+        report = RunReport(config, state, loaders[0], val_set, out, device)
+    stop = StopSignals(patient=ranks.count > 1)
+    with report or nullcontext(), stop, _told_when_interrupted(out, ranks):
+        epochs = fit(
             state,
             *loaders,
             loss_fn,
@@ -133,11 +129,13 @@ def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
             sam=config.sam,
             ranks=ranks,
         )
-        for report in reports:
-            print(epoch_line(report, state, config.epochs), flush=True)
+        for epoch in epochs:
+            print(epoch_line(epoch, state, config.epochs), flush=True)
+            if report:
+                report.update(state)
     tell_replaced(sorted(set(chain.from_iterable(ranks.gather(loaders[0].dataset.replaced)))))
-    if ranks.is_first:
-        finish(state, val_set, device, out)
+    if report:
+        finish(state, val_set, device, autocast(device, config.amp), out, report)
     return out
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from segkit.config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+    import torch
 
+    from segkit.cli.run_report import RunReport
     from segkit.data import SegmentationDataset
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
-
-PICTURED = 4  # validation photographs in val_predictions.png
+    from segkit.training.evaluation import Precision
 
 
 def describe(
@@ -112,41 +112,28 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def save_batch_picture(loader: "DataLoader", class_names: Sequence[str], out: Path) -> None:
-    """Writes train_batch.png: crops as the model sees them."""
-    from segkit.data import write_image
-    from segkit.report import batch_picture
+def finish(
+    state: "TrainState",
+    val_set: "SegmentationDataset",
+    device: "torch.device",
+    autocast: "Precision",
+    out: Path,
+    report: "RunReport",
+) -> None:
+    """Scores the best weights once more, for pictures and page; prints their table, and where everything is."""
+    from segkit.cli.run_report import CELL, best_iou
+    from segkit.cli.train_scores import score_best
 
-    batch = [loader.dataset[sample] for sample in next(iter(loader.batch_sampler))[:8]]
-    images = [image.permute(1, 2, 0).numpy() for image, _ in batch]
-    write_image(out / "train_batch.png", batch_picture(images, [target.numpy() for _, target in batch], class_names))
-
-
-def finish(state: "TrainState", val_set: "SegmentationDataset", device: object, out: Path) -> None:
-    """Pictures, the table of the best epoch, and where everything is."""
-    import numpy as np
-
-    from segkit.data import write_image
-    from segkit.inference import Predictor
-    from segkit.models import load_model
-    from segkit.report import prediction_picture, save_class_iou, save_curves
-
-    best, prefix = state.history[state.best_epoch - 1], "ema_" if state.best_weights == "ema" else ""
+    # Twice the size that is shown, so that outlines are smooth.
+    report.finish(state, *score_best(val_set, out, device, autocast, 2 * CELL))
     names = state.model.class_names
-    iou = [best[f"{prefix}iou/{name}"] for name in names]
-    save_curves(state.history, out / "curves.png")
-    save_class_iou(names, iou, out / "class_iou.png")
-    predictor = Predictor(load_model(out), device=device)
-    chosen = np.linspace(0, len(val_set) - 1, min(PICTURED, len(val_set))).round().astype(int)
-    images, targets = zip(*(val_set[i] for i in chosen), strict=True)
-    masks = [predictor(image).mask for image in images]
-    write_image(out / "val_predictions.png", prediction_picture(images, targets, masks, names))
-    averaged = " (averaged weights)" if prefix else ""
-    print(f"\nIoU on the validation images at the best epoch, {best['epoch']}{averaged}:")
+    averaged = " (averaged weights)" if state.best_weights == "ema" else ""
+    print(f"\nIoU on the validation images at the best epoch, {state.best_epoch}{averaged}:")
     width = max(map(len, names))
-    for name, value in zip(names, iou, strict=True):
+    for name, value in zip(names, best_iou(state), strict=True):
         missing = math.isnan(value) or name in val_set.ignore_classes
         print(f"  {name:<{width}}  " + ("     -" if missing else f"{100 * value:6.2f} %"))
     print(f"  {'mIoU':<{width}}  {100 * state.best_miou:6.2f} %")
-    print(f"\n{out}: best.safetensors, last.pt, results.csv, curves.png, class_iou.png, val_predictions.png")
+    print(f"\n{out}: best.safetensors, last.pt, results.csv, pictures and tables")
+    print(f"look at it: {out / 'report.html'}")
     print(f"use it: python infer.py --weights {out} --source photographs/")

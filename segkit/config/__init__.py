@@ -1,5 +1,6 @@
 """Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
 
+from segkit.config.checks import default_of
 from segkit.config.files import Setting, format_settings, read_settings, write_yaml
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.reading import parse_args
@@ -22,6 +23,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "TuneConfig",
+    "default_of",
     "format_settings",
     "parse_args",
     "read_recipe",

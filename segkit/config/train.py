@@ -127,6 +127,8 @@ class TrainConfig(LabelConfig):
     """Resume though the data is not what the run began with."""
     save_every: Annotated[int, arg(metavar="STEPS")] = 0
     """Steps after which the state is saved within an epoch; 0: after each epoch only."""
+    log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], arg(metavar="tensorboard|wandb ...")] = ()
+    """Loggers beside results.csv, each with a package of its own to install; one that fails is left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int | None = None

@@ -42,8 +42,9 @@ def run(shapes, tmp_path_factory):
 
 def test_a_run_folder_holds_model_state_results_settings_and_pictures(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        *("args.yaml", "best.safetensors", "class_iou.png", "curves.png", "last.prev.pt"),
-        *("last.pt", "results.csv", "train_batch.png", "val_predictions.png"),
+        *("args.yaml", "best.png", "best.safetensors", "class_iou.png", "confusion_matrix.csv"),
+        *("confusion_matrix.png", "curves.png", "env.json", "last.prev.pt", "last.pt", "report.html"),
+        *("results.csv", "train_batch.png", "val_predictions.png", "worst.png"),
     ]
     rows = list(csv.DictReader((run / "results.csv").open()))
     assert list(rows[0]) == [

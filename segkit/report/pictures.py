@@ -1,21 +1,24 @@
 """The pictures of a run."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window is opened, so a machine without a screen will do
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 
+from segkit.report.files import write_whole
 from segkit.visualize import create_palette, grid, legend, overlay
+
+LONGEST_NAME = 24  # letters of a class beside a bar or a row
+NUMBERED = 60  # classes up to which the cells of a confusion matrix can hold a number
 
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draws losses, mIoU and pixel accuracy, and learning rate over the epochs."""
-    figure, (losses, scores, rates) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    losses, scores, rates = figure.subplots(1, 3)
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
         losses.plot(*_points(history, name), marker=".", label=label)
     losses.set_title("loss")
@@ -30,8 +33,7 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
     losses.legend()
     scores.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -44,13 +46,56 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path)
     """Draws the IoU of each class as a bar, best first; a class that does not occur gets none."""
     order = np.argsort(-np.nan_to_num(np.asarray(iou), nan=-1.0))
     values = np.asarray(iou)[order]
-    figure, axes = plt.subplots(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
-    bars = axes.barh([class_names[i] for i in order], 100 * np.nan_to_num(values), color="tab:blue")
+    figure = Figure(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(range(len(values)), 100 * np.nan_to_num(values), color="tab:blue")
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
+    axes.set_yticks(range(len(values)), [_short(class_names[i]) for i in order], parse_math=False)
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * np.nanmean(values):.1f} %")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draws which share of each true class is taken for which class, in percent; a class without pixels is gray.
+
+    Args:
+        matrix: (C, C) pixel counts: rows are the truth, columns the prediction.
+        class_names: In label order.
+        path: The PNG file.
+    """
+    total = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    side = max(2.2, min(0.34, 24 / len(matrix)) * len(matrix))
+    figure = Figure(figsize=(side + 2.4, side + 1.6))
+    axes = figure.subplots()
+    axes.set_facecolor("0.85")
+    # Small confusions are what one looks for: a twentieth of a class is seen at a glance.
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    names = [_short(name) for name in class_names]
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="prediction", ylabel="truth", title="Share of each true class, in %")
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    size = 9 if len(names) <= 4 else 7
+    for row, column in zip(*np.nonzero(np.nan_to_num(shares) >= 0.005), strict=True) if len(names) <= NUMBERED else ():
+        share = shares[row, column]
+        colour = "white" if share > 0.4 else "black"
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+    _save(figure, path, bbox_inches="tight")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 2]}.."
+
+
+def _save(figure: Figure, path: Path, **options: str) -> None:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=110, format="png", **options)
+    write_whole(path, stream.getvalue())
 
 
 def batch_picture(images: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -81,6 +126,8 @@ def label_picture(
     masks: Mapping[str, Sequence[np.ndarray]],
     class_names: Sequence[str],
     captions: Sequence[Sequence[str]] = (),
+    *,
+    cell: int = 256,
 ) -> np.ndarray:
     """One row for each photograph: as it is, then with each of its label maps.
 
@@ -89,13 +136,14 @@ def label_picture(
         masks: Label maps (H, W) of all photographs, by the title of their column; ignored pixels are white.
         class_names: In label order.
         captions: Lines below the pictures of each row: of the photograph, then of each label map.
+        cell: Longest side of a picture, in pixels.
     """
     palette = create_palette(len(class_names))
     cells = []
     for image, *maps in zip(images, *masks.values(), strict=True):
         cells += [image, *(overlay(image, mask, palette) for mask in maps)]
     lines = [line for row in captions for line in _even(row)]
-    sheet = grid(cells, columns=1 + len(masks), titles=("photograph", *masks), captions=lines)
+    sheet = grid(cells, columns=1 + len(masks), cell=cell, titles=("photograph", *masks), captions=lines)
     return _with_names(sheet, class_names, palette)
 
 

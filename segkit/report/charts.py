@@ -1,0 +1,93 @@
+"""Curves as SVG, drawn with the colours of the page around them, in the dark too."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 8, 26  # margins around the plot
+DOTTED = 40  # points up to which each is marked
+
+
+def line_chart(
+    title: str,
+    epochs: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    high: float | None = None,
+    marked: float | None = None,
+) -> str:
+    """A figure with one line for each series over the epochs; values that are NaN are left out.
+
+    Args:
+        title: Above the figure.
+        epochs: Rising.
+        series: Values by the name of their line, at most four.
+        high: Upper end of the axis; by default that of the values.
+        marked: The epoch of a vertical line, such as the best one.
+    """
+    lines = {
+        name: [(x, y) for x, y in zip(epochs, values, strict=True) if math.isfinite(y)]
+        for name, values in series.items()
+    }
+    ys = [y for points in lines.values() for _, y in points] or [0.0]
+    top = high if high is not None else max(ys)
+    ticks = _ticks(min(0.0, *ys), top if top > 0 else 1.0)
+    low, top = ticks[0], ticks[-1]
+    first, last = epochs[0], max(epochs[-1], epochs[0] + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+        return across, TOP + (top - y) / (top - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_rule("grid", LEFT, place(first, y)[1], WIDTH - RIGHT, place(first, y)[1]) for y in ticks]
+    parts += [_label(LEFT - 6, place(first, y)[1] + 4, f"{y:.4g}", "end") for y in ticks]
+    parts += [_label(place(x, low)[0], HEIGHT - 8, f"{x:g}", "middle") for x in _whole_ticks(first, epochs[-1])]
+    if marked is not None:
+        parts.append(_rule("mark", place(marked, low)[0], TOP, place(marked, low)[0], HEIGHT - BOTTOM))
+    for number, points in enumerate(lines.values()):
+        parts.append(_line(number, [place(*point) for point in points]))
+    described = escape(_describe(title, lines))
+    return (
+        f"<figure><figcaption>{escape(title)}{_keys(lines)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _keys(lines: Mapping[str, object]) -> str:
+    if len(lines) == 1:
+        return ""
+    return "".join(f' <span class="key s{number}">{escape(name)}</span>' for number, name in enumerate(lines))
+
+
+def _describe(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    said = [f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in lines.items() if points]
+    return f"{title}: {', '.join(said)}" if said else title
+
+
+def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in points] if len(points) <= DOTTED else []
+    return f'<g class="s{number}"><polyline points="{path}"/>{"".join(dots)}</g>'
+
+
+def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` or below it to `high` or above it, four to seven of them."""
+    raw = (high - low) / 5
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    return [number * step for number in range(first, math.ceil(high / step - 1e-9) + 1)]
+
+
+def _whole_ticks(first: float, last: float) -> list[int]:
+    step = max(1, math.ceil((last - first) / 6))
+    return list(range(int(first), int(last) + 1, step))

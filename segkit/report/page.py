@@ -1,0 +1,213 @@
+"""report.html: all that a run folder tells, on one page that needs nothing beside itself."""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+
+import cv2
+import numpy as np
+
+from segkit.metrics import ConfusionMatrix
+from segkit.report.charts import line_chart
+from segkit.visualize import create_palette
+
+QUALITY = 82  # of JPEG
+CONFUSIONS = 8  # named below the matrix
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption, encoded already."""
+
+    caption: str
+    alt: str
+    kind: str
+    content: bytes
+
+    @classmethod
+    def photograph(cls, caption: str, alt: str, pixels: np.ndarray) -> "Picture":
+        """Of (H, W, 3) uint8 RGB, as JPEG."""
+        _, content = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        return cls(caption, alt, "jpeg", content.tobytes())
+
+    @classmethod
+    def drawing(cls, caption: str, alt: str, path: Path) -> "Picture":
+        """Of a PNG file."""
+        return cls(caption, alt, "png", path.read_bytes())
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What the page shows; all texts are taken literally, whatever they hold.
+
+    Attributes:
+        name: Of the run.
+        status: How far it is, in a sentence.
+        summary: Short texts by their title.
+        history: The rows of results.csv.
+        best_epoch: The epoch of the best weights; 0 for none yet.
+        class_names: In label order.
+        iou: IoU of each class by the best weights, NaN where there is none.
+        confusion: Of the best weights, at the end.
+        confusion_picture: The same as a picture.
+        pictures: What else there is to look at.
+        commands: How to go on, by what for.
+        changed: The settings that are not the default, by name.
+        settings: All settings.
+        environment: Versions, device and time, by name.
+    """
+
+    name: str
+    status: str
+    summary: Mapping[str, str]
+    history: Sequence[Mapping[str, float]]
+    best_epoch: int
+    class_names: Sequence[str]
+    iou: Sequence[float]
+    confusion: ConfusionMatrix | None = None
+    confusion_picture: Picture | None = None
+    pictures: Sequence[Picture] = ()
+    commands: Mapping[str, str] = field(default_factory=dict)
+    changed: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(page: RunPage) -> str:
+    """The page as HTML, with styles and pictures inside it and without scripts."""
+    sections = {
+        "": _summary(page),
+        "Curves": _curves(page),
+        "Classes": _classes(page),
+        "Confusions": _confusions(page),
+        "Pictures": "\n".join(map(_figure, page.pictures)),
+        "How to go on": "\n".join(f"<p>{escape(k)}</p><pre>{escape(v)}</pre>" for k, v in page.commands.items()),
+        "Settings": _settings(page),
+        "Environment": _plain_table(page.environment),
+    }
+    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        name=escape(page.name),
+        status=escape(page.status),
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        sections="\n".join(_section(title, content) for title, content in sections.items() if content),
+    )
+
+
+def _section(title: str, content: str) -> str:
+    head = f"<h2>{escape(title)}</h2>\n" if title else ""
+    return f"<section>\n{head}{content}\n</section>"
+
+
+def _summary(page: RunPage) -> str:
+    tiles = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in page.summary.items())
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _curves(page: RunPage) -> str:
+    if not page.history:
+        return ""
+    epochs, marked = [row["epoch"] for row in page.history], page.best_epoch or None
+    averaged = {"mIoU, averaged weights": "ema_miou"} if "ema_miou" in page.history[0] else {}
+    charts = {
+        "Loss": ({"training": "train_loss", "validation": "val_loss"}, None),
+        "Validation": ({"mIoU": "miou", "pixel accuracy": "pixel_accuracy"} | averaged, 1.0),
+        "Learning rate": ({"learning rate": "lr"}, None),
+    }
+    drawn = [
+        line_chart(
+            title, epochs, {k: [row[v] for row in page.history] for k, v in lines.items()}, high=high, marked=marked
+        )
+        for title, (lines, high) in charts.items()
+    ]
+    note = '<p class="note">The dashed line is the best epoch.</p>' if marked else ""
+    return f'<div class="charts">{"".join(drawn)}</div>{note}'
+
+
+def _classes(page: RunPage) -> str:
+    """The classes from the best to the worst; those without a score last."""
+    if not page.best_epoch:
+        return ""
+    palette = create_palette(len(page.class_names))
+    further = _further_columns(page.confusion)
+    order = sorted(range(len(page.iou)), key=lambda i: -1.0 if math.isnan(page.iou[i]) else page.iou[i], reverse=True)
+    head = ["<th>class</th>", '<th class="bar" aria-hidden="true"></th>']
+    head += [f'<th class="number">{escape(name)}</th>' for name in ("IoU %", *further)]
+    rows = []
+    for i in order:
+        numbers = [page.iou[i], *(column[i] for column in further.values())]
+        width = 0.0 if math.isnan(page.iou[i]) else 100 * page.iou[i]
+        colour = "#{:02x}{:02x}{:02x}".format(*palette[i])
+        rows.append(
+            f'<tr><td><span class="swatch" style="background:{colour}"></span>{escape(page.class_names[i])}</td>'
+            f'<td class="bar" aria-hidden="true"><div><span style="width:{width:.1f}%"></span></div></td>'
+            + "".join(f'<td class="number">{_percent(number)}</td>' for number in numbers)
+            + "</tr>"
+        )
+    return f'<div class="scroll"><table class="classes"><tr>{"".join(head)}</tr>{"".join(rows)}</table></div>'
+
+
+def _further_columns(confusion: ConfusionMatrix | None) -> dict[str, np.ndarray]:
+    if confusion is None:
+        return {}
+    scores = confusion.compute()
+    share = scores.support / max(1, scores.support.sum())
+    return {"precision %": scores.precision, "recall %": scores.recall, "pixels %": share}
+
+
+def _confusions(page: RunPage) -> str:
+    if page.confusion is None:
+        return ""
+    matrix = page.confusion.matrix
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    largest = [
+        (truth, said)
+        for truth, said in zip(
+            *np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape), strict=True
+        )
+        if wrong[truth, said]
+    ][:CONFUSIONS]
+    names, total = page.class_names, max(1, matrix.sum())
+    rows = "".join(
+        f"<tr><td>{escape(names[truth])}</td><td>{escape(names[said])}</td>"
+        f'<td class="number">{_percent(wrong[truth, said] / matrix[truth].sum())}</td>'
+        f'<td class="number">{_percent(wrong[truth, said] / total)}</td></tr>'
+        for truth, said in largest
+    )
+    head = (
+        '<th>truth</th><th>taken for</th><th class="number">% of the class</th><th class="number">% of all pixels</th>'
+    )
+    table = f'<div class="scroll"><table class="plain"><tr>{head}</tr>{rows}</table></div>' if rows else ""
+    picture = _figure(page.confusion_picture) if page.confusion_picture else ""
+    return f'<div class="beside">{picture}{table}</div>'
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.content).decode()
+    return (
+        f"<figure><figcaption>{escape(picture.caption)}</figcaption>"
+        f'<img alt="{escape(picture.alt)}" src="data:image/{picture.kind};base64,{data}"></figure>'
+    )
+
+
+def _settings(page: RunPage) -> str:
+    changed = _plain_table(page.changed) if page.changed else '<p class="note">All are the defaults.</p>'
+    everything = f"<details><summary>all settings</summary>{_plain_table(page.settings)}</details>"
+    return changed + (everything if page.settings else "")
+
+
+def _plain_table(values: Mapping[str, str]) -> str:
+    return _table_of(f'<tr><td>{escape(k)}</td><td class="value">{escape(v)}</td></tr>' for k, v in values.items())
+
+
+def _table_of(rows: Iterable[str]) -> str:
+    joined = "".join(rows)
+    return f'<table class="plain">{joined}</table>' if joined else ""
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"

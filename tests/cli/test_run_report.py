@@ -1,0 +1,133 @@
+"""What a run folder tells somebody who only looks."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train_infer import fails, train_arguments
+
+from segkit.cli import run_report, train
+from segkit.cli.environment import write_environment
+from segkit.cli.train_scores import Extremes
+from segkit.data import CocoSegmentation
+from segkit.inference import Predictor
+from segkit.metrics import ConfusionMatrix
+from segkit.models import load_model
+
+
+def last_rows(folder):
+    return list(csv.DictReader((folder / "results.csv").open()))
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("told") / "a <b>"
+    train.main(train_arguments(shapes, out, "--epochs", "2", "--ema", "0.5"))
+    return out
+
+
+def test_the_confusion_matrix_is_that_of_the_best_row(run, shapes):
+    rows = list(csv.reader((run / "confusion_matrix.csv").open()))
+    assert rows[0] == ["truth", "background", "square", "disc"]
+    counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
+    data, predictor, confusion = CocoSegmentation(shapes[1]), Predictor(load_model(run)), ConfusionMatrix(3)
+    for image, target in data:
+        confusion.update(predictor(image).mask, target)
+    assert counts.sum() == 4 * 48 * 64
+    assert np.abs(counts - confusion.matrix).sum() <= 4
+    hits = counts.diagonal()
+    miou = np.mean(hits / (counts.sum(0) + counts.sum(1) - hits))
+    best = max(float(row[name]) for row in last_rows(run) for name in ("miou", "ema_miou"))
+    assert miou == pytest.approx(best, abs=1e-3)
+
+
+def test_the_worst_and_the_best_images_are_pictured_beside_the_truth(run):
+    for name in ("worst.png", "best.png"):
+        with Image.open(run / name) as picture:
+            assert picture.width == 3 * (320 + 4) + 4
+            assert picture.height > 2 * 240
+
+
+def test_the_page_holds_the_run(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 4
+    assert page.count("data:image/png") == 1
+    for text in ("a &lt;b&gt;", "Finished, after 2 epochs.", "mobilenetv3_small_100", "python -m segkit evaluate"):
+        assert text in page
+    assert (run / "report.html").stat().st_size < 3e6
+
+
+def test_the_environment_is_written_without_the_processes_variables(run):
+    content = json.loads((run / "env.json").read_text())
+    assert {"started", "command", "segkit", "python", "torch", "timm", "device"} <= set(content)
+    assert "PATH" not in json.dumps(content)
+
+
+def test_a_resumed_run_keeps_what_it_ran_on_before(tmp_path):
+    device, file = torch.device("cpu"), tmp_path / "env.json"
+    runs = []
+    for number in range(3):
+        runs.append({**write_environment(tmp_path, device), "number": number})
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "number": number}))
+    content = json.loads(file.read_text())
+    assert content.pop("earlier") == runs[:2]
+    assert content == runs[2]
+    file.write_text("{")
+    write_environment(tmp_path, device)
+    assert "earlier" not in json.loads(file.read_text())
+
+
+def test_pictures_that_cannot_be_drawn_do_not_stop_a_training(shapes, tmp_path, monkeypatch, caplog):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    for name in ("save_curves", "save_confusion", "render", "label_picture", "batch_picture"):
+        monkeypatch.setattr(f"segkit.report.{name}", full)
+    out = tmp_path / "a"
+    train.main(train_arguments(shapes, out, "--epochs", "2"))
+    told = [record.getMessage() for record in caplog.records]
+    assert f"warning: {out / 'curves.png'} is left out: [Errno 28] No space left on device" in told
+    assert len(last_rows(out)) == 2
+    assert (out / "confusion_matrix.csv").is_file()
+    assert not [path for path in out.iterdir() if path.suffix in (".html", ".png") and path.name != "class_iou.png"]
+
+
+def test_pictures_are_left_out_while_they_would_take_more_than_their_share(shapes, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("segkit.report.save_curves", lambda history, file: drawn.append(len(history)))
+    monkeypatch.setattr(run_report, "LARGEST_SHARE", 1e-9)
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "3"))
+    assert drawn == [1, 3]
+
+
+def test_a_logger_without_its_package_is_one_line(shapes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--log", "wandb"))
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("segkit")]
+    assert [text.split(":")[0] for text in told] == ["--log wandb is off"]
+    assert len(last_rows(tmp_path / "a")) == 1
+    assert fails(train, *train_arguments(shapes, tmp_path / "b", "--log", "comet")) == 2
+
+
+def test_a_single_validation_image_is_the_worst_and_the_best(tmp_path, shapes):
+    content = json.loads(shapes[1].read_text())
+    content["images"] = content["images"][:1]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps(content))
+    images = ["--images", str(shapes[0].parent)]
+    train.main(train_arguments((shapes[0], one), tmp_path / "a", "--epochs", "1", *images))
+    assert (tmp_path / "a/worst.png").read_bytes() == (tmp_path / "a/best.png").read_bytes()
+
+
+def test_the_highest_are_kept_in_their_order_and_of_equals_the_first():
+    kept = Extremes(3)
+    for number, rank in enumerate([0.2, 0.9, 0.5, 0.9, 0.5, 0.1]):
+        if kept.takes((rank,)):
+            kept.add((rank,), number)
+    assert kept.rows() == [1, 3, 2]

@@ -50,7 +50,7 @@ class TrainConfig(LabelConfig):
     crop: int = 512
     """Height and width of the training crops, in pixels."""
     augment: str = "standard"
-    """Augmentation: none, flip, light or standard; seed1 or seed2, which shrink the whole image to the crop."""
+    """Augmentation: none, flip, light or standard; seed1, seed1-fpn or seed2, which shrink the image."""
     decode_at_least: int = 0
     """Decode training images at a half, a quarter or an eighth, as far as both sides stay at least this; 0: whole."""
     epochs: int = 40

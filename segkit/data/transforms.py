@@ -26,8 +26,8 @@ def create_transform(
     Args:
         name: Ours: `none` (only cropped), `flip`, `light` or `standard`, each with all that the one before
             it does; what comes from outside the image is `ignore_index` in the mask. The two that segkit
-            grew from: `seed1` and `seed2`, which resize the whole image to the crop and reflect it at its
-            borders.
+            grew from: `seed1` (its DeepLabV3+; `seed1-fpn` its FPN) and `seed2`, which resize the image, or most
+            of it, to the crop and reflect it at its borders.
         crop: Height and width of what comes out, in pixels.
         ignore_index: Label of what lies outside the image.
         rare_classes: Classes that crops are drawn around.
@@ -135,7 +135,7 @@ def _standard(fill: Fill) -> Transforms:
     ]
 
 
-def _shift_scale_rotate() -> A.Affine:
+def _shift_scale_rotate(p: float) -> A.Affine:
     """Once ShiftScaleRotate, with the defaults that it had."""
     return A.Affine(
         scale=(0.9, 1.1),
@@ -143,7 +143,7 @@ def _shift_scale_rotate() -> A.Affine:
         rotate=(-45, 45),
         keep_ratio=True,
         border_mode=cv2.BORDER_REFLECT_101,
-        p=0.5,
+        p=p,
     )
 
 
@@ -152,17 +152,20 @@ def _sharpness() -> A.OneOf:
 
 
 def _seed1(crop: int) -> Transforms:
+    turn = A.OneOf([A.RandomRotate90(p=0.25), A.VerticalFlip(p=0.5)], p=1.0)  # one of them always: 1/3 and 2/3
+    return [turn, *_seed1_cut(crop)]
+
+
+def _seed1_fpn(crop: int) -> Transforms:
+    return [A.VerticalFlip(p=0.25), *_seed1_cut(crop)]
+
+
+def _seed1_cut(crop: int) -> Transforms:
+    hole = (0.1, 0.1)  # once Cutout, whose holes all had the same size
     return [
-        A.RandomResizedCrop(size=(crop, crop), scale=(0.5, 1.0), p=1.0),
-        A.HorizontalFlip(p=0.5),
-        A.VerticalFlip(p=0.5),
-        A.RandomRotate90(p=0.5),
-        A.Rotate(limit=(-90, 90), border_mode=cv2.BORDER_REFLECT_101, p=0.5),
-        _sharpness(),
-        A.RandomBrightnessContrast(0.15, 0.2, p=0.5),
-        A.CoarseDropout(
-            num_holes_range=(1, 4), hole_height_range=(0.05, 0.1), hole_width_range=(0.05, 0.1), fill=0, p=0.5
-        ),
+        A.CoarseDropout(num_holes_range=(10, 10), hole_height_range=hole, hole_width_range=hole, fill=0, p=0.25),
+        _shift_scale_rotate(p=0.25),
+        A.RandomResizedCrop(size=(crop, crop), scale=(0.75, 1.0), p=1.0),
     ]
 
 
@@ -172,7 +175,7 @@ def _seed2(crop: int) -> Transforms:
         A.RandomBrightnessContrast(0.15, 0.2, p=0.5),
         A.Resize(crop, crop),
         A.HorizontalFlip(p=0.5),
-        _shift_scale_rotate(),
+        _shift_scale_rotate(p=0.5),
     ]
 
 
@@ -182,5 +185,6 @@ AUGMENTATIONS: dict[str, Callable[..., Transforms]] = {
     "light": _light,
     "standard": _standard,
     "seed1": _seed1,
+    "seed1-fpn": _seed1_fpn,
     "seed2": _seed2,
 }

@@ -102,7 +102,7 @@ def test_wrong_settings_are_named(data, call, message):
         call(data)
 
 
-@pytest.mark.parametrize("name", ["seed1", "seed2"])
+@pytest.mark.parametrize("name", ["seed1", "seed1-fpn", "seed2"])
 def test_the_seeds_pipelines_reflect_at_the_border_and_invent_no_label(name):
     mask = np.full((30, 40), 3, np.uint8)
     mask[:, 20:] = 9

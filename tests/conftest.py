@@ -11,6 +11,14 @@ from PIL import Image
 
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
+FORKING = ("test_distributed", "test_kill", "test_runs")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that fork this process go first: once torch has started threads for autograd, a child cannot use it."""
+    items.sort(key=lambda item: item.path.stem not in FORKING)
+
+
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]
 
 

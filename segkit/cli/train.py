@@ -2,13 +2,14 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
 from segkit.cli.train_rare import Rarity, measure_rarity
 from segkit.cli.train_report import (
@@ -39,14 +40,18 @@ if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
     from segkit.training import Schedule, TrainState
 
+Load = Callable[[TrainConfig], tuple["SegmentationDataset", "SegmentationDataset"]]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
     with reported_errors("train"):
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         if config.resume:
-            train(replace(config, out=run_folder(config)))
-        elif config.data:
+            config = replace(config, out=run_folder(config))
+        if config.fold == "all":
+            train_all_folds(config, train)
+        elif config.data or config.resume:
             train(config)
         else:
             train_demo(config)
@@ -73,8 +78,14 @@ def train_demo(config: TrainConfig) -> None:
     )
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains as the settings say; gives the run folder."""
+def train(config: TrainConfig, *, load: Load = load_data, whole: Path | None = None) -> Path:
+    """Trains as the settings say; gives the run folder.
+
+    Args:
+        config: The settings.
+        load: Gives the training and validation images.
+        whole: The folder by which an interrupted run goes on, where that is not its own.
+    """
     from segkit.cli.devices import pick_device
     from segkit.cli.run_folder import check_writable
     from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
@@ -89,7 +100,7 @@ def train(config: TrainConfig) -> Path:
         keep_memory()
     if config.deterministic:
         make_deterministic()
-    train_set, val_set = load_data(config)
+    train_set, val_set = load(config)
     rarity = measure_rarity(config, train_set)
     state, loaders = _build(config, train_set, val_set, device, rarity)
     loss_fn = _create_loss(config, rarity).to(device)
@@ -97,7 +108,7 @@ def train(config: TrainConfig) -> Path:
     print(describe(config, state.model, train_set, val_set, device, out))
     write_data_report({"train": train_set, "val": val_set}, out)
     save_batch_picture(loaders[0], train_set.class_names, out)
-    with StopSignals() as stop, _told_when_interrupted(out):
+    with StopSignals() as stop, _told_when_interrupted(whole or out):
         reports = fit(
             state,
             *loaders,

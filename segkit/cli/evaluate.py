@@ -41,12 +41,12 @@ def evaluate(config: EvaluateConfig) -> Path:
 def open_predictor(config: ScoreConfig, data: "SegmentationDataset") -> "Predictor":
     """The models of --weights, whose classes must be those of the data."""
     from segkit.cli.devices import pick_device, pick_workers
-    from segkit.cli.predictors import load_predictor
-    from segkit.cli.run_folder import newest_run
+    from segkit.cli.predictors import load_predictor, with_members
     from segkit.cli.scored_data import check_model_classes
     from segkit.models.model_file import find_model_file
 
-    weights = tuple(find_model_file(path) for path in config.weights or (newest_run(),))
+    config = with_members(config)
+    weights = tuple(map(find_model_file, config.weights))
     predictor = load_predictor(
         replace(config, weights=weights),
         device=pick_device(config.device),

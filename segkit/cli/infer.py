@@ -33,13 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def infer(config: InferConfig) -> int:
     """Segments every image of the source; gives the number of images that could not be read."""
     from segkit.cli.devices import pick_workers
-    from segkit.cli.predictors import load_predictor
-    from segkit.cli.run_folder import newest_run
+    from segkit.cli.predictors import load_predictor, with_members
     from segkit.inference import Clock, PredictionWriter, segment
     from segkit.models.model_file import find_model_file
 
-    weights = config.weights or (newest_run(),)
-    config = replace(config, weights=tuple(find_model_file(path) for path in weights))  # before anything is written
+    config = with_members(config)
+    config = replace(config, weights=tuple(map(find_model_file, config.weights)))  # before anything is written
     images = _open_source(config)
     names = [source.name for source in images] if isinstance(images, list) else images.names()
     ids = _submission_ids(config, names)

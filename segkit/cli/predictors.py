@@ -1,7 +1,8 @@
 """A Predictor as the settings of a command say."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from segkit.config import PredictConfig
 
@@ -11,6 +12,20 @@ if TYPE_CHECKING:
     from segkit.crf import DenseCRF
     from segkit.inference import Predictor
     from segkit.tta import TTA
+
+Config = TypeVar("Config", bound=PredictConfig)
+
+
+def with_members(config: Config) -> Config:
+    """The settings with --weights for each model: by default the newest run; the folds of a run share its weight."""
+    from segkit.cli.run_folder import newest_run
+    from segkit.models import find_folds
+
+    found = [find_folds(path) for path in config.weights or (newest_run(),)]
+    shares = config.member_weights and [
+        weight / len(folds) for folds, weight in zip(found, config.member_weights, strict=True) for _ in folds
+    ]
+    return replace(config, weights=tuple(path for folds in found for path in folds), member_weights=tuple(shares))
 
 
 def load_predictor(config: PredictConfig, *, device: "torch.device", crf_workers: int, probs: str) -> "Predictor":

@@ -55,7 +55,8 @@ def newest_run() -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(RUNS.glob("*/best.safetensors"), key=lambda file: file.stat().st_mtime)
+    files = [*RUNS.glob("*/best.safetensors"), *RUNS.glob("*/infer_command.txt")]  # the latter of --fold all
+    found = sorted(files, key=lambda file: file.stat().st_mtime)
     if not found:
         raise FileNotFoundError(
             f"there is no trained model below {RUNS.resolve()}; run train.py first, or give --weights"
@@ -64,4 +65,6 @@ def newest_run() -> Path:
 
 
 def _resume_hint(out: Path) -> str:
-    return ", or go on with it by --resume" if (out / "last.pt").is_file() else ""
+    return (
+        ", or go on with it by --resume" if any((out / name).is_file() for name in ("last.pt", "splits.json")) else ""
+    )

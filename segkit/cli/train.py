@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
 from segkit.cli.run_report import RunReport
+from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import Rarity, measure_rarity
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
     from segkit.training import Ranks, Schedule, TrainState
 
+Load = Callable[[TrainConfig], tuple["SegmentationDataset", "SegmentationDataset"]]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default. Under torchrun, one process of several."""
@@ -49,10 +52,18 @@ def run(argv: Sequence[str] | None) -> None:
 
         with ranks_of_torchrun(config.device) as ranks, told_by_the_first(ranks):
             config = ranks.on_first(lambda: settle(config))
-            if config.data or config.resume:
+            if config.fold == "all":
+                _check_alone(ranks)
+                train_all_folds(config, train)
+            elif config.data or config.resume:
                 train(config, ranks)
             else:
                 train_demo(config, ranks)
+
+
+def _check_alone(ranks: "Ranks") -> None:
+    if ranks.count > 1:
+        raise ValueError("--fold all trains in one process; under torchrun give each --fold by its number, one by one")
 
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
@@ -77,8 +88,17 @@ def train_demo(config: TrainConfig, ranks: "Ranks") -> None:
     )
 
 
-def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
-    """Trains as the settings say; gives the run folder. Several processes train one model, and the first writes."""
+def train(
+    config: TrainConfig, ranks: "Ranks | None" = None, *, load: Load = load_data, whole: Path | None = None
+) -> Path:
+    """Trains as the settings say; gives the run folder. Several processes train one model, and the first writes.
+
+    Args:
+        config: The settings.
+        ranks: The processes; by default this one alone.
+        load: Gives the training and validation images.
+        whole: The folder by which an interrupted run goes on, where that is not its own.
+    """
     from segkit.cli.devices import pick_device
     from segkit.cli.run_folder import check_writable
     from segkit.training import Ranks, StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
@@ -95,7 +115,7 @@ def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
             keep_memory()
         if config.deterministic:
             make_deterministic()
-        train_set, val_set = load_data(config)
+        train_set, val_set = load(config)
         rarity = measure_rarity(config, train_set)
         state, loaders = _build(config, train_set, val_set, device, rarity, ranks)
         loss_fn = _create_loss(config, rarity).to(device)
@@ -107,7 +127,7 @@ def train(config: TrainConfig, ranks: "Ranks | None" = None) -> Path:
         write_data_report({"train": train_set, "val": val_set}, out)
         report = RunReport(config, state, loaders[0], val_set, out, device)
     stop = StopSignals(patient=ranks.count > 1)
-    with report or nullcontext(), stop, _told_when_interrupted(out, ranks):
+    with report or nullcontext(), stop, _told_when_interrupted(whole or out, ranks):
         epochs = fit(
             state,
             *loaders,

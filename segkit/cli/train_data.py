@@ -7,27 +7,40 @@ from typing import TYPE_CHECKING
 from segkit.config import TrainConfig
 
 if TYPE_CHECKING:
+    from segkit.cli.train_folds import Folds
     from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 
 
 def load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
     """Training and validation images, as --data, --val, --folds and --train-only say."""
     from segkit.cli.sources import share_out
-    from segkit.cli.train_folds import add_train_only, count_sources, split_fold
+    from segkit.cli.train_folds import add_train_only
 
+    if config.folds is not None:
+        return open_folds(config)[config.fold]
     train_roots, val_roots, extra_roots = _split_roots(config)
     train_masks, val_masks, extra_masks = share_out(config.masks, _sources(config), "--masks")
     train_set = _open(config, "--data", config.data, train_roots, train_masks)
     extra = _open(config, "--train-only", config.train_only, extra_roots, extra_masks) if config.train_only else None
-    if config.folds is not None:
-        counts = count_sources(train_set, config.data, train_roots)
-        return split_fold(train_set, extra, counts, k=config.folds, fold=config.fold, seed=config.seed)
     if config.val:
         val_set = _open(config, "--val", config.val, val_roots, val_masks)
         _check_classes(train_set, val_set, config.data[0], config.val[0])
     else:
         train_set, val_set = train_set.split(config.val_fraction, config.seed)
     return add_train_only(train_set, val_set, extra), val_set
+
+
+def open_folds(config: TrainConfig) -> "Folds":
+    """The images of --data as --folds divides them, and with them those of --train-only."""
+    from segkit.cli.sources import share_out
+    from segkit.cli.train_folds import Folds, count_sources
+
+    roots, _, extra_roots = _split_roots(config)
+    masks, _, extra_masks = share_out(config.masks, _sources(config), "--masks")
+    data = _open(config, "--data", config.data, roots, masks)
+    extra = _open(config, "--train-only", config.train_only, extra_roots, extra_masks) if config.train_only else None
+    counts = count_sources(data, config.data, roots)
+    return Folds(data, extra, counts, k=config.folds, seed=config.seed)
 
 
 def _open(

@@ -12,34 +12,40 @@ if TYPE_CHECKING:
     FileDataset = CocoSegmentation | FolderSegmentation
 
 
-def split_fold(
-    data: "FileDataset",
-    extra: "FileDataset | None",
-    counts: "ClassCounts",
-    *,
-    k: int,
-    fold: int,
-    seed: int,
-) -> tuple["SegmentationDataset", "SegmentationDataset"]:
-    """Training and validation images of one of k folds, the same as `segkit folds` writes.
+class Folds:
+    """Images that are divided into k folds as `segkit folds` does; item i has those that train for fold i, and its own.
 
     Args:
         data: The images to divide.
-        extra: Images that only train; one whose file validates in this fold is left out.
+        extra: Images that only train; one whose file validates in a fold is left out there.
         counts: What each image of `data` holds.
         k: Number of folds.
-        fold: The one to validate on, from 0.
         seed: Another seed gives another split.
     """
-    import numpy as np
 
-    from segkit.data.folds import assign_folds
-    from segkit.data.image_groups import group_images
+    def __init__(
+        self, data: "FileDataset", extra: "FileDataset | None", counts: "ClassCounts", *, k: int, seed: int
+    ) -> None:
+        from segkit.data.folds import assign_folds
+        from segkit.data.image_groups import group_images
 
-    groups = group_images(image_paths(data))
-    folds = assign_folds(counts, k, groups=groups, seed=seed)
-    train, val = data.subset(np.flatnonzero(folds != fold)), data.subset(np.flatnonzero(folds == fold))
-    return add_train_only(train, val, extra), val
+        self.data, self.extra, self.k = data, extra, k
+        self._fold_of = assign_folds(counts, k, groups=group_images(image_paths(data)), seed=seed)
+
+    def __len__(self) -> int:
+        return self.k
+
+    def __getitem__(self, fold: int) -> tuple["SegmentationDataset", "SegmentationDataset"]:
+        import numpy as np
+
+        fold = range(self.k)[fold]
+        own = self._fold_of == fold
+        train, val = self.data.subset(np.flatnonzero(~own)), self.data.subset(np.flatnonzero(own))
+        return add_train_only(train, val, self.extra), val
+
+    def validated(self) -> list[list[str]]:
+        """The files that validate in each fold."""
+        return [image_paths(self[fold][1]) for fold in range(self.k)]
 
 
 def add_train_only(

@@ -62,15 +62,18 @@ def read_run(config: TrainConfig) -> dict[str, Any]:
     return content
 
 
+def is_done(config: TrainConfig, content: dict[str, Any]) -> bool:
+    """Whether nothing is left to do."""
+    done = _has_stopped(config, content) or content["epoch"] >= config.epochs
+    return done and (config.out / "val_predictions.png").is_file()
+
+
 def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
     """Whether nothing is left to do; says so."""
-    epoch = content["epoch"]
-    stopped = config.early_stopping and content["stale_epochs"] >= config.early_stopping
-    done = stopped or epoch >= config.epochs
-    if not done or not (config.out / "val_predictions.png").is_file():
+    if not is_done(config, content):
         return False
-    if stopped and epoch < config.epochs:
-        stale = content["stale_epochs"]
+    epoch, stale = content["epoch"], content["stale_epochs"]
+    if _has_stopped(config, content) and epoch < config.epochs:
         print(
             f"{config.out} stopped early, after {stale} epochs without a better mIoU; "
             f"to go on: --early-stopping {2 * stale}"
@@ -78,6 +81,10 @@ def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
     else:
         print(f"{config.out} is already finished, at {epoch}/{config.epochs} epochs; to go on: --epochs {2 * epoch}")
     return True
+
+
+def _has_stopped(config: TrainConfig, content: dict[str, Any]) -> bool:
+    return 0 < config.early_stopping <= content["stale_epochs"]
 
 
 def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any], ranks: "Ranks") -> None:

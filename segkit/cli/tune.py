@@ -29,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def tune(config: TuneConfig) -> "Plan":
     """Prints what each ingredient brings, and the infer command; gives the plan behind it."""
-    from segkit.cli.run_folder import create_run_folder, newest_run
+    from segkit.cli.predictors import with_members
+    from segkit.cli.run_folder import create_run_folder
     from segkit.cli.scored_data import open_scored
     from segkit.cli.tune_plan import first_plan, infer_command
 
-    config = replace(config, weights=config.weights or (newest_run(),))
+    config = with_members(config)
     data = open_scored(config)
     _check_early(config, data)
     predictor = open_predictor(replace(config, crf=None), data)

@@ -16,7 +16,7 @@ class PredictConfig:
     """How models turn an image into a label map; shared by the commands that infer."""
 
     weights: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
-    """Model files or run folders; the probabilities of several are averaged. By default the newest run."""
+    """Model files or run folders, one of --fold all for its folds; several are averaged. By default the newest run."""
     member_weights: tuple[float, ...] = ()
     """Weight of each model in the average. By default equal."""
     tta: Annotated[str | None, arg(metavar="PRESET")] = None

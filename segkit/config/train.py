@@ -21,8 +21,8 @@ class TrainConfig(LabelConfig):
     """The same to validate on; without it a share of --data is split off."""
     folds: Annotated[int | None, arg(metavar="K")] = None
     """Divide --data into K folds with even shares of every class, see `python -m segkit folds`; needs --fold."""
-    fold: Annotated[int | None, arg(metavar="I")] = None
-    """The fold to validate on, 0 to K - 1; the others train."""
+    fold: Annotated[int | Literal["all"] | None, arg(metavar="I|all")] = None
+    """The fold to validate on, 0 to K - 1, the others train; or all, for K trainings one after another."""
     train_only: Sources = ()
     """The same, such as pseudo labels, whose images never validate."""
     masks: Folders = ()
@@ -182,4 +182,5 @@ def _check_folds(config: TrainConfig) -> None:
     if not config.data:
         raise ValueError("--folds needs --data, the images to divide")
     check(config, "folds", config.folds >= 2, "at least 2")
-    check(config, "fold", 0 <= config.fold < config.folds, f"in 0..{config.folds - 1}")
+    in_range = config.fold == "all" or 0 <= config.fold < config.folds
+    check(config, "fold", in_range, f"in 0..{config.folds - 1}, or all")

@@ -5,7 +5,7 @@ from segkit.models.deeplabv3plus import DeepLabV3Plus
 from segkit.models.export import export_onnx, export_program
 from segkit.models.factory import DECODERS, create_model
 from segkit.models.fpn import FPN
-from segkit.models.model_file import find_model_file, load_model, read_header, save_model
+from segkit.models.model_file import find_folds, find_model_file, load_model, read_header, save_model
 from segkit.models.optimized import optimize
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import SegmentationHead, Segmenter
@@ -24,6 +24,7 @@ __all__ = [
     "create_model",
     "export_onnx",
     "export_program",
+    "find_folds",
     "find_model_file",
     "load_model",
     "load_smp_checkpoint",

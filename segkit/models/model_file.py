@@ -16,6 +16,7 @@ from segkit.models.segmenter import Segmenter
 
 FORMAT = 1
 MODEL_FILES = ("best.safetensors", "model.safetensors")  # in a run folder, in a save_pretrained folder
+SPLITS = "splits.json"  # in the folder of train.py --fold all, with an entry for each of the runs fold0, fold1 ...
 
 
 def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
@@ -79,9 +80,30 @@ def find_model_file(path: str | os.PathLike) -> Path:
     for name in MODEL_FILES:
         if (path / name).is_file():
             return path / name
+    if (path / SPLITS).is_file():
+        raise FileNotFoundError(f"{path} holds a model for each fold; give one of them, such as {path / 'fold0'}")
     if path.is_dir():
         raise FileNotFoundError(f"the folder {path} holds none of {', '.join(MODEL_FILES)}")
     raise FileNotFoundError(f"no model file at {path}")
+
+
+def find_folds(path: str | os.PathLike) -> list[Path]:
+    """The run folders of all folds where `path` is a folder of `train.py --fold all`; else `path` alone.
+
+    Raises:
+        FileNotFoundError: a fold has no model yet.
+    """
+    path = Path(path)
+    if not (path / SPLITS).is_file():
+        return [path]
+    folds = [path / f"fold{i}" for i in range(len(json.loads((path / SPLITS).read_text(encoding="utf-8"))))]
+    missing = [fold.name for fold in folds if not (fold / MODEL_FILES[0]).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} has no model of {', '.join(missing)} yet; python train.py --resume {path} trains it, "
+            "or name the folds that are there"
+        )
+    return folds
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""What is a round of self-training worth where few photographs are labelled?
+
+Takes the labels from all but a seeded share of a COCO file's images. Then, each by the command that it prints:
+
+    teacher        trains on the labelled images
+    pseudo labels  of the others, by the teacher; the file's own labels say how many of the pixels are right
+    self-trained   trains from the start on both
+    control        trains from the start on the labelled images alone, for as many steps as the self-trained
+
+All start from the same backbone weights and are scored once, at the end, on all images of --val, so that no epoch is
+chosen by them.
+
+    python benchmarks/self_training.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segkit.data import CocoSegmentation
+from segkit.data.dataset import IGNORE_INDEX
+
+ROOT = Path(__file__).parents[1]
+BATCH = 8
+MODEL = ["--model", "fpn", "--backbone", "tf_efficientnet_lite0", "--crop", 256, "--batch-size", BATCH, "--lr", "1e-3"]
+
+
+def run(command: str, *arguments: object) -> None:
+    words = [str(argument) for argument in arguments]
+    print(f"$ python {command} {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, ROOT / command, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def divide(file: Path, share: float, seed: int, out: Path) -> tuple[Path, Path]:
+    """Writes the labelled images of a COCO file, and the others without annotations."""
+    content = json.loads(file.read_text())
+    order = np.random.default_rng(seed).permutation(len(content["images"]))
+    labelled = set(order[: round(share * len(order))].tolist())
+    parts = [[image for i, image in enumerate(content["images"]) if (i in labelled) is kept] for kept in (True, False)]
+    ids = {image["id"] for image in parts[0]}
+    annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
+    files = out / "labelled.json", out / "unlabelled.json"
+    for path, images, found in zip(files, parts, (annotations, []), strict=True):
+        path.write_text(json.dumps({**content, "images": images, "annotations": found}))
+    return files
+
+
+def train(args: argparse.Namespace, data: Path, epochs: int, seed: int, out: Path, more: Sequence[object] = ()) -> None:
+    files = ["--data", data, *more, "--val", args.val, "--images", args.data.parent]
+    length = ["--epochs", epochs, "--val-every", epochs, "--workers", args.workers, "--seed", seed]
+    run("train.py", *files, *MODEL, "--pretrained", args.pretrained, *length, "--out", out)
+
+
+def scores(run_folder: Path) -> dict[str, float]:
+    with (run_folder / "results.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    found = {name: float(value) for name, value in row.items() if name.startswith("iou/") and value}
+    return {"mIoU": float(row["miou"])} | {name.removeprefix("iou/"): value for name, value in found.items()}
+
+
+def describe_pseudo(args: argparse.Namespace, pseudo: Path) -> tuple[int, str]:
+    """The number of pseudo labels, and how much of them is sure and right, by the labels that were taken away."""
+    root = args.data.parent
+    truth, guess = (CocoSegmentation(file, root=root, mask_cache=None) for file in (args.data, pseudo))
+    place = {item.file_name: i for i, item in enumerate(truth.items)}
+    sure = right = total = 0
+    for i, item in enumerate(guess.items):
+        mask, target = guess.target(i), truth.target(place[item.file_name])
+        total += mask.size
+        sure += (mask != IGNORE_INDEX).sum()
+        right += ((mask == target) & (mask != IGNORE_INDEX)).sum()
+    return len(
+        guess
+    ), f"{len(guess)} images, {sure / total:.1%} of their pixels sure, {right / sure:.1%} of these right"
+
+
+def steps_of(images: int) -> int:
+    full, rest = divmod(images, BATCH)
+    return full + (rest > 1)
+
+
+def one_round(args: argparse.Namespace, seed: int, out: Path) -> dict[str, dict[str, float]]:
+    out.mkdir(parents=True)
+    labelled, unlabelled = divide(args.data, args.share, seed, out)
+    train(args, labelled, args.epochs, seed, out / "teacher")
+    source = ["--source", unlabelled, "--images", args.data.parent, "--out", out / "pseudo"]
+    run("infer.py", "--weights", out / "teacher", *source, "--save", "pseudo", "--pseudo-threshold", args.threshold)
+    pseudo = out / "pseudo" / "pseudo.json"
+    count, text = describe_pseudo(args, pseudo)
+    print(f"pseudo labels: {text}")
+    images = len(json.loads(labelled.read_text())["images"])
+    steps = args.longer * args.epochs * steps_of(images)
+    epochs = max(1, round(steps / steps_of(images + count)))
+    train(args, labelled, epochs, seed, out / "self-trained", ["--train-only", pseudo])
+    steps = epochs * steps_of(images + count)
+    train(args, labelled, round(steps / steps_of(images)), seed, out / "control")
+    return {name: scores(out / name) for name in ("teacher", "self-trained", "control")}
+
+
+def print_table(rounds: Sequence[dict[str, dict[str, float]]]) -> None:
+    """The mean over the seeds, and each seed's mIoU, in percent."""
+    arms = list(rounds[0])
+    names = list(rounds[0][arms[0]])
+    width = max(map(len, names)) + 8
+    print(f"\n{'IoU %':<{width}}" + "".join(f"{arm:>14}" for arm in arms) + "   self-trained less control")
+    rows = [(name, [np.nanmean([r[arm].get(name, np.nan) for r in rounds]) for arm in arms]) for name in names]
+    if len(rounds) > 1:
+        rows[1:1] = [(f"  mIoU, seed {i}", [r[arm]["mIoU"] for arm in arms]) for i, r in enumerate(rounds)]
+    for name, values in rows:
+        print(
+            f"{name:<{width}}" + "".join(f"{100 * v:14.2f}" for v in values) + f"{100 * (values[1] - values[2]):+28.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="COCO file to train on; images lie beside it")
+    parser.add_argument("--val", type=Path, required=True, help="COCO file to score on, in the same folder")
+    parser.add_argument("--pretrained", required=True, help="weights of tf_efficientnet_lite0, or true for timm's hub")
+    parser.add_argument("--share", type=float, default=1 / 3, help="of the images that keep their labels")
+    parser.add_argument("--epochs", type=int, default=6, help="of the teacher")
+    parser.add_argument("--longer", type=float, default=2, help="steps of the others, in teachers")
+    parser.add_argument("--threshold", type=float, default=0.8, help="of the probability of a pseudo label")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/self-training"))
+    args = parser.parse_args()
+    print_table([one_round(args, seed, args.out / f"seed{seed}") for seed in range(args.seeds)])
+
+
+if __name__ == "__main__":
+    main()

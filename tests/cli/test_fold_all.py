@@ -1,0 +1,361 @@
+"""train.py --fold all: k ordinary runs, out-of-fold scores, resume; and infer.py on all of them."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import weakref
+from contextlib import redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from test_train_infer import SMALL, fails
+
+from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
+from segkit.cli.predictors import with_members
+from segkit.cli.run_folder import newest_run
+from segkit.config import InferConfig, TrainConfig, parse_args
+from segkit.data import CocoSegmentation
+from segkit.metrics import ConfusionMatrix
+from segkit.models import create_model, find_folds, load_model, save_model
+
+K = 3
+NAMES = ("background", "square", "disc")
+
+
+def arguments(shapes, out, *more):
+    return ["--data", str(shapes[0]), "--out", str(out), *SMALL, "--folds", str(K), "--epochs", "2", *more]
+
+
+class Watched(NamedTuple):
+    """A run of all folds: its folder, what it printed, how often it opened the data, models alive before each fold."""
+
+    out: Path
+    printed: str
+    opened: int
+    alive: list[int]
+
+
+@pytest.fixture(scope="module")
+def watched(shapes, tmp_path_factory):
+    out, opened, models, alive = tmp_path_factory.mktemp("my folds") / "x", [], [], []
+    build, open_folds = train._build, train_all_folds.open_folds
+
+    def watched_build(*args):
+        alive.append(sum(model() is not None for model in models))
+        built = build(*args)
+        models.append(weakref.ref(built[0].model))
+        return built
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(train, "_build", watched_build)
+        patch.setattr(train_all_folds, "open_folds", lambda config: opened.append(1) or open_folds(config))
+        train.main(arguments(shapes, out, "--fold", "all"))
+    return Watched(out, printed.getvalue(), len(opened), alive)
+
+
+@pytest.fixture(scope="module")
+def whole(watched):
+    return watched.out
+
+
+@pytest.fixture
+def out(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "x")
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def read(file):
+    return list(csv.DictReader(file.open()))
+
+
+def splits(folder):
+    return [entry["val"] for entry in json.loads((folder / "splits.json").read_text())]
+
+
+def test_every_fold_is_an_ordinary_run_and_each_image_validates_once(whole, shapes):
+    names = sorted(path.name for path in whole.iterdir())
+    files = ["args.yaml", "infer_command.txt", "oof_confusion.csv", "splits.json", "summary.csv"]
+    assert names == sorted([*files, "fold0", "fold1", "fold2"])
+    paths = [str(item.path) for item in CocoSegmentation(shapes[0], mask_cache=None).items]
+    assert sorted(chain.from_iterable(splits(whole))) == sorted(paths)
+    for fold in range(K):
+        assert {"best.safetensors", "last.pt", "results.csv"} < {p.name for p in (whole / f"fold{fold}").iterdir()}
+    assert "fold: all" in (whole / "args.yaml").read_text()
+
+
+def test_a_fold_equals_the_run_that_is_made_of_it_alone(whole, shapes, tmp_path):
+    train.main(arguments(shapes, tmp_path / "one", "--fold", "1"))
+    assert same_weights(tmp_path / "one", whole / "fold1")
+
+
+def write_random_model(folder, seed):
+    """A model whose classes all occur, and that no other one resembles."""
+    torch.manual_seed(seed)
+    options = {"pyramid_channels": 16, "channels": 16}
+    model = create_model("fpn", backbone="mobilenetv3_small_100", class_names=NAMES, pretrained=False, **options)
+    torch.nn.init.normal_(model.head.weight, std=3)
+    save_model(model, folder / "best.safetensors", epoch=2)
+
+
+def test_the_confusion_counts_every_image_by_the_model_that_has_not_seen_it(out, shapes, capsys):
+    for fold in range(K):
+        write_random_model(out / f"fold{fold}", seed=fold)
+    train.main(["--resume", str(out)])  # the summary is older than the models
+    data = CocoSegmentation(shapes[0], mask_cache=None)
+    place = {str(item.path): i for i, item in enumerate(data.items)}
+    total, rows = ConfusionMatrix(3), read(out / "summary.csv")
+    for fold, paths in enumerate(splits(out)):
+        model, of_fold = load_model(out / f"fold{fold}").to(memory_format=torch.channels_last), ConfusionMatrix(3)
+        for image, target in (data[place[path]] for path in paths):
+            with torch.inference_mode():
+                logits = model(model.preprocessing(torch.tensor(image).permute(2, 0, 1)[None]))
+            of_fold.update(logits, torch.tensor(target)[None])
+        assert float(rows[fold]["miou"]) == pytest.approx(of_fold.compute().miou, abs=1e-5)
+        total += of_fold
+    header, *counts = csv.reader((out / "oof_confusion.csv").open())
+    counts = np.array([row[1:] for row in counts], dtype=np.int64)
+    assert header == ["truth", *NAMES]
+    assert counts.sum() == 12 * 48 * 64
+    assert (counts.sum(0) > 0).all()
+    assert np.array_equal(counts, total.matrix)
+    assert f"mean (mIoU)  {100 * total.compute().miou:7.2f}" in capsys.readouterr().out
+
+
+def test_the_summary_has_best_epochs_means_and_deviations(whole):
+    rows = read(whole / "summary.csv")
+    assert [row["fold"] for row in rows] == ["0", "1", "2", "mean", "sd"]
+    for fold, row in enumerate(rows[:K]):
+        results = read(whole / f"fold{fold}" / "results.csv")
+        best = max(results, key=lambda epoch: float(epoch["miou"]))
+        assert (best["epoch"], float(best["miou"])) == (row["best_epoch"], pytest.approx(float(row["miou"]), abs=1e-5))
+    for key in ("miou", "iou/disc"):
+        of_folds = [float(row[key]) for row in rows[:K]]
+        assert float(rows[3][key]) == pytest.approx(np.mean(of_folds), rel=1e-4)
+        assert float(rows[4][key]) == pytest.approx(np.std(of_folds, ddof=1), rel=1e-3, abs=1e-6)
+
+
+def test_a_class_that_a_fold_lacks_spoils_no_mean():
+    values = np.array([[0.5, 0.4, np.nan], [0.7, 0.8, np.nan], [0.6, np.nan, 0.9]])
+    assert np.allclose(fold_summary.mean_of_folds(values), [0.6, 0.6, 0.9])
+    spread = fold_summary.spread_of_folds(values)
+    assert np.allclose(spread[:2], [0.1, 0.4 / 2**0.5])
+    assert np.isnan(spread[2])
+    rows = fold_summary.summary_rows(("a", "b"), [1, 2, 3], values)
+    assert [row["iou/b"] for row in rows] == ["", "", "0.9", "0.9", ""]
+    total = ConfusionMatrix(3, class_names=("a", "b", "c"), exclude=(2,))
+    total.update(np.array([[0, 0, 1]]), np.array([[0, 1, 1]]))
+    table = fold_summary.describe(total, np.full((2, 4), np.nan))
+    assert [line.split()[:2] for line in table.splitlines()[1:]] == [
+        ["a", "50.00"],
+        ["b", "50.00"],
+        ["c", "-"],
+        ["mean", "(mIoU)"],
+    ]
+
+
+def test_the_plan_comes_first_and_the_command_last(watched):
+    out, printed = watched.out, watched.printed
+    assert f"3 trainings of 2 epochs, one after another, in {out / 'fold0'} to {out / 'fold2'}" in printed
+    command = f"python infer.py --weights '{out}'/fold* --source photographs/"
+    parts = [
+        "12 images, each validates once: 4, 4, 4",
+        "fold 0, of 0 to 2",
+        "fold 2, of 0 to 2",
+        "out of fold",
+        command,
+    ]
+    assert [printed.count(part) for part in parts] == [1] * 5
+    assert sorted(parts, key=printed.index) == parts
+    assert (out / "infer_command.txt").read_text() == command + "\n"
+
+
+def test_the_data_is_opened_once_and_no_model_outlives_its_fold(watched):
+    assert watched.opened == 1
+    assert watched.alive == [0, 0, 0]
+
+
+# resume
+
+
+def interrupt_at(monkeypatch, number):
+    """Sends Ctrl-C in the given batch of all."""
+    real, calls = train.progress_bar, iter(range(999))
+
+    def progress(batches):
+        for batch in real(batches):
+            if next(calls) == number:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(train, "progress_bar", progress)
+    return lambda: monkeypatch.setattr(train, "progress_bar", real)
+
+
+def test_an_interrupted_run_goes_on_in_its_fold_and_equals_one_that_was_not(
+    whole, shapes, tmp_path, monkeypatch, capsys
+):
+    out, restore = tmp_path / "x", interrupt_at(monkeypatch, 5)
+    assert fails(train, *arguments(shapes, out, "--fold", "all")) == 130
+    assert f"stopped by SIGINT; saved. To go on: python train.py --resume {out}\n" in capsys.readouterr().err
+    assert (out / "fold1" / "last.pt").is_file()
+    assert not (out / "fold2").exists()
+    restore()
+    finished = (out / "fold0" / "last.pt").stat().st_mtime_ns
+    train.main(["--resume", str(out)])
+    printed = capsys.readouterr().out
+    assert "fold 0 is finished" in printed
+    assert f"resuming {out / 'fold1'} after epoch" in printed
+    assert (out / "fold0" / "last.pt").stat().st_mtime_ns == finished
+    assert all(same_weights(out / f"fold{fold}", whole / f"fold{fold}") for fold in range(K))
+    for name in ("summary.csv", "oof_confusion.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_fold_that_was_never_saved_begins_anew(out, whole):
+    for name in ("last.pt", "last.prev.pt", "results.csv"):
+        (out / "fold2" / name).unlink(missing_ok=True)
+    (out / "infer_command.txt").unlink()
+    train.main(["--resume", str(out)])
+    assert same_weights(out / "fold2", whole / "fold2")
+
+
+def test_a_finished_run_says_so(out, capsys):
+    before = (out / "summary.csv").stat().st_mtime_ns
+    train.main(["--resume", str(out)])
+    assert f"{out} is already finished, all 3 folds of 2 epochs; to go on: --epochs 4" in capsys.readouterr().out
+    assert (out / "summary.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_more_epochs_go_to_every_fold_and_into_the_summary(out, capsys):
+    train.main(["--resume", str(out), "--epochs", "3"])
+    assert capsys.readouterr().out.count("--epochs was 2, is 3") == K
+    assert [len(read(out / f"fold{fold}" / "results.csv")) for fold in range(K)] == [3, 3, 3]
+    assert (out / "infer_command.txt").is_file()
+
+
+def test_a_summary_older_than_a_model_is_made_anew(out, capsys):
+    (out / "summary.csv").write_text("")
+    later = (out / "infer_command.txt").stat().st_mtime + 5
+    os.utime(out / "fold1" / "best.safetensors", (later, later))
+    train.main(["--resume", str(out)])
+    assert capsys.readouterr().out.count("is finished") == K
+    assert len(read(out / "summary.csv")) == 5
+
+
+def test_one_fold_resumes_as_an_ordinary_run(out):
+    train.main(["--resume", str(out / "fold1"), "--epochs", "3"])
+    assert [len(read(out / f"fold{fold}" / "results.csv")) for fold in range(K)] == [2, 3, 2]
+
+
+def test_ctrl_c_while_the_folds_are_scored_says_how_to_go_on(out, capsys, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    (out / "infer_command.txt").unlink()
+    monkeypatch.setattr(fold_summary, "score_fold", stop)
+    assert fails(train, "--resume", out) == 130
+    assert f"To go on: python train.py --resume {out}" in capsys.readouterr().err
+
+
+def test_other_settings_or_another_split_are_errors_before_anything_is_trained(out, shapes, tmp_path, capsys):
+    shutil.rmtree(out / "fold2")
+    assert fails(train, "--resume", out, "--lr", "0.5") == 2
+    assert "cannot resume with other settings: --lr was 0.003, is 0.5" in capsys.readouterr().err
+    content = json.loads(shapes[0].read_text())
+    content["images"] = content["images"][:-1]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 111]
+    other = shapes[0].with_name("other.json")
+    other.write_text(json.dumps(content))
+    assert fails(train, "--resume", out, "--data", other) == 2
+    assert "the data is not what fold 0 was trained on" in capsys.readouterr().err
+    assert fails(train, "--resume", out, "--data", other, "--allow-data-change") == 2
+    assert "no longer divided as" in capsys.readouterr().err
+    assert not (out / "fold2").exists()
+
+
+def test_a_single_run_is_not_taken_for_one_of_all_folds(out, shapes, capsys):
+    assert fails(train, "--resume", out / "fold0", "--fold", "all") == 2
+    assert "is no run of --fold all, it has no splits.json" in capsys.readouterr().err
+    assert fails(train, *arguments(shapes, out, "--fold", "all")) == 2
+    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--folds", "5", "--fold", "al"], "--fold"),
+        (["--folds", "5", "--fold", "5"], "--fold must be in 0..4, or all, got 5"),
+        (["--fold", "all"], "--folds and --fold belong together"),
+        (["--folds", "13", "--fold", "all"], "13 folds need at least 13 images, got 12"),
+        (["--folds", "2", "--fold", "all", "--val", "x.json"], "leave out --val, or --folds and --fold"),
+    ],
+)
+def test_wrong_folds_are_one_sentence_and_write_nothing(shapes, tmp_path, capsys, flags, message):
+    assert fails(train, "--data", shapes[0], "--out", tmp_path / "x", *SMALL, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+    assert not (tmp_path / "x").exists()
+
+
+# infer
+
+
+def test_the_folder_stands_for_its_folds(whole, shapes, tmp_path, capsys):
+    common = ["--source", str(shapes[1]), "--device", "cpu"]
+    infer.main(["--weights", str(whole), *common, "--out", str(tmp_path / "a")])
+    printed = capsys.readouterr().out
+    assert all(f"model  {whole / f'fold{fold}' / 'best.safetensors'}, weight 0.333" in printed for fold in range(K))
+    infer.main(["--weights", *(str(whole / f"fold{i}") for i in range(K)), *common, "--out", str(tmp_path / "b")])
+    for mask in (tmp_path / "a" / "mask").rglob("*.png"):
+        assert mask.read_bytes() == (tmp_path / "b" / mask.relative_to(tmp_path / "a")).read_bytes()
+    evaluate.main(["--weights", str(whole), "--data", str(shapes[1]), "--out", str(tmp_path / "c"), "--device", "cpu"])
+    assert (tmp_path / "c" / "scores.json").is_file()
+
+
+def test_folds_share_the_weight_of_their_folder(whole):
+    config = with_members(InferConfig(weights=(whole / "fold0", whole), member_weights=(0.4, 0.6)))
+    assert config.weights == (whole / "fold0", *(whole / f"fold{i}" for i in range(K)))
+    assert config.member_weights == pytest.approx((0.4, 0.2, 0.2, 0.2))
+
+
+def test_a_folder_with_a_missing_fold_says_how_to_get_it(out, shapes, capsys):
+    with pytest.raises(FileNotFoundError, match=r"holds a model for each fold; give one of them, such as .*fold0"):
+        load_model(out)
+    shutil.rmtree(out / "fold1")
+    with pytest.raises(FileNotFoundError, match=r"no model of fold1 yet; python train.py --resume .*x trains it"):
+        find_folds(out)
+
+
+def test_the_newest_run_may_be_one_of_all_folds(out, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(out / "fold0", tmp_path / "runs" / "single")
+    shutil.move(out, tmp_path / "runs" / "x")
+    os.utime(tmp_path / "runs" / "x" / "infer_command.txt")
+    monkeypatch.chdir(tmp_path)
+    assert newest_run().name == "x"
+    (tmp_path / "runs" / "x" / "infer_command.txt").unlink()
+    assert newest_run().name == "single"
+
+
+def test_all_is_read_from_a_file_of_settings_too(tmp_path):
+    (tmp_path / "a.yaml").write_text("folds: 5\nfold: all\ndata: x.json\n")
+    assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == "all"
+    (tmp_path / "a.yaml").write_text("folds: 5\nfold: 3\ndata: x.json\n")
+    assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == 3

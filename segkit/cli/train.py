@@ -21,6 +21,7 @@ from segkit.cli.train_resume import (
     fixed_settings,
     goes_on,
     is_finished,
+    is_resumed,
     read_run,
     resume,
     settings_of_run,
@@ -55,7 +56,7 @@ def run(argv: Sequence[str] | None) -> None:
             if config.fold == "all":
                 _check_alone(ranks)
                 train_all_folds(config, train)
-            elif config.data or config.resume:
+            elif config.data or is_resumed(config):
                 train(config, ranks)
             else:
                 train_demo(config, ranks)
@@ -104,7 +105,7 @@ def train(
     from segkit.training import Ranks, StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
 
     ranks = ranks or Ranks()
-    checkpoint = ranks.on_first(lambda: read_run(config)) if config.resume else None
+    checkpoint = ranks.on_first(lambda: read_run(config)) if is_resumed(config) else None
     if checkpoint and ranks.on_first(lambda: is_finished(config, checkpoint)):
         return config.out
     ranks.on_first(lambda: check_writable(config.out))
@@ -197,7 +198,9 @@ def _build(
         backbone=config.backbone,
         class_names=train_set.class_names,
         # A resumed run has its weights already.
-        pretrained=False if config.resume else {"true": True, "false": False}.get(config.pretrained, config.pretrained),
+        pretrained=False
+        if is_resumed(config)
+        else {"true": True, "false": False}.get(config.pretrained, config.pretrained),
         output_stride=config.output_stride,
         **config.decoder,
     ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.cli.train_data import open_folds
-from segkit.cli.train_resume import data_digest, fixed_settings, is_done, read_run
+from segkit.cli.train_resume import data_digest, fixed_settings, is_done, is_resumed, read_run
 from segkit.config import TrainConfig, write_yaml
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def train_all_folds(config: TrainConfig, train: Callable[..., Path]) -> Path:
     from segkit.cli.fold_summary import is_summed_up, sum_up
     from segkit.cli.run_folder import check_writable
 
-    done = _finished_folds(config) if config.resume else set()
+    done = _finished_folds(config) if is_resumed(config) else set()
     if len(done) == config.folds and is_summed_up(config.out, config.folds):
         _tell_finished(config)
         return config.out
@@ -103,7 +103,7 @@ def _open_whole(config: TrainConfig, folds: "Folds") -> Path:
     from segkit.models.model_file import SPLITS
 
     splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
-    if config.resume:
+    if is_resumed(config):
         out = config.out
         if [entry["val"] for entry in json.loads((out / SPLITS).read_text(encoding="utf-8"))] != folds.validated():
             raise ValueError(

@@ -22,9 +22,10 @@ def goes_on(config: TrainConfig) -> bool:
     """Whether there is a run to go on with; for `auto`, whether --out holds one."""
     if config.resume != "auto":
         return config.resume is not False
+    from segkit.models.model_file import SPLITS
     from segkit.training.checkpoint import LAST, PREVIOUS
 
-    return config.out is not None and any((config.out / name).is_file() for name in (LAST, PREVIOUS))
+    return config.out is not None and any((config.out / name).is_file() for name in (LAST, PREVIOUS, SPLITS))
 
 
 def settings_of_run(config: TrainConfig) -> dict[str, Setting]:
@@ -37,11 +38,16 @@ def settings_of_run(config: TrainConfig) -> dict[str, Setting]:
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """The settings with the folder of the run to go on with; `auto` becomes True where there is one, else False."""
+    """The settings with the folder of the run to go on with; `auto` becomes True where there is one."""
     if not goes_on(config):
-        return dataclasses.replace(config, resume=False)
+        return config
     resume = True if config.resume == "auto" else config.resume
     return dataclasses.replace(config, out=run_folder(config), resume=resume)
+
+
+def is_resumed(config: TrainConfig) -> bool:
+    """Whether a run goes on, by settled settings: all processes agree, whatever they see of the folder."""
+    return config.resume not in (False, "auto")
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -241,6 +241,11 @@ def test_a_finished_run_says_so(out, capsys):
     assert (out / "summary.csv").stat().st_mtime_ns == before
 
 
+def test_resume_auto_takes_up_the_folds_that_are_there(out, shapes, capsys):
+    train.main(arguments(shapes, out, "--fold", "all", "--resume", "auto"))
+    assert f"{out} is already finished, all 3 folds" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_more_epochs_go_to_every_fold_and_into_the_summary(out, capsys):
     train.main(["--resume", str(out), "--epochs", "3"])

@@ -104,6 +104,25 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
     assert epochs(out) == ["1", "2"]
 
 
+def test_resume_auto_begins_a_run_goes_on_with_it_and_leaves_a_finished_one(shapes, tmp_path, capsys):
+    out = tmp_path / "a"
+    out.mkdir()
+    (out / "args.yaml").write_text("")  # of a start that was killed before it could save
+    for count, said in (("1", f"run    {out}"), ("2", f"resuming {out} after epoch 1"), ("2", "is already finished")):
+        train.main(train_arguments(shapes, out, "--resume", "auto", "--epochs", count))
+        assert said in capsys.readouterr().out
+        assert len(epochs(out)) == int(count)
+
+
+def test_resume_auto_begins_nothing_in_a_folder_of_something_else(shapes, tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "photograph.jpg").write_bytes(b"")
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", "--resume", "auto")) == 2
+    assert "exists already; choose another --out" in capsys.readouterr().err
+    assert fails(train, "--data", shapes[0], "--resume", "auto") == 2
+    assert "--resume auto needs --out" in capsys.readouterr().err
+
+
 def test_resume_and_out_must_agree(out, tmp_path, capsys):
     assert fails(train, "--resume", out, "--out", tmp_path / "b") == 2
     assert "--resume RUN goes on in the run's own folder" in capsys.readouterr().err

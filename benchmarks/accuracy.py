@@ -1,9 +1,10 @@
 """Validation mIoU after the same wall time: a plain SMP + albumentations script, and train.py with a recipe.
 
-Both start from the same backbone weights and see the same images; the script draws its masks beforehand, out of
-its time. They train side by side, each on a core of its own, so that whatever else the machine does slows both.
-An epoch of each is timed first; then segkit gets as many epochs as fit into the time of the script's. Every
-validation image is scored at its full size after each epoch, and the best epoch counts, on both sides.
+Both start from the same backbone weights and see the same images. They train side by side, each on a core of its own,
+so that whatever else the machine does slows both. Short trainings of both are timed first; then segkit gets as many
+epochs as fit into the time of the script's. The time is that of the whole process, start and report included; masks are
+drawn beforehand for both. Every validation image is scored at its full size after each second epoch and the last, and
+the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
     python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
@@ -15,6 +16,7 @@ Results are appended to benchmarks/accuracy.csv.
 import argparse
 import csv
 import json
+import math
 import os
 import shutil
 import statistics
@@ -22,13 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
 
 import albumentations as A
 import cv2
-import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from albumentations.pytorch import ToTensorV2
@@ -42,17 +46,25 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "accuracy.csv"
 ARCHITECTURES = {"fpn": "FPN", "deeplabv3plus": "DeepLabV3Plus", "unet": "Unet"}
 LR = 1e-3
+VAL_EVERY = 2  # epochs, as the recipe has it
+
+
+class Change(NamedTuple):
+    options: Sequence[str]
+    changes_pace: bool = False
+
+
 # Each changes one thing of the recipe.
 ABLATION = {
-    "recipe": [],
-    "without class weights": ["--class-weights", "none"],
-    "without rare crops": ["--rare-crops", "0"],
-    "without the average": ["--ema", "0"],
-    "batches of 16": ["--batch-size", "16"],
-    "copy-paste of rare classes": ["--mix", "copy-paste"],
-    "stronger augmentation": ["--augment", "standard"],
-    "cross entropy alone": ["--loss", "ce=1"],
-    "half the decoder": ["--decoder", "pyramid_channels=128", "channels=64"],
+    "recipe": Change([]),
+    "without class weights": Change(["--class-weights", "none"]),
+    "without rare crops": Change(["--rare-crops", "0"]),
+    "without the average": Change(["--ema", "0"]),
+    "batches of 16": Change(["--batch-size", "16"], changes_pace=True),
+    "copy-paste of rare classes": Change(["--mix", "copy-paste"], changes_pace=True),
+    "stronger augmentation": Change(["--augment", "standard"], changes_pace=True),
+    "cross entropy alone": Change(["--loss", "ce=1"]),
+    "half the decoder": Change(["--decoder", "pyramid_channels=128", "channels=64"], changes_pace=True),
 }
 
 
@@ -112,12 +124,15 @@ class Script:
         loss.backward()
         self.optimizer.step()
 
-    def epoch(self) -> float:
-        """Trains an epoch; gives the validation mIoU."""
+    def train(self) -> None:
+        """Trains an epoch."""
         self.model.train()
         for images, target in self.loader:
             self.step(images, target)
             self.schedule.step()
+
+    def validate(self) -> float:
+        """Gives the validation mIoU."""
         self.model.eval()
         confusion = ConfusionMatrix(len(self.class_names))
         with torch.inference_mode():
@@ -128,10 +143,14 @@ class Script:
 
 def run_script(args: argparse.Namespace, masks: Path) -> None:
     """What the script's own process does: trains, and prints a line of JSON for each epoch."""
-    script, started = Script(args, masks), time.perf_counter()
-    for _ in range(args.epochs):
-        miou = script.epoch()
-        print(json.dumps({"miou": miou, "seconds": time.perf_counter() - started}), flush=True)
+    script = Script(args, masks)
+    for epoch in range(1, args.epochs + 1):
+        started = time.perf_counter()
+        script.train()
+        trained = time.perf_counter()
+        miou = script.validate() if epoch % VAL_EVERY == 0 or epoch == args.epochs else None
+        row = {"train": trained - started, "val": time.perf_counter() - trained, "miou": miou}
+        print(json.dumps(row), flush=True)
 
 
 def draw_masks(args: argparse.Namespace, folder: Path) -> None:
@@ -142,25 +161,52 @@ def draw_masks(args: argparse.Namespace, folder: Path) -> None:
             cv2.imwrite(str(folder / name / f"{i}.png"), data.mask(i))
 
 
-class Job:
+@dataclass
+class Pace:
+    """Seconds that a training takes."""
+
+    start: float
+    train: float
+    val: float
+
+    def seconds(self, epochs: int) -> float:
+        return self.start + epochs * self.train + math.ceil(epochs / VAL_EVERY) * self.val
+
+    def epochs(self, seconds: float) -> int:
+        """As many as fit, one at least."""
+        return max([1, *(epochs for epochs in range(1, 1000) if self.seconds(epochs) <= seconds)])
+
+
+class Job(Thread):
     """A training in a process of its own, on one core."""
 
     def __init__(self, command: Sequence[object], core: int, log: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                list(map(str, command)),
-                env=environment,
+        super().__init__()
+        self.command, self.core, self.log = list(map(str, command)), core, log
+        self.start()
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        with self.log.open("w") as file:
+            process = subprocess.run(
+                self.command,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"},
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                preexec_fn=lambda: os.sched_setaffinity(0, {self.core}),
+                check=False,
             )
+        self.failed, self.seconds = process.returncode != 0, time.perf_counter() - started
 
     def wait(self) -> None:
-        if self.process.wait():
+        self.join()
+        if self.failed:
             raise RuntimeError(f"a training failed:\n{self.log.read_text()[-3000:]}")
+
+    def mious(self) -> list[float]:
+        """One an epoch that was scored."""
+        raise NotImplementedError
 
 
 class ScriptJob(Job):
@@ -169,8 +215,15 @@ class ScriptJob(Job):
         command = [sys.executable, __file__, *options, "--script", masks, "--epochs", epochs, "--seed", seed]
         super().__init__(command, core, log)
 
-    def epochs(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, float | None]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def mious(self) -> list[float]:
+        return [row["miou"] for row in self.rows() if row["miou"] is not None]
+
+    def pace(self) -> Pace:
+        (row,) = self.rows()
+        return Pace(self.seconds - row["train"] - row["val"], row["train"], row["val"])
 
 
 class SegkitJob(Job):
@@ -186,28 +239,28 @@ class SegkitJob(Job):
     ) -> None:
         self.out = out
         options = [*sources(args), "--pretrained", args.pretrained, "--crop", args.crop, "--recipe", args.recipe]
-        command = [sys.executable, ROOT / "train.py", *options, "--epochs", epochs, "--seed", seed, "--workers", 1]
-        super().__init__([*command, "--out", out, *extra], core, log)
+        options += ["--val-every", VAL_EVERY, "--epochs", epochs, "--seed", seed, "--workers", 1, "--out", out, *extra]
+        super().__init__([sys.executable, ROOT / "train.py", *options], core, log)
 
-    def epochs(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, str]]:
         with (self.out / "results.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        seconds, result = 0.0, []
-        for row in rows:
-            seconds += float(row["time"])
-            scores = [float(row[key]) for key in ("miou", "ema_miou") if row.get(key)]
-            result.append({"miou": max(scores, default=float("nan")), "seconds": seconds})
-        return result
+            return list(csv.DictReader(file))
+
+    def mious(self) -> list[float]:
+        return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
+
+    def pace(self) -> Pace:
+        """Of a training of two epochs, the second scored."""
+        train, both = (float(row["time"]) for row in self.rows())
+        return Pace(self.seconds - train - both, train, both - train)
 
 
 def sources(args: argparse.Namespace) -> list[object]:
     return ["--data", args.data, "--val", args.val, "--model", args.model, "--backbone", args.backbone]
 
 
-def summary(job: ScriptJob | SegkitJob) -> dict[str, float]:
-    epochs = job.epochs()
-    best = float(np.nanmax([epoch["miou"] for epoch in epochs]))
-    return {"epochs": len(epochs), "seconds": round(epochs[-1]["seconds"]), "miou": round(best, 4)}
+def summary(job: Job, epochs: int) -> dict[str, float]:
+    return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(job.mious()), 4)}
 
 
 def record(args: argparse.Namespace, side: str, seed: int, result: dict[str, float]) -> None:
@@ -230,46 +283,61 @@ def record(args: argparse.Namespace, side: str, seed: int, result: dict[str, flo
 
 def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
     """Pairs of trainings with the same seed and the same wall time."""
-    jobs = [ScriptJob(args, 1, 0, masks, 0, work / "a.log"), SegkitJob(args, 1, 0, work / "timed", 1, work / "b.log")]
-    theirs, ours = timed(jobs)
-    epochs = max(1, int(args.epochs * theirs / ours))
-    print(f"an epoch takes {theirs:.0f} s and {ours:.0f} s: {args.epochs} epochs against {epochs}", flush=True)
+    jobs = [ScriptJob(args, 1, 0, masks, 0, work / "a.log"), SegkitJob(args, 2, 0, work / "timed", 1, work / "b.log")]
+    theirs, ours = paces(jobs)
+    epochs = ours.epochs(theirs.seconds(args.epochs))
+    print(f"{args.epochs} epochs against {epochs}; {theirs}, {ours}", flush=True)
     for seed in args.seeds:
-        out = args.out / f"{args.data.parent.name}-{args.model}-{seed}"
+        out = args.out / f"{args.data.parent.name}-{args.model}-{args.recipe}-{seed}"
         shutil.rmtree(out, ignore_errors=True)
         cores = (seed % 2, 1 - seed % 2)
         jobs = [
             ScriptJob(args, args.epochs, seed, masks, cores[0], work / f"script{seed}.log"),
             SegkitJob(args, epochs, seed, out, cores[1], work / f"segkit{seed}.log"),
         ]
-        for job, side in zip(jobs, ("script", args.recipe), strict=True):
+        for job in jobs:
             job.wait()
-            record(args, side, seed, summary(job))
+        record(args, "script", seed, summary(jobs[0], args.epochs))
+        record(args, args.recipe, seed, summary(jobs[1], epochs))
 
 
-def timed(jobs: Sequence[ScriptJob | SegkitJob]) -> Iterator[float]:
+def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
     for job in jobs:
         job.wait()
-    return (job.epochs()[-1]["seconds"] for job in jobs)
+    return [job.pace() for job in jobs]
 
 
 def ablate(args: argparse.Namespace, work: Path) -> None:
     """The recipe with one ingredient changed each, two trainings at a time, in the time of `--epochs` of the recipe."""
     names = [name for name in ABLATION if not args.only or name in args.only]
-    seconds = {}
-    for stage in ("timed", "full"):
-        for start in range(0, len(names), 2):
-            jobs = {}
-            for core, name in enumerate(names[start : start + 2]):
-                epochs = 1 if stage == "timed" else max(1, int(args.epochs * seconds["recipe"] / seconds[name]))
-                out = work / f"{stage}-{start + core}"
-                jobs[name] = SegkitJob(args, epochs, args.seeds[0], out, core, work / "log.txt", ABLATION[name])
-            for name, job in jobs.items():
-                job.wait()
-                if stage == "timed":
-                    seconds[name] = job.epochs()[-1]["seconds"]
-                else:
-                    record(args, f"{args.recipe}: {name}", args.seeds[0], summary(job))
+    seed = args.seeds[0]
+
+    def train(pair: Sequence[str], epochs: Mapping[str, int], stage: str) -> list[SegkitJob]:
+        jobs = [
+            SegkitJob(
+                args, epochs[name], seed, work / f"{stage}-{name}", core, work / f"{core}.log", ABLATION[name].options
+            )
+            for core, name in enumerate(pair)
+        ]
+        for job in jobs:
+            job.wait()
+        return jobs
+
+    timed = ["recipe", *(name for name in names if ABLATION[name].changes_pace)]
+    pace = {
+        name: job.pace()
+        for pair in pairs(timed)
+        for name, job in zip(pair, train(pair, dict.fromkeys(pair, 2), "timed"), strict=True)
+    }
+    seconds = pace["recipe"].seconds(args.epochs)
+    epochs = {name: pace.get(name, pace["recipe"]).epochs(seconds) for name in names}
+    for pair in pairs(names):
+        for name, job in zip(pair, train(pair, epochs, "full"), strict=True):
+            record(args, f"{args.recipe}: {name}", seed, summary(job, epochs[name]))
+
+
+def pairs(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + 2] for start in range(0, len(names), 2)]
 
 
 def measure_speed(args: argparse.Namespace, masks: Path) -> None:

@@ -1,6 +1,5 @@
 """train: data and settings in, a run folder out."""
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,12 +12,11 @@ from segkit.cli.errors import reported_errors
 from segkit.cli.run_report import RunReport
 from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
+from segkit.cli.train_parts import build_loaders, build_loss, build_state
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
-from segkit.cli.train_rare import Rarity, measure_rarity
+from segkit.cli.train_rare import measure_rarity
 from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced, write_data_report
 from segkit.cli.train_resume import (
-    data_digest,
-    fixed_settings,
     goes_on,
     is_finished,
     is_resumed,
@@ -30,12 +28,8 @@ from segkit.cli.train_resume import (
 from segkit.config import Setting, TrainConfig, parse_args, read_recipe, write_yaml
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from torch.utils.data import DataLoader
-
     from segkit.data import SegmentationDataset
-    from segkit.training import Ranks, Schedule, TrainState
+    from segkit.training import Ranks, TrainState
 
 Load = Callable[[TrainConfig], tuple["SegmentationDataset", "SegmentationDataset"]]
 
@@ -118,8 +112,9 @@ def train(
             make_deterministic()
         train_set, val_set = load(config)
         rarity = measure_rarity(config, train_set)
-        state, loaders = _build(config, train_set, val_set, device, rarity, ranks)
-        loss_fn = _create_loss(config, rarity).to(device)
+        loaders = build_loaders(config, train_set, val_set, rarity, ranks)
+        state = build_state(config, train_set.class_names, len(loaders[0]), device, ranks)
+        loss_fn = build_loss(config, rarity).to(device)
     out = _open_run(config, state, checkpoint, ranks)
     print(describe(config, state.model, train_set, val_set, device, out))
     tell_ranks(config.batch_size, device, ranks)
@@ -158,104 +153,6 @@ def train(
     if report:
         finish(state, val_set, device, autocast(device, config.amp), out, report)
     return out
-
-
-def _build(
-    config: TrainConfig,
-    train_set: "SegmentationDataset",
-    val_set: "SegmentationDataset",
-    device: object,
-    rarity: Rarity,
-    ranks: "Ranks",
-) -> tuple["TrainState", tuple["DataLoader", "DataLoader"]]:
-    import torch
-
-    from segkit.cli.devices import pick_workers
-    from segkit.data import create_transform, train_loader, val_loader
-    from segkit.models import create_model
-    from segkit.training import TrainState, create_ema, create_scaler, share_batch_norms
-
-    workers = pick_workers(config.workers, ranks.count_here)
-    transform = create_transform(
-        config.augment, crop=config.crop, rare_classes=rarity.classes, rare_crops=config.rare_crops
-    )
-    train = train_loader(
-        train_set,
-        transform,
-        batch_size=config.batch_size,
-        workers=workers,
-        seed=config.seed,
-        shares=rarity.shares,
-        on_bad=config.on_bad,
-        max_bad=config.max_bad,
-        decode_at_least=config.decode_at_least,
-        rank=ranks.rank,
-        ranks=ranks.count,
-        **rarity.mixing,
-    )
-    model = create_model(
-        config.model,
-        backbone=config.backbone,
-        class_names=train_set.class_names,
-        # A resumed run has its weights already.
-        pretrained=False
-        if is_resumed(config)
-        else {"true": True, "false": False}.get(config.pretrained, config.pretrained),
-        output_stride=config.output_stride,
-        **config.decoder,
-    ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
-    model = share_batch_norms(model, config.sync_bn, device, ranks)
-    optimizer = _create_optimizer(config, model)
-    scheduler = _create_scheduler(config, optimizer, steps_per_epoch=math.ceil(len(train) / config.accumulate))
-    state = TrainState(
-        model,
-        optimizer,
-        scheduler,
-        create_scaler(device, config.amp),
-        create_ema(model, config.ema),
-        settings=fixed_settings(config),
-        data=data_digest(config),
-    )
-    return state, (train, val_loader(val_set, workers=min(workers, 2), rank=ranks.rank, ranks=ranks.count))
-
-
-def _create_optimizer(config: TrainConfig, model: "nn.Module") -> "torch.optim.Optimizer":
-    from segkit.training import create_optimizer
-
-    return create_optimizer(
-        model,
-        config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        backbone_lr_factor=config.backbone_lr_factor,
-        layer_decay=config.layer_decay,
-        decay_norms=config.decay_norms,
-    )
-
-
-def _create_scheduler(config: TrainConfig, optimizer: "torch.optim.Optimizer", *, steps_per_epoch: int) -> "Schedule":
-    from segkit.training import create_scheduler
-
-    return create_scheduler(
-        optimizer,
-        config.schedule,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        warmup_factor=config.warmup_factor,
-        min_lr=config.min_lr,
-        monitor=config.monitor,
-        patience=config.patience,
-        plateau_factor=config.plateau_factor,
-    )
-
-
-def _create_loss(config: TrainConfig, rarity: Rarity) -> "nn.Module":
-    from segkit.losses import create_loss
-
-    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
-    weights = {} if rarity.weights is None else {"class_weights": rarity.weights}
-    return create_loss(config.loss, **smoothing, **weights)
 
 
 def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, ranks: "Ranks") -> Path:

@@ -28,8 +28,8 @@ def measure_rarity(config: TrainConfig, data: "SegmentationDataset") -> Rarity:
     needs_counts = config.rare_threshold or config.rare_crops or config.mix == "copy-paste"
     if config.class_weights == "none" and not needs_counts:
         return Rarity(mixing=_mixing(config, (), None))
+    from segkit.data.batches import repeat_factors
     from segkit.data.class_counts import count_labels
-    from segkit.data.loaders import repeat_factors
 
     counts = count_labels((data.target(i) for i in range(len(data))), len(data.class_names))
     rare = rare_classes(counts)

@@ -13,7 +13,7 @@ from tiny_training import run as run_tiny
 from torch import nn
 
 from segkit.data import DataError, create_transform, train_loader, val_loader
-from segkit.data.loaders import PADDING, TrainBatches
+from segkit.data.batches import PADDING, TrainBatches
 from segkit.losses import create_loss
 from segkit.models import create_model
 from segkit.training import (

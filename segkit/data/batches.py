@@ -1,0 +1,99 @@
+"""Which images come in which batch: by seed and epoch alone, shared between processes, rare ones more often."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+PADDING = 1  # marks a sample that counts for nothing
+
+
+class TrainBatches(Sampler[list[tuple[int, ...]]]):
+    """Batches of (index, seed of the augmentation), shuffled anew in each epoch.
+
+    Set `epoch` before each pass, and `start` to leave out that many of its batches. A last batch of one is
+    dropped where others remain, since batch normalisation cannot learn from it.
+
+    Several processes share each batch: process `rank` of `ranks` takes every `ranks`-th sample of it, so that
+    together they learn from the same samples whatever their number, and all have as many batches. Where a last
+    batch leaves one of them with less than two samples, it takes others of that batch as (index, seed, PADDING),
+    whose target is ignored: they are there for the batch normalisation and count for nothing.
+
+    Args:
+        length: Number of images.
+        batch_size: Images in a batch, over all processes.
+        seed: What the order and the augmentations are drawn by, together with the epoch.
+        shares: (length,) how much of an epoch is each image's, see `repeat_factors`; by default all
+            come once. The epoch's length stays as it is.
+        rank: Number of this process.
+        ranks: Number of processes, which divides `batch_size`.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        shares: np.ndarray | None = None,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if batch_size % ranks:
+            raise ValueError(
+                f"batches of {batch_size} cannot be shared evenly by {ranks} processes; "
+                f"try --batch-size {-(-batch_size // ranks) * ranks}"
+            )
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shares = shares
+        self.rank = rank
+        self.ranks = ranks
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.batch_size)
+        return full + (rest > 1 or full == 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(self._drawn(random)).tolist()
+        seeds = random.integers(2**31, size=self.length).tolist()
+        samples = list(zip(order, seeds, strict=True))
+        for i in range(self.start, len(self)):
+            yield self._share(samples[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def _share(self, batch: list[tuple[int, int]]) -> list[tuple[int, ...]]:
+        own = batch[self.rank :: self.ranks]
+        if self.ranks == 1:
+            return own
+        least = min(2, self.batch_size // self.ranks)
+        return own + [(*sample, PADDING) for sample in (batch * least)[: max(0, least - len(own))]]
+
+    def _drawn(self, random: np.random.Generator) -> np.ndarray:
+        """The images of an epoch: each as often as its share says, rounded up or down by chance."""
+        if self.shares is None:
+            return np.arange(self.length)
+        # Evenly spaced marks on the line of all shares: `length` images in all, none missed by more than one.
+        ends = np.cumsum(self.shares) / np.sum(self.shares) * self.length
+        marks = np.arange(self.length) + random.random()
+        return np.searchsorted(ends, marks, side="right").clip(max=self.length - 1)
+
+
+def repeat_factors(presence: np.ndarray, threshold: float) -> np.ndarray:
+    """How often images of rare classes are to be shown: max over its classes of max(1, sqrt(threshold / frequency)).
+
+    Source: Gupta et al., "LVIS", 2019, section 5.1.
+
+    Args:
+        presence: (images, C) whether the class is in the image.
+        threshold: A class in a smaller share of the images than this is rare.
+
+    Returns:
+        (images,) float64, at least 1.
+    """
+    frequency = np.maximum(presence.mean(0), 1e-12)
+    of_class = np.maximum(1.0, np.sqrt(threshold / frequency))
+    return np.where(presence, of_class, 1.0).max(1, initial=1.0)

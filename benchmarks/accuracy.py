@@ -8,6 +8,7 @@ the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
     python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
+    python benchmarks/accuracy.py ... --ensemble RUN RUN    # what views and a second model add to the runs of before
     python benchmarks/accuracy.py ... --speed         # training steps a second at equal work
 
 Results are appended to benchmarks/accuracy.csv.
@@ -39,14 +40,18 @@ from albumentations.pytorch import ToTensorV2
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
+from segkit import TTA, Predictor
 from segkit.data import CocoSegmentation
+from segkit.inference import segment_dataset
 from segkit.metrics import ConfusionMatrix
+from segkit.models import load_model
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "accuracy.csv"
 ARCHITECTURES = {"fpn": "FPN", "deeplabv3plus": "DeepLabV3Plus", "unet": "Unet"}
 LR = 1e-3
 VAL_EVERY = 2  # epochs, as the recipe has it
+SCALES = (0.75, 1.0, 1.25)
 
 
 class Change(NamedTuple):
@@ -59,10 +64,9 @@ ABLATION = {
     "recipe": Change([]),
     "without class weights": Change(["--class-weights", "none"]),
     "without rare crops": Change(["--rare-crops", "0"]),
-    "without the average": Change(["--ema", "0"]),
-    "batches of 16": Change(["--batch-size", "16"], changes_pace=True),
+    "batches of 16": Change(["--batch-size", "16"]),
     "copy-paste of rare classes": Change(["--mix", "copy-paste"], changes_pace=True),
-    "stronger augmentation": Change(["--augment", "standard"], changes_pace=True),
+    "stronger augmentation": Change(["--augment", "standard"]),
     "cross entropy alone": Change(["--loss", "ce=1"]),
     "half the decoder": Change(["--decoder", "pyramid_channels=128", "channels=64"], changes_pace=True),
 }
@@ -246,8 +250,8 @@ class SegkitJob(Job):
         with (self.out / "results.csv").open() as file:
             return list(csv.DictReader(file))
 
-    def mious(self) -> list[float]:
-        return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
+    def mious(self, keys: Sequence[str] = ("miou", "ema_miou")) -> list[float]:
+        return [float(row[key]) for row in self.rows() for key in keys if row.get(key)]
 
     def pace(self) -> Pace:
         """Of a training of two epochs, the second scored."""
@@ -259,15 +263,15 @@ def sources(args: argparse.Namespace) -> list[object]:
     return ["--data", args.data, "--val", args.val, "--model", args.model, "--backbone", args.backbone]
 
 
-def summary(job: Job, epochs: int) -> dict[str, float]:
-    return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(job.mious()), 4)}
+def summary(job: Job, epochs: int, mious: Sequence[float] = ()) -> dict[str, float]:
+    return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(mious or job.mious()), 4)}
 
 
-def record(args: argparse.Namespace, side: str, seed: int, result: dict[str, float]) -> None:
+def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[str, float | str]) -> None:
     row = {
         "date": date.today(),
         "data": args.data.parent.name,
-        "model": args.model,
+        "model": "" if args.ensemble else args.model,
         "side": side,
         "seed": seed,
         **result,
@@ -299,6 +303,8 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
             job.wait()
         record(args, "script", seed, summary(jobs[0], args.epochs))
         record(args, args.recipe, seed, summary(jobs[1], epochs))
+        raw = summary(jobs[1], epochs, jobs[1].mious(["miou"]))
+        record(args, f"{args.recipe}: without the average", seed, raw)
 
 
 def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
@@ -334,10 +340,28 @@ def ablate(args: argparse.Namespace, work: Path) -> None:
     for pair in pairs(names):
         for name, job in zip(pair, train(pair, epochs, "full"), strict=True):
             record(args, f"{args.recipe}: {name}", seed, summary(job, epochs[name]))
+            if name == "recipe":
+                raw = summary(job, epochs[name], job.mious(["miou"]))
+                record(args, f"{args.recipe}: without the average", seed, raw)
 
 
 def pairs(names: Sequence[str]) -> list[Sequence[str]]:
     return [names[start : start + 2] for start in range(0, len(names), 2)]
+
+
+def score_together(args: argparse.Namespace) -> None:
+    """The runs one by one and all together, on the images as they are and with test-time augmentation."""
+    data, models = CocoSegmentation(args.val), [load_model(run) for run in args.ensemble]
+    groups = {run.name: [model] for run, model in zip(args.ensemble, models, strict=True)}
+    if len(models) > 1:
+        groups[" + ".join(groups)] = models
+    for views, tta in (("", TTA()), (f", TTA {SCALES} and flips", TTA(scales=SCALES, flips="h"))):
+        for name, members in groups.items():
+            started, confusion = time.perf_counter(), ConfusionMatrix(len(data.class_names))
+            for one in segment_dataset(data, Predictor(members, tta=tta)):
+                confusion.update(one.prediction.mask, one.target)
+            result = {"seconds": round(time.perf_counter() - started), "miou": round(confusion.compute().miou, 4)}
+            record(args, f"{name}{views}", "", {"epochs": "", **result})
 
 
 def measure_speed(args: argparse.Namespace, masks: Path) -> None:
@@ -389,6 +413,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="folder that keeps segkit's runs")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--only", nargs="+", choices=ABLATION, help="of the ablation")
+    parser.add_argument("--ensemble", type=Path, nargs="+", metavar="RUN", help="run folders that --out has kept")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--script", type=Path, help=argparse.SUPPRESS)
@@ -399,6 +424,9 @@ def main() -> None:
         return
     for name in ("data", "val", "pretrained", "out"):
         setattr(args, name, getattr(args, name).resolve())
+    if args.ensemble:
+        score_together(args)
+        return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if args.ablation:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -38,9 +39,17 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
             save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
         except SafetensorError as error:  # which is what a full disk looks like
             raise OSError(f"cannot write {path}: {error}") from error
+        _give_usual_mode(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def _give_usual_mode(file: Path) -> None:
+    """Lets those read it who may read other files of this user; safetensors lets nobody else."""
+    usual = file.with_name("usual")
+    usual.touch()
+    shutil.copymode(usual, file)
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,6 +40,16 @@ def test_a_run_folder_stands_for_its_best_model(tmp_path):
 def test_saving_leaves_no_other_file_behind(tmp_path):
     save_model(small_model(), tmp_path / "m.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007])
+def test_those_may_read_it_who_may_read_other_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_model(small_model(), tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_file_without_our_header_is_refused(tmp_path):

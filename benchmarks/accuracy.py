@@ -8,6 +8,7 @@ the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
     python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
+    python benchmarks/accuracy.py ... --recipe strong --against fast    # two recipes, each with its own model and crop
     python benchmarks/accuracy.py ... --ensemble RUN RUN    # what views and a second model add to the runs of before
     python benchmarks/accuracy.py ... --speed         # training steps a second at equal work
 
@@ -215,7 +216,7 @@ class Job(Thread):
 
 class ScriptJob(Job):
     def __init__(self, args: argparse.Namespace, epochs: int, seed: int, masks: Path, core: int, log: Path) -> None:
-        options = [*sources(args), "--pretrained", args.pretrained, "--crop", args.crop]
+        options = ["--data", args.data, "--val", args.val, "--pretrained", args.pretrained, *shape(args)]
         command = [sys.executable, __file__, *options, "--script", masks, "--epochs", epochs, "--seed", seed]
         super().__init__(command, core, log)
 
@@ -226,8 +227,10 @@ class ScriptJob(Job):
         return [row["miou"] for row in self.rows() if row["miou"] is not None]
 
     def pace(self) -> Pace:
-        (row,) = self.rows()
-        return Pace(self.seconds - row["train"] - row["val"], row["train"], row["val"])
+        """Of a training of two epochs, the second scored."""
+        train = statistics.mean(row["train"] for row in self.rows())
+        val = self.rows()[-1]["val"]
+        return Pace(self.seconds - 2 * train - val, train, val)
 
 
 class SegkitJob(Job):
@@ -239,10 +242,12 @@ class SegkitJob(Job):
         out: Path,
         core: int,
         log: Path,
-        extra: Sequence[str] = (),
+        extra: Sequence[object] = (),
+        recipe: str | None = None,
     ) -> None:
         self.out = out
-        options = [*sources(args), "--pretrained", args.pretrained, "--crop", args.crop, "--recipe", args.recipe]
+        options = ["--data", args.data, "--val", args.val, "--pretrained", args.pretrained]
+        options += ["--recipe", recipe or args.recipe] if args.against else [*shape(args), "--recipe", args.recipe]
         options += ["--val-every", VAL_EVERY, "--epochs", epochs, "--seed", seed, "--workers", 1, "--out", out, *extra]
         super().__init__([sys.executable, ROOT / "train.py", *options], core, log)
 
@@ -259,8 +264,9 @@ class SegkitJob(Job):
         return Pace(self.seconds - train - both, train, both - train)
 
 
-def sources(args: argparse.Namespace) -> list[object]:
-    return ["--data", args.data, "--val", args.val, "--model", args.model, "--backbone", args.backbone]
+def shape(args: argparse.Namespace) -> list[object]:
+    """What both sides share; recipes that are compared with each other have their own."""
+    return ["--model", args.model, "--backbone", args.backbone, "--crop", args.crop]
 
 
 def summary(job: Job, epochs: int, mious: Sequence[float] = ()) -> dict[str, float]:
@@ -271,7 +277,7 @@ def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[st
     row = {
         "date": date.today(),
         "data": args.data.parent.name,
-        "model": "" if args.ensemble else args.model,
+        "model": "" if args.ensemble or args.against else args.model,
         "side": side,
         "seed": seed,
         **result,
@@ -287,24 +293,32 @@ def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[st
 
 def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
     """Pairs of trainings with the same seed and the same wall time."""
-    jobs = [ScriptJob(args, 1, 0, masks, 0, work / "a.log"), SegkitJob(args, 2, 0, work / "timed", 1, work / "b.log")]
-    theirs, ours = paces(jobs)
-    epochs = ours.epochs(theirs.seconds(args.epochs))
-    print(f"{args.epochs} epochs against {epochs}; {theirs}, {ours}", flush=True)
+    other = args.against or "script"
+
+    def theirs(epochs: int, seed: int, core: int, name: str) -> ScriptJob | SegkitJob:
+        if args.against:
+            return SegkitJob(args, epochs, seed, work / name, core, work / f"{name}.log", recipe=other)
+        return ScriptJob(args, epochs, seed, masks, core, work / f"{name}.log")
+
+    timed = [theirs(2, 0, 0, "timed-theirs"), SegkitJob(args, 2, 0, work / "timed", 1, work / "timed.log")]
+    pace = paces(timed)
+    epochs = pace[1].epochs(pace[0].seconds(args.epochs))
+    print(f"{args.epochs} epochs against {epochs}; {pace[0]}, {pace[1]}", flush=True)
     for seed in args.seeds:
-        out = args.out / f"{args.data.parent.name}-{args.model}-{args.recipe}-{seed}"
+        out = args.out / "-".join(
+            (args.data.parent.name, *([] if args.against else [args.model]), args.recipe, f"{seed}")
+        )
         shutil.rmtree(out, ignore_errors=True)
         cores = (seed % 2, 1 - seed % 2)
         jobs = [
-            ScriptJob(args, args.epochs, seed, masks, cores[0], work / f"script{seed}.log"),
+            theirs(args.epochs, seed, cores[0], f"{other}{seed}"),
             SegkitJob(args, epochs, seed, out, cores[1], work / f"segkit{seed}.log"),
         ]
         for job in jobs:
             job.wait()
-        record(args, "script", seed, summary(jobs[0], args.epochs))
+        record(args, other, seed, summary(jobs[0], args.epochs))
         record(args, args.recipe, seed, summary(jobs[1], epochs))
-        raw = summary(jobs[1], epochs, jobs[1].mious(["miou"]))
-        record(args, f"{args.recipe}: without the average", seed, raw)
+        record(args, f"{args.recipe}: without the average", seed, summary(jobs[1], epochs, jobs[1].mious(["miou"])))
 
 
 def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
@@ -407,6 +421,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--model", default="fpn", choices=ARCHITECTURES)
     parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--against", metavar="RECIPE", help="in the place of the script")
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=6, help="of the script; segkit gets the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

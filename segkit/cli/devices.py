@@ -18,6 +18,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def count_cores() -> int:
+    """The cores that this process may use; on macOS and Windows, those that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pick_workers(workers: int | None, processes: int = 1) -> int:
     """The given number, else one for each core that is this one's of so many processes, and at most eight."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // processes)) if workers is None else workers
+    return max(1, min(8, count_cores() // processes)) if workers is None else workers

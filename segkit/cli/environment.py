@@ -1,7 +1,6 @@
 """What a run ran on: versions, device, command and time; no secrets, and nothing of the process's environment."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit._version import __version__
+from segkit.cli.devices import count_cores
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def describe_environment(device: "torch.device") -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         "device": _device_name(device),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": count_cores(),
         "platform": platform.platform(),
     }
 

@@ -1,11 +1,14 @@
 """What the user did wrong ends in one sentence and an exit code, not in a traceback."""
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from segkit.cli.output import output_may_close
 
 FAILED, USAGE, DATA, NOT_FINITE, INTERRUPTED = 1, 2, 3, 4, 130
 REPORTED = (ValueError, OSError, ImportError, FloatingPointError)
@@ -21,7 +24,7 @@ def reported_errors(command: str) -> Iterator[None]:
     the same reason, one reports it.
     """
     try:
-        with _reported_once():
+        with output_may_close(), _reported_once():
             yield
     except KeyboardInterrupt:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
@@ -32,7 +35,7 @@ def reported_errors(command: str) -> Iterator[None]:
         print(f"segkit {command}: error: {_worker_sentence(error)}", file=sys.stderr)
         sys.exit(FAILED)
     except REPORTED as error:
-        if not _raised_by_segkit(error):
+        if not (_is_full_disk(error) or _raised_by_segkit(error)):
             raise
         print(f"segkit {command}: error: {_sentence(error)}", file=sys.stderr)
         sys.exit(_exit_code(error))
@@ -61,8 +64,15 @@ def _raised_by_segkit(error: BaseException) -> bool:
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
 
 
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether the machine has no room, which no code is to blame for, whoever was writing."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _sentence(error: BaseException) -> str:
     text = str(error).strip()
+    if _is_full_disk(error) and error.filename:
+        return f"cannot write {error.filename}: {error.strerror}"
     if "\nOriginal Traceback" in text:
         return text.splitlines()[-1].split(": ", 1)[1]
     return text
@@ -71,6 +81,8 @@ def _sentence(error: BaseException) -> str:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, FloatingPointError):
         return NOT_FINITE
+    if _is_full_disk(error):
+        return FAILED
     # By name, so that --help and a misspelt flag need not import torch.
     return {"DataError": DATA, "CheckpointError": FAILED, "RanksError": FAILED}.get(type(error).__name__, USAGE)
 

@@ -182,5 +182,6 @@ def _told_when_interrupted(out: Path, ranks: "Ranks") -> Iterator[None]:
         yield
     except Interrupted as stop:
         if ranks.is_first:
-            print(f"\n{stop}; saved. To go on: python train.py --resume {out}", file=sys.stderr)
+            outcome = "saved" if stop.error is None else "not saved: the state of before is kept, if there is one"
+            print(f"\n{stop}; {outcome}. To go on: python train.py --resume {out}", file=sys.stderr)
         sys.exit(128 + stop.number)

@@ -131,8 +131,8 @@ def fit(
 def _saved_if_interrupted(state: TrainState, out: Path, ranks: Ranks) -> Iterator[None]:
     try:
         yield
-    except Interrupted:
-        save_progress(state, out, ranks)
+    except Interrupted as stop:
+        stop.error = save_progress(state, out, ranks)
         raise
 
 

@@ -1,16 +1,23 @@
 """Ctrl-C and SIGTERM let the current step finish, so that it can be saved."""
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 
 
 class Interrupted(Exception):
-    """The process was asked to stop by the signal `number`, at a moment when all can be saved."""
+    """The process was asked to stop by the signal `number`, at a moment when all can be saved.
+
+    Attributes:
+        number: Of the signal.
+        error: Why it could not be saved, if so.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+        self.error: OSError | None = None
 
 
 class StopSignals:
@@ -47,5 +54,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and not self.patient:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(128 + number)
         self.received = number

@@ -27,7 +27,7 @@ class TrainState:
         best_miou: Best validation mIoU so far.
         best_epoch: The epoch that reached it.
         best_weights: Which weights reached it, `raw` or `ema`.
-        stale_epochs: Epochs since then.
+        stale_epochs: Epochs from then to the last validation.
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
         data: Digest of the data; a resumed run must have the same.
@@ -58,8 +58,8 @@ class TrainState:
     def end_epoch(self, row: dict[str, float], *, validated: bool = True) -> None:
         """Moves on to the start of the next epoch; `row` is what this one has reached."""
         self.epoch += 1
-        self.stale_epochs += 1
         self.step, self.loss_sum, self.image_count, self.seconds = 0, 0.0, 0, 0.0
         self.history.append(row)
-        if validated:
+        if validated:  # without, nobody knows whether it was better
+            self.stale_epochs = self.epoch - self.best_epoch
             self.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])

@@ -45,16 +45,16 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="module")
 def watched(shapes, tmp_path_factory):
     out, opened, models, alive = tmp_path_factory.mktemp("my folds") / "x", [], [], []
-    build, open_folds = train._build, train_all_folds.open_folds
+    build_state, open_folds = train.build_state, train_all_folds.open_folds
 
     def watched_build(*args):
         alive.append(sum(model() is not None for model in models))
-        built = build(*args)
-        models.append(weakref.ref(built[0].model))
-        return built
+        state = build_state(*args)
+        models.append(weakref.ref(state.model))
+        return state
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(train, "_build", watched_build)
+        patch.setattr(train, "build_state", watched_build)
         patch.setattr(train_all_folds, "open_folds", lambda config: opened.append(1) or open_folds(config))
         train.main(arguments(shapes, out, "--fold", "all"))
     return Watched(out, printed.getvalue(), len(opened), alive)

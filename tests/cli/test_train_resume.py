@@ -171,6 +171,50 @@ def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, cap
     assert epochs(out) == ["1"]
 
 
+def test_a_signal_on_a_full_disk_does_not_say_that_it_saved(shapes, tmp_path, monkeypatch, capsys):
+    def full(state, out, randoms):
+        raise OSError(28, "No space left on device")
+
+    def interrupt(batches):
+        signal.raise_signal(signal.SIGTERM)
+        return batches
+
+    monkeypatch.setattr(saving, "save_state", full)
+    monkeypatch.setattr(train, "progress_bar", interrupt)
+    assert fails(train, *train_arguments(shapes, tmp_path / "a")) == 143
+    assert "stopped by SIGTERM; not saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["args.yaml", "env.json"])
+def test_a_full_disk_at_the_start_exits_with_1(shapes, tmp_path, capsys, monkeypatch, file):
+    write_text, write_bytes = Path.write_text, Path.write_bytes
+
+    def full(write):
+        def call(path, *args, **options):
+            if file in path.name:
+                raise OSError(28, "No space left on device", str(path))
+            return write(path, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(Path, "write_text", full(write_text))
+    monkeypatch.setattr(Path, "write_bytes", full(write_bytes))
+    assert fails(train, *train_arguments(shapes, tmp_path / "a")) == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert file in error
+    assert "Traceback" not in error
+
+
+def test_training_goes_on_when_its_output_is_read_no_more(shapes, tmp_path):
+    command = [sys.executable, "-m", "segkit", "train", *map(str, train_arguments(shapes, tmp_path / "a"))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert (process.wait(), error) == (0, "")
+    assert (tmp_path / "a" / "report.html").is_file()
+
+
 def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
     def dies(config, ranks):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")

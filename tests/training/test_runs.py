@@ -56,6 +56,12 @@ def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path, scor
     assert all(row["train_loss"] for row in rows)
 
 
+def test_early_stopping_waits_for_a_validation(tmp_path, score):
+    score(raw=[0.3, 0.2])
+    state = run(tmp_path, state=build_state(ema=0), epochs=9, val_every=2, early_stopping=1)
+    assert (state.epoch, state.best_epoch, state.stale_epochs) == (4, 2, 2)
+
+
 def test_a_plateau_does_not_count_epochs_without_validation(tmp_path, score):
     score(raw=[0.3, 0.3])
     state = run(tmp_path, state=build_state(ema=0, schedule="plateau"), epochs=6, val_every=3)
@@ -154,6 +160,16 @@ def test_the_first_signal_waits_for_a_check_and_the_second_stops_at_once():
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_sigterm_stops_at_once_with_its_own_exit_code():
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+        with pytest.raises(SystemExit) as exit:
+            signal.raise_signal(signal.SIGTERM)
+    assert exit.value.code == 143
 
 
 def test_a_second_ctrl_c_leaves_whole_files(tmp_path):

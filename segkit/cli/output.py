@@ -1,0 +1,44 @@
+"""Output whose reader may leave, as `| head` does: the work goes on without it."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+@contextmanager
+def output_may_close() -> Iterator[None]:
+    """While it is open, what nobody reads any more is dropped, instead of ending the process."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Patient, before)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Patient:
+    """A text stream that turns to nowhere when its reader has left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, call: Callable[..., Any], *args: Any) -> None:
+        try:
+            call(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # for what is still buffered, and other writers, too
+            os.close(nowhere)

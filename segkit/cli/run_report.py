@@ -170,6 +170,7 @@ class RunReport:
 
     def _commands(self) -> dict[str, str]:
         run, config = shlex.quote(str(self.out)), self.config
+        patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
         data = "--data test.json --images photographs/"
         if config.val and not config.masks and len(config.images) <= 1:
             data = shlex.join(
@@ -178,7 +179,7 @@ class RunReport:
         return {
             "Segment photographs": f"python infer.py --weights {run} --source photographs/",
             "Score on images whose truth is known": f"python -m segkit evaluate --weights {run} {data}",
-            "Train on": f"python train.py --resume {run} --epochs {2 * config.epochs}",
+            "Train on": f"python train.py --resume {run} --epochs {2 * config.epochs}{patience}",
         }
 
     def _written(self, name: str, write: Callable[[Path], None]) -> None:

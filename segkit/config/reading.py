@@ -133,10 +133,10 @@ def _read_command_line(unchecked: type, found: Mapping[str, Setting], argv: Sequ
 
 
 def _origin(cls: type, name: str, value: Any, found: Mapping[str, Setting]) -> str | None:
-    """Where a value comes from that is not the default."""
-    if value == default_of(cls, name):
-        return None
-    return found[name].origin if name in found and found[name].value == value else COMMAND_LINE
+    """Where a value comes from; None for a default that nobody has named."""
+    if name in found and found[name].value == value:
+        return found[name].origin
+    return None if name not in found and value == default_of(cls, name) else COMMAND_LINE
 
 
 def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str, str | None]) -> Config:

@@ -189,11 +189,17 @@ def test_printing_reads_no_data_and_loads_no_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_default_that_the_command_line_puts_in_the_place_of_a_recipes_value_has_an_origin(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", "fast", "--data", "a.json", "--batch-size", "16", "--print-config"])
+    assert "batch_size: 16  # command line" in capsys.readouterr().out.splitlines()
+
+
 def test_without_data_the_settings_are_the_demos_unless_a_recipe_is_named(capsys):
     for words, expected in (
         ([], ["recipe: demo  # no --data", "crop: 192  # recipe demo"]),
         (["--crop", "64"], ["crop: 64  # command line", "epochs: 12  # recipe demo"]),
-        (["--recipe", "waste1-fpn-b4"], ["recipe: waste1-fpn-b4  # command line", "crop: 512"]),
+        (["--recipe", "waste1-fpn-b4"], ["recipe: waste1-fpn-b4  # command line", "crop: 512  # recipe waste1-fpn-b4"]),
         (["--data", "a.json"], ["recipe: null", "crop: 512"]),
     ):
         with pytest.raises(SystemExit):

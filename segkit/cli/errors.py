@@ -19,9 +19,9 @@ _PACKAGE = str(Path(__file__).parents[1])
 def reported_errors(command: str) -> Iterator[None]:
     """Reports the errors that segkit itself raises about its input; anything else is a bug and keeps its traceback.
 
-    Exit codes: 1 for a machine that lets the run down (a full disk, a worker that died), 2 for settings, 3 for
-    data, 4 for a loss that is no longer finite, 130 for Ctrl-C, 143 for SIGTERM. Of several processes that fail for
-    the same reason, one reports it.
+    Exit codes: 1 for a machine that lets the run down (memory or disk full, a worker that died), 2 for settings,
+    3 for data, 4 for a loss that is no longer finite, 130 for Ctrl-C, 143 for SIGTERM. Of several processes that
+    fail for the same reason, one reports it.
     """
     try:
         with output_may_close(), _reported_once():
@@ -30,9 +30,10 @@ def reported_errors(command: str) -> Iterator[None]:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        sentence = _machine_sentence(error, command)
+        if sentence is None:
             raise
-        print(f"segkit {command}: error: {_worker_sentence(error)}", file=sys.stderr)
+        print(f"segkit {command}: error: {sentence}", file=sys.stderr)
         sys.exit(FAILED)
     except REPORTED as error:
         if not (_is_full_disk(error) or _raised_by_segkit(error)):
@@ -87,8 +88,15 @@ def _exit_code(error: BaseException) -> int:
     return {"DataError": DATA, "CheckpointError": FAILED, "RanksError": FAILED}.get(type(error).__name__, USAGE)
 
 
-def _worker_sentence(error: RuntimeError) -> str:
-    return (
-        f"{str(error).splitlines()[0].strip()} A process that loads images has died, most often because memory or "
-        "/dev/shm ran out; try fewer --workers. What was saved before is kept."
-    )
+def _machine_sentence(error: RuntimeError, command: str) -> str | None:
+    """What to do when memory ran out or a worker died; None if it is something else."""
+    first = str(error).strip().partition("\n")[0].strip()
+    if "DataLoader worker" in first:
+        return (
+            f"{first} A process that loads images has died, most often because memory or /dev/shm ran out; try fewer "
+            "--workers. What was saved before is kept."
+        )
+    if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in first:
+        return None
+    remedy = {"train": "half the --batch-size with twice the --accumulate, a smaller --crop or backbone, or --amp bf16"}
+    return f"memory ran out; try {remedy.get(command, '--window 512, or fewer views')}. ({first})"

@@ -225,6 +225,24 @@ def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
     assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images has died" in error
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence_with_a_remedy(capsys, monkeypatch, error):
+    def greedy(config, ranks):
+        raise error
+
+    monkeypatch.setattr(train, "train", greedy)
+    assert fails(train, "--data", "x.json") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "memory ran out; try half the --batch-size with twice the --accumulate" in said
+
+
 def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):
     settings = "--schedule poly --accumulate 2 --freeze-backbone 1 --ema 0.9 --early-stopping 5 --layer-decay 0.9"
     rare = "--class-weights sqrt --rare-threshold 0.5 --rare-crops 0.5 --mix copy-paste --backbone-lr-factor 0.5"

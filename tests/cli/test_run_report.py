@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import re
+import shlex
 import sys
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 from test_train_infer import fails, train_arguments
 
 from segkit.cli import run_report, train
+from segkit.cli.devices import pick_workers
 from segkit.cli.environment import write_environment
 from segkit.cli.train_scores import Extremes
 from segkit.data import CocoSegmentation
@@ -80,6 +84,22 @@ def test_a_resumed_run_keeps_what_it_ran_on_before(tmp_path):
     file.write_text("{")
     write_environment(tmp_path, device)
     assert "earlier" not in json.loads(file.read_text())
+
+
+def test_a_run_starts_on_systems_that_cannot_tell_which_cores_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert write_environment(tmp_path, torch.device("cpu"))["cores"] == os.cpu_count()
+    assert pick_workers(None) >= 1
+
+
+def test_the_command_to_train_on_does_so_after_early_stopping_too(shapes, tmp_path, capsys):
+    out = tmp_path / "a"
+    train.main(train_arguments(shapes, out, "--epochs", "2", "--early-stopping", "1"))
+    command = re.search(r"python train\.py (--resume [^<]*)", (out / "report.html").read_text()).group(1)
+    assert command.endswith("--epochs 4 --early-stopping 2")
+    capsys.readouterr()
+    train.main(shlex.split(command))
+    assert "resuming" in capsys.readouterr().out
 
 
 def test_pictures_that_cannot_be_drawn_do_not_stop_a_training(shapes, tmp_path, monkeypatch, caplog):

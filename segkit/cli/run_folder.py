@@ -20,9 +20,7 @@ def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = F
         ValueError: `out` exists and is not an empty folder.
     """
     if out is not None:
-        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-        if not is_free and not (may_have_begun and any(out.glob("*args.yaml*"))):
-            raise ValueError(f"{out} exists already; choose another --out" + _resume_hint(out))
+        check_free(out, may_have_begun=may_have_begun)
         out.mkdir(parents=True, exist_ok=True)
         return out
     for number in count(1):
@@ -33,6 +31,14 @@ def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = F
         except FileExistsError:
             continue
     raise AssertionError("count() never ends")
+
+
+def check_free(out: Path | None, *, may_have_begun: bool = False) -> None:
+    """Raises ValueError if `create_run_folder` would, before anything dear is built."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (may_have_begun and any(out.glob("*args.yaml*"))):
+        raise ValueError(f"{out} exists already; choose another --out" + _resume_hint(out))
 
 
 def check_writable(out: Path | None) -> None:

@@ -95,14 +95,13 @@ def train(
         whole: The folder by which an interrupted run goes on, where that is not its own.
     """
     from segkit.cli.devices import pick_device
-    from segkit.cli.run_folder import check_writable
     from segkit.training import Ranks, StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
 
     ranks = ranks or Ranks()
     checkpoint = ranks.on_first(lambda: read_run(config)) if is_resumed(config) else None
     if checkpoint and ranks.on_first(lambda: is_finished(config, checkpoint)):
         return config.out
-    ranks.on_first(lambda: check_writable(config.out))
+    ranks.on_first(lambda: _check_folder(config, is_new=checkpoint is None))
     with ranks.failing_together():
         seed_all(config.seed)
         device = pick_device(config.device)
@@ -153,6 +152,15 @@ def train(
     if report:
         finish(state, val_set, device, autocast(device, config.amp), out, report)
     return out
+
+
+def _check_folder(config: TrainConfig, *, is_new: bool) -> None:
+    """What can be said of the run folder before the data is read."""
+    from segkit.cli.run_folder import check_free, check_writable
+
+    check_writable(config.out)
+    if is_new:
+        check_free(config.out, may_have_begun=config.resume == "auto")
 
 
 def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, ranks: "Ranks") -> Path:

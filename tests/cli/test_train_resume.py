@@ -104,6 +104,11 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
     assert epochs(out) == ["1", "2"]
 
 
+def test_a_folder_that_is_taken_is_refused_before_the_data_is_read(out, capsys):
+    assert fails(train, *train_arguments(("missing.json", "missing.json"), out)) == 2
+    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+
+
 def test_resume_auto_begins_a_run_goes_on_with_it_and_leaves_a_finished_one(shapes, tmp_path, capsys):
     out = tmp_path / "a"
     out.mkdir()

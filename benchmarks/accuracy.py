@@ -209,10 +209,6 @@ class Job(Thread):
         if self.failed:
             raise RuntimeError(f"a training failed:\n{self.log.read_text()[-3000:]}")
 
-    def mious(self) -> list[float]:
-        """One an epoch that was scored."""
-        raise NotImplementedError
-
 
 class ScriptJob(Job):
     def __init__(self, args: argparse.Namespace, epochs: int, seed: int, masks: Path, core: int, log: Path) -> None:
@@ -269,7 +265,7 @@ def shape(args: argparse.Namespace) -> list[object]:
     return ["--model", args.model, "--backbone", args.backbone, "--crop", args.crop]
 
 
-def summary(job: Job, epochs: int, mious: Sequence[float] = ()) -> dict[str, float]:
+def summary(job: ScriptJob | SegkitJob, epochs: int, mious: Sequence[float] = ()) -> dict[str, float]:
     return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(mious or job.mious()), 4)}
 
 

@@ -98,5 +98,8 @@ def _machine_sentence(error: RuntimeError, command: str) -> str | None:
         )
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in first:
         return None
-    remedy = {"train": "half the --batch-size with twice the --accumulate, a smaller --crop or backbone, or --amp bf16"}
-    return f"memory ran out; try {remedy.get(command, '--window 512, or fewer views')}. ({first})"
+    if command == "train":
+        remedy = "half the --batch-size with twice the --accumulate, a smaller --crop or backbone, or --amp bf16"
+    else:
+        remedy = "--window 512, or fewer views"
+    return f"memory ran out; try {remedy}. ({first})"

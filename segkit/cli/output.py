@@ -11,11 +11,12 @@ from typing import Any, TextIO
 def output_may_close() -> Iterator[None]:
     """While it is open, what nobody reads any more is dropped, instead of ending the process."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_Patient, before)
+    sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)  # None where there is no console
     try:
         yield
-        sys.stdout.flush()
     finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it may fail
         sys.stdout, sys.stderr = before
 
 

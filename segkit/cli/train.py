@@ -12,7 +12,7 @@ from segkit.cli.errors import reported_errors
 from segkit.cli.run_report import RunReport
 from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
-from segkit.cli.train_parts import build_loaders, build_loss, build_state
+from segkit.cli.train_parts import architecture_of, build_loaders, build_loss, build_state
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import measure_rarity
 from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced, write_data_report
@@ -62,10 +62,11 @@ def _check_alone(ranks: "Ranks") -> None:
 
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
-    """The settings of the run that goes on; or, where there is neither data nor a recipe, those of the demo."""
+    """The settings of the run that goes on; or the architecture of --init-from, and without data those of the demo."""
     if goes_on(config):
         return settings_of_run(config)
-    return {} if config.data or config.recipe else read_recipe(TrainConfig, "demo", "no --data")
+    demo = {} if config.data or config.recipe else read_recipe(TrainConfig, "demo", "no --data")
+    return {**demo, **architecture_of(config.init_from)}
 
 
 def train_demo(config: TrainConfig, ranks: "Ranks") -> None:

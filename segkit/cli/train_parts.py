@@ -1,11 +1,12 @@
 """The parts of a training, as the settings say: loaders, model, optimizer, schedule and loss."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.cli.train_rare import Rarity
 from segkit.cli.train_resume import data_digest, fixed_settings, is_resumed
-from segkit.config import TrainConfig
+from segkit.config import Setting, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,8 @@ def build_state(
     """Model, optimizer, schedule and what goes with them, for epochs of that many batches."""
     from segkit.training import TrainState, create_ema, create_scaler, share_batch_norms
 
-    model = share_batch_norms(_build_model(config, class_names, device), config.sync_bn, device, ranks)
+    model = _build_model(config, class_names, device, ranks)
+    model = share_batch_norms(model, config.sync_bn, device, ranks)
     optimizer = build_optimizer(config, model)
     return TrainState(
         model,
@@ -65,20 +67,42 @@ def build_state(
     )
 
 
-def _build_model(config: TrainConfig, class_names: tuple[str, ...], device: "torch.device") -> "Segmenter":
+def _build_model(
+    config: TrainConfig, class_names: tuple[str, ...], device: "torch.device", ranks: "Ranks"
+) -> "Segmenter":
     import torch
 
-    from segkit.models import create_model
+    from segkit.models import create_model, transfer_weights
 
     pretrained = {"true": True, "false": False}.get(config.pretrained, config.pretrained)
-    return create_model(
+    has_weights = is_resumed(config) or config.init_from is not None
+    model = create_model(
         config.model,
         backbone=config.backbone,
         class_names=class_names,
-        pretrained=False if is_resumed(config) else pretrained,  # a resumed run has its weights already
+        pretrained=False if has_weights else pretrained,
         output_stride=config.output_stride,
         **config.decoder,
-    ).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
+    )
+    if config.init_from is not None and not is_resumed(config):
+        new = transfer_weights(model, config.init_from)
+        if ranks.is_first:
+            print(f"weights of {config.init_from}" + (f"; it does not know {', '.join(new)}" if new else ""))
+    return model.to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs and GPUs alike
+
+
+def architecture_of(path: Path | None) -> dict[str, Setting]:
+    """The settings that build the architecture of a model file, if there is one."""
+    if path is None:
+        return {}
+    from segkit.models import find_model_file, read_header
+
+    options = read_header(find_model_file(path))["model"]
+    known = {name: options.pop(name) for name in ("backbone", "output_stride")}
+    unset = {"in_channels": 3, "img_size": None, "aux_head": False, "image_head": False, "align_corners": False}
+    decoder = {name: value for name, value in options.items() if name != "name" and value != unset.get(name, ...)}
+    settings = {"model": options["name"], **known, "decoder": decoder}
+    return {name: Setting(value, f"model {path}") for name, value in settings.items()}
 
 
 def build_optimizer(config: TrainConfig, model: "nn.Module") -> "torch.optim.Optimizer":

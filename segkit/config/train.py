@@ -42,6 +42,8 @@ class TrainConfig(LabelConfig):
     """Any convolutional backbone of timm, with a tag where wanted (tf_efficientnet_b4.ns_jft_in1k)."""
     pretrained: Annotated[str, arg(metavar="true|false|FILE")] = "true"
     """Backbone weights: true asks timm's hub, false draws random ones, or a safetensors file."""
+    init_from: Annotated[Path | None, arg(metavar="RUN|FILE")] = None
+    """Start from the architecture and the weights of a model of segkit; in its head, from classes of the same name."""
     output_stride: Literal[8, 16, 32] | None = None
     """Stride of the deepest features. By default 16 for deeplabv3plus, 32 for the others."""
     decoder: Options = field(default_factory=dict)

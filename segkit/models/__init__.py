@@ -10,6 +10,7 @@ from segkit.models.optimized import optimize
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import SegmentationHead, Segmenter
 from segkit.models.smp_checkpoints import load_smp_checkpoint
+from segkit.models.transfer import transfer_weights
 from segkit.models.unet import UNet
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "optimize",
     "read_header",
     "save_model",
+    "transfer_weights",
 ]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from segkit.models import Segmenter
+from segkit.models.transfer import differences
 from segkit.training.atomic_file import write_atomically
 from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
@@ -95,8 +97,7 @@ def load_state(
     Raises:
         ValueError: the run had another architecture, class list, setting, or other data.
     """
-    _check_same("config", content["config"], state.model.config)
-    _check_same("class_names", content["class_names"], list(state.model.class_names))
+    _check_same_model(content, state.model)
     check_settings(content["settings"], state.settings)
     if content["data"] != state.data and not allow_data_change:
         raise ValueError(
@@ -136,9 +137,16 @@ def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def _check_same(key: str, before: Any, now: Any) -> None:
-    if before != now:
-        raise ValueError(f"cannot resume: the run's {key} is {before}, this one's is {now}")
+def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
+    before, now = content["class_names"], list(model.class_names)
+    if content["config"] != model.config:
+        problem = f"the run's architecture is another one: {differences(content['config'], model.config)}"
+    elif before != now:
+        classes = (dict(enumerate(names)) for names in (before, now))
+        problem = f"the run had {len(before)} classes, now there are {len(now)}; class {differences(*classes)}"
+    else:
+        return
+    raise ValueError(f"cannot resume: {problem}; to take over its weights alone, use --init-from")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
 from segkit.cli.run_folder import check_writable
-from segkit.models import read_header
+from segkit.models import load_model, read_header
 from segkit.training import saving
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,31 @@ def test_other_settings_are_named_with_both_values(out, capsys):
     assert fails(train, "--resume", out, "--epochs", "2", "--lr", "0.5", "--crop", "64") == 2
     error = capsys.readouterr().err
     assert "cannot resume with other settings: --crop was 48, is 64; --lr was 0.003, is 0.5" in error
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_what_differs(out, capsys):
+    content = torch.load(out / "last.pt", weights_only=True)
+    content["config"]["backbone"], content["config"]["channels"] = "resnet18", 99
+    torch.save(content, out / "last.pt")
+    assert fails(train, "--resume", out, "--epochs", "2") == 2
+    error = capsys.readouterr().err
+    assert "backbone is resnet18 there, mobilenetv3_small_100 here; channels is 99 there, 16 here; to" in error
+
+
+def test_another_run_starts_from_the_weights_and_the_architecture_of_one(out, shapes, tmp_path, capsys):
+    arguments = ["--data", shapes[0], "--val", shapes[1], "--init-from", out, "--out", tmp_path / "b"]
+    arguments += ["--merge-same-name", "--crop", 48, "--epochs", 1, "--lr", 1e-9, "--workers", 0, "--batch-size", 8]
+    train.main(list(map(str, arguments)))
+    assert f"weights of {out}\n" in capsys.readouterr().out
+    assert f"init_from: {out}" in (tmp_path / "b" / "args.yaml").read_text()
+    weights = [load_model(folder).head.weight for folder in (out, tmp_path / "b")]
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+def test_a_start_that_is_no_model_is_refused(shapes, tmp_path, capsys):
+    assert fails(train, *train_arguments(shapes, tmp_path / "b"), "--init-from", tmp_path) == 2
+    assert f"the folder {tmp_path} holds none of best.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_workers_device_and_saving_may_change(out):

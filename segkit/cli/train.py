@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from segkit.cli.train_parts import architecture_of, build_loaders, build_loss, b
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import measure_rarity
 from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced, write_data_report
+from segkit.cli.train_restart import epochs_with_restart
 from segkit.cli.train_resume import (
     goes_on,
     is_finished,
@@ -124,7 +126,8 @@ def train(
         report = RunReport(config, state, loaders[0], val_set, out, device)
     stop = StopSignals(patient=ranks.count > 1)
     with report or nullcontext(), stop, _told_when_interrupted(whole or out, ranks):
-        epochs = fit(
+        epochs = partial(
+            fit,
             state,
             *loaders,
             loss_fn,
@@ -145,7 +148,7 @@ def train(
             sam=config.sam,
             ranks=ranks,
         )
-        for epoch in epochs:
+        for epoch in epochs_with_restart(epochs, config, state, out, ranks):
             print(epoch_line(epoch, state, config.epochs), flush=True)
             if report:
                 report.update(state)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # What a resumed run may do in another way; the data is compared by its content.
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
-    *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from"),
+    *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from", "nan_policy"),
     *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
 

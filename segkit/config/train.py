@@ -118,6 +118,9 @@ class TrainConfig(LabelConfig):
     """Compile the training step, which takes minutes and pays in long runs; needs a C++ compiler."""
     sync_bn: Literal["auto", "on", "off"] = "auto"
     """Under torchrun, batch norms over the batches of all processes. auto: on for CUDA, which alone can do so."""
+    nan_policy: Literal["stop", "restart"] = "stop"
+    """When loss or gradient are not finite in a third step of an epoch, or in one of a hundred: stop, with exit code 4;
+    or once go on from the last save, at half the learning rate."""
     deterministic: bool = False
     """The same results on every run on CUDA too, where torch can; slower. On a CPU they are so anyway."""
 

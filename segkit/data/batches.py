@@ -58,12 +58,19 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         return full + (rest > 1 or full == 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        samples = self._samples()
+        for i in range(self.start, len(self)):
+            yield self._share(samples[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def images(self, number: int) -> list[int]:
+        """The images of a batch of the epoch, in all processes."""
+        return [index for index, _ in self._samples()[number * self.batch_size : (number + 1) * self.batch_size]]
+
+    def _samples(self) -> list[tuple[int, int]]:
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(self._drawn(random)).tolist()
         seeds = random.integers(2**31, size=self.length).tolist()
-        samples = list(zip(order, seeds, strict=True))
-        for i in range(self.start, len(self)):
-            yield self._share(samples[i * self.batch_size : (i + 1) * self.batch_size])
+        return list(zip(order, seeds, strict=True))
 
     def _share(self, batch: list[tuple[int, int]]) -> list[tuple[int, ...]]:
         own = batch[self.rank :: self.ranks]

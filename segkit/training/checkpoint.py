@@ -4,11 +4,12 @@ import csv
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segkit.models import Segmenter
 from segkit.models.transfer import differences
@@ -16,11 +17,11 @@ from segkit.training.atomic_file import write_atomically
 from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
-FORMAT = 2
+FORMAT = 3
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
-    *("epoch", "step", "updates", "overflows", "loss_sum", "image_count", "seconds"),
+    *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
     *("best_miou", "best_epoch", "best_weights", "stale_epochs", "history", "settings", "data"),
 )
 
@@ -34,7 +35,7 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         randoms: The random states of all processes; by default that of this one.
 
     Raises:
-        FloatingPointError: the weights are not finite; the files are as they were.
+        FloatingPointError: see `check_finite`; the files are as they were.
         OSError: the file could not be written; the files are as they were.
     """
     check_finite(state)
@@ -55,13 +56,21 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
 
 
 def check_finite(state: TrainState) -> None:
-    """Raises FloatingPointError if a weight is NaN or infinite."""
-    for name, value in state.model.state_dict().items():
+    """Raises FloatingPointError if a weight, its average or the optimizer's state is NaN or infinite."""
+    for name, value in _values_that_learn(state):
         if value.is_floating_point() and not value.isfinite().all():
             raise FloatingPointError(
-                f"the weights {name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
+                f"{name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
                 "try a lower --lr, or --amp off"
             )
+
+
+def _values_that_learn(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    averages = {} if state.ema is None else state.ema.module.state_dict()
+    yield from ((f"the weights {name}", value) for name, value in state.model.state_dict().items())
+    yield from ((f"the averaged weights {name}", value) for name, value in averages.items())
+    for values in state.optimizer.state.values():
+        yield from ((f"the optimizer's {key}", value) for key, value in values.items() if isinstance(value, Tensor))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:

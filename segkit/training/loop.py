@@ -17,6 +17,7 @@ from segkit.models import Segmenter
 from segkit.training.accumulation import Batch, pixel_shares, windows
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
+from segkit.training.not_finite import NotFinite, leave_out, place, stop
 from segkit.training.random_state import set_random_state
 from segkit.training.sam import perturbed
 from segkit.training.saving import CheckpointError, prepare_folder, save_if_best, save_progress
@@ -92,7 +93,8 @@ def fit(
         ranks: The processes that train together.
 
     Raises:
-        FloatingPointError: loss, gradient or weights are no longer finite; the files are the last finite ones.
+        FloatingPointError: loss or gradient are not finite in several steps of an epoch, or the weights are no longer;
+            the files are the last finite ones.
         Interrupted: by `check_stop`.
         CheckpointError: the end of the run could not be saved.
     """
@@ -102,7 +104,9 @@ def fit(
         state.random = None
     common = {"loss_fn": loss_fn, "device": device, "autocast": autocast, "ranks": ranks}
     forward = torch.compile(state.model) if compile else state.model
-    learn = partial(train_one_epoch, **common, clip_grad=clip_grad, accumulate=accumulate, sam=sam)
+    on_not_finite = leave_out(train, ranks)
+    updates = {"clip_grad": clip_grad, "accumulate": accumulate, "sam": sam, "on_not_finite": on_not_finite}
+    learn = partial(train_one_epoch, **common, **updates)
     score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_stop)
     after_update = partial(_after_update, state, out, save_every, check_stop, ranks)
     error = None
@@ -171,6 +175,7 @@ def train_one_epoch(
     accumulate: int = 1,
     after_update: Callable[[], None] = go_on,
     sam: float = 0.0,
+    on_not_finite: NotFinite = stop,
     ranks: Ranks = ALONE,
 ) -> float:
     """One pass over the batches; gives the mean loss over the epoch's images, those before a resume included.
@@ -186,10 +191,12 @@ def train_one_epoch(
         accumulate: Batches whose gradients make one update, see `pixel_shares`.
         after_update: Called when `state` is whole; may raise.
         sam: How far from the weights the gradient is taken, see `segkit.training.sam`; 0 for plain steps.
+        on_not_finite: Told of a step whose loss or gradient is not finite, but for what fp16 leaves out itself; if it
+            raises nothing, the step changes neither weights nor statistics.
         ranks: The processes that train together.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; with fp16, 20 times in a row.
+        FloatingPointError: by `on_not_finite`; or fp16 has overflowed 20 times in a row.
     """
     forward = ranks.wrap(state.model) if forward is None else forward
     state.model.train()
@@ -197,11 +204,23 @@ def train_one_epoch(
         state.scheduler.step_update(state.updates)
         shares, images = pixel_shares([target for _, target in window], ranks)
         add_gradients = partial(_add_gradients, state, window, shares, forward, loss_fn, device, autocast, ranks)
-        _count_loss(state, add_gradients(), images)
-        if sam:
-            with perturbed(state.model, sam):
-                add_gradients()
-        _update_weights(state, clip_grad)
+        statistics = [buffer.clone() for buffer in state.model.buffers()]
+        loss = add_gradients()
+        if math.isfinite(loss):
+            state.loss_sum += loss * images
+            state.image_count += images
+            if sam:
+                with perturbed(state.model, sam):
+                    add_gradients()
+        problem = _problem(state, loss, clip_grad)
+        if problem or not math.isfinite(loss):
+            for buffer, before in zip(state.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        if problem:
+            on_not_finite(state, problem, len(window))
+            state.updates += 1
+        else:
+            _update_weights(state)
         state.step += len(window)
         after_update()
     return state.loss_sum / state.image_count if state.image_count else math.nan
@@ -232,20 +251,25 @@ def _add_gradients(
     return ranks.sum(torch.tensor(total, dtype=torch.float64)).item()
 
 
-def _count_loss(state: TrainState, value: float, images: int) -> None:
-    if math.isfinite(value):
-        state.loss_sum += value * images
-        state.image_count += images
-    elif not state.scaler.is_enabled():  # which would leave out the update
-        raise FloatingPointError(f"the loss is {value} in {_place(state)}; try a lower --lr, or --amp off")
-
-
-def _update_weights(state: TrainState, clip_grad: float) -> None:
+def _problem(state: TrainState, loss: float, clip_grad: float) -> str | None:
+    """What is not finite, so that the step must be left out; clips the gradient. fp16's scaler sees to that itself."""
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    if state.scaler.is_enabled():
+        if clip_grad > 0:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_grad)
+        return None
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if not norm.isfinite():
+        return "the gradient is not finite"
     if clip_grad > 0:
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
-        if not state.scaler.is_enabled() and not norm.isfinite():
-            raise FloatingPointError(f"the gradient is not finite in {_place(state)}; try a lower --lr, or --amp off")
+        nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+    return None
+
+
+def _update_weights(state: TrainState) -> None:
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -253,14 +277,10 @@ def _update_weights(state: TrainState, clip_grad: float) -> None:
     state.overflows = state.overflows + 1 if state.scaler.get_scale() < scale else 0
     if state.overflows >= MAX_OVERFLOWS:
         raise FloatingPointError(
-            f"fp16 has overflowed {MAX_OVERFLOWS} times in a row in {_place(state)}; try --amp bf16, or a lower --lr"
+            f"fp16 has overflowed {MAX_OVERFLOWS} times in a row in {place(state)}; try --amp bf16, or a lower --lr"
         )
     if state.ema is not None and not state.overflows:
         state.ema.update(state.model, step=state.updates)
-
-
-def _place(state: TrainState) -> str:
-    return f"epoch {state.epoch + 1}, step {state.step + 1}"
 
 
 def _row(state: TrainState, train_loss: float, scored: dict[str, Evaluation], seconds: float) -> dict[str, float]:

@@ -68,6 +68,9 @@ class Schedule:
         shape: A scheduler of timm that counts updates.
         plateau: Lowers the rate beside it.
         monitor: What the plateau looks at.
+
+    Attributes:
+        factor: Of all rates, from the next update on; 1 at first.
     """
 
     def __init__(
@@ -76,13 +79,14 @@ class Schedule:
         self.shape = shape
         self.plateau = plateau
         self.monitor = monitor
+        self.factor = 1.0
 
     def step_update(self, update: int) -> None:
         """Call before update number `update`, from 0."""
         self.shape.step_update(update)
-        if self.plateau is not None:
-            for group in self.shape.optimizer.param_groups:
-                group["lr"] *= self.plateau.factor
+        factor = self.factor * (1.0 if self.plateau is None else self.plateau.factor)
+        for group in self.shape.optimizer.param_groups:
+            group["lr"] *= factor
 
     def end_epoch(self, *, loss: float, miou: float) -> None:
         """Call after each epoch, with what the validation gave."""
@@ -91,12 +95,12 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What the updates alone do not tell; the shape follows from the settings."""
-        if self.plateau is None:
-            return {}
-        return {name: getattr(self.plateau, name) for name in ("factor", "best", "stale")}
+        plateau = self.plateau and {name: getattr(self.plateau, name) for name in ("factor", "best", "stale")}
+        return {"factor": self.factor, "plateau": plateau}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
+        self.factor = state["factor"]
+        for name, value in (state["plateau"] or {}).items():
             setattr(self.plateau, name, value)
 
 

@@ -19,8 +19,9 @@ class TrainState:
         ema: The moving average of the weights, if there is one.
         epoch: Number of finished epochs.
         step: Batches of the current epoch that are done.
-        updates: Updates of the weights since the start, those included that fp16 skipped.
+        updates: Steps since the start, those included that changed nothing.
         overflows: Updates that fp16 skipped in a row.
+        left_out: Steps of the current epoch that were not finite and changed nothing.
         loss_sum: Sum of the loss over the images of the current epoch so far.
         image_count: How many they are.
         seconds: What the current epoch has taken so far.
@@ -43,6 +44,7 @@ class TrainState:
     step: int = 0
     updates: int = 0
     overflows: int = 0
+    left_out: int = 0
     loss_sum: float = 0.0
     image_count: int = 0
     seconds: float = 0.0
@@ -58,7 +60,7 @@ class TrainState:
     def end_epoch(self, row: dict[str, float], *, validated: bool = True) -> None:
         """Moves on to the start of the next epoch; `row` is what this one has reached."""
         self.epoch += 1
-        self.step, self.loss_sum, self.image_count, self.seconds = 0, 0.0, 0, 0.0
+        self.step, self.left_out, self.loss_sum, self.image_count, self.seconds = 0, 0, 0.0, 0, 0.0
         self.history.append(row)
         if validated:  # without, nobody knows whether it was better
             self.stale_epochs = self.epoch - self.best_epoch

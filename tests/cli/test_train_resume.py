@@ -16,6 +16,7 @@ from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
 from segkit.cli.run_folder import check_writable
+from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.training import saving
 
@@ -90,6 +91,46 @@ def test_a_start_that_is_no_model_is_refused(shapes, tmp_path, capsys):
     assert fails(train, *train_arguments(shapes, tmp_path / "b"), "--init-from", tmp_path) == 2
     assert f"the folder {tmp_path} holds none of best.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+class NaNIn(torch.nn.Module):
+    """A loss that is NaN in some training steps, from 0 over all epochs."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.loss, self.steps, self.step = create_loss("ce"), steps, -1
+
+    def forward(self, logits, target):
+        self.step += logits.requires_grad
+        is_bad = logits.requires_grad and self.step in self.steps
+        return self.loss(logits, target) * (float("nan") if is_bad else 1)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate(
+    shapes, tmp_path, monkeypatch, capsys, workers
+):
+    loss = NaNIn({3, 4, 5})  # all of the second of three epochs
+    monkeypatch.setattr(train, "build_loss", lambda *args: loss)
+    options = ["--epochs", "3", "--nan-policy", "restart", "--schedule", "constant", "--warmup-epochs", "0"]
+    train.main(train_arguments(shapes, tmp_path / "a", *options, "--workers", workers))
+    printed = capsys.readouterr().out
+    at = f"once again from {tmp_path / 'a' / 'last.pt'}, after epoch 1, with half the learning rate"
+    assert f"as in 2 steps before it, in epoch 2, step 3; try a lower --lr, or --amp off; {at}" in printed
+    rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
+    assert [float(row["lr"]) for row in rows] == [3e-3, 1.5e-3, 1.5e-3]
+
+
+@pytest.mark.parametrize(("policy", "restarts"), [("stop", 0), ("restart", 1)])
+def test_a_loss_that_stays_not_finite_ends_the_run(shapes, tmp_path, monkeypatch, capsys, policy, restarts):
+    monkeypatch.setattr(train, "build_loss", lambda *args: NaNIn(range(3, 99)))
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "3", "--nan-policy", policy)) == 4
+    printed = capsys.readouterr()
+    assert printed.out.count("once again from") == restarts
+    assert "segkit train: error: the loss is nan, as in 2 steps before it, in epoch 2, step 3" in printed.err
+    content = torch.load(tmp_path / "a" / "last.pt", weights_only=True)
+    assert content["epoch"] == 1
+    assert all(value.isfinite().all() for value in content["model"].values())
 
 
 def test_workers_device_and_saving_may_change(out):

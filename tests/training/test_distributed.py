@@ -185,25 +185,28 @@ def test_another_number_of_processes_takes_each_remaining_sample_once(tmp_path, 
 
 
 class NaNOn(nn.Module):
-    """A loss that is NaN in one process, in its third call."""
+    """A loss that is NaN in one process, in some of its calls."""
 
-    def __init__(self, rank, ranks):
+    def __init__(self, rank, ranks, calls):
         super().__init__()
-        self.loss, self.is_bad, self.calls = create_loss("ce"), rank == ranks.rank, 0
+        self.loss, self.bad, self.calls = create_loss("ce"), calls if rank == ranks.rank else (), 0
 
     def forward(self, logits, target):
         self.calls += 1
-        return self.loss(logits, target) * (float("nan") if self.is_bad and self.calls == 3 else 1)
+        return self.loss(logits, target) * (float("nan") if self.calls in self.bad else 1)
 
 
-def test_a_loss_that_is_nan_in_one_process_stops_all_before_it_reaches_the_weights(tmp_path):
+def test_a_loss_that_is_nan_in_one_process_is_left_out_in_all_and_then_stops_all(tmp_path):
     def train(ranks):
         state = build_state()
-        with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, step 3"):
-            run(tmp_path / "run", ranks=ranks, state=state, loss_fn=NaNOn(1, ranks))
-        return bool(weights(state).isfinite().all())
+        with pytest.raises(FloatingPointError, match="the loss is nan, as in 2 steps before it, in epoch 1, step 3"):
+            run(tmp_path / "run", ranks=ranks, state=state, loss_fn=NaNOn(1, ranks, (1, 2, 3)))
+        return state.updates, state.left_out, weights(state)
 
-    assert on_ranks(2, train, tmp_path / "group") == [True, True]
+    first, second = on_ranks(2, train, tmp_path / "group")
+    assert first[:2] == (2, 2)
+    assert same(first, second)
+    assert first[2].isfinite().all()
 
 
 def test_early_stopping_and_an_unfrozen_backbone_agree(tmp_path):

@@ -60,7 +60,7 @@ def test_plateau_and_patience_survive_a_resume(tmp_path):
     assert interrupted(tmp_path / "b", 43, epochs=6, state=state())
     stopped = read_checkpoint(tmp_path / "b")[0]
     assert stopped["epoch"] == 4
-    assert stopped["scheduler"]["best"] < 2
+    assert stopped["scheduler"]["plateau"]["best"] < 2
     run(tmp_path / "b", resume=True, epochs=6, state=state())
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 

@@ -1,15 +1,23 @@
 """What one update does: accumulation, precision, clipping, and numbers that are not finite."""
 
 import copy
+import math
 
 import pytest
 import torch
-from tiny_training import CPU, NAMES, build_state, loaders, run
+from tiny_training import CPU, NAMES, build_state, interrupted, loaders, run
 from torch import nn
 
 from segkit.losses import create_loss
 from segkit.models.preprocessing import Preprocessing
-from segkit.training import autocast, create_optimizer, create_scaler, create_scheduler, train_one_epoch
+from segkit.training import (
+    autocast,
+    create_optimizer,
+    create_scaler,
+    create_scheduler,
+    read_checkpoint,
+    train_one_epoch,
+)
 from segkit.training.accumulation import pixel_shares, windows
 from segkit.training.state import TrainState
 
@@ -107,6 +115,18 @@ class Poisoned(nn.Module):
         return self.loss(logits, target) * (float("nan") if self.calls in self.bad else 1.0)
 
 
+class PoisonedSteps(nn.Module):
+    """A loss that is NaN in some steps, counted from the first; not in validation."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad, self.calls, self.loss = set(bad), -1, create_loss("ce")
+
+    def forward(self, logits, target):
+        self.calls += logits.requires_grad
+        return self.loss(logits, target) * (float("nan") if logits.requires_grad and self.calls in self.bad else 1.0)
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights():
     state = norm_free_state(steps=3)
     learn(state, batches(2))
@@ -123,6 +143,82 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights():
     with pytest.raises(FloatingPointError, match="the gradient is not finite"):
         learn(state, batches(2), clip_grad=1.0)
     assert torch.equal(weights(state), before)
+
+
+def test_without_clipping_a_gradient_that_is_not_finite_stops_too():
+    state = norm_free_state()
+    state.model.last.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match="the gradient is not finite"):
+        learn(state, batches(2))
+
+
+def test_a_step_that_is_left_out_changes_neither_weights_nor_statistics_nor_the_mean_loss():
+    state, told, seen = build_state(ema=0.5), [], []
+    train, _ = loaders()
+
+    def remember():
+        values = [*state.model.state_dict().values(), *state.ema.module.state_dict().values()]
+        seen.append([value.clone() for value in values])
+
+    mean = train_one_epoch(
+        state,
+        train,
+        Poisoned([2]),
+        device=CPU,
+        autocast=autocast(CPU, "off"),
+        after_update=remember,
+        on_not_finite=lambda state, problem, batches: told.append((state.step, problem, batches)),
+    )
+    assert told == [(2, "the loss is nan", 1)]
+    assert all(torch.equal(before, after) for before, after in zip(seen[1], seen[2], strict=True))
+    assert not all(torch.equal(before, after) for before, after in zip(seen[2], seen[3], strict=True))
+    assert (state.step, state.updates, state.image_count) == (5, 5, 8)
+    assert math.isfinite(mean)
+
+
+def test_fp16_leaves_out_the_statistics_of_a_loss_that_is_not_finite():
+    state = build_state(amp="fp16")
+
+    def overflow(module, inputs):
+        return (inputs[0] * float("inf"),)
+
+    train, _ = loaders()
+    state.model.backbone.register_forward_pre_hook(overflow)
+    train_one_epoch(state, train, create_loss("ce"), device=CPU, autocast=autocast(CPU, "off"))
+    assert all(buffer.isfinite().all() for buffer in state.model.buffers())
+
+
+@pytest.mark.parametrize("bad", [[1, 3], [2, 6], [0, 1, 5, 9]])
+def test_steps_that_are_not_finite_are_left_out_and_logged_with_their_images(tmp_path, caplog, bad):
+    state = run(tmp_path, loss_fn=PoisonedSteps(bad))
+    assert (state.epoch, state.updates, state.left_out) == (2, 10, 0)
+    assert weights(state).isfinite().all()
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(lines) == len(bad)
+    batches = loaders()[0].batch_sampler
+    batches.epoch, number = divmod(bad[0], 5)
+    first, second = (index for index, _ in list(batches)[number])
+    assert lines[0] == (
+        f"warning: the loss is nan in epoch {batches.epoch + 1}, step {number + 1}, which is left out "
+        f"(images: {first}, {second})"
+    )
+
+
+def test_the_third_step_of_an_epoch_that_is_not_finite_stops(tmp_path):
+    state = build_state()
+    with pytest.raises(FloatingPointError, match="the loss is nan, as in 2 steps before it, in epoch 2, step 4"):
+        run(tmp_path, state=state, loss_fn=PoisonedSteps([0, 5, 7, 8]))
+    assert read_checkpoint(tmp_path)[0]["epoch"] == 1
+    assert weights(state).isfinite().all()
+
+
+def test_steps_left_out_survive_a_resume(tmp_path):
+    bad = PoisonedSteps([0, 1, 3])
+    with pytest.raises(FloatingPointError, match="step 4"):
+        run(tmp_path / "a", loss_fn=bad)
+    assert interrupted(tmp_path / "b", 2, loss_fn=PoisonedSteps([0, 1, 3]))
+    with pytest.raises(FloatingPointError, match="step 4"):
+        run(tmp_path / "b", resume=True, loss_fn=PoisonedSteps([0]))
 
 
 def test_fp16_leaves_out_updates_that_overflow_and_goes_on():

@@ -1,0 +1,40 @@
+"""--nan-policy restart: after numbers that are not finite, once again from the last save, more slowly."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segkit.config import TrainConfig
+
+if TYPE_CHECKING:
+    from segkit.training import EpochReport, Ranks, TrainState
+
+SLOWER = 0.5
+
+
+def epochs_with_restart(
+    train: Callable[[], Iterator["EpochReport"]], config: TrainConfig, state: "TrainState", out: Path, ranks: "Ranks"
+) -> Iterator["EpochReport"]:
+    """The epochs of `train`; if they end by FloatingPointError, as `config.nan_policy` says, from the last save again.
+
+    The learning rates are halved then, for the rest of the run; the second time the error is raised, and where nothing
+    has been saved yet.
+    """
+    from segkit.training import load_state, read_checkpoint
+    from segkit.training.checkpoint import LAST
+
+    try:
+        yield from train()
+        return
+    except FloatingPointError as error:
+        has_save = ranks.on_first(lambda: (out / LAST).is_file())
+        if config.nan_policy == "stop" or state.scheduler.factor != 1 or not has_save:
+            raise
+        problem = error
+    content, _ = ranks.on_first(lambda: read_checkpoint(out))
+    load_state(state, content, allow_data_change=True, rank=ranks.rank)
+    state.scheduler.factor = SLOWER
+    if ranks.is_first:
+        at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
+        print(f"warning: {problem}; once again from {out / LAST}, {at}, with half the learning rate", flush=True)
+    yield from train()

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
+from segkit.cli.run_lock import RunLock
 from segkit.cli.run_report import RunReport
 from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
 from segkit.cli.train_parts import architecture_of, build_loaders, build_loss, build_state
 from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
 from segkit.cli.train_rare import measure_rarity
-from segkit.cli.train_report import describe, epoch_line, finish, progress_bar, tell_replaced, write_data_report
+from segkit.cli.train_report import (
+    describe,
+    epoch_line,
+    finish,
+    progress_bar,
+    tell_absent,
+    tell_replaced,
+    tell_room,
+    write_data_report,
+)
 from segkit.cli.train_restart import epochs_with_restart
 from segkit.cli.train_resume import (
     goes_on,
@@ -97,10 +107,18 @@ def train(
         load: Gives the training and validation images.
         whole: The folder by which an interrupted run goes on, where that is not its own.
     """
-    from segkit.cli.devices import pick_device
-    from segkit.training import Ranks, StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
+    from segkit.training import Ranks
 
-    ranks = ranks or Ranks()
+    with RunLock() as lock:
+        return _train(config, ranks or Ranks(), lock, load, whole)
+
+
+def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole: Path | None) -> Path:
+    from segkit.cli.devices import pick_device
+    from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
+
+    if is_resumed(config):
+        ranks.on_first(lambda: lock.take(config.out))
     checkpoint = ranks.on_first(lambda: read_run(config)) if is_resumed(config) else None
     if checkpoint and ranks.on_first(lambda: is_finished(config, checkpoint)):
         return config.out
@@ -117,13 +135,14 @@ def train(
         loaders = build_loaders(config, train_set, val_set, rarity, ranks)
         state = build_state(config, train_set.class_names, len(loaders[0]), device, ranks)
         loss_fn = build_loss(config, rarity).to(device)
-    out = _open_run(config, state, checkpoint, ranks)
+    out = _open_run(config, state, checkpoint, lock, ranks)
     print(describe(config, state.model, train_set, val_set, device, out))
     tell_ranks(config.batch_size, device, ranks)
     report = None
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
         report = RunReport(config, state, loaders[0], val_set, out, device)
+    has_scores = False
     stop = StopSignals(patient=ranks.count > 1)
     with report or nullcontext(), stop, _told_when_interrupted(whole or out, ranks):
         epochs = partial(
@@ -150,6 +169,9 @@ def train(
         )
         for epoch in epochs_with_restart(epochs, config, state, out, ranks):
             print(epoch_line(epoch, state, config.epochs), flush=True)
+            if epoch.scores and not has_scores:
+                tell_absent(epoch.scores, val_set.ignore_classes)
+            has_scores = has_scores or epoch.scores is not None
             if report:
                 report.update(state)
     tell_replaced(sorted(set(chain.from_iterable(ranks.gather(loaders[0].dataset.replaced)))))
@@ -167,14 +189,21 @@ def _check_folder(config: TrainConfig, *, is_new: bool) -> None:
         check_free(config.out, may_have_begun=config.resume == "auto")
 
 
-def _open_run(config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, ranks: "Ranks") -> Path:
+def _open_run(
+    config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, lock: RunLock, ranks: "Ranks"
+) -> Path:
     """Makes the run folder, when all the parts are there; or takes up the one to resume."""
-    from segkit.cli.run_folder import create_run_folder
+    from segkit.cli.run_folder import check_free, create_run_folder
     from segkit.training import seed_all
 
     def open_folder() -> Path:
-        is_new = checkpoint is None
-        out = create_run_folder(config.out, "train", may_have_begun=config.resume == "auto") if is_new else config.out
+        out = config.out
+        if checkpoint is None:
+            out = create_run_folder(config.out, "train", may_have_begun=config.resume == "auto")
+            lock.take(out)
+            if config.out is not None:  # one that started at the same time may have been faster
+                check_free(out, may_have_begun=config.resume == "auto")
+        tell_room(state, out)
         write_yaml(replace(config, resume=False), out / "args.yaml")
         return out
 

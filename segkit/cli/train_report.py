@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from segkit.cli.run_report import RunReport
     from segkit.data import SegmentationDataset
+    from segkit.metrics import Scores
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
     from segkit.training.evaluation import Precision
@@ -38,7 +40,14 @@ def describe(
         f"masks  {_describe_masks(config)}\n"
         f"model  {config.model} on {config.backbone}, {parameters:.1f} M parameters, on {device}\n"
         f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels"
+        f"{_describe_small_set(config, len(train_set))}"
     )
+
+
+def _describe_small_set(config: TrainConfig, images: int) -> str:
+    if images >= config.batch_size:
+        return ""
+    return f"\nnote   --batch-size is {config.batch_size}, but there are {images} images: each step has all of them"
 
 
 def _describe_labels(data: "SegmentationDataset") -> str:
@@ -58,6 +67,23 @@ def _describe_masks(config: TrainConfig) -> str:
     rule = "as their files are" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
     ignored = f"; neither learnt nor scored: {', '.join(config.ignore_classes)}" if config.ignore_classes else ""
     return rule + ignored
+
+
+def tell_room(state: "TrainState", out: Path) -> None:
+    """Warns where the disk has no room for the run's checkpoints: two, and one that is being written."""
+    from segkit.training.saving import checkpoint_bytes
+
+    free, needed = shutil.disk_usage(out).free, 3 * checkpoint_bytes(state)
+    if free < needed:
+        print(f"warning: {out} has room for {free / 1e6:.0f} MB; the run needs about {needed / 1e6:.0f} MB")
+
+
+def tell_absent(scores: "Scores", ignored: Sequence[str]) -> None:
+    """Warns of classes that no validation image shows."""
+    names = [name for name, pixels in zip(scores.class_names, scores.support, strict=True) if not pixels]
+    names = [name for name in names if name not in ignored]
+    if names:
+        print(f"warning: no validation image shows {', '.join(names)}: how well that is found stays unknown")
 
 
 def tell_replaced(names: Sequence[str]) -> None:

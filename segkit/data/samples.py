@@ -1,7 +1,8 @@
 """What loaders take one by one: images and masks as tensors, augmented by the sample's own seed or as they are."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -80,9 +81,10 @@ class Augmented(Dataset):
         return _to_tensors(image, np.full_like(mask, IGNORE_INDEX) if padding else mask)
 
     def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self._read(index, seed)
-        self.transform.set_random_seed(seed)
-        result = self.transform(image=image, mask=mask)
+        with naming(self.data, index):
+            image, mask = self._read(index, seed)
+            self.transform.set_random_seed(seed)
+            result = self.transform(image=image, mask=mask)
         return result["image"], result["mask"]
 
     def _read(self, index: int, seed: int) -> Sample:
@@ -123,7 +125,23 @@ class Plain(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return _to_tensors(*self.data[index])
+        with naming(self.data, index):
+            return _to_tensors(*self.data[index])
+
+
+@contextmanager
+def naming(data: SegmentationDataset, index: int) -> Iterator[None]:
+    """Adds the image's name to errors that do not know it: of somebody's own data set or transform.
+
+    Raises:
+        RuntimeError: from that error.
+    """
+    try:
+        yield
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"cannot load image {data.name(index)}: {type(error).__name__}: {error}") from error
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from segkit.models.factory import create_model
 from segkit.models.preprocessing import Preprocessing
@@ -28,28 +27,23 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
         path: The file; an existing one is replaced.
         **extra: Plain data that is kept beside the model, such as `miou=0.71`; see `read_header`.
     """
-    path = Path(path)
-    if model.config is None:
-        raise ValueError("a model that create_model did not build cannot be saved so: its architecture has no name")
-    header = {**describe_model(model), "extra": extra}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    path, content = Path(path), model_bytes(model, **extra)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder, path.name)
-        try:
-            save_file(tensors, temporary, metadata={"segkit": json.dumps(header)})
-        except SafetensorError as error:  # which is what a full disk looks like
-            raise OSError(f"cannot write {path}: {error}") from error
-        _give_usual_mode(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
 
-def _give_usual_mode(file: Path) -> None:
-    """Lets those read it who may read other files of this user; safetensors lets nobody else."""
-    usual = file.with_name("usual")
-    usual.touch()
-    shutil.copymode(usual, file)
+def model_bytes(model: Segmenter, **extra: Any) -> bytes:
+    """What `save_model` writes, for those who write it in their own way."""
+    if model.config is None:
+        raise ValueError("a model that create_model did not build cannot be saved so: its architecture has no name")
+    header = {**describe_model(model), "extra": extra}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return save(tensors, metadata={"segkit": json.dumps(header)})
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
 from segkit.training.not_finite import NotFinite, leave_out, place, stop
 from segkit.training.random_state import set_random_state
 from segkit.training.sam import perturbed
-from segkit.training.saving import CheckpointError, prepare_folder, save_if_best, save_progress
+from segkit.training.saving import CheckpointError, checkpoint_bytes, prepare_folder, save_if_best, save_progress
 from segkit.training.signals import Interrupted
 from segkit.training.state import TrainState
 
@@ -119,7 +119,8 @@ def fit(
             speed = (state.image_count - images) / max(state.seconds - seconds, 1e-9)
             started = time.monotonic()
             is_due = (state.epoch + 1) % val_every == 0 or state.epoch + 1 == epochs
-            scored = _scores(state, score, ranks) if is_due else {}
+            state.optimizer.zero_grad()  # makes room for the full images
+            scored = _scores(state, score, out, ranks) if is_due else {}
         row = _row(state, train_loss, scored, state.seconds + time.monotonic() - started)
         state.end_epoch(row, validated=is_due)
         improved, best_error = save_if_best(state, scored, out, ranks) if is_due else (False, None)
@@ -128,7 +129,8 @@ def fit(
         with ranks.stopping_together():
             check_stop()
     if error is not None:
-        raise CheckpointError(f"the run is finished, but could not be saved: {error}") from error
+        size = f"{checkpoint_bytes(state) / 1e6:.0f} MB"
+        raise CheckpointError(f"the run is finished, but could not be saved ({size}): {error}") from error
 
 
 @contextmanager
@@ -156,11 +158,26 @@ def _after_update(
     return call
 
 
-def _scores(state: TrainState, score: Callable[[Segmenter], Evaluation], ranks: Ranks) -> dict[str, Evaluation]:
-    """What the weights, and their average if there is one, are worth, with the first process's batch statistics."""
+def _scores(
+    state: TrainState, score: Callable[[Segmenter], Evaluation], out: Path, ranks: Ranks
+) -> dict[str, Evaluation]:
+    """What the weights, and their average if there is one, are worth, with the first process's batch statistics.
+
+    Where memory runs out, the epoch's training is saved, by a process that is alone, and each is tried once more.
+    """
     models = {"raw": state.model} | ({} if state.ema is None else {"ema": state.ema.module})
     ranks.share_buffers(*models.values())
-    return {name: score(model) for name, model in models.items()}
+
+    def tried_twice(model: Segmenter) -> Evaluation:
+        try:
+            return score(model)
+        except torch.OutOfMemoryError:
+            if ranks.count == 1:
+                save_progress(state, out)
+        torch.cuda.empty_cache()  # not while the error holds on to what it was doing
+        return score(model)
+
+    return {name: tried_twice(model) for name, model in models.items()}
 
 
 def train_one_epoch(

@@ -4,8 +4,8 @@ import logging
 import math
 from pathlib import Path
 
-from segkit.models import save_model
-from segkit.training.atomic_file import remove_leftovers
+from segkit.models.model_file import model_bytes
+from segkit.training.atomic_file import remove_leftovers, write_atomically
 from segkit.training.checkpoint import LAST, PREVIOUS, check_finite, save_state, write_results
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation
@@ -47,6 +47,12 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
     return ranks.on_first(write)
 
 
+def checkpoint_bytes(state: TrainState) -> int:
+    """About how large `last.pt` is: the weights, their average, and the two moments of Adam and its kin."""
+    weights = sum(value.numel() * value.element_size() for value in state.model.state_dict().values())
+    return weights * (3 if state.ema is None else 4)
+
+
 def save_if_best(
     state: TrainState, scored: dict[str, Evaluation], out: Path, ranks: Ranks = ALONE
 ) -> tuple[bool, OSError | None]:
@@ -71,7 +77,8 @@ def save_if_best(
         check_finite(state)
         model = state.model if weights == "raw" else state.ema.module
         try:
-            save_model(model, out / BEST, epoch=state.epoch, miou=miou, weights=weights)
+            content = model_bytes(model, epoch=state.epoch, miou=miou, weights=weights)
+            write_atomically(out / BEST, content)
         except OSError as error:
             return _tell(error, out)
         return None

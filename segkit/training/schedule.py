@@ -140,7 +140,7 @@ def create_scheduler(
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
     lr = optimizer.defaults["lr"]
     options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": lr * warmup_factor, "t_in_epochs": False}
-    shape = SHAPES[name](optimizer, steps - warmup, min_lr, options)
+    shape = SHAPES[name if steps - warmup > 1 else "constant"](optimizer, steps - warmup, min_lr, options)
     if name != "plateau":
         return Schedule(shape)
     plateau = Plateau(DIRECTIONS[monitor], patience=patience, decay=plateau_factor, floor=min_lr / lr)

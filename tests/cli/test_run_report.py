@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -63,6 +65,34 @@ def test_the_page_holds_the_run(run):
     for text in ("a &lt;b&gt;", "Finished, after 2 epochs.", "mobilenetv3_small_100", "python -m segkit evaluate"):
         assert text in page
     assert (run / "report.html").stat().st_size < 3e6
+
+
+def test_the_page_refers_to_nothing_outside_itself(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    references = re.findall(r"""(?:src|href|action|data|poster|srcset)\s*=\s*["']?([^"'\s>]+)""", page)
+    references += re.findall(r"url\(\s*[\"']?([^\"')]+)", page)
+    assert references
+    assert not [one for one in references if not one.startswith(("data:image/", "#"))]
+    assert not re.search(r"<(script|iframe|link|object|embed|base)\b|@import|https?:", page.replace("xmlns", ""))
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_a_browser_shows_the_page(run, tmp_path):
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--window-size=1200,3000", f"--screenshot={tmp_path / 'page.png'}", "--enable-logging=stderr"]
+    address = (run / "report.html").resolve().as_uri()
+    result = subprocess.run([BROWSER, *options, address], capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in result.stderr  # where a page's errors are told
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape == (3000, 1200, 3)
+    used = (pixels != pixels[-1, -1]).any(2).any(1)
+    assert used.mean() > 0.3  # rows that are no plain background
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # photographs are among them
 
 
 def test_the_environment_is_written_without_the_processes_variables(run):

@@ -1,14 +1,25 @@
+import pickle
 import subprocess
 import sys
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import write_coco, write_shapes
 from PIL import Image
 
-from segkit.data import AUGMENTATIONS, CocoSegmentation, DataError, create_transform, train_loader, val_loader
+from segkit.data import (
+    AUGMENTATIONS,
+    CocoSegmentation,
+    DataError,
+    SegmentationDataset,
+    create_transform,
+    train_loader,
+    val_loader,
+)
+from segkit.data.batches import TrainBatches
 from segkit.data.mixing import CopyPaste, cutmix
 from segkit.data.samples import Augmented
 from segkit.data.transforms import RECOMMENDED, strict_arguments
@@ -248,3 +259,74 @@ if __name__ == "__main__":
 def test_a_program_that_ends_with_a_loader_alive_does_end(shapes, tmp_path):
     (tmp_path / "x.py").write_text(LEAVES_A_LOADER_BEHIND)
     subprocess.run([sys.executable, tmp_path / "x.py", shapes[0]], check=True, timeout=30)
+
+
+class Broken(SegmentationDataset):
+    """Somebody's own images, one of which raises an error that does not name it."""
+
+    class_names = ("a", "b")
+
+    def __len__(self):
+        return 4
+
+    def image(self, index):
+        if index == 2:
+            raise ZeroDivisionError("of its own")
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def mask(self, index):
+        return np.zeros((8, 8), np.uint8)
+
+    def name(self, index):
+        return f"photograph{index}.jpg"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["train", "val"])
+def test_an_error_of_somebodys_own_data_names_the_image_in_its_last_line(kind, workers):
+    data = Broken()
+    transform = create_transform("none", crop=8)
+    loader = train_loader(data, transform, batch_size=2, workers=workers) if kind == "train" else val_loader(data)
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    assert (
+        str(caught.value)
+        .rstrip()
+        .splitlines()[-1]
+        .endswith("cannot load image photograph2.jpg: ZeroDivisionError: of its own")
+    )
+
+
+class Threads(Broken):
+    """Images whose pixels tell how many threads OpenCV may use."""
+
+    def image(self, index):
+        return np.full((8, 8, 3), cv2.getNumThreads(), np.uint8)
+
+
+def test_opencv_has_one_thread_in_a_worker():
+    loader = train_loader(Threads(), create_transform("none", crop=8), batch_size=4, workers=1)
+    assert next(iter(loader))[0].unique().tolist() == [1]
+
+
+def test_loaders_travel_to_workers_that_are_spawned(data):
+    loader = train_loader(data, create_transform("standard", crop=32), batch_size=4)
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert all(torch.equal(a, b) for a, b in zip(copy[3, 5], loader.dataset[3, 5], strict=True))
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same_batches(data):
+    options = {"data": data, "transform": create_transform("standard", crop=32), "batch_size": 4}
+    spawned, forked = train_loader(**options, workers=1), train_loader(**options)
+    spawned.multiprocessing_context = "spawn"
+    for batch, other in zip(spawned, forked, strict=True):
+        assert equal(batch, other)
+
+
+def test_a_batch_tells_its_images():
+    batches = TrainBatches(10, 4, seed=3, rank=1, ranks=2)
+    batches.epoch, batches.start = 2, 1
+    own = [index for index, _ in next(iter(batches))]
+    assert batches.images(1)[1::2] == own
+    assert sorted(index for number in range(3) for index in batches.images(number)) == list(range(10))

@@ -115,6 +115,21 @@ def test_weights_that_are_not_finite_are_not_saved(out, value):
     assert (out / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("part", ["ema", "optimizer"])
+def test_averages_and_optimizers_that_are_not_finite_are_not_saved(out, part):
+    before = (out / "last.pt").read_bytes()
+    state = build_state()
+    load_state(state, read_checkpoint(out)[0])
+    values = (
+        state.ema.module.head.weight if part == "ema" else state.optimizer.state[state.model.head.weight]["exp_avg"]
+    )
+    values.data[0] = float("nan")
+    named = r"averaged weights head\.weight" if part == "ema" else "optimizer's exp_avg"
+    with pytest.raises(FloatingPointError, match=rf"the {named} are no longer finite in epoch 3, and are not saved"):
+        save_state(state, out)
+    assert (out / "last.pt").read_bytes() == before
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
 

@@ -24,17 +24,13 @@ def test_a_run_interrupted_anywhere_equals_a_whole_one(whole, tmp_path, stop_aft
     assert same(outcome(tmp_path), whole)
 
 
-def test_a_run_interrupted_again_and_again_equals_a_whole_one(whole, tmp_path):
-    stops = np.random.default_rng(0).integers(1, 9, 40).tolist()
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_interrupted_at_random_again_and_again_equals_a_whole_one(whole, tmp_path, workers):
+    stops = np.random.default_rng(workers).integers(1, 9, 40).tolist()
     resume = False
-    while interrupted(tmp_path, stops.pop(), resume=resume):
+    while interrupted(tmp_path, stops.pop(), resume=resume, workers=workers):
         resume = True
-    assert same(outcome(tmp_path), whole)
-
-
-def test_workers_do_not_change_a_resumed_run(whole, tmp_path):
-    assert interrupted(tmp_path, 3, workers=2)
-    run(tmp_path, resume=True, workers=2)
+    assert resume
     assert same(outcome(tmp_path), whole)
 
 

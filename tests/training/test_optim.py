@@ -65,3 +65,20 @@ def test_unknown_names_are_errors_that_list_the_known_ones(model):
         create_optimizer(model, "adm", lr=1.0)
     with pytest.raises(ValueError, match="unknown amp 'half', expected one of off, bf16"):
         create_scaler(torch.device("cpu"), "half")
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamp", "sgd", "lamb"])
+def test_optimisers_of_timm_lower_the_loss(name):
+    torch.manual_seed(0)
+    model = create_model("fpn", backbone="test_resnet", class_names=NAMES, pretrained=False, channels=8)
+    optimizer = create_optimizer(model, name, lr=1e-2, weight_decay=0.01)
+    images, target = torch.randn(2, 3, 32, 32), torch.randint(0, len(NAMES), (2, 32, 32))
+    losses = []
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(model(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert type(optimizer).__name__.lower().startswith(name)

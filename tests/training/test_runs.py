@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny_training import build_state, forked, outcome, run, same
 
-from segkit.models import load_model, read_header, save_model
+from segkit.losses import create_loss
+from segkit.models import load_model, read_header
 from segkit.training import CheckpointError, Evaluation, Interrupted, StopSignals, loop, read_checkpoint, saving
+from segkit.training.atomic_file import write_atomically
 
 
 class FixedScores:
@@ -98,6 +100,35 @@ def test_a_validation_set_without_any_class_is_an_error(tmp_path, score):
         run(tmp_path, state=build_state(ema=0), epochs=1)
 
 
+class OutOfMemory(torch.nn.Module):
+    """A loss for whose validation images the memory runs out, so many times."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.loss, self.times = create_loss({"ce": 0.6, "dice": 0.4}), times
+
+    def forward(self, logits, target):
+        if not logits.requires_grad and self.times:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.loss(logits, target)
+
+
+def test_a_validation_for_which_memory_runs_out_is_tried_once_more(tmp_path):
+    run(tmp_path / "a", epochs=1)
+    run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(1))
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_a_validation_for_which_memory_runs_out_again_leaves_the_epoch_to_go_on_from(tmp_path):
+    run(tmp_path / "a", epochs=1)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(2))
+    assert read_checkpoint(tmp_path / "b")[0]["step"] == 5
+    run(tmp_path / "b", epochs=1, resume=True)
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
 @pytest.mark.slow
 def test_a_compiled_step_trains_like_an_eager_one(tmp_path):
     torch.compiler.reset()
@@ -140,9 +171,9 @@ def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkey
     calls = iter(range(9))
 
     def once_full(*args, **options):
-        return disk_full() if next(calls) == 0 else save_model(*args, **options)
+        return disk_full() if next(calls) == 0 else write_atomically(*args, **options)
 
-    monkeypatch.setattr(saving, "save_model", once_full)
+    monkeypatch.setattr(saving, "write_atomically", once_full)
     state = run(tmp_path, state=build_state(ema=0), epochs=2)
     assert (state.best_miou, state.best_epoch) == (0.4, 2)
     assert read_header(tmp_path / "best.safetensors")["extra"]["miou"] == 0.4
@@ -189,4 +220,23 @@ def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
     assert forked(stopped) == 1
     assert read_checkpoint(tmp_path / "b")[0]["step"] == 3
     run(tmp_path / "b", resume=True, epochs=1)
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, monkeypatch):
+    run(tmp_path / "a", epochs=2)
+    real, calls = os.fsync, iter(range(99))
+
+    def signalled(handle):
+        if next(calls) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        real(handle)
+
+    with monkeypatch.context() as patch, StopSignals() as stop:
+        patch.setattr(os, "fsync", signalled)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run(tmp_path / "b", epochs=2, check_stop=stop.check)
+    assert read_checkpoint(tmp_path / "b")[0]["epoch"] == 1
+    assert not [path for path in (tmp_path / "b").iterdir() if path.name.startswith(".")]
+    run(tmp_path / "b", epochs=2, resume=True)
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))

@@ -129,3 +129,11 @@ def test_scaled_groups_keep_their_share():
 def test_unknown_names_are_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly", "plateau", "constant"])
+def test_a_single_step_has_the_highest_rate_and_no_warning(name, caplog):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    create_scheduler(optimizer, name, epochs=1, steps_per_epoch=1, warmup_epochs=1).step_update(0)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not caplog.records

@@ -103,7 +103,8 @@ def run(
         **options,
     }
     train, val = loaders(workers=workers, batch_size=batch_size, ranks=ranks)
-    for _ in fit(state, train, val, settings.pop("loss_fn"), out, check_stop=check_stop, ranks=ranks, **settings):
+    settings.setdefault("check_stop", check_stop)
+    for _ in fit(state, train, val, settings.pop("loss_fn"), out, ranks=ranks, **settings):
         pass
     return state
 

@@ -1,0 +1,247 @@
+"""What a training meets: other trainings, full disks, dead workers, other users, two signals; and what it says then."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_shapes
+from test_train_infer import fails, train_arguments
+
+from segkit.cli import train, train_report
+from segkit.cli.run_lock import RunLock
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-m", "segkit", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.02)
+
+
+def children(pid):
+    """Processes that `pid` has started and that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
+
+
+def in_another_process(act):
+    """Gives what `act` raised in a child, as text."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            message = ""
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+        os.write(write, message.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as file:
+        return file.read()
+
+
+def test_a_folder_is_taken_by_one_training_until_it_ends(tmp_path):
+    def take():
+        with RunLock() as lock:
+            lock.take(tmp_path)
+
+    with RunLock() as lock:
+        lock.take(tmp_path)
+        assert in_another_process(take).startswith(f"ValueError: another training writes to {tmp_path} already; wait")
+    assert in_another_process(take) == ""
+    with RunLock() as lock:
+        lock.take(tmp_path / "missing")
+
+
+def test_children_of_a_training_do_not_hold_its_folder(tmp_path):
+    with RunLock() as lock:
+        lock.take(tmp_path)
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+
+    def is_free():
+        try:
+            with RunLock() as lock:
+                lock.take(tmp_path)
+        except ValueError:
+            return False
+        return True
+
+    try:
+        wait_for(is_free, seconds=30)  # as soon as the child runs
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsys, resume):
+    out = tmp_path / "a"
+    if resume:
+        train.main(train_arguments(shapes, out, "--epochs", "1"))
+        before = (out / "last.pt").read_bytes()
+        arguments = ["--resume", str(out), "--epochs", "2"]
+    else:
+        out.mkdir()
+        arguments = train_arguments(shapes, out)
+    with RunLock() as lock:
+        lock.take(out)
+        assert fails(train, *arguments) == 2
+    assert f"another training writes to {out} already; wait for its end" in capsys.readouterr().err
+    assert ((out / "last.pt").read_bytes() == before) if resume else not any(out.iterdir())
+
+
+def test_a_disk_that_is_nearly_full_is_told_at_the_start(shapes, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
+    monkeypatch.setattr(train_report.shutil, "disk_usage", lambda path: usage)
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
+    size = (tmp_path / "a" / "last.pt").stat().st_size
+    printed = capsys.readouterr().out
+    assert f"warning: {tmp_path / 'a'} has room for 20 MB; the run needs about " in printed
+    told = int(printed.partition("needs about ")[2].partition(" MB")[0])
+    assert told * 1e6 == pytest.approx(3 * size, rel=0.1)
+
+
+def test_a_class_that_no_validation_image_shows_is_told_once(shapes, tmp_path, capsys):
+    val = write_shapes(tmp_path, "val", 2, seed=5)
+    text = val.read_text()
+    val.write_text(text.replace('"category_id": 3', '"category_id": 7'))
+    train.main(train_arguments((shapes[0], val), tmp_path / "a", "--epochs", "2"))
+    assert capsys.readouterr().out.count("warning: no validation image shows square: how well that is found") == 1
+
+
+def test_a_set_smaller_than_a_batch_is_told_and_trains(shapes, tmp_path, capsys):
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--batch-size", "50"))
+    assert "--batch-size is 50, but there are 12 images: each step has all of them" in capsys.readouterr().out
+
+
+def test_another_user_cannot_write_and_is_told_before_the_data_is_read(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir(mode=0o755)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    if os.getuid():
+        folder.chmod(0o555)
+
+    def act():
+        if not os.getuid():
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        train._check_folder(train.TrainConfig(out=folder / "a"), is_new=True)
+
+    expected = f"ValueError: cannot write to {folder / 'a'}: Permission denied ({folder})"
+    assert in_another_process(act) == expected
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not hasattr(os, "fork"), reason="gives the data to another user")
+def test_a_data_folder_that_is_read_only_trains(tmp_path):
+    """As another user, whom modes bind: root writes everywhere."""
+    shapes = write_shapes(tmp_path / "data", "train", 6, 1), write_shapes(tmp_path / "data", "val", 2, 2)
+    for path in (tmp_path / "data").rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (tmp_path / "data").chmod(0o555)
+    (tmp_path / "home").mkdir(mode=0o777)
+    (tmp_path / "home").chmod(0o777)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    before = sorted((tmp_path / "data").rglob("*"))
+
+    def act():
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        os.environ["HOME"] = str(tmp_path / "home")
+        train.main(train_arguments(shapes, tmp_path / "home" / "a", "--epochs", "1"))
+
+    assert in_another_process(act) == ""
+    assert (tmp_path / "home" / "a" / "report.html").is_file()
+    assert sorted((tmp_path / "data").rglob("*")) == before
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_worker_that_is_killed_is_one_sentence_and_the_run_goes_on_later(shapes, tmp_path):
+    out = tmp_path / "a"
+    process = start(*train_arguments(shapes, out, "--epochs", "200", "--workers", "2"))
+    wait_for((out / "last.pt").is_file)
+    wait_for(lambda: len(children(process.pid)) >= 2)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1, error
+    assert "Traceback" not in error
+    assert error.count("segkit train: error: DataLoader worker") == 1
+    assert error.endswith("What was saved before is kept.\n")
+    epoch = torch.load(out / "last.pt", weights_only=True)["epoch"]
+    train.main(["--resume", str(out), "--epochs", str(epoch + 1), "--workers", "0"])
+    assert len(list(csv.DictReader((out / "results.csv").open()))) == epoch + 1
+
+
+@pytest.mark.slow
+@needs_proc
+def test_ctrl_c_twice_leaves_no_process_no_traceback_and_whole_files(shapes, tmp_path):
+    out = tmp_path / "a"
+    options = ["--epochs", "500", "--workers", "2", "--save-every", "1"]
+    process = start(*train_arguments(shapes, out, *options), start_new_session=True)
+    wait_for((out / "last.prev.pt").is_file)
+    wait_for(lambda: len(children(process.pid)) >= 2)
+    workers = children(process.pid)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    wait_for(lambda: not any(alive(worker) for worker in workers), seconds=10)
+    torch.load(out / "last.pt", weights_only=True)
+
+
+def test_a_clock_that_is_set_back_does_not_disturb_the_times(shapes, tmp_path, monkeypatch):
+    real, back = time.time, iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(back))
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "2"))
+    times = [float(row["time"]) for row in csv.DictReader((tmp_path / "a" / "results.csv").open())]
+    assert all(0 < seconds < 600 for seconds in times)
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_without_a_screen(shapes, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment["MPLBACKEND"] = "TkAgg"  # asks for a window
+    process = start(*train_arguments(shapes, tmp_path / "a", "--epochs", "1"), env=environment)
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    assert (tmp_path / "a" / "curves.png").is_file()

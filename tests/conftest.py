@@ -19,6 +19,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in FORKING)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_charts(request):
+    """Commands draw their charts in test_run_report and test_train_infer alone: they take most of a small training."""
+    stem = request.path.stem
+    if request.path.parent.name != "cli" or stem in ("test_run_report", "test_train_infer"):
+        yield
+        return
+    import segkit.report
+
+    def blank(*content):
+        Image.new("RGB", (2, 2)).save(content[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("save_curves", "save_class_iou", "save_confusion"):
+            patch.setattr(segkit.report, name, blank)
+        yield
+
+
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]
 
 

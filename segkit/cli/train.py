@@ -142,7 +142,6 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
         report = RunReport(config, state, loaders[0], val_set, out, device)
-    has_scores = False
     stop = StopSignals(patient=ranks.count > 1)
     with report or nullcontext(), stop, _told_when_interrupted(whole or out, ranks):
         epochs = partial(
@@ -169,9 +168,8 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
         )
         for epoch in epochs_with_restart(epochs, config, state, out, ranks):
             print(epoch_line(epoch, state, config.epochs), flush=True)
-            if epoch.scores and not has_scores:
+            if state.epoch == min(config.val_every, config.epochs):  # the first validation
                 tell_absent(epoch.scores, val_set.ignore_classes)
-            has_scores = has_scores or epoch.scores is not None
             if report:
                 report.update(state)
     tell_replaced(sorted(set(chain.from_iterable(ranks.gather(loaders[0].dataset.replaced)))))

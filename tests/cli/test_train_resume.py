@@ -219,7 +219,7 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
     monkeypatch.setattr(saving, "save_state", full)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "2")) == 1
     error = capsys.readouterr().err
-    assert "the run is finished, but could not be saved: [Errno 28] No space left on device" in error
+    assert "the run is finished, but could not be saved (12 MB): [Errno 28] No space left on device" in error
     assert "Traceback" not in error
 
 
@@ -278,7 +278,8 @@ def test_a_full_disk_at_the_start_exits_with_1(shapes, tmp_path, capsys, monkeyp
 
 
 def test_training_goes_on_when_its_output_is_read_no_more(shapes, tmp_path):
-    command = [sys.executable, "-m", "segkit", "train", *map(str, train_arguments(shapes, tmp_path / "a"))]
+    arguments = train_arguments(shapes, tmp_path / "a", "--epochs", "2")
+    command = [sys.executable, "-m", "segkit", "train", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     error = process.stderr.read()

@@ -8,7 +8,8 @@ the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
     python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
-    python benchmarks/accuracy.py ... --recipe strong --against fast    # two recipes, each with its own model and crop
+    python benchmarks/accuracy.py ... --recipe strong --against fast --pretrained-against lite0.safetensors
+                                                      # two recipes, each with its own model and crop
     python benchmarks/accuracy.py ... --ensemble RUN RUN    # what views and a second model add to the runs of before
     python benchmarks/accuracy.py ... --speed         # training steps a second at equal work
 
@@ -242,7 +243,8 @@ class SegkitJob(Job):
         recipe: str | None = None,
     ) -> None:
         self.out = out
-        options = ["--data", args.data, "--val", args.val, "--pretrained", args.pretrained]
+        weights = args.pretrained_against if recipe and args.pretrained_against else args.pretrained
+        options = ["--data", args.data, "--val", args.val, "--pretrained", weights]
         options += ["--recipe", recipe or args.recipe] if args.against else [*shape(args), "--recipe", args.recipe]
         options += ["--val-every", VAL_EVERY, "--epochs", epochs, "--seed", seed, "--workers", 1, "--out", out, *extra]
         super().__init__([sys.executable, ROOT / "train.py", *options], core, log)
@@ -296,10 +298,12 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
             return SegkitJob(args, epochs, seed, work / name, core, work / f"{name}.log", recipe=other)
         return ScriptJob(args, epochs, seed, masks, core, work / f"{name}.log")
 
-    timed = [theirs(2, 0, 0, "timed-theirs"), SegkitJob(args, 2, 0, work / "timed", 1, work / "timed.log")]
-    pace = paces(timed)
-    epochs = pace[1].epochs(pace[0].seconds(args.epochs))
-    print(f"{args.epochs} epochs against {epochs}; {pace[0]}, {pace[1]}", flush=True)
+    epochs = args.own_epochs
+    if epochs is None:
+        timed = [theirs(2, 0, 0, "timed-theirs"), SegkitJob(args, 2, 0, work / "timed", 1, work / "timed.log")]
+        pace = paces(timed)
+        epochs = pace[1].epochs(pace[0].seconds(args.epochs))
+        print(f"{args.epochs} epochs against {epochs}; {pace[0]}, {pace[1]}", flush=True)
     for seed in args.seeds:
         out = args.out / "-".join(
             (args.data.parent.name, *([] if args.against else [args.model]), args.recipe, f"{seed}")
@@ -314,7 +318,8 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
             job.wait()
         record(args, other, seed, summary(jobs[0], args.epochs))
         record(args, args.recipe, seed, summary(jobs[1], epochs))
-        record(args, f"{args.recipe}: without the average", seed, summary(jobs[1], epochs, jobs[1].mious(["miou"])))
+        if not args.against:
+            record(args, f"{args.recipe}: without the average", seed, summary(jobs[1], epochs, jobs[1].mious(["miou"])))
 
 
 def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
@@ -414,12 +419,16 @@ def main() -> None:
     parser.add_argument(
         "--pretrained", type=Path, required=True, help="the backbone's weights, safetensors in timm's naming"
     )
+    parser.add_argument("--pretrained-against", type=Path, help="those of --against, where its backbone is another one")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--model", default="fpn", choices=ARCHITECTURES)
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--against", metavar="RECIPE", help="in the place of the script")
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=6, help="of the script; segkit gets the same time")
+    parser.add_argument(
+        "--own-epochs", type=int, help="of segkit, where the pace is known: nothing is timed beforehand"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="folder that keeps segkit's runs")
     parser.add_argument("--ablation", action="store_true")
@@ -433,8 +442,9 @@ def main() -> None:
     if args.script:
         run_script(args, args.script)
         return
-    for name in ("data", "val", "pretrained", "out"):
-        setattr(args, name, getattr(args, name).resolve())
+    for name in ("data", "val", "pretrained", "pretrained_against", "out"):
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).resolve())
     if args.ensemble:
         score_together(args)
         return

@@ -13,12 +13,12 @@ the best score counts, on both sides.
     python benchmarks/accuracy.py ... --ensemble RUN RUN    # what views and a second model add to the runs of before
     python benchmarks/accuracy.py ... --speed         # training steps a second at equal work
 
-With `--own-epochs` nothing is timed beforehand, so that the times are only as equal as the two numbers of epochs make them.
+With `--own-epochs` nothing is timed beforehand: the times are only as equal as the two numbers of epochs make them.
 
 Results are appended to benchmarks/accuracy.csv. Its rows `fast: without --ema` were added by hand, from a search among
-longer trainings: `train.py --recipe fast --ema 0 --seed 0 --workers 1` with the options that the row names, on a core that
-was not always quiet, validated every second to fifth epoch or only at the end. The waste's 8 epochs of 384 pixels and 18
-of `fast` are a pair, by `--own-epochs`. One seed each: differences of two or three points are no findings.
+longer trainings: `train.py --recipe fast --ema 0 --seed 0 --workers 1` with the options that the row names, on a core
+that was not always quiet, validated every second to fifth epoch or only at the end. The waste's 8 epochs of 384 pixels
+and 18 of `fast` are a pair, by `--own-epochs`. One seed each: differences of two or three points are no findings.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -142,8 +142,13 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
         report = RunReport(config, state, loaders[0], val_set, out, device)
-    stop = StopSignals(patient=ranks.count > 1)
-    with report or nullcontext(), stop, _told_when_interrupted(whole or out, ranks):
+    with (
+        closing(loaders[0]),
+        closing(loaders[1]),
+        report or nullcontext(),
+        StopSignals(patient=ranks.count > 1) as stop,
+        _told_when_interrupted(whole or out, ranks),
+    ):
         epochs = partial(
             fit,
             state,

@@ -11,9 +11,9 @@ from segkit.config import Setting, TrainConfig
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.utils.data import DataLoader
 
     from segkit.data import SegmentationDataset
+    from segkit.data.loaders import Loader
     from segkit.models import Segmenter
     from segkit.training import Ranks, Schedule, TrainState
 
@@ -24,7 +24,7 @@ def build_loaders(
     val_set: "SegmentationDataset",
     rarity: Rarity,
     ranks: "Ranks",
-) -> tuple["DataLoader", "DataLoader"]:
+) -> tuple["Loader", "Loader"]:
     """The training and the validation loader of this process."""
     from segkit.cli.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader

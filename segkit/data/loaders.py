@@ -31,6 +31,15 @@ class Loader(DataLoader):
         self._workers.extend((os.getpid(), worker) for worker in getattr(iterator, "_workers", ()))
         return iterator
 
+    def close(self) -> None:
+        """Ends the loader's workers; its next pass starts new ones.
+
+        An error keeps the loader in a reference cycle, and the collector would wait ten seconds for each worker.
+        """
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
     @classmethod
     def end_workers(cls) -> None:
         """Ends the workers that this process has started."""
@@ -53,7 +62,7 @@ def train_loader(
     rank: int = 0,
     ranks: int = 1,
     **options: Any,
-) -> DataLoader:
+) -> Loader:
     """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
 
     Args:
@@ -77,7 +86,7 @@ def train_loader(
     return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 
 
-def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> DataLoader:
+def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> Loader:
     """One image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8.
 
     Process `rank` of `ranks` gets every `ranks`-th image; together they have each once, and some may have none.

@@ -1,6 +1,8 @@
 import pickle
 import subprocess
 import sys
+from contextlib import closing
+from multiprocessing import active_children
 
 import albumentations as A
 import cv2
@@ -224,7 +226,7 @@ def test_a_damaged_image_is_an_error_unless_it_may_be_skipped_and_always_in_vali
         train_loader(damaged, create_transform("none", crop=32), batch_size=4, workers=workers),
         val_loader(damaged, workers=workers),
     ):
-        with pytest.raises(DataError, match=r"x[37]\.png is damaged"):
+        with closing(loader), pytest.raises(DataError, match=r"x[37]\.png is damaged"):
             list(loader)
 
 
@@ -258,7 +260,19 @@ if __name__ == "__main__":
 
 def test_a_program_that_ends_with_a_loader_alive_does_end(shapes, tmp_path):
     (tmp_path / "x.py").write_text(LEAVES_A_LOADER_BEHIND)
-    subprocess.run([sys.executable, tmp_path / "x.py", shapes[0]], check=True, timeout=30)
+    subprocess.run([sys.executable, tmp_path / "x.py", shapes[0]], check=True, timeout=120)
+
+
+def test_a_closed_loader_has_no_workers_until_its_next_pass(data):
+    before = set(active_children())
+    loader = train_loader(data, create_transform("flip", crop=32), batch_size=4, workers=2)
+    once = [images for images, _ in loader]
+    assert len(set(active_children()) - before) == 2
+    for _ in range(2):
+        loader.close()
+        assert set(active_children()) == before
+    assert equal(once, [images for images, _ in loader])
+    loader.close()
 
 
 class Broken(SegmentationDataset):
@@ -285,9 +299,11 @@ class Broken(SegmentationDataset):
 @pytest.mark.parametrize("kind", ["train", "val"])
 def test_an_error_of_somebodys_own_data_names_the_image_in_its_last_line(kind, workers):
     data = Broken()
-    transform = create_transform("none", crop=8)
-    loader = train_loader(data, transform, batch_size=2, workers=workers) if kind == "train" else val_loader(data)
-    with pytest.raises(RuntimeError) as caught:
+    if kind == "train":
+        loader = train_loader(data, create_transform("none", crop=8), batch_size=2, workers=workers)
+    else:
+        loader = val_loader(data, workers=workers)
+    with closing(loader), pytest.raises(RuntimeError) as caught:
         list(loader)
     assert (
         str(caught.value)

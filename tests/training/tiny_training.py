@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import traceback
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -104,8 +105,9 @@ def run(
     }
     train, val = loaders(workers=workers, batch_size=batch_size, ranks=ranks)
     settings.setdefault("check_stop", check_stop)
-    for _ in fit(state, train, val, settings.pop("loss_fn"), out, ranks=ranks, **settings):
-        pass
+    with closing(train), closing(val):
+        for _ in fit(state, train, val, settings.pop("loss_fn"), out, ranks=ranks, **settings):
+            pass
     return state
 
 

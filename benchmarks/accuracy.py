@@ -18,8 +18,9 @@ With `--own-epochs` nothing is timed beforehand: the times are only as equal as 
 Results are appended to benchmarks/accuracy.csv. Its rows `fast: without --ema` were added by hand, from a search among
 longer trainings: `train.py --recipe fast --ema 0 --seed 0 --workers 1` with the options that the row names, on a core
 that was not always quiet, validated every second to fifth epoch or only at the end. The waste's 8 epochs of 384 pixels
-and 18 of `fast` are a pair, by `--own-epochs`; the script's 12 epochs there ran beside a training on the facades, and
-the facades' batches of 4 with the average. One seed each: differences of two or three points are no findings.
+and 18 of `fast` are a pair, by `--own-epochs`; the script's 12 epochs there are its process alone (`--script MASKS`),
+beside a training on the facades, and the facades' batches of 4 have the average. One seed each: differences of two or
+three points are no findings.
 """
 
 import argparse

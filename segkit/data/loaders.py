@@ -3,7 +3,8 @@
 import atexit
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they reach every process of a group; the main one ends its workers
+
 
 class Loader(DataLoader):
     """A DataLoader whose workers end with the program, though they leave the signals that would end them to it.
@@ -27,14 +30,16 @@ class Loader(DataLoader):
     _workers: ClassVar[list[tuple[int, BaseProcess]]] = []  # with the process that started them
 
     def _get_iterator(self) -> Any:
-        iterator = super()._get_iterator()
+        with _signals_held():
+            iterator = super()._get_iterator()
         self._workers.extend((os.getpid(), worker) for worker in getattr(iterator, "_workers", ()))
         return iterator
 
     def close(self) -> None:
         """Ends the loader's workers; its next pass starts new ones.
 
-        An error keeps the loader in a reference cycle, and the collector would wait ten seconds for each worker.
+        Without it, a loader that an error has left in a reference cycle makes the collector wait up to ten seconds for
+        each worker.
         """
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
@@ -65,6 +70,8 @@ def train_loader(
 ) -> Loader:
     """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
 
+    `close()` ends the workers, which otherwise stay from pass to pass; also of `val_loader`.
+
     Args:
         data: Images and masks.
         transform: See `create_transform`.
@@ -94,6 +101,19 @@ def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, ra
     return Loader(Plain(data), batch_size=1, sampler=range(rank, len(data), ranks), **_worker_options(workers))
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Workers that begin within hold the signals back as well, until they ignore them; this process, to the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _worker_options(workers: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
@@ -108,7 +128,7 @@ def _worker_options(workers: int) -> dict[str, Any]:
 
 def _single_threaded(worker: int) -> None:
     cv2.setNumThreads(0)  # a pool of threads in each worker would fight over the cores
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process; the main one ends its workers
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_shapes
 from test_train_infer import fails, train_arguments
+from torch import nn
 
 from segkit.cli import train, train_report
 from segkit.cli.run_lock import RunLock
@@ -195,6 +197,19 @@ def test_a_worker_that_is_killed_is_one_sentence_and_the_run_goes_on_later(shape
     epoch = torch.load(out / "last.pt", weights_only=True)["epoch"]
     train.main(["--resume", str(out), "--epochs", str(epoch + 1), "--workers", "0"])
     assert len(list(csv.DictReader((out / "results.csv").open()))) == epoch + 1
+
+
+def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path, monkeypatch):
+    class OutOfMemory(nn.Module):
+        def forward(self, logits, target):
+            raise torch.OutOfMemoryError("of its own")
+
+    monkeypatch.setattr(train, "build_loss", lambda *args: OutOfMemory())
+    before = set(active_children())
+    with pytest.raises(SystemExit) as stop:  # it holds the training's frames, and they the loaders
+        train.main(train_arguments(shapes, tmp_path / "a", "--workers", "2"))
+    assert stop.value.code == 1
+    assert set(active_children()) == before
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -11,6 +13,7 @@ import pytest
 import torch
 from conftest import write_coco, write_shapes
 from PIL import Image
+from torch.utils.data._utils import worker
 
 from segkit.data import (
     AUGMENTATIONS,
@@ -273,6 +276,20 @@ def test_a_closed_loader_has_no_workers_until_its_next_pass(data):
         assert set(active_children()) == before
     assert equal(once, [images for images, _ in loader])
     loader.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_end_a_worker_that_has_just_begun(data, monkeypatch, number):
+    work = worker._worker_loop
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        work(*arguments)
+
+    monkeypatch.setattr(worker, "_worker_loop", signalled)
+    with closing(train_loader(data, create_transform("flip", crop=32), batch_size=4, workers=1)) as loader:
+        assert len(list(loader)) == len(loader)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 class Broken(SegmentationDataset):

@@ -8,9 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segkit.data import DataError
-
 COLUMNS = ["image_id", "PredictionString"]
+LISTED = 10  # ids that do not fit, of each kind
 
 
 def write_submission(
@@ -38,7 +37,7 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
     """The ids of a sample submission in its order, which must be those of the images.
 
     Raises:
-        DataError: it is not such a file, or its ids are others than the images'.
+        ValueError: it is not such a file, or its ids are others than the images'.
     """
     try:
         with sample.open(newline="", encoding="utf-8-sig") as stream:
@@ -46,15 +45,15 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
             rows = csv.DictReader(stream)
             ids = [row["image_id"] for row in rows]
     except FileNotFoundError:
-        raise DataError(f"there is no sample submission at {sample}") from None
+        raise ValueError(f"there is no sample submission at {sample}") from None
     except (KeyError, UnicodeDecodeError, csv.Error):
-        raise DataError(f"{sample} is not a sample submission: it needs a column image_id") from None
+        raise ValueError(f"{sample} is not a sample submission: it needs a column image_id") from None
     missing, extra = sorted(set(ids) - set(names)), sorted(set(names) - set(ids))
     if missing or extra or len(set(ids)) != len(ids):
         parts = [
-            f"{len(found)} {what}, such as {found[0]}"
+            f"{len(found)} {what}: {', '.join(found[:LISTED])}{', ...' if len(found) > LISTED else ''}"
             for found, what in ((missing, "of its ids are no images of the source"), (extra, "images are not in it"))
             if found
         ]
-        raise DataError(f"{sample} does not fit the images: {'; '.join(parts) or 'it has an id twice'}")
+        raise ValueError(f"{sample} does not fit the images: {'; '.join(parts) or 'it has an id twice'}")
     return ids

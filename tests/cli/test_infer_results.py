@@ -174,6 +174,14 @@ def test_wrong_settings_are_named_and_nothing_is_written(model, shapes, tmp_path
     assert not (tmp_path / "o").exists()
 
 
+def test_a_sample_submission_that_does_not_fit_is_a_wrong_setting(shapes, model, tmp_path, capsys):
+    (tmp_path / "sample.csv").write_text("image_id,PredictionString\nelsewhere.jpg,0\n")
+    options = ("--save", "submission", "--submission-sample", tmp_path / "sample.csv")
+    assert fails(model, shapes[1], tmp_path / "o", *options) == 2
+    assert "1 of its ids are no images of the source: elsewhere.jpg" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_model_whose_first_class_is_not_background_makes_no_coco(shapes, model, tmp_path, capsys):
     options = {"pyramid_channels": 16, "channels": 16}
     names = ("road", "sky", "tree")

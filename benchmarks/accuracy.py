@@ -7,6 +7,7 @@ drawn beforehand for both. Every validation image is scored at its full size aft
 the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
+    python benchmarks/accuracy.py ... --options --class-weights sqrt     # the recipe with other settings of train.py
     python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
     python benchmarks/accuracy.py ... --recipe NAME --against fast --pretrained-against lite0.safetensors
                                                       # two recipes, each with its own model and crop
@@ -15,12 +16,11 @@ the best score counts, on both sides.
 
 With `--own-epochs` nothing is timed beforehand: the times are only as equal as the two numbers of epochs make them.
 
-Results are appended to benchmarks/accuracy.csv. Its rows `fast: without --ema` were added by hand, from a search among
-longer trainings: `train.py --recipe fast --ema 0 --seed 0 --workers 1` with the options that the row names, on a core
-that was not always quiet, validated every second to fifth epoch or only at the end. The waste's 8 epochs of 384 pixels
-and 18 of `fast` are a pair, by `--own-epochs`; the script's 12 epochs there are its process alone (`--script MASKS`),
-beside a training on the facades, and the facades' batches of 4 have the average. One seed each: differences of two or
-three points are no findings.
+Results are appended to benchmarks/accuracy.csv. `fast 1` in it is the recipe as it was at first: `--batch-size 8
+--class-weights sqrt --ema 0.99`. Rows whose side begins with `by hand:` come from a search: `train.py --recipe fast
+--seed 0 --workers 1` with all the options of the row, on a core that was not always quiet, validated every second to
+fifth epoch or only at the end. The waste's 12 epochs of the script are its process alone (`--script MASKS`). One seed
+each: differences of two or three points are no findings.
 """
 
 import argparse
@@ -71,9 +71,10 @@ class Change(NamedTuple):
 # Each changes one thing of the recipe.
 ABLATION = {
     "recipe": Change([]),
-    "without class weights": Change(["--class-weights", "none"]),
+    "class weights": Change(["--class-weights", "sqrt"]),
     "without rare crops": Change(["--rare-crops", "0"]),
-    "batches of 16": Change(["--batch-size", "16"]),
+    "batches of 8": Change(["--batch-size", "8"], changes_pace=True),
+    "average of the weights": Change(["--ema", "0.99"], changes_pace=True),
     "copy-paste of rare classes": Change(["--mix", "copy-paste"], changes_pace=True),
     "stronger augmentation": Change(["--augment", "standard"]),
     "cross entropy alone": Change(["--loss", "ce=1"]),
@@ -253,15 +254,17 @@ class SegkitJob(Job):
         weights = args.pretrained_against if recipe and args.pretrained_against else args.pretrained
         options = ["--data", args.data, "--val", args.val, "--pretrained", weights]
         options += ["--recipe", recipe or args.recipe] if args.against else [*shape(args), "--recipe", args.recipe]
-        options += ["--val-every", VAL_EVERY, "--epochs", epochs, "--seed", seed, "--workers", 1, "--out", out, *extra]
+        options += ["--val-every", VAL_EVERY, "--epochs", epochs, "--seed", seed, "--workers", 1, "--out", out]
+        if not recipe:
+            options += [*args.options, *extra]
         super().__init__([sys.executable, ROOT / "train.py", *options], core, log)
 
     def rows(self) -> list[dict[str, str]]:
         with (self.out / "results.csv").open() as file:
             return list(csv.DictReader(file))
 
-    def mious(self, keys: Sequence[str] = ("miou", "ema_miou")) -> list[float]:
-        return [float(row[key]) for row in self.rows() for key in keys if row.get(key)]
+    def mious(self) -> list[float]:
+        return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
 
     def pace(self) -> Pace:
         """Of a training of two epochs, the second scored."""
@@ -274,8 +277,8 @@ def shape(args: argparse.Namespace) -> list[object]:
     return ["--model", args.model, "--backbone", args.backbone, "--crop", args.crop]
 
 
-def summary(job: ScriptJob | SegkitJob, epochs: int, mious: Sequence[float] = ()) -> dict[str, float]:
-    return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(mious or job.mious()), 4)}
+def summary(job: ScriptJob | SegkitJob, epochs: int) -> dict[str, float]:
+    return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(job.mious()), 4)}
 
 
 def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[str, float | str]) -> None:
@@ -312,9 +315,8 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
         epochs = pace[1].epochs(pace[0].seconds(args.epochs))
         print(f"{args.epochs} epochs against {epochs}; {pace[0]}, {pace[1]}", flush=True)
     for seed in args.seeds:
-        out = args.out / "-".join(
-            (args.data.parent.name, *([] if args.against else [args.model]), args.recipe, f"{seed}")
-        )
+        parts = [args.data.parent.name, *([] if args.against else [args.model]), args.recipe, *args.options, seed]
+        out = args.out / "-".join(str(part).strip("-").replace("/", "-") for part in parts)
         shutil.rmtree(out, ignore_errors=True)
         cores = (seed % 2, 1 - seed % 2)
         jobs = [
@@ -324,9 +326,7 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
         for job in jobs:
             job.wait()
         record(args, other, seed, summary(jobs[0], args.epochs))
-        record(args, args.recipe, seed, summary(jobs[1], epochs))
-        if not args.against:
-            record(args, f"{args.recipe}: without the average", seed, summary(jobs[1], epochs, jobs[1].mious(["miou"])))
+        record(args, " ".join([args.recipe, *args.options]), seed, summary(jobs[1], epochs))
 
 
 def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
@@ -361,10 +361,7 @@ def ablate(args: argparse.Namespace, work: Path) -> None:
     epochs = {name: pace.get(name, pace["recipe"]).epochs(seconds) for name in names}
     for pair in pairs(names):
         for name, job in zip(pair, train(pair, epochs, "full"), strict=True):
-            record(args, f"{args.recipe}: {name}", seed, summary(job, epochs[name]))
-            if name == "recipe":
-                raw = summary(job, epochs[name], job.mious(["miou"]))
-                record(args, f"{args.recipe}: without the average", seed, raw)
+            record(args, " ".join([f"{args.recipe}: {name}", *args.options]), seed, summary(job, epochs[name]))
 
 
 def pairs(names: Sequence[str]) -> list[Sequence[str]]:
@@ -443,6 +440,9 @@ def main() -> None:
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="RUN", help="run folders that --out has kept")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="of train.py with the recipe; all that follows"
+    )
     parser.add_argument("--script", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -191,8 +191,8 @@ def test_printing_reads_no_data_and_loads_no_torch(tmp_path):
 
 def test_a_default_that_the_command_line_puts_in_the_place_of_a_recipes_value_has_an_origin(capsys):
     with pytest.raises(SystemExit):
-        train.main(["--recipe", "fast", "--data", "a.json", "--batch-size", "16", "--print-config"])
-    assert "batch_size: 16  # command line" in capsys.readouterr().out.splitlines()
+        train.main(["--recipe", "fast", "--data", "a.json", "--crop", "512", "--print-config"])
+    assert "crop: 512  # command line" in capsys.readouterr().out.splitlines()
 
 
 def test_without_data_the_settings_are_the_demos_unless_a_recipe_is_named(capsys):

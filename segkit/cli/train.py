@@ -107,10 +107,12 @@ def train(
         load: Gives the training and validation images.
         whole: The folder by which an interrupted run goes on, where that is not its own.
     """
-    from segkit.training import Ranks
+    from segkit.training import Ranks, release_memory
 
     with RunLock() as lock:
-        return _train(config, ranks or Ranks(), lock, load, whole)
+        out = _train(config, ranks or Ranks(), lock, load, whole)
+    release_memory()  # for the next fold, whose workers would each copy it
+    return out
 
 
 def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole: Path | None) -> Path:
@@ -149,6 +151,7 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
         StopSignals(patient=ranks.count > 1) as stop,
         _told_when_interrupted(whole or out, ranks),
     ):
+        loaders[1].start()
         epochs = partial(
             fit,
             state,

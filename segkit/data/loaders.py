@@ -35,6 +35,14 @@ class Loader(DataLoader):
         self._workers.extend((os.getpid(), worker) for worker in getattr(iterator, "_workers", ()))
         return iterator
 
+    def start(self) -> None:
+        """Starts the workers ahead of the first pass: each holds a copy of the memory that this process has by then.
+
+        After the first training step that would be gigabytes.
+        """
+        if self.num_workers and self._iterator is None:
+            self._iterator = self._get_iterator()
+
     def close(self) -> None:
         """Ends the loader's workers; its next pass starts new ones.
 
@@ -70,7 +78,8 @@ def train_loader(
 ) -> Loader:
     """Batches of images (N, 3, H, W) and target (N, H, W), both uint8; `loader.batch_sampler.epoch` is the epoch.
 
-    `close()` ends the workers, which otherwise stay from pass to pass; also of `val_loader`.
+    `start()` starts the workers before the first pass does, and `close()` ends them, which otherwise stay from pass to
+    pass; also of `val_loader`.
 
     Args:
         data: Images and masks.

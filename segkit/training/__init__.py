@@ -5,7 +5,7 @@ from segkit.training.distributed import Ranks, RanksError, ranks_of_torchrun, sh
 from segkit.training.ema import create_ema
 from segkit.training.evaluation import Evaluation, evaluate
 from segkit.training.loop import EpochReport, fit, train_one_epoch
-from segkit.training.memory import keep_memory
+from segkit.training.memory import keep_memory, release_memory
 from segkit.training.optim import autocast, create_optimizer, create_scaler
 from segkit.training.random_state import make_deterministic, seed_all
 from segkit.training.saving import CheckpointError
@@ -35,6 +35,7 @@ __all__ = [
     "make_deterministic",
     "ranks_of_torchrun",
     "read_checkpoint",
+    "release_memory",
     "save_state",
     "seed_all",
     "share_batch_norms",

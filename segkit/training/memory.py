@@ -1,7 +1,9 @@
-"""keep_memory: what is freed stays with the process, for the next step to take."""
+"""keep_memory: what is freed stays with the process, for the next step to take; release_memory: it goes back."""
 
 import ctypes
+import gc
 import sys
+from collections.abc import Callable
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt, see malloc.h
 _NEVER = 2**31 - 1  # bytes
@@ -13,12 +15,27 @@ def keep_memory() -> bool:
 
     A training step on a CPU frees and asks again for gigabytes. By default each large map comes from the
     system, which clears it page by page: a quarter of the step's time. The setting holds for the whole
-    process, which then stays as large as it once was. Elsewhere than on Linux with glibc nothing happens.
+    process, which then stays as large as it once was, but for `release_memory`. Elsewhere than on Linux with
+    glibc nothing happens.
     """
+    mallopt = _of_glibc("mallopt")
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP))
+    return mallopt is not None and all(mallopt(name, value) for name, value in settings)
+
+
+def release_memory() -> bool:
+    """Gives the system back what is free by now; whether there was any. What is freed later is kept as before."""
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is None:
+        return False
+    gc.collect()  # a model and its optimizer may be in a reference cycle
+    return bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
     if not sys.platform.startswith("linux"):
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError):  # another C library, such as musl
-        return False
-    return all(mallopt(name, value) for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP)))
+        return None

@@ -9,6 +9,7 @@ import sys
 import time
 from multiprocessing import active_children
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from conftest import write_shapes
 from test_train_infer import fails, train_arguments
 from torch import nn
 
+import segkit.training
 from segkit.cli import train, train_report
 from segkit.cli.run_lock import RunLock
+from segkit.training import fit
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -153,22 +156,19 @@ def test_a_set_smaller_than_a_batch_is_told_and_trains(shapes, tmp_path, capsys)
     assert "--batch-size is 50, but there are 12 images: each step has all of them" in capsys.readouterr().out
 
 
-def test_another_user_cannot_write_and_is_told_before_the_data_is_read(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir(mode=0o755)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o055)
-    if os.getuid():
-        folder.chmod(0o555)
+def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
+    with TemporaryDirectory() as name:  # tmp_path lies in folders that others may not enter
+        folder = Path(name)
+        folder.chmod(0o755 if os.getuid() == 0 else 0o555)
 
-    def act():
-        if not os.getuid():
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-        train._check_folder(train.TrainConfig(out=folder / "a"), is_new=True)
+        def act():
+            if not os.getuid():
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            train._check_folder(train.TrainConfig(out=folder / "a"), is_new=True)
 
-    expected = f"ValueError: cannot write to {folder / 'a'}: Permission denied ({folder})"
-    assert in_another_process(act) == expected
+        expected = f"ValueError: cannot write to {folder / 'a'}: Permission denied ({folder})"
+        assert in_another_process(act) == expected
 
 
 def test_nothing_is_written_beside_the_data_which_may_be_read_only(tmp_path):
@@ -179,6 +179,19 @@ def test_nothing_is_written_beside_the_data_which_may_be_read_only(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]}
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     assert {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]} == before
+
+
+def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(shapes, tmp_path, monkeypatch):
+    begun = []
+
+    def fit_told(state, train, val, *args, **options):
+        begun.extend(val._iterator._workers)
+        return fit(state, train, val, *args, **options)
+
+    monkeypatch.setattr(segkit.training, "fit", fit_told)
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
+    assert len(begun) == 1
+    assert not begun[0].is_alive()
 
 
 @pytest.mark.slow

@@ -342,6 +342,21 @@ def test_opencv_has_one_thread_in_a_worker():
     assert next(iter(loader))[0].unique().tolist() == [1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_was_started_ahead_gives_every_pass_as_a_whole_by_the_same_workers(data, workers):
+    before = len(active_children())
+    loader = val_loader(data, workers=workers)
+    loader.start()
+    started = active_children()
+    assert len(started) - before == workers
+    for _ in range(2):
+        for batch, other in zip(loader, val_loader(data), strict=True):
+            assert equal(batch, other)
+    loader.start()
+    assert active_children() == started
+    loader.close()
+
+
 def test_loaders_travel_to_workers_that_are_spawned(data):
     loader = train_loader(data, create_transform("standard", crop=32), batch_size=4)
     copy = pickle.loads(pickle.dumps(loader.dataset))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from segkit.training import keep_memory
+from segkit.training import keep_memory, release_memory
 
 FAULTS = """
 import resource, torch
@@ -13,6 +13,16 @@ keep_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**25); first = faults()
 torch.ones(2**25 - 1024); print(faults() - first)  # smaller, since aligned memory takes a little more than it has
+"""
+
+GIVEN_BACK = """
+import torch
+from pathlib import Path
+from segkit.training import keep_memory, release_memory
+keep_memory()
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1])  # pages
+parts = [torch.ones(2**18) for _ in range(64)]
+large = resident(); del parts; kept = resident(); release_memory(); print(large - kept, kept - resident())
 """
 
 
@@ -26,11 +36,20 @@ def test_memory_that_was_freed_is_taken_again_without_asking_the_system():
     assert int(printed) < 1000  # of the 32768 pages
 
 
+@pytest.mark.skipif(not has_mallopt(), reason="the C library is not glibc")
+def test_kept_memory_is_given_back_when_asked_for():
+    printed = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True).stdout
+    by_itself, released = map(int, printed.split())
+    assert by_itself < 1000 < 15000 < released  # of 16384 pages
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_memory()
+    assert not release_memory()
 
 
 def test_another_system_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_memory()
+    assert not release_memory()

@@ -19,6 +19,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in FORKING)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Under pytest-xdist a file is one process's, for its fixtures, and files are taken in the order above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def blank_charts(request):
     """Commands draw their charts in test_run_report and test_train_infer alone: they take most of a small training."""

@@ -140,17 +140,10 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
     out = _open_run(config, state, checkpoint, lock, ranks)
     print(describe(config, state.model, train_set, val_set, device, out))
     tell_ranks(config.batch_size, device, ranks)
-    report = None
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
-        report = RunReport(config, state, loaders[0], val_set, out, device)
-    with (
-        closing(loaders[0]),
-        closing(loaders[1]),
-        report or nullcontext(),
-        StopSignals(patient=ranks.count > 1) as stop,
-        _told_when_interrupted(whole or out, ranks),
-    ):
+    with closing(loaders[0]), closing(loaders[1]), StopSignals(patient=ranks.count > 1) as stop:
+        report = RunReport(config, state, loaders[0], val_set, out, device) if ranks.is_first else None
         loaders[1].start()
         epochs = partial(
             fit,
@@ -171,15 +164,17 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
             exclude=train_set.ignored_labels,
             progress=progress_bar if ranks.is_first else iter,
             check_stop=stop.check,
+            save_asked=stop.save_asked,
             sam=config.sam,
             ranks=ranks,
         )
-        for epoch in epochs_with_restart(epochs, config, state, out, ranks):
-            print(epoch_line(epoch, state, config.epochs), flush=True)
-            if state.epoch == min(config.val_every, config.epochs):  # the first validation
-                tell_absent(epoch.scores, val_set.ignore_classes)
-            if report:
-                report.update(state)
+        with report or nullcontext(), _told_when_interrupted(whole or out, ranks):
+            for epoch in epochs_with_restart(epochs, config, state, out, ranks):
+                print(epoch_line(epoch, state, config.epochs), flush=True)
+                if state.epoch == min(config.val_every, config.epochs):  # the first validation
+                    tell_absent(epoch.scores, val_set.ignore_classes)
+                if report:
+                    report.update(state)
     tell_replaced(sorted(set(chain.from_iterable(ranks.gather(loaders[0].dataset.replaced)))))
     if report:
         finish(state, val_set, device, autocast(device, config.amp), out, report)

@@ -18,7 +18,8 @@ from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they reach every process of a group; the main one ends its workers
+# They reach every process of a group, and are for the main one; Windows has no SIGUSR1.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Loader(DataLoader):
@@ -116,7 +117,7 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -137,7 +138,7 @@ def _worker_options(workers: int) -> dict[str, Any]:
 
 def _single_threaded(worker: int) -> None:
     cv2.setNumThreads(0)  # a pool of threads in each worker would fight over the cores
-    for number in STOP_SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

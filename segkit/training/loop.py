@@ -20,7 +20,14 @@ from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
 from segkit.training.not_finite import NotFinite, leave_out, place, stop
 from segkit.training.random_state import set_random_state
 from segkit.training.sam import perturbed
-from segkit.training.saving import CheckpointError, checkpoint_bytes, prepare_folder, save_if_best, save_progress
+from segkit.training.saving import (
+    CheckpointError,
+    checkpoint_bytes,
+    prepare_folder,
+    save_as_asked,
+    save_if_best,
+    save_progress,
+)
 from segkit.training.signals import Interrupted
 from segkit.training.state import TrainState
 
@@ -58,6 +65,7 @@ def fit(
     exclude: Sequence[int] = (),
     progress: Progress = iter,
     check_stop: Callable[[], None] = go_on,
+    save_asked: Callable[[], bool] = bool,
     sam: float = 0.0,
     ranks: Ranks = ALONE,
 ) -> Iterator[EpochReport]:
@@ -107,8 +115,9 @@ def fit(
     on_not_finite = leave_out(train, ranks)
     updates = {"clip_grad": clip_grad, "accumulate": accumulate, "sam": sam, "on_not_finite": on_not_finite}
     learn = partial(train_one_epoch, **common, **updates)
-    score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_stop)
-    after_update = partial(_after_update, state, out, save_every, check_stop, ranks)
+    check_val = partial(_check_validation, state, out, check_stop, save_asked, ranks)
+    score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_val)
+    after_update = partial(_after_update, state, out, save_every, check_stop, save_asked, ranks)
     error = None
     while state.epoch < epochs and not (early_stopping and state.stale_epochs >= early_stopping):
         state.model.freeze_backbone(state.epoch < freeze_epochs)
@@ -143,19 +152,35 @@ def _saved_if_interrupted(state: TrainState, out: Path, ranks: Ranks) -> Iterato
 
 
 def _after_update(
-    state: TrainState, out: Path, save_every: int, check_stop: Callable[[], None], ranks: Ranks
+    state: TrainState,
+    out: Path,
+    save_every: int,
+    check_stop: Callable[[], None],
+    save_asked: Callable[[], bool],
+    ranks: Ranks,
 ) -> Callable[[], None]:
     """What `fit` does after each update: keeps the time, saves where that is due, and lets itself be stopped."""
     started = time.monotonic() - state.seconds
 
     def call() -> None:
         state.seconds = time.monotonic() - started
-        if save_every and state.updates % save_every == 0:
+        if any(ranks.gather(save_asked())):
+            save_as_asked(state, out, ranks)
+        elif save_every and state.updates % save_every == 0:
             save_progress(state, out, ranks)
         with ranks.stopping_together():
             check_stop()
 
     return call
+
+
+def _check_validation(
+    state: TrainState, out: Path, check_stop: Callable[[], None], save_asked: Callable[[], bool], ranks: Ranks
+) -> None:
+    """What `fit` does before each validation image."""
+    check_stop()
+    if ranks.count == 1 and save_asked():  # several processes do not meet here; they save after the next update
+        save_as_asked(state, out)
 
 
 def _scores(

@@ -47,6 +47,12 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
     return ranks.on_first(write)
 
 
+def save_as_asked(state: TrainState, out: Path, ranks: Ranks = ALONE) -> None:
+    """Writes what `save_progress` writes, and says so."""
+    if save_progress(state, out, ranks) is None and ranks.is_first:
+        _log.warning("saved %s, as asked; training goes on", out / LAST)
+
+
 def checkpoint_bytes(state: TrainState) -> int:
     """About how large `last.pt` is: the weights, their average, and the two moments of Adam and its kin."""
     weights = sum(value.numel() * value.element_size() for value in state.model.state_dict().values())

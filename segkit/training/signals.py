@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM let the current step finish, so that it can be saved."""
+"""Ctrl-C and SIGTERM let the current step finish, so that it can be saved; SIGUSR1 has it saved, and goes on."""
 
 import signal
 import sys
@@ -23,7 +23,8 @@ class Interrupted(Exception):
 class StopSignals:
     """While it is open, the first Ctrl-C or SIGTERM only makes `check` raise Interrupted; a second stops at once.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    SIGUSR1, by which schedulers such as Slurm tell that time is short, makes `save_asked` true once. Outside the
+    main thread, where Python allows no handlers, it does nothing.
 
     Args:
         patient: A second signal is ignored. Under torchrun one request to stop comes twice, from the system and
@@ -33,12 +34,15 @@ class StopSignals:
     def __init__(self, *, patient: bool = False) -> None:
         self.patient = patient
         self.received: int | None = None
+        self._is_save_asked = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)
+            if hasattr(signal, "SIGUSR1"):  # not on Windows
+                self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask_to_save)
         return self
 
     def __exit__(
@@ -51,6 +55,14 @@ class StopSignals:
         """Raises Interrupted if a signal has come."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def save_asked(self) -> bool:
+        """Whether SIGUSR1 has come since the last call."""
+        asked, self._is_save_asked = self._is_save_asked, False
+        return asked
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self._is_save_asked = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and not self.patient:

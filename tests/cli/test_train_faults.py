@@ -18,7 +18,7 @@ from test_train_infer import fails, train_arguments
 from torch import nn
 
 import segkit.training
-from segkit.cli import train, train_report
+from segkit.cli import environment, train, train_report
 from segkit.cli.run_lock import RunLock
 from segkit.training import fit
 
@@ -179,6 +179,37 @@ def test_nothing_is_written_beside_the_data_which_may_be_read_only(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]}
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     assert {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]} == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tmp_path, monkeypatch, caplog):
+    out, steps = tmp_path / "a", []
+
+    def signalled(batches):
+        for number, batch in enumerate(batches):
+            if number == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            elif number == 2:
+                steps.append(torch.load(out / "last.pt", weights_only=True)["step"])
+            yield batch
+
+    monkeypatch.setattr(train, "progress_bar", signalled)
+    train.main(train_arguments(shapes, out, "--epochs", "1"))
+    assert steps == [2]
+    assert f"saved {out / 'last.pt'}, as asked; training goes on" in caplog.text
+    assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 1
+
+
+def test_a_signal_before_the_first_step_has_that_saved(shapes, tmp_path, monkeypatch):
+    write = environment.write_environment
+
+    def signalled(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return write(*args)
+
+    monkeypatch.setattr(environment, "write_environment", signalled)
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "1")) == 143
+    assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 1
 
 
 def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(shapes, tmp_path, monkeypatch):

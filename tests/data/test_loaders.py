@@ -25,6 +25,7 @@ from segkit.data import (
     val_loader,
 )
 from segkit.data.batches import TrainBatches
+from segkit.data.loaders import SIGNALS
 from segkit.data.mixing import CopyPaste, cutmix
 from segkit.data.samples import Augmented
 from segkit.data.transforms import RECOMMENDED, strict_arguments
@@ -278,7 +279,7 @@ def test_a_closed_loader_has_no_workers_until_its_next_pass(data):
     loader.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_does_not_end_a_worker_that_has_just_begun(data, monkeypatch, number):
     work = worker._worker_loop
 

@@ -144,6 +144,26 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     assert (tmp_path / "run" / "last.pt").is_file()
 
 
+@pytest.mark.parametrize(("asked", "epoch", "step"), [(2, 0, 2), (5, 1, 2)])
+def test_one_process_that_is_asked_to_save_has_the_first_one_do_it(tmp_path, asked, epoch, step):
+    def train(ranks):
+        calls = iter(range(1, 99))
+        saved = []
+
+        def save_asked():
+            if (tmp_path / "run" / "last.pt").exists():
+                content, _ = read_checkpoint(tmp_path / "run")
+                saved.append((content["epoch"], content["step"]))
+            return ranks.rank == 1 and next(calls) == asked
+
+        run(tmp_path / "run", ranks=ranks, save_asked=save_asked)
+        return saved
+
+    first, second = on_ranks(2, train, tmp_path / "group")
+    assert (epoch, step) in first
+    assert (epoch, step) in second
+
+
 def test_two_processes_that_are_interrupted_and_resume_equal_two_that_are_not(tmp_path):
     def train(out, **options):
         def on_this_rank(ranks):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 
 import pytest
@@ -221,6 +222,45 @@ def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
     assert read_checkpoint(tmp_path / "b")[0]["step"] == 3
     run(tmp_path / "b", resume=True, epochs=1)
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+needs_usr1 = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+
+
+@needs_usr1
+def test_sigusr1_asks_once_for_a_save_and_stops_nothing():
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopSignals() as stop:
+        assert not stop.save_asked()
+        signal.raise_signal(signal.SIGUSR1)
+        stop.check()
+        assert stop.save_asked()
+        assert not stop.save_asked()
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+class AskAt:
+    """True at one call alone; copies the run folder as it is at the next."""
+
+    def __init__(self, call, out, copy):
+        self.call, self.out, self.copy, self.calls = call, out, copy, 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == self.call + 1:
+            shutil.copytree(self.out, self.copy)
+        return self.calls == self.call
+
+
+@pytest.mark.parametrize(("call", "epoch", "step"), [(2, 0, 2), (6, 0, 5), (11, 1, 2)])  # the second in validation
+def test_a_save_that_is_asked_for_is_one_to_resume_from_and_changes_nothing(tmp_path, call, epoch, step):
+    run(tmp_path / "a")
+    run(tmp_path / "b", save_asked=AskAt(call, tmp_path / "b", tmp_path / "c"))
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+    content, _ = read_checkpoint(tmp_path / "c")
+    assert (content["epoch"], content["step"]) == (epoch, step)
+    run(tmp_path / "c", resume=True)
+    assert same(outcome(tmp_path / "c"), outcome(tmp_path / "a"))
 
 
 def test_a_signal_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, monkeypatch):

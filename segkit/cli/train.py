@@ -56,8 +56,9 @@ def run(argv: Sequence[str] | None) -> None:
     with reported_errors("train"):
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         from segkit.training import ranks_of_torchrun
+        from segkit.training.signals import save_signal_ignored
 
-        with ranks_of_torchrun(config.device) as ranks, told_by_the_first(ranks):
+        with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks, told_by_the_first(ranks):
             config = ranks.on_first(lambda: settle(config))
             if config.fold == "all":
                 _check_alone(ranks)

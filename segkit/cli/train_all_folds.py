@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segkit.cli.run_lock import RunLock
 from segkit.cli.train_data import open_folds
 from segkit.cli.train_resume import data_digest, fixed_settings, is_done, is_resumed, read_run
 from segkit.config import TrainConfig, write_yaml
@@ -30,9 +31,16 @@ def train_all_folds(config: TrainConfig, train: Callable[..., Path]) -> Path:
     Returns:
         The folder that holds the runs fold0, fold1 ...
     """
+    with RunLock() as lock:
+        return _train_all_folds(config, train, lock)
+
+
+def _train_all_folds(config: TrainConfig, train: Callable[..., Path], lock: RunLock) -> Path:
     from segkit.cli.fold_summary import is_summed_up, sum_up
     from segkit.cli.run_folder import check_writable
 
+    if is_resumed(config):
+        lock.take(config.out)
     done = _finished_folds(config) if is_resumed(config) else set()
     if len(done) == config.folds and is_summed_up(config.out, config.folds):
         _tell_finished(config)
@@ -40,6 +48,8 @@ def train_all_folds(config: TrainConfig, train: Callable[..., Path]) -> Path:
     check_writable(config.out)
     folds = open_folds(config)
     out = _open_whole(config, folds)
+    if not is_resumed(config):
+        lock.take(out)
     print(_plan(config, folds, out))
     with _told_when_stopped(out):
         for fold in range(config.folds):

@@ -1,10 +1,13 @@
 """Files that are written whole or not at all, even if the process is killed or the machine stops on the way."""
 
+import errno
 import os
 import shutil
 import zlib
 from pathlib import Path
 
+# What file systems say that force no folder to the disk, such as shares of other machines.
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 CHUNK = 1 << 22
 
 
@@ -49,7 +52,7 @@ def _keep(path: Path, previous: Path) -> None:
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
-        except (PermissionError, NotImplementedError):  # a file system without links
+        except (OSError, NotImplementedError):  # a file system without links, each of which says so in its own way
             shutil.copyfile(path, temporary)
         os.replace(temporary, previous)
     finally:
@@ -75,5 +78,8 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
     finally:
         os.close(handle)

@@ -4,6 +4,7 @@ import csv
 import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,9 @@ def load_state(
             "to go on with it nonetheless add --allow-data-change"
         )
     for name in PARTS:
-        if getattr(state, name) is not None:
-            getattr(state, name).load_state_dict(content[name])
+        part = getattr(state, name)
+        if part is not None and (content[name] or name != "scaler"):  # empty where the run was without fp16
+            part.load_state_dict(content[name])
     for name in VALUES:
         if name not in ("settings", "data"):
             setattr(state, name, content[name])
@@ -163,8 +165,18 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch itself does not compare the checksums
+            # torch leaves the tensor of a record that is marked as a folder as it finds it in memory.
+            damaged = damaged or any(file.external_attr & 0x10 for file in archive.filelist)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         raise ValueError(problem + "the file is damaged or was not written by segkit") from error
     if damaged:
         raise ValueError(problem + "the file is damaged")

@@ -62,6 +62,7 @@ def evaluate(
             total += loss_fn(logits.float(), target).item() * len(images)
             count += len(images)
             confusion.update(logits, target)
+            del images, target, logits  # or they would be there beside the next ones
     total, count = ranks.sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     confusion.counts = ranks.sum(confusion.counts)
     return Evaluation(total / max(1, count), confusion.compute())

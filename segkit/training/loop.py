@@ -112,7 +112,7 @@ def fit(
         state.random = None
     common = {"loss_fn": loss_fn, "device": device, "autocast": autocast, "ranks": ranks}
     forward = torch.compile(state.model) if compile else state.model
-    on_not_finite = leave_out(train, ranks)
+    on_not_finite = leave_out(train, ranks, accumulate=accumulate)
     updates = {"clip_grad": clip_grad, "accumulate": accumulate, "sam": sam, "on_not_finite": on_not_finite}
     learn = partial(train_one_epoch, **common, **updates)
     check_val = partial(_check_validation, state, out, check_stop, save_asked, ranks)
@@ -135,8 +135,13 @@ def fit(
         improved, best_error = save_if_best(state, scored, out, ranks) if is_due else (False, None)
         error = save_progress(state, out, ranks) or best_error
         yield EpochReport(row, scored["raw"].scores if is_due else None, improved, speed)
-        with ranks.stopping_together():
-            check_stop()
+        try:
+            with ranks.stopping_together():
+                check_stop()
+        except Interrupted as stop:
+            if error is not None:
+                stop.error = save_progress(state, out, ranks)
+            raise
     if error is not None:
         size = f"{checkpoint_bytes(state) / 1e6:.0f} MB"
         raise CheckpointError(f"the run is finished, but could not be saved ({size}): {error}") from error

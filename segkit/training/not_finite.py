@@ -21,16 +21,17 @@ def stop(state: TrainState, problem: str, batches: int) -> None:
     raise FloatingPointError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
 
 
-def leave_out(train: DataLoader, ranks: Ranks = ALONE) -> NotFinite:
+def leave_out(train: DataLoader, ranks: Ranks = ALONE, *, accumulate: int = 1) -> NotFinite:
     """Logs such steps with their images; raises at the third in an epoch, or where they are more than one in a hundred.
 
     Args:
         train: The loader that the steps come from, see `fit`.
         ranks: The processes that train together; the first one logs.
+        accumulate: Batches of a step.
     """
 
     def call(state: TrainState, problem: str, batches: int) -> None:
-        if state.left_out >= max(BORNE, int(SHARE_BORNE * len(train))):
+        if state.left_out >= max(BORNE, int(SHARE_BORNE * len(train) / accumulate)):
             stop(state, f"{problem}, as in {state.left_out} steps before it,", batches)
         state.left_out += 1
         if ranks.is_first:

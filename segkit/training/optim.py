@@ -63,7 +63,7 @@ def amp_dtype(device: torch.device, amp: str) -> torch.dtype | None:
     if amp not in dtypes:
         raise ValueError(f"unknown amp {amp!r}, expected one of {', '.join(dtypes)}")
     if amp == "auto" and device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return dtypes[amp]
 
 

@@ -3,6 +3,8 @@
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -18,6 +20,19 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
         self.error: OSError | None = None
+
+
+@contextmanager
+def save_signal_ignored() -> Iterator[None]:
+    """Around a whole command: SIGUSR1, which would end it, does nothing where there is nothing new to save."""
+    if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 class StopSignals:

@@ -20,6 +20,7 @@ from test_train_infer import SMALL, fails
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
 from segkit.cli.predictors import with_members
 from segkit.cli.run_folder import newest_run
+from segkit.cli.run_lock import RunLock
 from segkit.config import InferConfig, TrainConfig, parse_args
 from segkit.data import CocoSegmentation
 from segkit.metrics import ConfusionMatrix
@@ -364,3 +365,11 @@ def test_all_is_read_from_a_file_of_settings_too(tmp_path):
     assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == "all"
     (tmp_path / "a.yaml").write_text("folds: 5\nfold: 3\ndata: x.json\n")
     assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == 3
+
+
+def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
+    config = TrainConfig(data=(tmp_path / "a.json",), fold="all", folds=2, out=tmp_path, resume=tmp_path)
+    with RunLock() as lock:
+        lock.take(tmp_path)
+        with pytest.raises(ValueError, match=f"another training writes to {tmp_path} already"):
+            train_all_folds.train_all_folds(config, train.train)

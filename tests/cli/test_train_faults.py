@@ -193,7 +193,13 @@ def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tm
                 steps.append(torch.load(out / "last.pt", weights_only=True)["step"])
             yield batch
 
+    def signalled_again(*args):
+        signal.raise_signal(signal.SIGUSR1)
+        finish(*args)
+
+    finish = train.finish
     monkeypatch.setattr(train, "progress_bar", signalled)
+    monkeypatch.setattr(train, "finish", signalled_again)  # when all is saved it does nothing
     train.main(train_arguments(shapes, out, "--epochs", "1"))
     assert steps == [2]
     assert f"saved {out / 'last.pt'}, as asked; training goes on" in caplog.text

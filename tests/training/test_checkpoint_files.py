@@ -1,8 +1,10 @@
 """Checkpoints: whole or not at all, refused when damaged, and no code in them."""
 
+import errno
 import os
 import pickle
 import shutil
+import stat
 
 import pytest
 import torch
@@ -54,6 +56,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(out, damage):
     content, (sentence,) = read_checkpoint(out)
     assert content["epoch"] == 1
     assert f"last.pt ({len(data)} bytes): the file is damaged" in sentence
+
+
+@pytest.mark.parametrize(("place", "bit"), [(10, 8), (38, 16)])  # compressed, a folder
+def test_a_flipped_bit_in_the_list_of_what_a_checkpoint_holds_is_damage(out, place, bit):
+    data = bytearray((out / "last.pt").read_bytes())
+    data[data.index(b"PK\x01\x02") + place] ^= bit
+    (out / "last.pt").write_bytes(data)
+    content, [sentence] = read_checkpoint(out)
+    assert content["epoch"] == 1
+    assert "the file is damaged" in sentence
+
+
+def test_a_run_without_fp16_goes_on_with_it(out):
+    content, _ = read_checkpoint(out)
+    state = build_state()
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    load_state(state, content)
+    assert state.scaler.get_scale() > 1
 
 
 def test_two_damaged_checkpoints_are_an_error_that_names_both(out):
@@ -156,14 +176,25 @@ def test_a_new_file_has_the_usual_rights(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP])
+def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch, number):
     def no_links(*paths):
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", no_links)
     write_atomically(tmp_path / "a", b"1", previous=tmp_path / "b")
     write_atomically(tmp_path / "a", b"2", previous=tmp_path / "b")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
+
+
+def test_a_folder_that_cannot_be_forced_to_the_disk_is_none_of_a_writers_faults(tmp_path, monkeypatch):
+    def sync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_atomically(tmp_path / "a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):

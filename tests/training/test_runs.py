@@ -224,6 +224,20 @@ def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 
 
+def test_a_stop_after_a_save_that_failed_saves_again_or_says_why_not(tmp_path, monkeypatch):
+    calls = iter(range(99))
+
+    def check_stop():
+        if next(calls) == 9:  # after 5 steps and 4 validation images, at the end of the epoch
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(saving, "save_state", disk_full)
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path, epochs=2, check_stop=check_stop)
+    assert caught.value.error is not None
+    assert not (tmp_path / "last.pt").exists()
+
+
 needs_usr1 = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
 
 

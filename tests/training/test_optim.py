@@ -6,6 +6,7 @@ from tiny_training import CPU, NAMES
 
 from segkit.models import create_model
 from segkit.training import create_optimizer, create_scaler
+from segkit.training.optim import amp_dtype
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,9 @@ def test_optimisers_of_timm_lower_the_loss(name):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert type(optimizer).__name__.lower().startswith(name)
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_that_only_imitates_bf16_has_fp16(monkeypatch, native, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert amp_dtype(torch.device("cuda"), "auto") == dtype

@@ -19,6 +19,8 @@ from segkit.training import (
     train_one_epoch,
 )
 from segkit.training.accumulation import pixel_shares, windows
+from segkit.training.distributed import Ranks
+from segkit.training.not_finite import leave_out
 from segkit.training.state import TrainState
 
 
@@ -210,6 +212,17 @@ def test_the_third_step_of_an_epoch_that_is_not_finite_stops(tmp_path):
         run(tmp_path, state=state, loss_fn=PoisonedSteps([0, 5, 7, 8]))
     assert read_checkpoint(tmp_path)[0]["epoch"] == 1
     assert weights(state).isfinite().all()
+
+
+@pytest.mark.parametrize(("accumulate", "borne"), [(1, 16), (4, 4), (8, 2), (16, 2)])
+def test_one_step_in_a_hundred_may_be_left_out_however_many_batches_it_has(accumulate, borne):
+    train, _ = loaders(batch_size=2)
+    train.batch_sampler.length = 3200  # 1600 batches
+    told, state = leave_out(train, Ranks(rank=1, count=2), accumulate=accumulate), build_state()
+    for _ in range(borne):
+        told(state, "the loss is nan", accumulate)
+    with pytest.raises(FloatingPointError):
+        told(state, "the loss is nan", accumulate)
 
 
 def test_steps_left_out_survive_a_resume(tmp_path):

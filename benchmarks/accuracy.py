@@ -18,9 +18,10 @@ With `--own-epochs` nothing is timed beforehand: the times are only as equal as 
 
 Results are appended to benchmarks/accuracy.csv. `fast 1` in it is the recipe as it was at first: `--batch-size 8
 --class-weights sqrt --ema 0.99`. Rows whose side begins with `by hand:` come from a search: `train.py --recipe fast
---seed 0 --workers 1` with all the options of the row, on a core that was not always quiet, validated every second to
-fifth epoch or only at the end. The waste's 12 epochs of the script are its process alone (`--script MASKS`). One seed
-each: differences of two or three points are no findings.
+--seed 0 --workers 1` with all the options of the row, on cores of different speed that were not always quiet (those of
+2026-11-26 half as fast as the others), validated every second to fifth epoch or only at the end. The waste's 12 epochs
+of the script are its process alone (`--script MASKS`). One seed each: differences of two or three points are no
+findings.
 """
 
 import argparse

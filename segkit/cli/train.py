@@ -144,8 +144,8 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, out)
     with closing(loaders[0]), closing(loaders[1]), StopSignals(patient=ranks.count > 1) as stop:
-        report = RunReport(config, state, loaders[0], val_set, out, device) if ranks.is_first else None
         loaders[1].start()
+        report = RunReport(config, state, loaders[0], val_set, out, device) if ranks.is_first else None
         epochs = partial(
             fit,
             state,

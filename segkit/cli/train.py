@@ -139,6 +139,7 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
         state = build_state(config, train_set.class_names, len(loaders[0]), device, ranks)
         loss_fn = build_loss(config, rarity).to(device)
     out = _open_run(config, state, checkpoint, lock, ranks)
+    checkpoint = None  # as large as the run, which has it now
     print(describe(config, state.model, train_set, val_set, device, out))
     tell_ranks(config.batch_size, device, ranks)
     if ranks.is_first:

@@ -21,18 +21,19 @@ def epochs_with_restart(
     has been saved yet.
     """
     from segkit.training import load_state, read_checkpoint
-    from segkit.training.checkpoint import LAST
+    from segkit.training.checkpoint import LAST, PREVIOUS
 
     try:
         yield from train()
         return
     except FloatingPointError as error:
-        has_save = ranks.on_first(lambda: (out / LAST).is_file())
+        has_save = ranks.on_first(lambda: any((out / name).is_file() for name in (LAST, PREVIOUS)))
         if config.nan_policy == "stop" or state.scheduler.factor != 1 or not has_save:
             raise
-        problem = error
+        problem = str(error)  # the error itself would keep the failed step in memory
     content, _ = ranks.on_first(lambda: read_checkpoint(out))
     load_state(state, content, allow_data_change=True, rank=ranks.rank)
+    del content
     state.scheduler.factor = SLOWER
     if ranks.is_first:
         at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")

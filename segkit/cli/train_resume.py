@@ -16,6 +16,7 @@ FREE = {
     *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from", "nan_policy"),
     *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
+DAMAGED = "last.damaged.pt"
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -59,12 +60,17 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def read_run(config: TrainConfig) -> dict[str, Any]:
-    """The newest whole checkpoint of the run to resume, or the file that --resume names; says what was damaged."""
+    """The newest whole checkpoint of the run to resume, or the file that --resume names.
+
+    Says what was damaged, and puts it aside: at the next save it would replace the whole one.
+    """
     from segkit.training import read_checkpoint
+    from segkit.training.checkpoint import LAST
 
     content, refused = read_checkpoint(config.out if config.resume is True else Path(config.resume))
     for sentence in refused:
         print(f"{sentence}; going on from the checkpoint before it")
+        (config.out / LAST).replace(config.out / DAMAGED)
     return content
 
 
@@ -79,13 +85,13 @@ def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
     if not is_done(config, content):
         return False
     epoch, stale = content["epoch"], content["stale_epochs"]
-    if _has_stopped(config, content) and epoch < config.epochs:
-        print(
-            f"{config.out} stopped early, after {stale} epochs without a better mIoU; "
-            f"to go on: --early-stopping {2 * stale}"
-        )
+    options = [f"--early-stopping {2 * stale}"] if _has_stopped(config, content) else []
+    if epoch < config.epochs:
+        what = f"stopped early, after {stale} epochs without a better mIoU"
     else:
-        print(f"{config.out} is already finished, at {epoch}/{config.epochs} epochs; to go on: --epochs {2 * epoch}")
+        what = f"is already finished, at {epoch}/{config.epochs} epochs"
+        options.insert(0, f"--epochs {2 * epoch}")
+    print(f"{config.out} {what}; to go on: {' '.join(options)}")
     return True
 
 

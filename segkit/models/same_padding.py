@@ -11,7 +11,8 @@ class SameDepthwiseConv2d(Conv2dSame):
 
     Where the stride divides the map, "same" pads one pixel more at the far end than at the near one. A
     kernel with one more row and column of zeros at its near end, padded alike on both sides, gives the
-    same sums and spares a copy of the whole map. Maps of other sizes take timm's way.
+    same sums and spares a copy of the whole map. Maps of other sizes take timm's way, and so do GPUs, which
+    have fast kernels for 3 x 3 and 5 x 5 alone.
     """
 
     @classmethod
@@ -32,7 +33,7 @@ class SameDepthwiseConv2d(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride = x.shape[-2:], self.stride
-        if torch.compiler.is_exporting() or any(n % s for n, s in zip(size, stride, strict=True)):
+        if x.is_cuda or torch.compiler.is_exporting() or any(n % s for n, s in zip(size, stride, strict=True)):
             return super().forward(x)
         total = [max(k - s, 0) for k, s in zip(self.kernel_size, stride, strict=True)]
         padding = [(t + 1) // 2 for t in total]

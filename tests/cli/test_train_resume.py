@@ -16,6 +16,8 @@ from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
 from segkit.cli.run_folder import check_writable
+from segkit.cli.train_resume import is_finished
+from segkit.config import TrainConfig
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.training import saving
@@ -42,6 +44,20 @@ def epochs(out):
 def test_a_finished_run_says_so(out, capsys):
     train.main(["--resume", str(out)])
     assert "is already finished, at 1/1 epochs; to go on: --epochs 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("epochs", "patience", "said"),
+    [
+        (2, 9, "is already finished, at 2/2 epochs; to go on: --epochs 4\n"),
+        (2, 3, "is already finished, at 2/2 epochs; to go on: --epochs 4 --early-stopping 6\n"),
+        (5, 3, "stopped early, after 3 epochs without a better mIoU; to go on: --early-stopping 6\n"),
+    ],
+)
+def test_what_a_finished_run_lacks_to_go_on_is_named(out, capsys, epochs, patience, said):
+    config = TrainConfig(out=out, epochs=epochs, early_stopping=patience)
+    assert is_finished(config, {"epoch": 2, "stale_epochs": 3})
+    assert capsys.readouterr().out == f"{out} {said}"
 
 
 def test_a_finished_run_without_its_pictures_gets_them(out):
@@ -168,6 +184,23 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
     printed = capsys.readouterr().out
     assert "last.pt (1000 bytes): the file is damaged or was not written by segkit; going on from the" in printed
     assert epochs(out) == ["1", "2"]
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_never_takes_the_place_of_the_whole_one(out, monkeypatch):
+    train.main(["--resume", str(out), "--epochs", "2"])
+    whole = (out / "last.prev.pt").read_bytes()
+    (out / "last.pt").write_bytes(b"damaged")
+    replace, before_saves = os.replace, []
+
+    def watched(source, target):
+        if Path(target).name == "last.pt":
+            before_saves.append((out / "last.prev.pt").read_bytes())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    train.main(["--resume", str(out), "--epochs", "2"])
+    assert before_saves[0] == whole
+    assert (out / "last.damaged.pt").read_bytes() == b"damaged"
 
 
 def test_a_folder_that_is_taken_is_refused_before_the_data_is_read(out, capsys):

@@ -68,6 +68,11 @@ def test_unknown_names_are_errors_that_list_the_known_ones(model):
         create_scaler(torch.device("cpu"), "half")
 
 
+def test_an_optimizer_of_second_order_is_refused_at_once(model):
+    with pytest.raises(ValueError, match="optimizer 'adahessian' needs the gradient of the gradient"):
+        create_optimizer(model, "adahessian", lr=1.0)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adamp", "sgd", "lamb"])
 def test_optimisers_of_timm_lower_the_loss(name):
     torch.manual_seed(0)

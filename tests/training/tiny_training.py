@@ -55,14 +55,14 @@ class Drawn(SegmentationDataset):
         return self.masks[index]
 
 
-def build_state(*, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="off", **optimizer):
+def build_state(*, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="off", device=CPU, **optimizer):
     seed_all(0)
     model = create_model(
         "fpn", backbone="test_resnet", class_names=NAMES, pretrained=False, pyramid_channels=8, channels=8
-    )
+    ).to(device)
     optimizer = create_optimizer(model, lr=lr, weight_decay=0.01, **optimizer)
     scheduler = create_scheduler(optimizer, schedule, epochs=epochs, steps_per_epoch=steps, warmup_epochs=0.5)
-    return TrainState(model, optimizer, scheduler, create_scaler(CPU, amp), create_ema(model, ema))
+    return TrainState(model, optimizer, scheduler, create_scaler(device, amp), create_ema(model, ema))
 
 
 def loaders(*, workers=0, batch_size=2, ranks=Ranks()):  # noqa: B008 - is frozen

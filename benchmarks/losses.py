@@ -8,6 +8,7 @@ units of the logits.
     python benchmarks/losses.py                      # (4, 12, 512, 512)
     python benchmarks/losses.py --batch 8
     python benchmarks/losses.py --memory
+    python benchmarks/losses.py --device cuda
 """
 
 import argparse
@@ -116,21 +117,24 @@ def step(loss: LossFunction, logits: Tensor, target: Tensor) -> None:
     loss(logits, target).backward()
 
 
-def measure(kinds: list[str], batch: int, ignored: float, runs: int) -> None:
+def measure(kinds: list[str], batch: int, ignored: float, runs: int, device: str) -> None:
     logits, target = example(batch, ignored)
+    logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
     for kind in kinds:
         times: dict[str, list[float]] = {name: [] for name in table()[kind]}
         for counted in (False, *[True] * runs):
             for name, loss in table()[kind].items():
                 started = time.perf_counter()
                 step(loss, logits, target)
+                if device == "cuda":
+                    torch.cuda.synchronize()
                 if counted:
                     times[name].append(time.perf_counter() - started)
         medians = {name: statistics.median(values) for name, values in times.items()}
         first = next(iter(medians.values()))
         print(f"\n{kind}  {tuple(logits.shape)}, forward and backward")
         for name, seconds in medians.items():
-            print(f"  {name:<20} {1000 * seconds:8.0f} ms  {seconds / first:6.2f} x", flush=True)
+            print(f"  {name:<20} {1000 * seconds:8.1f} ms  {seconds / first:6.2f} x", flush=True)
 
 
 def measure_memory(kinds: list[str], batch: int) -> None:
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--ignored", type=float, default=0.05, help="share of the pixels that is ignored")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -176,7 +181,7 @@ def main() -> None:
     elif args.memory:
         measure_memory(args.kinds, args.batch)
     else:
-        measure(args.kinds, args.batch, args.ignored, args.runs)
+        measure(args.kinds, args.batch, args.ignored, args.runs, args.device)
 
 
 if __name__ == "__main__":

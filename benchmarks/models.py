@@ -6,6 +6,7 @@ Both sides run in one process, in turn; the figures are medians, and ratios of m
     python benchmarks/models.py                 # forward at batch 1 and 4, and the training step
     python benchmarks/models.py --fast          # the fast path for inference as well: minutes of compiling
     python benchmarks/models.py --memory        # peak memory, each figure from a process of its own
+    python benchmarks/models.py --device cuda   # larger batches; float32 as torch has it by default, and bf16
 """
 
 import argparse
@@ -24,6 +25,7 @@ import segkit
 from segkit.models.optimized import optimize
 
 CLASSES = 12
+BF16 = torch.bfloat16
 CASES = ("deeplabv3plus/resnext50_32x4d", "fpn/tf_efficientnet_b4", "unet/resnext50_32x4d")
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -54,6 +56,8 @@ def interleave(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, f
         for name, call in calls.items():
             started = time.perf_counter()
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if counted:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -62,52 +66,58 @@ def interleave(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, f
 def show(title: str, medians: dict[str, float], base: str) -> None:
     print(f"\n{title}")
     for name, seconds in medians.items():
-        print(f"  {name:<34} {1000 * seconds:8.0f} ms  {seconds / medians[base]:6.2f} x")
+        print(f"  {name:<34} {1000 * seconds:8.1f} ms  {seconds / medians[base]:6.2f} x")
     sys.stdout.flush()
 
 
-def forward_call(model: nn.Module, images: torch.Tensor, memory_format: torch.memory_format) -> Callable[[], object]:
-    model = model.eval().to(memory_format=memory_format)
+def forward_call(
+    model: nn.Module, images: torch.Tensor, memory_format: torch.memory_format, bf16: bool = False
+) -> Callable[[], object]:
+    model = model.eval().to(images.device, memory_format=memory_format)
     images = images.to(memory_format=memory_format)
 
     @torch.inference_mode()
+    @torch.autocast(images.device.type, BF16, enabled=bf16)
     def call() -> object:
         return model(images)
 
     return call
 
 
-def training_call(model: nn.Module, memory_format: torch.memory_format) -> Callable[[], object]:
-    model = model.train().to(memory_format=memory_format)
-    images = torch.randn(8, 3, 256, 256).to(memory_format=memory_format)
-    target = torch.randint(CLASSES, (8, 256, 256))
+def training_call(
+    model: nn.Module, images: torch.Tensor, memory_format: torch.memory_format, bf16: bool = False
+) -> Callable[[], object]:
+    model = model.train().to(images.device, memory_format=memory_format)
+    images = images.to(memory_format=memory_format)
+    target = torch.randint(CLASSES, (len(images), *images.shape[2:]), device=images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def call() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), target).backward()
+        with torch.autocast(images.device.type, BF16, enabled=bf16):
+            logits = model(images)
+        nn.functional.cross_entropy(logits.float(), target).backward()
         optimizer.step()
 
     return call
 
 
-def measure_eager(case: str, runs: int) -> None:
-    for batch in (1, 4):
-        images = torch.randn(batch, 3, 512, 512)
-        calls = {
-            "SMP": forward_call(peer(case), images, FIRST),
-            "segkit": forward_call(ours(case), images, FIRST),
-            "SMP, channels last": forward_call(peer(case), images, LAST),
-            "segkit, channels last": forward_call(ours(case), images, LAST),
-        }
-        show(f"{case}  forward, 512 x 512, batch {batch}", interleave(calls, runs), "SMP")
-    calls = {
-        "SMP": training_call(peer(case), FIRST),
-        "segkit": training_call(ours(case), FIRST),
-        "SMP, channels last": training_call(peer(case), LAST),
-        "segkit, channels last": training_call(ours(case), LAST),
+def measure_eager(case: str, runs: int, device: str) -> None:
+    sides = {
+        "SMP": (peer, FIRST, False),
+        "segkit": (ours, FIRST, False),
+        "SMP, channels last": (peer, LAST, False),
+        "segkit, channels last": (ours, LAST, False),
     }
-    show(f"{case}  training step, 256 x 256, batch 8", interleave(calls, runs), "SMP")
+    work = [(forward_call, (1, 512)), (forward_call, (4, 512)), (training_call, (8, 256))]
+    if device == "cuda":
+        sides |= {"SMP, channels last, bf16": (peer, LAST, True), "segkit, channels last, bf16": (ours, LAST, True)}
+        work = [(forward_call, (1, 512)), (forward_call, (16, 512)), (training_call, (16, 512))]
+    for kind, (batch, size) in work:
+        images = torch.randn(batch, 3, size, size, device=device)
+        calls = {name: kind(build(case), images, *options) for name, (build, *options) in sides.items()}
+        title = "forward" if kind is forward_call else "training step"
+        show(f"{case}  {title}, {size} x {size}, batch {batch}", interleave(calls, runs), "SMP")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -130,13 +140,13 @@ def same_calls(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tenso
 def measure_fast(case: str, runs: int) -> None:
     images = torch.randn(1, 3, 512, 512)
     model, other = ours(case).eval(), peer(case).eval()
-    frozen, half = same_calls(peer(case), torch.float32), same_calls(peer(case), torch.bfloat16)
+    frozen, half = same_calls(peer(case), torch.float32), same_calls(peer(case), BF16)
     calls = {
         "SMP": forward_call(other, images, FIRST),
         "SMP, same calls": lambda: frozen(images),
         "SMP, same calls, bf16": lambda: half(images),
     }
-    fast, fast_half = optimize(model), optimize(model, dtype=torch.bfloat16)
+    fast, fast_half = optimize(model), optimize(model, dtype=BF16)
     calls |= {"segkit.optimize": lambda: fast(images), "segkit.optimize, bf16": lambda: fast_half(images)}
     compile_time = timed(calls["segkit.optimize"])
     medians = interleave(calls, runs)
@@ -160,8 +170,8 @@ def peak_of(case: str, side: str, work: str) -> int:
     """Peak memory of this process in MB, less what it had before the model was built."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = peer(case) if side == "SMP" else ours(case)
-    images = torch.randn(4, 3, 512, 512)
-    call = forward_call(model, images, FIRST) if work == "forward" else training_call(model, FIRST)
+    batch, size, kind = (4, 512, forward_call) if work == "forward" else (8, 256, training_call)
+    call = kind(model, torch.randn(batch, 3, size, size), FIRST)
     for _ in range(3):
         call()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
@@ -172,6 +182,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
@@ -186,7 +197,7 @@ def main() -> None:
         elif args.fast:
             measure_fast(case, args.runs)
         else:
-            measure_eager(case, args.runs)
+            measure_eager(case, args.runs, args.device)
 
 
 if __name__ == "__main__":

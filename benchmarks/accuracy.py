@@ -16,12 +16,14 @@ the best score counts, on both sides.
 
 With `--own-epochs` nothing is timed beforehand: the times are only as equal as the two numbers of epochs make them.
 
-Results are appended to benchmarks/accuracy.csv. `fast 1` in it is the recipe as it was at first: `--batch-size 8
---class-weights sqrt --ema 0.99`. Rows whose side begins with `by hand:` come from a search: `train.py --recipe fast
---seed 0 --workers 1` with all the options of the row, on cores of different speed that were not always quiet (those of
-2026-11-26 half as fast as the others), validated every second to fifth epoch or only at the end. The waste's 12 epochs
-of the script are its process alone (`--script MASKS`). One seed each: differences of two or three points are no
-findings.
+Results are appended to benchmarks/accuracy.csv. The recipe has had two forms before this one: `fast 1` is `--batch-size
+8 --class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none --lr 1e-3
+--backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around `fast 2`:
+`train.py --recipe fast --seed 0` with all the options of the row. Those by hand ran with `--workers 1` on cores of
+different speed that were not always quiet (those of 2026-11-26 half as fast as the others), validated every second to
+fifth epoch or only at the end; those on a GPU in bf16 under torch 2.11, eight at a time on one H200, validated once or
+twice. The waste's 12 epochs of the script in 2821 s are its process alone (`--script MASKS`). One seed each:
+differences of two or three points are no findings.
 """
 
 import argparse
@@ -72,7 +74,8 @@ class Change(NamedTuple):
 # Each changes one thing of the recipe.
 ABLATION = {
     "recipe": Change([]),
-    "class weights": Change(["--class-weights", "sqrt"]),
+    "without class weights": Change(["--class-weights", "none"]),
+    "one learning rate": Change(["--lr", "1e-3", "--backbone-lr-factor", "1"]),
     "without rare crops": Change(["--rare-crops", "0"]),
     "batches of 8": Change(["--batch-size", "8"], changes_pace=True),
     "average of the weights": Change(["--ema", "0.99"], changes_pace=True),

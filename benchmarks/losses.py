@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == "cuda" and args.memory:
+        parser.error("--memory measures on the CPU")
     torch.set_num_threads(args.threads)
     if args.peak_of:
         print(peak_of(*args.peak_of, args.batch))

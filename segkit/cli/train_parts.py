@@ -52,7 +52,9 @@ def build_state(
 ) -> "TrainState":
     """Model, optimizer, schedule and what goes with them, for epochs of that many batches."""
     from segkit.training import TrainState, create_ema, create_scaler, share_batch_norms
+    from segkit.training.optim import check_optimizer
 
+    check_optimizer(config.optimizer)  # before the weights come down
     model = _build_model(config, class_names, device, ranks)
     model = share_batch_norms(model, config.sync_bn, device, ranks)
     optimizer = build_optimizer(config, model)

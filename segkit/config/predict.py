@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, default_of
 from segkit.config.sources import LabelConfig
-from segkit.config.words import MAX_PIXELS, ClassBias, CRFWords, Folder, Sources, Weights
+from segkit.config.words import MAX_PIXELS, CRFWords, Folder, OfClasses, Sources
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PredictConfig:
     """Side of a sliding window for images that are larger, in pixels; 0 runs them whole."""
     window_overlap: float = 0.5
     """Share of a window that the next one covers again."""
-    class_bias: ClassBias = field(default_factory=dict)
+    class_bias: OfClasses = field(default_factory=dict)
     """Added to the log-probabilities of single classes: above 0 a class is found more often; see segkit tune."""
     crf: CRFWords = None
     """Refine with a dense CRF: a preset (seed, deeplab_v2_resnet101, ...) and NAME=VALUE for single parameters."""
@@ -81,7 +81,7 @@ class InferConfig(PredictConfig):
     """Height and width of the submission's maps, in pixels."""
     pseudo_threshold: float = 0.8
     """Lowest probability of a pseudo label; less sure pixels are ignored in training."""
-    pseudo_class_thresholds: Weights = field(default_factory=dict)
+    pseudo_class_thresholds: OfClasses = field(default_factory=dict)
     """The same for single classes."""
     pseudo_min_share: float = 0.5
     """Least share of sure pixels of an image that becomes a pseudo label."""

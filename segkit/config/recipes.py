@@ -21,6 +21,8 @@ def read_recipe(cls: type, name: str, origin: str) -> dict[str, Setting]:
     """
     names = recipe_names()
     if name not in names:
+        if name.endswith((".yaml", ".yml")):
+            raise ValueError(f"--recipe takes a name; settings of your own are --config {name}")
         near = nearest_name(name, names)
         said = f"unknown recipe {name!r} ({origin})" if name else "--recipe needs a name"
         hint = f", did you mean {near}? The" if near else "; the"

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check
 from segkit.config.sources import LabelConfig
-from segkit.config.words import Folder, Folders, Options, ResumeWords, Sources, Weights
+from segkit.config.words import Folder, Folders, Losses, Options, ResumeWords, Sources
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class TrainConfig(LabelConfig):
     data: Sources = ()
     """COCO JSON files to train on; or folders of images, with --masks."""
     val: Sources = ()
-    """The same to validate on; without it a share of --data is split off."""
+    """COCO JSON files or folders to validate on; without them a share of --data is split off."""
     folds: Annotated[int | None, arg(metavar="K")] = None
     """Divide --data into K folds with even shares of every class, see `python -m segkit folds`; needs --fold."""
     fold: Annotated[int | Literal["all"] | None, arg(metavar="I|all")] = None
     """The fold to validate on, 0 to K - 1, the others train; or all, for K trainings one after another."""
     train_only: Sources = ()
-    """The same, such as pseudo labels, whose images never validate."""
+    """COCO JSON files or folders, such as pseudo labels, whose images never validate."""
     masks: Folders = ()
     """Folders of masks (index PNGs, or in colours with --palette), one for each of --data, --val, --train-only."""
     on_bad: Literal["error", "skip"] = "error"
@@ -39,7 +39,7 @@ class TrainConfig(LabelConfig):
     model: str = "fpn"
     """Architecture: deeplabv3plus, fpn or unet."""
     backbone: str = "tf_efficientnet_b3"
-    """Any convolutional backbone of timm, with a tag where wanted (tf_efficientnet_b4.ns_jft_in1k)."""
+    """Any backbone of timm with a feature pyramid, with a tag where wanted (tf_efficientnet_b4.ns_jft_in1k)."""
     pretrained: Annotated[str, arg(metavar="true|false|FILE")] = "true"
     """Backbone weights: true asks timm's hub, false draws random ones, or a safetensors file."""
     init_from: Annotated[Path | None, arg(metavar="RUN|FILE")] = None
@@ -52,7 +52,7 @@ class TrainConfig(LabelConfig):
     crop: int = 512
     """Height and width of the training crops, in pixels."""
     augment: str = "standard"
-    """Augmentation: none, flip, light or standard; seed1, seed1-fpn or seed2, which shrink the image."""
+    """How crops of the full-size image vary: none, flip, light or standard; seed1, seed1-fpn, seed2 shrink it first."""
     decode_at_least: int = 0
     """Decode training images at a half, a quarter or an eighth, as far as both sides stay at least this; 0: whole."""
     epochs: int = 40
@@ -101,13 +101,13 @@ class TrainConfig(LabelConfig):
     freeze_backbone: Annotated[int, arg(metavar="EPOCHS")] = 0
     """Epochs at the start in which the backbone does not learn."""
     ema: Annotated[float, arg(metavar="DECAY")] = 0.0
-    """Average the weights over the steps, with this decay (0.999); both are scored, the better one is kept. 0: off."""
+    """Average the weights over the steps, with this decay (0.99, 0.999); both are scored, the better kept. 0: off."""
     val_every: Annotated[int, arg(metavar="EPOCHS")] = 1
     """Epochs from one validation to the next; the last epoch always has one."""
     early_stopping: Annotated[int, arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better mIoU; 0: never."""
-    loss: Weights = field(default_factory=lambda: {"ce": 1.0})
-    """Losses and their weights: ce, bce, dice, jaccard, tversky, focal, lovasz, ohem and more."""
+    loss: Losses = field(default_factory=lambda: {"ce": 1.0})
+    """Losses and their weights (ce=0.6 dice=0.4): ce, bce, dice, jaccard, tversky, focal, lovasz, ohem and more."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes, in ce and bce."""
     class_weights: Literal["none", "inverse", "sqrt", "effective"] = "none"
@@ -119,8 +119,7 @@ class TrainConfig(LabelConfig):
     sync_bn: Literal["auto", "on", "off"] = "auto"
     """Under torchrun, batch norms over the batches of all processes. auto: on for CUDA, which alone can do so."""
     nan_policy: Literal["stop", "restart"] = "stop"
-    """When loss or gradient are not finite in a third step of an epoch, or in one of a hundred: stop, with exit code 4;
-    or once go on from the last save, at half the learning rate."""
+    """When more than two steps of an epoch (of a long one: 1 %) are not finite: stop; or restart once, at half --lr."""
     deterministic: bool = False
     """The same results on every run on CUDA too, where torch can; slower. On a CPU they are so anyway."""
 

@@ -11,18 +11,18 @@ from segkit.config.typed import parse_any
 MAX_PIXELS = 178_956_970  # where Pillow refuses to open a file
 
 
-def _parse_weights(words: list[str]) -> dict[str, float]:
+def _parse_losses(words: list[str]) -> dict[str, float]:
     try:
-        return {name: float(value) for name, value in (word.split("=") for word in words)}
+        return {name: float(value) if sign else 1.0 for name, sign, value in (word.partition("=") for word in words)}
     except ValueError:
         raise ValueError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
 
 
-def _parse_bias(words: list[str]) -> dict[str, float]:
+def _parse_classes(words: list[str]) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in (word.rsplit("=", 1) for word in words)}
     except ValueError:
-        raise ValueError(f"expected NAME=VALUE such as car=0.5 street=-0.25, got {' '.join(words)!r}") from None
+        raise ValueError(f"expected CLASS=VALUE such as car=0.5 street=0.25, got {' '.join(words)!r}") from None
 
 
 def _parse_options(words: list[str]) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
     )
 
 
-Weights = Annotated[dict[str, float], _mapping_spec(_parse_weights, "NAME=WEIGHT ...")]
+Losses = Annotated[dict[str, float], _mapping_spec(_parse_losses, "NAME[=WEIGHT] ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
-ClassBias = Annotated[dict[str, float], _mapping_spec(_parse_bias, "NAME=VALUE ...")]
+OfClasses = Annotated[dict[str, float], _mapping_spec(_parse_classes, "CLASS=VALUE ...")]
 # None, or off, for no CRF; no word for the default one.
 CRFWords = Annotated[
     tuple[str, ...] | None,

@@ -55,7 +55,9 @@ class Kind(NamedTuple):
 _SKIP = 'on_bad="skip" (--on-bad skip) leaves them out'
 KINDS = {
     # images
-    "missing-image": Kind("error", "images that are not there", f"root= (--images) is their folder; {_SKIP}"),
+    "missing-image": Kind(
+        "error", "images that are not there", f"root= (--images) is the folder that their names start from; {_SKIP}"
+    ),
     "unreadable-image": Kind("error", "images that cannot be read", _SKIP),
     "other-size": Kind(
         "error",

@@ -179,7 +179,7 @@ def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
     if not _hub_answers(config.hf_hub_id, filename):
         raise ConnectionError(
             f"the weights of {name!r} are not in the local cache and {huggingface_hub.constants.ENDPOINT} does not "
-            "answer; pass the path of a downloaded safetensors file as pretrained, or false for random weights"
+            "answer; pretrained=FILE (--pretrained FILE) takes a downloaded safetensors file, false random weights"
         )
     return {}
 

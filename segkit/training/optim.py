@@ -1,5 +1,6 @@
 """The optimizer, by timm, and the precision."""
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,9 +33,7 @@ def create_optimizer(
             the one before it; decoder and head keep the full one. The groups are timm's, of 12 parameters each.
         decay_norms: Let norms and biases decay as well, as torch's own optimizers do.
     """
-    known = timm.optim.list_optimizers()
-    if name not in known:
-        raise ValueError(f"unknown optimizer {name!r}, timm has {', '.join(known)}")
+    check_optimizer(name)
     if layer_decay is None:
         groups = timm.optim.param_groups_weight_decay(model, weight_decay)
     else:
@@ -47,6 +46,15 @@ def create_optimizer(
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"optimizer {name!r} needs the gradient of the gradient, which segkit does not take")
     return optimizer
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ValueError where timm has none of that name."""
+    known = timm.optim.list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        raise ValueError(f"unknown optimizer {name!r}{hint} timm has {', '.join(known)}")
 
 
 def autocast(device: torch.device, amp: str) -> Callable[[], torch.autocast]:

@@ -17,7 +17,7 @@ from segkit.models import load_model, read_header
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *("--model", "fpn", "--backbone", "mobilenetv3_small_100", "--pretrained", "false", "--crop", "48"),
+    *("--model", "fpn", "--backbone", "test_resnet", "--pretrained", "false", "--crop", "48"),
     *("--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4"),
     *("--batch-size", "4", "--lr", "3e-3", "--workers", "0", "--device", "cpu", "--mask-cache", "off"),
 ]
@@ -59,10 +59,10 @@ def test_a_run_folder_holds_model_state_results_settings_and_pictures(run):
 
 
 def test_training_learns(shapes, tmp_path):
-    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "40"))
+    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "20", "--val-every", "10"))
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
-    assert max(float(row["miou"]) for row in rows) > 0.6
+    assert float(rows[-1]["miou"]) > 0.5
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, monkeypatch, capsys):
@@ -156,7 +156,7 @@ def test_one_class_and_one_image_train(tmp_path):
         (["--backbone", "resnet81"], 2, "did you mean resnet18"),
         (["--pretrained", "weights.safetensors"], 2, "no weights file at weights.safetensors"),
         (["--loss", "dise=1"], 2, "did you mean 'dice'"),
-        (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm'"),
+        (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm', did you mean"),
         (["--augment", "much"], 2, "unknown augmentation 'much'"),
         (["--decoder", "width=3"], 2, "fpn has no option 'width'"),
         (["--device", "tpu?"], 2, "unknown --device"),
@@ -180,7 +180,7 @@ def test_a_wrong_setting_ends_in_one_sentence(shapes, tmp_path, capsys, change, 
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--larning-rate", "1"], "did you mean --lr?"),
         (["--modle", "fpn"], "did you mean --model?"),
-        (["--loss", "ce"], "expected NAME=WEIGHT"),
+        (["--loss", "ce="], "expected NAME=WEIGHT"),
         (["--resume"], "--resume needs --out"),
     ],
 )

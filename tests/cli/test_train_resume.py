@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_what_differs(out, ca
     torch.save(content, out / "last.pt")
     assert fails(train, "--resume", out, "--epochs", "2") == 2
     error = capsys.readouterr().err
-    assert "backbone is resnet18 there, mobilenetv3_small_100 here; channels is 99 there, 16 here; to" in error
+    assert "backbone is resnet18 there, test_resnet here; channels is 99 there, 16 here; to" in error
 
 
 def test_another_run_starts_from_the_weights_and_the_architecture_of_one(out, shapes, tmp_path, capsys):

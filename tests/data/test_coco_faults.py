@@ -261,7 +261,9 @@ def test_missing_images_are_one_error_with_the_first_twenty_and_the_count(write)
     with pytest.raises(DataError) as raised:
         CocoSegmentation(file)
     lines = str(raised.value).splitlines()
-    assert lines[0].startswith("images that are not there: 25; root= (--images) is their folder")
+    assert lines[0].startswith(
+        "images that are not there: 25; root= (--images) is the folder that their names start from"
+    )
     assert [line.rsplit("/", 1)[1] for line in lines[1:21]] == [f"gone{i}.png" for i in range(20)]
     assert lines[21:] == ["  and 5 more"]
 

@@ -91,7 +91,7 @@ def test_a_missing_weights_file_is_named(tmp_path):
 
 def test_pretrained_without_network_says_what_to_do(no_network, monkeypatch, tmp_path):
     monkeypatch.setattr(backbone.huggingface_hub, "try_to_load_from_cache", lambda *args: None)
-    with pytest.raises(ConnectionError, match="pass the path of a downloaded safetensors file"):
+    with pytest.raises(ConnectionError, match="takes a downloaded safetensors file"):
         create_model("fpn", backbone="resnet18", num_classes=2, pretrained=True)
 
 

@@ -62,7 +62,7 @@ def test_only_fp16_scales_the_loss(amp, enabled):
 
 
 def test_unknown_names_are_errors_that_list_the_known_ones(model):
-    with pytest.raises(ValueError, match=r"unknown optimizer 'adm', timm has .*adamw"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adm', did you mean 'adam'\? timm has .*adamw"):
         create_optimizer(model, "adm", lr=1.0)
     with pytest.raises(ValueError, match="unknown amp 'half', expected one of off, bf16"):
         create_scaler(torch.device("cpu"), "half")

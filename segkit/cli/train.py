@@ -29,6 +29,7 @@ from segkit.cli.train_report import (
 )
 from segkit.cli.train_restart import epochs_with_restart
 from segkit.cli.train_resume import (
+    DRAWN_LAST,
     goes_on,
     is_finished,
     is_resumed,
@@ -206,6 +207,7 @@ def _open_run(
             lock.take(out)
             if config.out is not None:  # one that started at the same time may have been faster
                 check_free(out, may_have_begun=config.resume == "auto")
+        (out / DRAWN_LAST).unlink(missing_ok=True)
         tell_room(state, out)
         write_yaml(replace(config, resume=False), out / "args.yaml")
         return out

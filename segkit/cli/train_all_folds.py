@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from segkit.cli.run_lock import RunLock
 from segkit.cli.train_data import open_folds
-from segkit.cli.train_resume import data_digest, fixed_settings, is_done, is_resumed, read_run
+from segkit.cli.train_resume import data_digests, fixed_settings, is_done, is_resumed, read_run
 from segkit.config import TrainConfig, write_yaml
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _finished_folds(config: TrainConfig) -> set[int]:
 
     if not (config.out / SPLITS).is_file():
         raise FileNotFoundError(f"nothing to resume: {config.out} is no run of --fold all, it has no {SPLITS}")
-    done, digest = set(), data_digest(config)
+    done, digest = set(), data_digests(config)
     for fold in (i for i in range(config.folds) if _is_saved(config.out / f"fold{i}")):
         settings = _of_fold(config, config.out, fold)
         content = read_run(settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.cli.train_rare import Rarity
-from segkit.cli.train_resume import data_digest, fixed_settings, is_resumed
+from segkit.cli.train_resume import data_digests, fixed_settings, is_resumed
 from segkit.config import Setting, TrainConfig
 
 if TYPE_CHECKING:
@@ -58,14 +58,16 @@ def build_state(
     model = _build_model(config, class_names, device, ranks)
     model = share_batch_norms(model, config.sync_bn, device, ranks)
     optimizer = build_optimizer(config, model)
+    steps = math.ceil(batches / config.accumulate)
     return TrainState(
         model,
         optimizer,
-        build_schedule(config, optimizer, steps_per_epoch=math.ceil(batches / config.accumulate)),
+        build_schedule(config, optimizer, steps_per_epoch=steps),
         create_scaler(device, config.amp),
         create_ema(model, config.ema),
         settings=fixed_settings(config),
-        data=data_digest(config),
+        data=data_digests(config),
+        steps_per_epoch=steps,
     )
 
 

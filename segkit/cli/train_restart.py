@@ -1,9 +1,11 @@
 """--nan-policy restart: after numbers that are not finite, once again from the last save, more slowly."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segkit.cli.train_resume import load_run, place, read_run
 from segkit.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ def epochs_with_restart(
     The learning rates are halved then, for the rest of the run; the second time the error is raised, and where nothing
     has been saved yet.
     """
-    from segkit.training import load_state, read_checkpoint
     from segkit.training.checkpoint import LAST, PREVIOUS
 
     try:
@@ -31,11 +32,13 @@ def epochs_with_restart(
         if config.nan_policy == "stop" or state.scheduler.factor != 1 or not has_save:
             raise
         problem = str(error)  # the error itself would keep the failed step in memory
-    content, _ = ranks.on_first(lambda: read_checkpoint(out))
-    load_state(state, content, allow_data_change=True, rank=ranks.rank)
+    saved = replace(config, out=out, resume=True, allow_data_change=True)
+    content = ranks.on_first(lambda: read_run(saved))
+    load_run(saved, state, content, ranks)
     del content
     state.scheduler.factor = SLOWER
     if ranks.is_first:
-        at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
-        print(f"warning: {problem}; once again from {out / LAST}, {at}, with half the learning rate", flush=True)
+        print(
+            f"warning: {problem}; once again from {out / LAST}, {place(state)}, with half the learning rate", flush=True
+        )
     yield from train()

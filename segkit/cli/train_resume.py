@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ FREE = {
     *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
 DAMAGED = "last.damaged.pt"
+DRAWN_LAST = "val_predictions.png"  # of what a finished run has; one that goes on has it no more
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -62,22 +64,39 @@ def run_folder(config: TrainConfig) -> Path:
 def read_run(config: TrainConfig) -> dict[str, Any]:
     """The newest whole checkpoint of the run to resume, or the file that --resume names.
 
-    Says what was damaged, and puts it aside: at the next save it would replace the whole one.
+    Says what was damaged, and puts it aside: at the next save it would replace the whole one. Settings that segkit did
+    not have yet when it was written have their defaults in it.
     """
     from segkit.training import read_checkpoint
     from segkit.training.checkpoint import LAST
 
-    content, refused = read_checkpoint(config.out if config.resume is True else Path(config.resume))
+    path = config.out if config.resume is True else Path(config.resume)
+    content, refused = read_checkpoint(path)
+    if path.is_file() and path.name != LAST:
+        refused = _refused(config.out / LAST)
     for sentence in refused:
         print(f"{sentence}; going on from the checkpoint before it")
         (config.out / LAST).replace(config.out / DAMAGED)
+    content["settings"] = {**fixed_settings(TrainConfig()), **content["settings"]}
     return content
+
+
+def _refused(file: Path) -> list[str]:
+    """What is wrong with a checkpoint, if there is one."""
+    from segkit.training import read_checkpoint
+
+    try:
+        if file.is_file():
+            read_checkpoint(file)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def is_done(config: TrainConfig, content: dict[str, Any]) -> bool:
     """Whether nothing is left to do."""
     done = _has_stopped(config, content) or content["epoch"] >= config.epochs
-    return done and (config.out / "val_predictions.png").is_file()
+    return done and (config.out / DRAWN_LAST).is_file()
 
 
 def is_finished(config: TrainConfig, content: dict[str, Any]) -> bool:
@@ -101,25 +120,44 @@ def _has_stopped(config: TrainConfig, content: dict[str, Any]) -> bool:
 
 def resume(config: TrainConfig, state: "TrainState", content: dict[str, Any], ranks: "Ranks") -> None:
     """Puts `state` where the run stood, and says where that is."""
-    from segkit.training import load_state
-    from segkit.training.checkpoint import random_states
+    from segkit.training.checkpoint import changed_data, random_states
 
-    before = state.settings.pop("epochs"), content["settings"].pop("epochs", None)
-    load_state(state, content, allow_data_change=config.allow_data_change, rank=ranks.rank)
-    state.settings["epochs"] = before[0]
-    at = f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
-    print(f"resuming {config.out} {at}")
+    changed = changed_data(content, state)
+    before, after = load_run(config, state, content, ranks)
+    print(f"resuming {config.out} {place(state)}")
     processes = len(random_states(content))
     if processes != ranks.count:
         print(
             f"warning: the run had {processes} processes, and goes on with {ranks.count}: the samples of each batch "
             "stay the same, what each process draws and the statistics of its batch norms do not"
         )
-    if before[0] != before[1]:
+    if changed:
+        steps = state.steps_per_epoch, content["steps_per_epoch"]
+        anew = f"; an epoch has {steps[0]} steps in the place of {steps[1]}" if steps[0] != steps[1] else ""
+        best = "; what was best on other images counts no more" if "val" in changed else ""
+        print(f"warning: the data has changed{anew}{best}")
+    if before != after:
         print(
-            f"--epochs was {before[1]}, is {before[0]}: the learning rate follows the new number from here on, "
+            f"--epochs was {before}, is {after}: the learning rate follows the new number from here on, "
             "which a run of that length would not have done from the start"
         )
+
+
+def load_run(
+    config: TrainConfig, state: "TrainState", content: dict[str, Any], ranks: "Ranks"
+) -> tuple[str | None, str]:
+    """Puts `state` where the run stood; gives the number of epochs that it had and has, which alone may change."""
+    from segkit.training import load_state
+
+    epochs = state.settings.pop("epochs")
+    load_state(state, content, allow_data_change=config.allow_data_change, rank=ranks.rank)
+    state.settings["epochs"] = epochs
+    return content["settings"].get("epochs"), epochs
+
+
+def place(state: "TrainState") -> str:
+    """How far a run is, in words."""
+    return f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
 
 
 def fixed_settings(config: TrainConfig) -> dict[str, str]:
@@ -128,10 +166,20 @@ def fixed_settings(config: TrainConfig) -> dict[str, str]:
     return {name: str(getattr(config, name)) for name in [*names, "epochs"]}
 
 
-def data_digest(config: TrainConfig) -> str:
-    """A digest of the annotation files' content, and of the names and sizes in folders of images and masks."""
+def data_digests(config: TrainConfig) -> dict[str, str]:
+    """Digests of what trains and of what validates: of annotation files, and of names and sizes in folders."""
+    labels = (config.class_names, config.palette)
+    first = len(config.data) if config.val else 0
+    scored = config.val or config.data
+    return {
+        "train": _digest(config.data, config.train_only, config.masks, labels),
+        "val": _digest(scored, config.masks[first : first + len(scored)], labels),
+    }
+
+
+def _digest(*groups: Iterable[Path | None]) -> str:
     digest = hashlib.sha256()
-    for group in (config.data, config.val, config.train_only, config.masks, (config.class_names, config.palette)):
+    for group in groups:
         digest.update(b"\0group")
         for path in filter(None, group):
             digest.update(_of_folder(path) if path.is_dir() else path.read_bytes())

@@ -1,6 +1,7 @@
 """Settings in YAML files: read with their types and the lines that they stand in, and written."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -60,7 +61,10 @@ def format_settings(settings: Any, origins: Mapping[str, str] | None = None) -> 
 def write_yaml(settings: Any, path: Path) -> None:
     """Writes the settings with the names of their flags; the file is one for --config."""
     temporary = path.with_name(f".{path.name}.tmp")  # a run that is killed here must find its settings again
-    temporary.write_text(format_settings(settings), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(format_settings(settings))
+        file.flush()
+        os.fsync(file.fileno())  # a power failure must not leave an empty one
     temporary.replace(path)
 
 

@@ -18,12 +18,12 @@ from segkit.training.atomic_file import write_atomically
 from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
-FORMAT = 3
+FORMAT = 4
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
     *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
-    *("best_miou", "best_epoch", "best_weights", "stale_epochs", "history", "settings", "data"),
+    *("best_miou", "best_epoch", "best_weights", "stale_epochs", "history", "settings", "data", "steps_per_epoch"),
 )
 
 
@@ -102,14 +102,17 @@ def load_state(
 ) -> None:
     """Puts `state` where the run stood that `content` is of; all its parts must be built already.
 
-    Process `rank` takes its own random state; one that the run did not have keeps the one it is in.
+    Process `rank` takes its own random state; one that the run did not have keeps the one it is in. Where the data may
+    change, other images that validate begin a new search for the best, and another number of steps an epoch begins
+    the current epoch anew.
 
     Raises:
         ValueError: the run had another architecture, class list, setting, or other data.
     """
     _check_same_model(content, state.model)
     check_settings(content["settings"], state.settings)
-    if content["data"] != state.data and not allow_data_change:
+    changed = changed_data(content, state)
+    if changed and not allow_data_change:
         raise ValueError(
             "cannot resume: the data is not what the run began with (its files differ); "
             "to go on with it nonetheless add --allow-data-change"
@@ -119,10 +122,20 @@ def load_state(
         if part is not None and (content[name] or name != "scaler"):  # empty where the run was without fp16
             part.load_state_dict(content[name])
     for name in VALUES:
-        if name not in ("settings", "data"):
+        if name not in ("settings", "data", "steps_per_epoch"):
             setattr(state, name, content[name])
+    if "val" in changed:
+        state.forget_best()
+    if content["steps_per_epoch"] != state.steps_per_epoch:
+        state.begin_epoch_anew()
     randoms = random_states(content)
     state.random = randoms[rank] if rank < len(randoms) else None
+
+
+def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
+    """What of the data is not what the run began with."""
+    before = content["data"]
+    return {name for name in {*before, *state.data} if before.get(name) != state.data.get(name)}
 
 
 def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -289,13 +289,27 @@ def _add_gradients(
     for i, ((images, target), share) in enumerate(zip(window, shares, strict=True)):
         images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
         with ranks.holding_back(forward, hold=i < len(window) - 1):
-            with autocast():
+            with autocast(), _told_of_single_values():
                 logits = forward(state.model.preprocessing(images))
             loss = loss_fn(logits.float(), target) * share
             # Between the processes gradients are averaged, while the shares are to be summed.
             state.scaler.scale(loss * ranks.count).backward()
         total += loss.item()
     return ranks.sum(torch.tensor(total, dtype=torch.float64)).item()
+
+
+@contextmanager
+def _told_of_single_values() -> Iterator[None]:
+    """Says what to do where torch takes no statistics: batch norms behind global pooling see one value an image."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "the model has batch norms behind global pooling, which cannot learn from one image: take batches of two "
+            "or more in each process, or another backbone"
+        ) from error
 
 
 def _problem(state: TrainState, loss: float, clip_grad: float) -> str | None:

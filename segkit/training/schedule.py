@@ -42,7 +42,11 @@ class Plateau:
         self.threshold = threshold
         self.floor = floor
         self.factor = 1.0
-        self.best = math.inf if direction == "min" else -math.inf
+        self.forget_best()
+
+    def forget_best(self) -> None:
+        """The next score is the best one so far."""
+        self.best = math.inf if self.direction == "min" else -math.inf
         self.stale = 0
 
     def step(self, score: float) -> None:
@@ -92,6 +96,11 @@ class Schedule:
         """Call after each epoch, with what the validation gave."""
         if self.plateau is not None:
             self.plateau.step(loss if self.monitor == "loss" else miou)
+
+    def forget_best(self) -> None:
+        """For validations that cannot be compared with those before."""
+        if self.plateau is not None:
+            self.plateau.forget_best()
 
     def state_dict(self) -> dict[str, Any]:
         """What the updates alone do not tell; the shape follows from the settings."""

@@ -31,7 +31,8 @@ class TrainState:
         stale_epochs: Epochs from then to the last validation.
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
-        data: Digest of the data; a resumed run must have the same.
+        data: Digests of the data, `val` that of what validates; a resumed run must have the same.
+        steps_per_epoch: Updates in an epoch, which the schedule counts by.
         random: The random states to go on with; None for those of the process.
     """
 
@@ -54,7 +55,8 @@ class TrainState:
     stale_epochs: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
-    data: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+    steps_per_epoch: int = 0
     random: dict[str, Any] | None = None
 
     def end_epoch(self, row: dict[str, float], *, validated: bool = True) -> None:
@@ -65,3 +67,13 @@ class TrainState:
         if validated:  # without, nobody knows whether it was better
             self.stale_epochs = self.epoch - self.best_epoch
             self.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])
+
+    def begin_epoch_anew(self) -> None:
+        """Moves back to the start of the current epoch, counted in epochs of `steps_per_epoch`."""
+        self.step, self.left_out, self.loss_sum, self.image_count, self.seconds = 0, 0, 0.0, 0, 0.0
+        self.updates = self.epoch * self.steps_per_epoch
+
+    def forget_best(self) -> None:
+        """The next validation is the best one so far: its images are not those of the ones before."""
+        self.best_miou, self.best_epoch, self.stale_epochs = -math.inf, 0, 0
+        self.scheduler.forget_best()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,13 @@ def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate
     assert [float(row["lr"]) for row in rows] == [3e-3, 1.5e-3, 1.5e-3]
 
 
+def test_a_run_that_was_extended_starts_once_more_too(out, monkeypatch, capsys):
+    monkeypatch.setattr(train, "build_loss", lambda *args: NaNIn({0, 1, 2}))
+    train.main(["--resume", str(out), "--epochs", "2", "--nan-policy", "restart"])
+    assert f"once again from {out / 'last.pt'}, after epoch 1, with half" in capsys.readouterr().out
+    assert epochs(out) == ["1", "2"]
+
+
 @pytest.mark.parametrize(("policy", "restarts"), [("stop", 0), ("restart", 1)])
 def test_a_loss_that_stays_not_finite_ends_the_run(shapes, tmp_path, monkeypatch, capsys, policy, restarts):
     monkeypatch.setattr(train, "build_loss", lambda *args: NaNIn(range(3, 99)))
@@ -164,7 +172,31 @@ def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
     assert fails(train, "--resume", tmp_path / "a", "--epochs", "2") == 2
     assert "the data is not what the run began with" in capsys.readouterr().err
     train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
+    assert "warning: the data has changed\n" in capsys.readouterr().out
     assert epochs(tmp_path / "a") == ["1", "2"]
+
+
+def test_after_a_change_of_the_data_the_rate_still_ends_at_zero_and_the_best_is_sought_anew(shapes, tmp_path, capsys):
+    folder = shutil.copytree(shapes[0].parent, tmp_path / "data")
+    files = folder / "train.json", folder / "val.json"
+    out = tmp_path / "a"
+    train.main(train_arguments(files, out, "--epochs", "1", "--schedule", "poly", "--warmup-epochs", "0"))
+    content = torch.load(out / "last.pt", weights_only=True)
+    torch.save({**content, "best_miou": 0.99}, out / "last.pt")
+    for file, count in zip(files, (4, 3), strict=True):
+        coco = json.loads(file.read_text())
+        coco["images"] = coco["images"][:count]
+        kept = {image["id"] for image in coco["images"]}
+        coco["annotations"] = [one for one in coco["annotations"] if one["image_id"] in kept]
+        file.write_text(json.dumps(coco))
+    train.main(["--resume", str(out), "--epochs", "3", "--allow-data-change"])
+    said = "the data has changed; an epoch has 1 steps in the place of 3; what was best on other images counts no more"
+    assert said in capsys.readouterr().out
+    rates = [float(row["lr"]) for row in csv.DictReader((out / "results.csv").open())]
+    assert rates[1:] == pytest.approx([3e-3 * (2 / 3) ** 0.9, 3e-3 * (1 / 3) ** 0.9], rel=1e-4)
+    content = torch.load(out / "last.pt", weights_only=True)
+    assert 0 < content["best_miou"] < 0.99
+    assert content["best_epoch"] in (2, 3)
 
 
 def test_data_may_move(shapes, tmp_path):
@@ -201,6 +233,44 @@ def test_a_damaged_checkpoint_is_put_aside_and_never_takes_the_place_of_the_whol
     train.main(["--resume", str(out), "--epochs", "2"])
     assert before_saves[0] == whole
     assert (out / "last.damaged.pt").read_bytes() == b"damaged"
+
+
+def test_a_damaged_checkpoint_beside_the_one_that_is_named_is_put_aside(out):
+    train.main(["--resume", str(out), "--epochs", "2"])
+    (out / "last.pt").write_bytes(b"damaged")
+    train.main(["--resume", str(out / "last.prev.pt"), "--epochs", "2"])
+    assert (out / "last.damaged.pt").read_bytes() == b"damaged"
+    assert epochs(out) == ["1", "2"]
+
+
+def test_settings_that_a_run_did_not_know_yet_have_their_defaults(out):
+    content = torch.load(out / "last.pt", weights_only=True)
+    del content["settings"]["sam"]
+    torch.save(content, out / "last.pt")
+    lines = (out / "args.yaml").read_text().splitlines(keepends=True)
+    (out / "args.yaml").write_text("".join(line for line in lines if not line.startswith("sam:")))
+    train.main(["--resume", str(out), "--epochs", "2"])
+    assert epochs(out) == ["1", "2"]
+
+
+def test_a_run_that_was_extended_and_stopped_before_its_pictures_is_not_finished(out, monkeypatch, capsys):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish", stopped)
+        assert fails(train, "--resume", out, "--epochs", "2") == 130
+    train.main(["--resume", str(out)])
+    assert "is already finished" not in capsys.readouterr().out
+    assert "Finished, after 2 epochs." in (out / "report.html").read_text()
+
+
+def test_one_image_a_batch_is_refused_where_batch_norms_see_pooled_values(shapes, tmp_path, capsys):
+    single = ["--backbone", "resnest14d", "--batch-size", "1", "--epochs", "1"]
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", *single)) == 2
+    error = capsys.readouterr().err
+    assert "batch norms behind global pooling, which cannot learn from one image: take batches of two" in error
+    assert "Traceback" not in error
 
 
 def test_a_folder_that_is_taken_is_refused_before_the_data_is_read(out, capsys):
@@ -252,7 +322,8 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
     monkeypatch.setattr(saving, "save_state", full)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "2")) == 1
     error = capsys.readouterr().err
-    assert "the run is finished, but could not be saved (12 MB): [Errno 28] No space left on device" in error
+    message = r"the run is finished, but could not be saved \(\d+ MB\): \[Errno 28\] No space left on device"
+    assert re.search(message, error)
     assert "Traceback" not in error
 
 
@@ -291,18 +362,14 @@ def test_a_signal_on_a_full_disk_does_not_say_that_it_saved(shapes, tmp_path, mo
 
 @pytest.mark.parametrize("file", ["args.yaml", "env.json"])
 def test_a_full_disk_at_the_start_exits_with_1(shapes, tmp_path, capsys, monkeypatch, file):
-    write_text, write_bytes = Path.write_text, Path.write_bytes
+    real = Path.open
 
-    def full(write):
-        def call(path, *args, **options):
-            if file in path.name:
-                raise OSError(28, "No space left on device", str(path))
-            return write(path, *args, **options)
+    def full(path, mode="r", *args, **options):
+        if file in path.name and "w" in mode:
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, mode, *args, **options)
 
-        return call
-
-    monkeypatch.setattr(Path, "write_text", full(write_text))
-    monkeypatch.setattr(Path, "write_bytes", full(write_bytes))
+    monkeypatch.setattr(Path, "open", full)
     assert fails(train, *train_arguments(shapes, tmp_path / "a")) == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error

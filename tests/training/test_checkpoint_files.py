@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, refused when damaged, and no code in them."""
 
 import errno
+import math
 import os
 import pickle
 import shutil
@@ -8,7 +9,7 @@ import stat
 
 import pytest
 import torch
-from tiny_training import build_state, run
+from tiny_training import build_state, interrupted, run
 
 from segkit.training import load_state, read_checkpoint, save_state
 from segkit.training.atomic_file import remove_leftovers, write_atomically
@@ -112,16 +113,37 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 def test_changed_settings_and_data_are_named(out):
     content, _ = read_checkpoint(out)
-    content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, "abc"
+    content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, {"train": "a", "val": "b"}
     state = build_state()
-    state.settings, state.data = {"lr": "0.2", "crop": "64"}, "abc"
+    state.settings, state.data = {"lr": "0.2", "crop": "64"}, content["data"]
     with pytest.raises(ValueError, match=r"cannot resume with other settings: --lr was 0\.1, is 0\.2$"):
         load_state(state, content)
-    state.settings, state.data = content["settings"], "abd"
+    state.settings, state.data = content["settings"], {"train": "c", "val": "b"}
     with pytest.raises(ValueError, match="the data is not what the run began with"):
         load_state(state, content)
     load_state(state, content, allow_data_change=True)
-    assert state.epoch == 2
+    assert (state.epoch, state.best_miou) == (2, content["best_miou"])
+
+
+def test_other_images_that_validate_begin_a_new_search_for_the_best(tmp_path):
+    run(tmp_path, state=build_state(schedule="plateau"))
+    content, _ = read_checkpoint(tmp_path)
+    assert math.isfinite(content["scheduler"]["plateau"]["best"])
+    state = build_state(schedule="plateau")
+    state.data = {"val": "others"}
+    load_state(state, content, allow_data_change=True)
+    assert (state.best_miou, state.best_epoch, state.stale_epochs) == (-math.inf, 0, 0)
+    assert (state.scheduler.plateau.best, state.scheduler.plateau.stale) == (math.inf, 0)
+
+
+def test_another_number_of_steps_begins_the_epoch_anew(tmp_path):
+    assert interrupted(tmp_path, 7, state=build_state(steps=5))
+    content, _ = read_checkpoint(tmp_path)
+    assert (content["epoch"], content["step"], content["updates"]) == (0, 5, 5)
+    state = build_state(steps=9)
+    state.steps_per_epoch = 9
+    load_state(state, {**content, "epoch": 3}, allow_data_change=True)
+    assert (state.step, state.updates, state.image_count) == (0, 27, 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -135,13 +135,16 @@ def test_only_the_first_process_writes_and_all_end_with_the_same_weights_and_ave
 @pytest.mark.parametrize("before", [1, 3, 6])  # in a step, in validation, in the next epoch
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     def train(ranks):
+        state = build_state()
         try:
-            run(tmp_path / "run", ranks=ranks, stop_after=before if ranks.rank == 1 else None)
+            run(tmp_path / "run", ranks=ranks, state=state, stop_after=before if ranks.rank == 1 else None)
         except Interrupted as stop:
-            return stop.number
+            return stop.number, state.epoch, state.step, state.updates
 
-    assert on_ranks(2, train, tmp_path / "group") == [signal.SIGTERM] * 2
-    assert (tmp_path / "run" / "last.pt").is_file()
+    first, second = on_ranks(2, train, tmp_path / "group")
+    assert first == second
+    content, _ = read_checkpoint(tmp_path / "run")
+    assert first == (signal.SIGTERM, content["epoch"], content["step"], content["updates"])
 
 
 @pytest.mark.parametrize(("asked", "epoch", "step"), [(2, 0, 2), (5, 1, 2)])
@@ -231,11 +234,19 @@ def test_a_loss_that_is_nan_in_one_process_is_left_out_in_all_and_then_stops_all
 
 def test_early_stopping_and_an_unfrozen_backbone_agree(tmp_path):
     def train(ranks):
-        state = run(tmp_path / "run", ranks=ranks, epochs=9, early_stopping=2, freeze_epochs=1)
-        return state.epoch, state.stale_epochs, weights(state)
+        state = build_state(epochs=9)
+        before = state.model.backbone.state_dict()
+        before = {name: value.clone() for name, value in before.items() if value.is_floating_point()}
+        run(tmp_path / "run", ranks=ranks, state=state, epochs=9, early_stopping=2, freeze_epochs=1)
+        after = state.model.backbone.state_dict()
+        learnt = not all(torch.equal(value, after[name]) for name, value in before.items())
+        return learnt, state.epoch, state.stale_epochs, weights(state)
 
     first, second = on_ranks(2, train, tmp_path / "group")
     assert same(first, second)
+    learnt, epoch, stale, _ = first
+    assert (learnt, stale) == (True, 2)
+    assert epoch < 9
 
 
 def test_a_full_disk_is_an_error_in_all_processes_at_the_end(tmp_path, monkeypatch):

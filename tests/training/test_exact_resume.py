@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_training import build_state, interrupted, outcome, run, same
+from tiny_training import CPU, build_state, interrupted, outcome, run, same
 
-from segkit.training import read_checkpoint
+from segkit.training import autocast, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,23 @@ def test_accumulation_resumes_exactly(tmp_path):
     assert interrupted(tmp_path / "b", 1, **options)
     assert read_checkpoint(tmp_path / "b")[0]["step"] == 4
     run(tmp_path / "b", resume=True, **options)
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"val_every": 2}, {}),
+        ({"freeze_epochs": 1}, {}),
+        ({}, {"layer_decay": 0.9, "backbone_lr_factor": 0.5}),
+        ({"autocast": autocast(CPU, "fp16")}, {"amp": "fp16"}),
+    ],
+)
+@pytest.mark.parametrize("stop_after", [1, 9])  # in the first epoch and in the second
+def test_other_ways_of_learning_resume_exactly(tmp_path, options, parts, stop_after):
+    run(tmp_path / "a", state=build_state(**parts), **options)
+    assert interrupted(tmp_path / "b", stop_after, state=build_state(**parts), **options)
+    run(tmp_path / "b", resume=True, state=build_state(**parts), **options)
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 
 

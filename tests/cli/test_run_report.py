@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from test_train_infer import fails, train_arguments
 from segkit.cli import run_report, train
 from segkit.cli.devices import pick_workers
 from segkit.cli.environment import write_environment
-from segkit.cli.train_scores import Extremes
+from segkit.cli.train_scores import Extremes, Gallery
 from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
-from segkit.metrics import ConfusionMatrix
+from segkit.inference.labelled import Labelled
+from segkit.metrics import ConfusionMatrix, PerImageConfusion
 from segkit.models import load_model
 
 
@@ -173,6 +175,20 @@ def test_a_single_validation_image_is_the_worst_and_the_best(tmp_path, shapes):
     images = ["--images", str(shapes[0].parent)]
     train.main(train_arguments((shapes[0], one), tmp_path / "a", "--epochs", "1", *images))
     assert (tmp_path / "a/worst.png").read_bytes() == (tmp_path / "a/best.png").read_bytes()
+
+
+def test_the_worst_images_come_from_the_worst_up_and_the_best_from_the_best_down():
+    gallery, target = Gallery(8, side=8), np.zeros((4, 4), np.uint8)
+    for index, wrong in enumerate([3, 0, 7, 1, 5, 2, 6, 4]):
+        mask = target.copy()
+        mask.flat[:wrong] = 1
+        confusion = PerImageConfusion(2)
+        confusion.update(mask, target)
+        image = np.zeros((4, 4, 3), np.uint8)
+        gallery.offer(index, f"{wrong} wrong", Labelled(image, target, SimpleNamespace(mask=mask)), confusion)
+    assert [row.captions[0] for row in gallery.worst.rows()] == ["7 wrong", "6 wrong", "5 wrong", "4 wrong"]
+    assert [row.captions[0] for row in gallery.best.rows()] == ["0 wrong", "1 wrong", "2 wrong", "3 wrong"]
+    assert [row.captions[0] for row in gallery.even] == ["3 wrong", "7 wrong", "2 wrong", "4 wrong"]
 
 
 def test_the_highest_are_kept_in_their_order_and_of_equals_the_first():

@@ -16,14 +16,15 @@ the best score counts, on both sides.
 
 With `--own-epochs` nothing is timed beforehand: the times are only as equal as the two numbers of epochs make them.
 
-Results are appended to benchmarks/accuracy.csv. The recipe has had two forms before this one: `fast 1` is `--batch-size
-8 --class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none --lr 1e-3
---backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around `fast 2`:
-`train.py --recipe fast --seed 0` with all the options of the row. Those by hand ran with `--workers 1` on cores of
-different speed that were not always quiet (those of 2026-11-26 half as fast as the others), validated every second to
-fifth epoch or only at the end; those on a GPU in bf16 under torch 2.11, eight at a time on one H200, validated once or
-twice. The waste's 12 epochs of the script in 2821 s are its process alone (`--script MASKS`). One seed each:
-differences of two or three points are no findings.
+Results are appended to benchmarks/accuracy.csv. The recipe has had two forms before this one: `fast 1` is
+`--batch-size 8 --class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none
+--lr 1e-3 --backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around
+`fast 2`: `train.py --recipe fast --class-weights none --lr 1e-3 --backbone-lr-factor 1 --seed 0` with all the options
+of the row. Those by hand ran with `--workers 1` on cores of different speed that were not always quiet (those of
+2026-11-26 half as fast as the others), validated every second to fifth epoch or only at the end; those on a GPU in
+bf16 under torch 2.11, eight at a time on one H200, validated once or twice. Where a row says `ended after` or `after`
+so many of more epochs, somebody has read it off a training that was longer. The waste's 12 epochs of the script in
+2821 s are its process alone (`--script MASKS`). One seed each: differences of two or three points are no findings.
 """
 
 import argparse

@@ -64,6 +64,8 @@ def _describe_labels(data: "SegmentationDataset") -> str:
 def _describe_masks(config: TrainConfig) -> str:
     from segkit.data.rasterize import OVERLAP_TEXTS
 
+    if not config.data:
+        return "as the data set gives them"
     rule = "as their files are" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
     ignored = f"; neither learnt nor scored: {', '.join(config.ignore_classes)}" if config.ignore_classes else ""
     return rule + ignored

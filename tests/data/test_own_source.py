@@ -15,9 +15,9 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
         np.savez(tmp_path / f"scans/{i}.npz", image=image, labels=labels)
     monkeypatch.chdir(tmp_path)
     readme = README.read_text(encoding="utf-8")
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "SegmentationDataset" in block
-    ]
+    code, command = re.search(
+        r"```python\n([^`]*SegmentationDataset.*?)```.*?```python\n(.*?)```", readme, re.DOTALL
+    ).groups()
     names = {}
     exec(code, names)
     assert (len(names["train_set"]), len(names["val_set"])) == (8, 2)
@@ -26,3 +26,7 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
     assert set(target.unique().tolist()) <= {0, 1, 2, 255}
     lines = code[code.index("class ") : code.index("train_set")].splitlines()
     assert len([line for line in lines if line.strip()]) == 10
+
+    small = 'backbone="test_resnet", pretrained="false", crop=32, batch_size=4, workers=0, device="cpu", '
+    exec(command.replace("TrainConfig(model", f"TrainConfig({small}model").replace("epochs=40", "epochs=1"), names)
+    assert (tmp_path / "runs/scans/report.html").is_file()

@@ -428,17 +428,26 @@ def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_the_real_command_can_be_stopped_and_goes_on(shapes, tmp_path, number, code):
-    out = tmp_path / "a"
-    command = [sys.executable, "train.py", *train_arguments(shapes, out, "--epochs", "200", "--save-every", "2")]
-    process = subprocess.Popen([*command, "--workers", "2"], cwd=ROOT, start_new_session=True)
+@pytest.mark.parametrize(
+    ("number", "code", "delay"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), *((signal.SIGKILL, -9, delay) for delay in (0, 0.2, 0.7, 1.1))],
+)
+def test_the_real_command_that_is_stopped_goes_on_and_ends_like_one_that_was_not(shapes, tmp_path, number, code, delay):
+    out, whole = tmp_path / "a", tmp_path / "b"
+    options = ["--save-every", "2", "--schedule", "constant", "--warmup-epochs", "0", "--workers", "2"]
+    command = [sys.executable, "train.py", *train_arguments(shapes, out, "--epochs", "200", *options)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 60
     while not (out / "last.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
+    time.sleep(delay)
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal does: the workers get it too
     assert process.wait(timeout=30) == code
-    epoch = torch.load(out / "last.pt", weights_only=True)["epoch"]
-    arguments = [sys.executable, "train.py", "--resume", str(out), "--epochs", str(epoch + 1)]
-    subprocess.run(arguments, cwd=ROOT, check=True, timeout=60)
-    assert len(epochs(out)) == epoch + 1
+    end = str(torch.load(out / "last.pt", weights_only=True)["epoch"] + 1)
+    goes_on = [sys.executable, "train.py", "--resume", str(out), "--epochs", end]
+    subprocess.run(goes_on, cwd=ROOT, check=True, timeout=60)
+    command = [sys.executable, "train.py", *train_arguments(shapes, whole, "--epochs", end, *options)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert epochs(out) == epochs(whole)
+    resumed, expected = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (out, whole))
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())

@@ -133,12 +133,12 @@ def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsy
 
 
 def test_a_disk_that_is_nearly_full_is_told_at_the_start(shapes, tmp_path, capsys, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
     monkeypatch.setattr(train_report.shutil, "disk_usage", lambda path: usage)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     size = (tmp_path / "a" / "last.pt").stat().st_size
     printed = capsys.readouterr().out
-    assert f"warning: {tmp_path / 'a'} has room for 20 MB; the run needs about " in printed
+    assert f"warning: {tmp_path / 'a'} has room for 2 MB; the run needs about " in printed
     told = int(printed.partition("needs about ")[2].partition(" MB")[0])
     assert told * 1e6 == pytest.approx(3 * size, rel=0.1)
 

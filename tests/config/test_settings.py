@@ -86,6 +86,8 @@ def test_a_file_that_says_everything_outlives_its_recipe(folder, capsys):
     text = printed(capsys, "--recipe", "quick")
     Path("args.cfg").write_text(text.replace("recipe: quick", "recipe: gone"))
     assert parse("--config", "args.cfg") == dataclasses.replace(parse("--recipe", "quick"), recipe="gone")
+    with pytest.raises(ValueError, match=r"--recipe takes a name; settings of your own are --config mine\.yaml"):
+        parse("--config", "args.cfg", "--recipe", "mine.yaml")
     with pytest.raises(ValueError, match=r"unknown recipe 'never' \(command line\)"):
         parse("--config", "args.cfg", "--recipe", "never")
     Path("args.cfg").write_text("recipe: gone")

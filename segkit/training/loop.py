@@ -238,8 +238,8 @@ def train_one_epoch(
         accumulate: Batches whose gradients make one update, see `pixel_shares`.
         after_update: Called when `state` is whole; may raise.
         sam: How far from the weights the gradient is taken, see `segkit.training.sam`; 0 for plain steps.
-        on_not_finite: Told of a step whose loss or gradient is not finite, but for what fp16 leaves out itself; if it
-            raises nothing, the step changes neither weights nor statistics.
+        on_not_finite: Told of a step whose loss or gradient is not finite, in fp16 whose loss is not; if it raises
+            nothing, the step changes neither weights nor statistics.
         ranks: The processes that train together.
 
     Raises:
@@ -260,11 +260,11 @@ def train_one_epoch(
                 with perturbed(state.model, sam):
                     add_gradients()
         problem = _problem(state, loss, clip_grad)
-        if problem or not math.isfinite(loss):
+        if problem:
             for buffer, before in zip(state.model.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-        if problem:
             on_not_finite(state, problem, len(window))
+        if problem and not state.scaler.is_enabled():
             state.updates += 1
         else:
             _update_weights(state)
@@ -313,15 +313,15 @@ def _told_of_single_values() -> Iterator[None]:
 
 
 def _problem(state: TrainState, loss: float, clip_grad: float) -> str | None:
-    """What is not finite, so that the step must be left out; clips the gradient. fp16's scaler sees to that itself."""
+    """What is not finite, so that the step must be left out; clips the gradient. fp16's scaler sees to gradients."""
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    if state.scaler.is_enabled():
-        if clip_grad > 0:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(parameters, clip_grad)
-        return None
+    if state.scaler.is_enabled() and clip_grad > 0:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(parameters, clip_grad)
     if not math.isfinite(loss):
         return f"the loss is {loss}"
+    if state.scaler.is_enabled():
+        return None
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if not norm.isfinite():
         return "the gradient is not finite"

@@ -1,4 +1,8 @@
-"""What becomes of a step whose loss or gradient is not finite."""
+"""What becomes of a step whose loss or gradient is not finite.
+
+In fp16 the scaler leaves it out and lowers its scale; that is borne until it has happened many times in a row, see
+`segkit.training.loop`.
+"""
 
 import logging
 from collections.abc import Callable
@@ -17,12 +21,13 @@ NotFinite = Callable[[TrainState, str, int], None]
 
 
 def stop(state: TrainState, problem: str, batches: int) -> None:
-    """Raises FloatingPointError."""
-    raise FloatingPointError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
+    """Raises FloatingPointError, but in fp16."""
+    if not state.scaler.is_enabled():
+        raise FloatingPointError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
 
 
 def leave_out(train: DataLoader, ranks: Ranks = ALONE, *, accumulate: int = 1) -> NotFinite:
-    """Logs such steps with their images; raises at the third in an epoch, or where they are more than one in a hundred.
+    """Logs such steps with their images; but in fp16, raises at the third in an epoch, or where more than 1 % are such.
 
     Args:
         train: The loader that the steps come from, see `fit`.

@@ -190,9 +190,11 @@ def test_fp16_leaves_out_the_statistics_of_a_loss_that_is_not_finite():
     assert all(buffer.isfinite().all() for buffer in state.model.buffers())
 
 
-@pytest.mark.parametrize("bad", [[1, 3], [2, 6], [0, 1, 5, 9]])
-def test_steps_that_are_not_finite_are_left_out_and_logged_with_their_images(tmp_path, caplog, bad):
-    state = run(tmp_path, loss_fn=PoisonedSteps(bad))
+@pytest.mark.parametrize(
+    ("amp", "bad"), [("off", [1, 3]), ("off", [2, 6]), ("off", [0, 1, 5, 9]), ("fp16", [1, 2, 3, 4])]
+)
+def test_steps_that_are_not_finite_are_left_out_and_logged_with_their_images(tmp_path, caplog, amp, bad):
+    state = run(tmp_path, state=build_state(amp=amp), loss_fn=PoisonedSteps(bad))
     assert (state.epoch, state.updates, state.left_out) == (2, 10, 0)
     assert weights(state).isfinite().all()
     lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]

@@ -24,6 +24,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_exported_beside_its_model(run, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -45,13 +46,15 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
 
     monkeypatch.setattr("segkit.models.export_onnx", write)
     target = tmp_path / "new" / "out.onnx"
+    export.main([str(run)])
     export.main([str(run / "best.safetensors"), "--onnx", str(target)])
     assert fails(run, "--onnx", target) == 2
     error = capsys.readouterr().err
     assert f"{target} exists already; choose another --onnx, or replace it by --overwrite" in error
     assert "Traceback" not in error
     export.main([str(run), "--onnx", str(target), "--overwrite"])
-    assert written == [target, target]
+    (run / "best.onnx").unlink()
+    assert written == [run / "best.onnx", target, target]
 
 
 @pytest.mark.parametrize(

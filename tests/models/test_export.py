@@ -23,7 +23,10 @@ def small_model(name, backbone="resnet18"):
     return model
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(
+    scope="module",
+    params=["deeplabv3plus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fpn", "unet"))],
+)
 def model(request):
     return small_model(request.param)
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from segkit.report import batch_picture, prediction_picture, save_class_iou, save_curves
 from segkit.visualize import create_palette, grid, legend, overlay, with_legend
@@ -67,6 +68,19 @@ def test_report_pictures_are_drawn(tmp_path):
     names = ("ground", "can")
     assert batch_picture(np.stack([IMAGE] * 3), np.stack([target] * 3), names).ndim == 3
     assert prediction_picture([IMAGE], [target], [target], names).ndim == 3
+
+
+@pytest.mark.parametrize("averaged", ["ema_val_loss", "ema_miou"])
+def test_curves_have_those_of_the_averaged_weights(tmp_path, averaged):
+    history = [
+        {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "miou": 0.1 * e, "pixel_accuracy": 0.2 * e, "lr": 1e-3}
+        | {"ema_val_loss": float("nan"), "ema_miou": float("nan")}
+        for e in (1, 2, 3)
+    ]
+    save_curves(history, tmp_path / "without.png")
+    save_curves([row | {averaged: 0.9 / row["epoch"]} for row in history], tmp_path / "with.png")
+    without, drawn = (np.asarray(Image.open(tmp_path / name)) for name in ("without.png", "with.png"))
+    assert (without != drawn).any()
 
 
 def test_captions_stand_below_their_pictures_in_the_width_of_a_cell():

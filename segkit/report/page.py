@@ -112,10 +112,14 @@ def _curves(page: RunPage) -> str:
     if not page.history:
         return ""
     epochs, marked = [row["epoch"] for row in page.history], page.best_epoch or None
-    averaged = {"mIoU, averaged weights": "ema_miou"} if "ema_miou" in page.history[0] else {}
+    losses = {"training": "train_loss", "validation": "val_loss"}
+    scores = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
+    if "ema_miou" in page.history[0]:
+        losses["validation, averaged weights"] = "ema_val_loss"
+        scores["mIoU, averaged weights"] = "ema_miou"
     charts = {
-        "Loss": ({"training": "train_loss", "validation": "val_loss"}, None),
-        "Validation": ({"mIoU": "miou", "pixel accuracy": "pixel_accuracy"} | averaged, 1.0),
+        "Loss": (losses, None),
+        "Validation": (scores, 1.0),
         "Learning rate": ({"learning rate": "lr"}, None),
     }
     drawn = [

@@ -16,14 +16,20 @@ NUMBERED = 60  # classes up to which the cells of a confusion matrix can hold a 
 
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draws losses, mIoU and pixel accuracy, and learning rate over the epochs."""
+    """Draws losses, mIoU and pixel accuracy, and learning rate over the epochs; dashed, of the averaged weights."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
-    for name, label in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(*_points(history, name), marker=".", label=label)
+    for axes, name, label in (
+        (losses, "train_loss", "training"),
+        (losses, "val_loss", "validation"),
+        (scores, "miou", "mIoU"),
+        (scores, "pixel_accuracy", "pixel accuracy"),
+    ):
+        (line,) = axes.plot(*_points(history, name), marker=".", label=label)
+        if history and f"ema_{name}" in history[0]:
+            averaged = {"color": line.get_color(), "linestyle": "--", "label": f"{label}, averaged weights"}
+            axes.plot(*_points(history, f"ema_{name}"), marker=".", **averaged)
     losses.set_title("loss")
-    for name, label in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy")):
-        scores.plot(*_points(history, name), marker=".", label=label)
     scores.set(title="validation scores", ylim=(0, 1))
     rates.plot(*_points(history, "lr"), marker=".", color="tab:gray")
     rates.set(title="learning rate", ylim=(0, None))

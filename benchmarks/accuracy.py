@@ -24,7 +24,9 @@ of the row. Those by hand ran with `--workers 1` on cores of different speed tha
 2026-11-26 half as fast as the others), validated every second to fifth epoch or only at the end; those on a GPU in
 bf16 under torch 2.11, eight at a time on one H200, validated once or twice. Where a row says `ended after` or `after`
 so many of more epochs, somebody has read it off a training that was longer. The waste's 12 epochs of the script in
-2821 s are its process alone (`--script MASKS`). One seed each: differences of two or three points are no findings.
+2821 s are its process alone (`--script MASKS`). `strong` ran by hand with `--workers 1 --seed 0`, beside other
+trainings; on the facades it is the row with its options, the last one by hand. One seed each: differences of two or
+three points are no findings.
 """
 
 import argparse

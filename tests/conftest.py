@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Training collects garbage; the packages, imported by now, are left out of it: a quarter of a command's time."""
+    """Training collects garbage; the packages, imported by now, are left out of it: a tenth to a fifth of a command's time."""
     gc.collect()
     gc.freeze()
 

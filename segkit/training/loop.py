@@ -238,7 +238,7 @@ def train_one_epoch(
         accumulate: Batches whose gradients make one update, see `pixel_shares`.
         after_update: Called when `state` is whole; may raise.
         sam: How far from the weights the gradient is taken, see `segkit.training.sam`; 0 for plain steps.
-        on_not_finite: Told of a step whose loss or gradient is not finite, in fp16 whose loss is not; if it raises
+        on_not_finite: Told of a step whose loss or gradient is not finite (in fp16: of the loss alone); if it raises
             nothing, the step changes neither weights nor statistics.
         ranks: The processes that train together.
 

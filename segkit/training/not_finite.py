@@ -21,13 +21,13 @@ NotFinite = Callable[[TrainState, str, int], None]
 
 
 def stop(state: TrainState, problem: str, batches: int) -> None:
-    """Raises FloatingPointError, but in fp16."""
+    """Raises FloatingPointError, except in fp16."""
     if not state.scaler.is_enabled():
         raise FloatingPointError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
 
 
 def leave_out(train: DataLoader, ranks: Ranks = ALONE, *, accumulate: int = 1) -> NotFinite:
-    """Logs such steps with their images; but in fp16, raises at the third in an epoch, or where more than 1 % are such.
+    """Logs such steps with their images; except in fp16, raises at the third in an epoch, or beyond 1 % of them.
 
     Args:
         train: The loader that the steps come from, see `fit`.

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
         return 0.0
 
     monkeypatch.setattr("segkit.models.export_onnx", write)
-    target = tmp_path / "new" / "out.onnx"
+    target, run = tmp_path / "new" / "out.onnx", shutil.copytree(run, tmp_path / "run")
+    (run / "best.onnx").unlink(missing_ok=True)
     export.main([str(run)])
     export.main([str(run / "best.safetensors"), "--onnx", str(target)])
     assert fails(run, "--onnx", target) == 2
@@ -53,7 +55,6 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
     assert f"{target} exists already; choose another --onnx, or replace it by --overwrite" in error
     assert "Traceback" not in error
     export.main([str(run), "--onnx", str(target), "--overwrite"])
-    (run / "best.onnx").unlink()
     assert written == [run / "best.onnx", target, target]
 
 

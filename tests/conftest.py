@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Training collects garbage; the packages, imported by now, are left out of it: a tenth to a fifth of a command's time."""
+    """Training collects garbage; leaving out the packages, imported by now, saves a tenth to a fifth of a command."""
     gc.collect()
     gc.freeze()
 

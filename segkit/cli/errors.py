@@ -2,11 +2,14 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from segkit.cli.output import output_may_close
 
@@ -24,7 +27,7 @@ def reported_errors(command: str) -> Iterator[None]:
     fail for the same reason, one reports it.
     """
     try:
-        with output_may_close(), _reported_once():
+        with output_may_close(), _orderly_end(), _reported_once():
             yield
     except KeyboardInterrupt:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
@@ -40,6 +43,28 @@ def reported_errors(command: str) -> Iterator[None]:
             raise
         print(f"segkit {command}: error: {_sentence(error)}", file=sys.stderr)
         sys.exit(_exit_code(error))
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that what is half-written is removed.
+
+    Not one of several processes: those that wait for each other in torch would not see it.
+    """
+    is_unset = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if not (is_unset and is_alone and threading.current_thread() is threading.main_thread()):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
         rarity = measure_rarity(config, train_set)
         loaders = build_loaders(config, train_set, val_set, rarity, ranks)
         loss_fn = build_loss(config, rarity).to(device)
-        state = build_state(config, train_set.class_names, len(loaders[0]), device, ranks)
+        state = build_state(config, (train_set, val_set), len(loaders[0]), device, ranks)
     out = _open_run(config, state, checkpoint, lock, ranks)
     checkpoint = None  # as large as the run, which has it now
     print(describe(config, state.model, train_set, val_set, device, out))

@@ -1,6 +1,7 @@
 """The parts of a training, as the settings say: loaders, model, optimizer, schedule and loss."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,14 +49,22 @@ def build_loaders(
 
 
 def build_state(
-    config: TrainConfig, class_names: tuple[str, ...], batches: int, device: "torch.device", ranks: "Ranks"
+    config: TrainConfig, sets: "Sequence[SegmentationDataset]", batches: int, device: "torch.device", ranks: "Ranks"
 ) -> "TrainState":
-    """Model, optimizer, schedule and what goes with them, for epochs of that many batches."""
+    """Model, optimizer, schedule and what goes with them, for epochs of that many batches.
+
+    Args:
+        config: The settings.
+        sets: Training and validation images.
+        batches: Of an epoch.
+        device: Where the model is going to be.
+        ranks: The processes that train together.
+    """
     from segkit.training import TrainState, create_ema, create_scaler, share_batch_norms
     from segkit.training.optim import check_optimizer
 
     check_optimizer(config.optimizer)  # before the weights come down
-    model = _build_model(config, class_names, device, ranks)
+    model = _build_model(config, tuple(sets[0].class_names), device, ranks)
     model = share_batch_norms(model, config.sync_bn, device, ranks)
     optimizer = build_optimizer(config, model)
     steps = math.ceil(batches / config.accumulate)
@@ -66,7 +75,7 @@ def build_state(
         create_scaler(device, config.amp),
         create_ema(model, config.ema),
         settings=fixed_settings(config),
-        data=data_digests(config),
+        data=data_digests(config, sets),
         steps_per_epoch=steps,
     )
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.config import Setting, TrainConfig, read_settings
 
 if TYPE_CHECKING:
+    from segkit.data import SegmentationDataset
     from segkit.training import Ranks, TrainState
 
 # What a resumed run may do in another way; the data is compared by its content.
@@ -166,8 +167,13 @@ def fixed_settings(config: TrainConfig) -> dict[str, str]:
     return {name: str(getattr(config, name)) for name in [*names, "epochs"]}
 
 
-def data_digests(config: TrainConfig) -> dict[str, str]:
-    """Digests of what trains and of what validates: of annotation files, and of names and sizes in folders."""
+def data_digests(config: TrainConfig, sets: "Sequence[SegmentationDataset]" = ()) -> dict[str, str]:
+    """Digests of what trains and of what validates: of annotation files, of names and sizes in folders.
+
+    Where the settings name no files, of the names of the images in `sets`, that is of the training and validation set.
+    """
+    if not config.data:
+        return {name: _digest_of_names(data) for name, data in zip(("train", "val"), sets, strict=True)}
     labels = (config.class_names, config.palette)
     first = len(config.data) if config.val else 0
     scored = config.val or config.data
@@ -184,6 +190,12 @@ def _digest(*groups: Iterable[Path | None]) -> str:
         for path in filter(None, group):
             digest.update(_of_folder(path) if path.is_dir() else path.read_bytes())
     return digest.hexdigest()
+
+
+def _digest_of_names(data: "SegmentationDataset") -> str:
+    """The pixels of a source of one's own may be costly to make."""
+    names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
 
 def _of_folder(folder: Path) -> bytes:

@@ -20,6 +20,7 @@ from torch import nn
 import segkit.training
 from segkit.cli import environment, train, train_report
 from segkit.cli.run_lock import RunLock
+from segkit.data import demo
 from segkit.training import fit
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +230,17 @@ def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(sh
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
     assert len(begun) == 1
     assert not begun[0].is_alive()
+
+
+def test_sigterm_while_the_demo_is_drawn_leaves_nothing_of_it(tmp_path, monkeypatch):
+    def signalled(path, image):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "write_image", signalled)
+    assert fails(train) == 143
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,3 +32,10 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
     small = 'backbone="test_resnet", pretrained="false", crop=32, batch_size=4, workers=0, device="cpu", '
     exec(command.replace("TrainConfig(model", f"TrainConfig({small}model").replace("epochs=40", "epochs=1"), names)
     assert (tmp_path / "runs/scans/report.html").is_file()
+
+    names["settings"] = replace(names["settings"], epochs=2, resume=True)
+    go_on = "train(settings, load=lambda settings: (train_set, "
+    with pytest.raises(ValueError, match="the data is not what the run began with"):
+        exec(f"{go_on} train_set.subset([0, 1])))", names)
+    exec(f"{go_on} val_set))", names)
+    assert len((tmp_path / "runs/scans/results.csv").read_text().splitlines()) == 3

@@ -32,7 +32,7 @@ def reported_errors(command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nsegkit {command}: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         sentence = _machine_sentence(error, command)
         if sentence is None:
             raise
@@ -113,7 +113,7 @@ def _exit_code(error: BaseException) -> int:
     return {"DataError": DATA, "CheckpointError": FAILED, "RanksError": FAILED}.get(type(error).__name__, USAGE)
 
 
-def _machine_sentence(error: RuntimeError, command: str) -> str | None:
+def _machine_sentence(error: RuntimeError | MemoryError, command: str) -> str | None:
     """What to do when memory ran out or a worker died; None if it is something else."""
     first = str(error).strip().partition("\n")[0].strip()
     if "DataLoader worker" in first:
@@ -121,10 +121,11 @@ def _machine_sentence(error: RuntimeError, command: str) -> str | None:
             f"{first} A process that loads images has died, most often because memory or /dev/shm ran out; try fewer "
             "--workers. What was saved before is kept."
         )
-    if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in first:
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not is_memory and "can't allocate memory" not in first:
         return None
     if command == "train":
         remedy = "half the --batch-size with twice the --accumulate, a smaller --crop or backbone, or --amp bf16"
     else:
         remedy = "--window 512, or fewer views"
-    return f"memory ran out; try {remedy}. ({first})"
+    return f"memory ran out; try {remedy}." + (f" ({first})" if first else "")

@@ -146,6 +146,7 @@ def build_schedule(config: TrainConfig, optimizer: "torch.optim.Optimizer", *, s
         monitor=config.monitor,
         patience=config.patience,
         plateau_factor=config.plateau_factor,
+        milestones=config.milestones,
     )
 
 

@@ -1,6 +1,7 @@
 """What the settings of all commands are checked with."""
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -12,3 +13,14 @@ def default_of(config: object, name: str) -> Any:
 def check(config: object, name: str, holds: bool, expected: str) -> None:
     if not holds:
         raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")
+
+
+def check_workers(config: Any) -> None:
+    check(config, "workers", config.workers is None or config.workers >= 0, "0 or more")
+
+
+def check_finite(config: object) -> None:
+    """Raises ValueError where a number is NaN or infinite."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        check(config, field.name, not isinstance(value, float) or math.isfinite(value), "a finite number")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.checks import check, default_of
+from segkit.config.checks import check, check_finite, check_workers, default_of
 from segkit.config.sources import LabelConfig
 from segkit.config.words import MAX_PIXELS, CRFWords, Folder, OfClasses, Sources
 
@@ -45,6 +45,7 @@ class PredictConfig:
     """auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("scales", "brightness"):
             check(self, name, bool(getattr(self, name)) and min(getattr(self, name)) > 0, "positive")
         check(self, "window", self.window >= 0, "0 or more")
@@ -92,6 +93,7 @@ class InferConfig(PredictConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_workers(self)
         check(self, "submission_size", self.submission_size >= 1, "at least 1")
         for name in ("pseudo_threshold", "pseudo_min_share"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
@@ -120,6 +122,7 @@ class ScoreConfig(PredictConfig, LabelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_workers(self)
         check(self, "data", bool(self.data), "a COCO JSON file or more")
 
 

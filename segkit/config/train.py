@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.checks import check
+from segkit.config.checks import check, check_finite, check_workers
 from segkit.config.sources import LabelConfig
 from segkit.config.words import Folder, Folders, Losses, Options, ResumeWords, Sources
 
@@ -82,16 +82,18 @@ class TrainConfig(LabelConfig):
     """Epochs over which the learning rate rises to --lr."""
     warmup_factor: float = 0.01
     """Where the rise begins, as a share of --lr."""
-    schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "tanh", "multistep", "plateau", "constant"] = "cosine"
     """Course of the learning rate; plateau: lower by --plateau-factor after --patience validations without progress."""
+    milestones: Annotated[tuple[float, ...], arg(metavar="EPOCH ...")] = ()
+    """Epochs at which multistep lowers the learning rate by --plateau-factor."""
     min_lr: float = 0.0
-    """Lowest learning rate of cosine, poly and plateau."""
+    """Lowest learning rate of cosine, poly, tanh and plateau."""
     monitor: Literal["loss", "miou"] = "loss"
     """What plateau looks at, on the validation images: the loss, which is to fall, or the mIoU, which is to rise."""
     patience: Annotated[int, arg(metavar="N")] = 2
     """Validations without progress that plateau bears; the next one lowers the learning rate."""
     plateau_factor: float = 0.1
-    """What plateau multiplies the learning rate by."""
+    """What plateau and multistep multiply the learning rate by."""
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 switches clipping off."""
     accumulate: Annotated[int, arg(metavar="N")] = 1
@@ -141,6 +143,7 @@ class TrainConfig(LabelConfig):
     """Seed of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("crop", "epochs", "batch_size", "accumulate", "val_every"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "lr", self.lr > 0, "positive")
@@ -165,6 +168,13 @@ class TrainConfig(LabelConfig):
             "decode_at_least",
         ):
             check(self, name, getattr(self, name) >= 0, "0 or more")
+        check(self, "seed", self.seed < 2**63, "less than 2^63")
+        check(self, "milestones", all(epoch > 0 for epoch in self.milestones), "positive")
+        check_workers(self)
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                "--schedule multistep and --milestones belong together: --schedule multistep --milestones 20 30"
+            )
         _check_folds(self)
         if self.resume == "auto" and self.out is None:
             raise ValueError("--resume auto needs --out, the folder of the run to begin or to go on with")

@@ -2,9 +2,10 @@
 
 import os
 import pickle
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 TIMEOUT = timedelta(minutes=30)  # for the slowest process: its start, its validation images, the disk of the first
+STOP = "stop"  # key of the store
 Result = TypeVar("Result")
 
 
@@ -34,11 +36,13 @@ class Ranks:
         rank: Number of this process, from 0.
         count: Number of processes.
         count_here: Number of processes on this machine.
+        store: Where they leave word for each other without meeting.
     """
 
     rank: int = 0
     count: int = 1
     count_here: int = 1
+    store: "Store | None" = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -109,7 +113,23 @@ class Ranks:
             number = stop.number
         number = max(self.gather(number))
         if number:
+            if self.is_first and self.store is not None:
+                self.store.delete_key(STOP)
             raise Interrupted(number)
+
+    def check_between(self, check_stop: Callable[[], None]) -> None:
+        """`check_stop`, within `stopping_together`: where it is Interrupted in one process, all are at their next call.
+
+        Without it those that are not would do all that the block has for them before they meet.
+        """
+        try:
+            check_stop()
+        except Interrupted as stop:
+            if self.store is not None:
+                self.store.set(STOP, str(stop.number))
+            raise
+        if self.store is not None and self.store.check([STOP]):
+            raise Interrupted(int(self.store.get(STOP)))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The forward pass whose gradients, on the way back, become the mean over all processes.
@@ -171,9 +191,10 @@ def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
     if on_gpus:
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    dist.init_process_group(backend, store=_store(), rank=rank, world_size=count, timeout=TIMEOUT)
+    store = _store()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     try:
-        yield Ranks(rank, count, count_here)
+        yield Ranks(rank, count, count_here, _new_store(store))
     except RuntimeError as error:
         if not _is_of_connection(error):
             raise
@@ -197,6 +218,15 @@ def _store() -> "Store":
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
     return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _new_store(store: "Store") -> "Store":
+    """A part of the store that is empty, and the same in all processes; the store may outlive them."""
+    import torch.distributed as dist
+
+    name = [uuid.uuid4().hex]
+    dist.broadcast_object_list(name)
+    return dist.PrefixStore(name[0], store)
 
 
 def share_batch_norms(model: nn.Module, setting: str, device: torch.device, ranks: Ranks = ALONE) -> nn.Module:

@@ -47,7 +47,7 @@ def evaluate(
         device: Where the model is.
         autocast: Makes the autocast context of a forward pass.
         exclude: Classes that enter no mean.
-        check_stop: Called before each batch; may raise.
+        check_stop: Called before each batch; if it raises Interrupted, it is so in all processes at their next batch.
         ranks: The processes that share the images; the result is the same in all.
     """
     model.eval()
@@ -55,7 +55,7 @@ def evaluate(
     total, count = 0.0, 0
     with ranks.stopping_together():
         for images, target in loader:
-            check_stop()
+            ranks.check_between(check_stop)
             images, target = images.to(device), target.to(device)
             with autocast():
                 logits = model(model.preprocessing(images))

@@ -17,6 +17,7 @@ from segkit.models import Segmenter
 from segkit.training.accumulation import Batch, pixel_shares, windows
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation, Precision, evaluate, go_on
+from segkit.training.memory import is_out_of_memory
 from segkit.training.not_finite import NotFinite, leave_out, place, stop
 from segkit.training.random_state import set_random_state
 from segkit.training.sam import perturbed
@@ -201,7 +202,9 @@ def _scores(
     def tried_twice(model: Segmenter) -> Evaluation:
         try:
             return score(model)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if ranks.count == 1:
                 save_progress(state, out)
         torch.cuda.empty_cache()  # not while the error holds on to what it was doing

@@ -1,9 +1,11 @@
-"""keep_memory: what is freed stays with the process, for the next step to take; release_memory: it goes back."""
+"""Memory: what is freed stays with the process, for the next step to take, or goes back; and whether it ran out."""
 
 import ctypes
 import gc
 import sys
 from collections.abc import Callable
+
+import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt, see malloc.h
 _NEVER = 2**31 - 1  # bytes
@@ -30,6 +32,11 @@ def release_memory() -> bool:
         return False
     gc.collect()  # a model and its optimizer may be in a reference cycle
     return bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine ran out; of the latter torch says so by a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

@@ -28,9 +28,10 @@ def prepare_folder(state: TrainState, out: Path) -> None:
 
 
 def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError | None:
-    """Writes `last.pt` and `results.csv`; if the disk does not take them, says so and gives the error.
+    """Writes `last.pt` and `results.csv`; if the disk does not take `last.pt`, says so and gives the error.
 
-    Of several processes the first writes, its own buffers and the random states of all.
+    It holds the rows of `results.csv`: one that could not be written is no more than a warning. Of several processes
+    the first writes, its own buffers and the random states of all.
     """
     # Until the first batch of a resumed run has been drawn, its random states are those of the file.
     randoms = ranks.gather(state.random or random_state())
@@ -38,10 +39,13 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
     def write() -> OSError | None:
         try:
             save_state(state, out, randoms)
+        except OSError as error:
+            return _tell(error, out)
+        try:
             if state.history:
                 write_results(state.history, out / RESULTS)
         except OSError as error:
-            return _tell(error, out)
+            _log.warning("warning: cannot write %s: %s; %s has its rows", out / RESULTS, error, LAST)
         return None
 
     return ranks.on_first(write)

@@ -1,7 +1,8 @@
 """The learning rate over the updates: timm's shapes, with a linear warm-up, and plateaus."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import timm.scheduler
@@ -125,13 +126,15 @@ def create_scheduler(
     monitor: Literal["loss", "miou"] = "loss",
     patience: int = 2,
     plateau_factor: float = 0.1,
+    milestones: Sequence[float] = (),
 ) -> Schedule:
     """A linear warm-up, then a shape; call `step_update(update)` before each update.
 
     Args:
         optimizer: Whose learning rate is the highest one.
-        name: `cosine` and `poly` (power 0.9) fall to `min_lr`; `constant` stays; `plateau` falls to its
-            `plateau_factor` whenever the validation has made no progress for more than `patience` epochs.
+        name: `cosine`, `poly` (power 0.9) and `tanh` fall to `min_lr`; `multistep` falls to its `plateau_factor`
+            at each of the `milestones`; `constant` stays; `plateau` falls to its `plateau_factor` whenever the
+            validation has made no progress for more than `patience` epochs.
         epochs: In all.
         steps_per_epoch: Updates in an epoch.
         warmup_epochs: Epochs over which the rate rises.
@@ -139,7 +142,8 @@ def create_scheduler(
         min_lr: Lowest rate after the warm-up; of groups with an `lr_scale`, their share of it.
         monitor: What `plateau` looks at: the validation loss (lower is better) or the mIoU (higher is).
         patience: Of `plateau`.
-        plateau_factor: Of `plateau`, below 1.
+        plateau_factor: Of `plateau` and `multistep`, below 1.
+        milestones: Of `multistep`, in epochs from the start.
     """
     if name not in SHAPES:
         raise ValueError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
@@ -149,7 +153,13 @@ def create_scheduler(
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
     lr = optimizer.defaults["lr"]
     options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": lr * warmup_factor, "t_in_epochs": False}
-    shape = SHAPES[name if steps - warmup > 1 else "constant"](optimizer, steps - warmup, min_lr, options)
+    if name == "multistep":
+        # timm counts from the end of the warm-up, and lowers the rate one update before its milestone.
+        updates = [round(epoch * steps_per_epoch) - warmup + 1 for epoch in sorted(milestones)]
+        build = partial(_multistep, updates=updates, factor=plateau_factor)
+    else:
+        build = SHAPES[name if steps - warmup > 1 else "constant"]
+    shape = build(optimizer, steps - warmup, min_lr, options)
     if name != "plateau":
         return Schedule(shape)
     plateau = Plateau(DIRECTIONS[monitor], patience=patience, decay=plateau_factor, floor=min_lr / lr)
@@ -165,6 +175,22 @@ def _poly(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: 
     return timm.scheduler.PolyLRScheduler(optimizer, t_initial=steps, power=0.9, lr_min=min_lr, **options)
 
 
+def _tanh(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
+    return timm.scheduler.TanhLRScheduler(optimizer, t_initial=steps, lr_min=min_lr, **options)
+
+
+def _multistep(
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    min_lr: float,
+    options: dict[str, Any],
+    *,
+    updates: Sequence[int] = (),
+    factor: float = 1.0,
+) -> Scheduler:
+    return timm.scheduler.MultiStepLRScheduler(optimizer, decay_t=list(updates), decay_rate=factor, **options)
+
+
 def _constant(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
     return timm.scheduler.StepLRScheduler(optimizer, decay_t=steps, decay_rate=1.0, **options)
 
@@ -173,6 +199,8 @@ DIRECTIONS: dict[str, Direction] = {"loss": "min", "miou": "max"}
 SHAPES: dict[str, Callable[..., Scheduler]] = {
     "cosine": _cosine,
     "poly": _poly,
+    "tanh": _tanh,
+    "multistep": _multistep,
     "constant": _constant,
     "plateau": _constant,
 }

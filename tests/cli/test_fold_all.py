@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import weakref
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import pytest
 import torch
 from test_train_infer import SMALL, fails
 
+import segkit.training
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
 from segkit.cli.predictors import with_members
 from segkit.cli.run_folder import newest_run
@@ -25,6 +26,7 @@ from segkit.config import InferConfig, TrainConfig, parse_args
 from segkit.data import CocoSegmentation
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
+from segkit.training import Ranks
 
 K = 3
 NAMES = ("background", "square", "disc")
@@ -373,3 +375,10 @@ def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
         lock.take(tmp_path)
         with pytest.raises(ValueError, match=f"another training writes to {tmp_path} already"):
             train_all_folds.train_all_folds(config, train.train)
+
+
+def test_all_folds_under_torchrun_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(segkit.training, "ranks_of_torchrun", lambda device: nullcontext(Ranks(0, 2)))
+    monkeypatch.setattr(Ranks, "on_first", lambda self, act: act())
+    assert fails(train, "--data", tmp_path / "x.json", "--folds", "3", "--fold", "all") == 2
+    assert "under torchrun give each --fold by its number, one by one" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import yaml
 from conftest import write_shapes
 from PIL import Image
 
+import segkit.data
 from segkit.cli import infer, train
 from segkit.data import DataWarning
 from segkit.models import load_model, read_header
@@ -80,6 +81,19 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path
     whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, out))
     assert all(torch.equal(value, resumed["model"][key]) for key, value in whole["model"].items())
     assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
+
+
+def test_without_data_it_trains_on_the_demo_in_the_next_free_folder(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segkit.data, "write_demo", lambda folder: shapes)
+    (tmp_path / "runs/train1").mkdir(parents=True)
+    train.main([*SMALL, "--epochs", "1"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("DEMO: no --data given")
+    assert "This was the demo." in printed
+    assert f"open {Path('runs/train2/report.html')}\n" in printed
+    assert Path("runs/train2/report.html").is_file()
+    assert not any(Path("runs/train1").iterdir())
 
 
 def test_the_settings_of_a_run_repeat_it(run, tmp_path):

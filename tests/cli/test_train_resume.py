@@ -402,6 +402,7 @@ def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
     ],
 )
 def test_memory_that_runs_out_is_one_sentence_with_a_remedy(capsys, monkeypatch, error):

@@ -87,7 +87,7 @@ def epochs(out):
     return [row["epoch"] for row in results(out)]
 
 
-def test_processes_train_like_one_and_the_first_writes_and_prints(shapes, tmp_path, torchrun):
+def test_processes_write_what_one_writes_and_the_first_prints(shapes, tmp_path, torchrun):
     code, printed, error = torchrun("--epochs", "2", "--decoder", "norm=group", "--ema", "0.9", "--accumulate", "2")
     assert code == 0, error
     assert printed.count("ranks  2 processes, each with 2 of a batch's 4 crops") == 1

@@ -58,7 +58,7 @@ def test_every_recipe_says_what_it_is_in_its_first_line(name):
 
 
 def test_the_first_solution_rises_to_ten_times_its_rate_and_follows_a_cosine_over_39_epochs():
-    assert len(WASTE1) == 4
+    assert len(WASTE1) == 5
     for name in WASTE1:
         found = rates(load(name), [0, 0.5, 1, 1 + 39 / 4, 1 + 39 / 2, 40 - 0.1], steps_per_epoch=40)
         cosine = [0.5 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 1 - 4 / (39 * 40))]
@@ -101,6 +101,8 @@ def test_settings_of_the_schedule_reach_it():
     words = ["--warmup-epochs", "2", "--warmup-factor", "0.5", "--min-lr", "1e-3", "--lr", "1e-2", "--epochs", "4"]
     plain = parse_args(TrainConfig, ["--data", "a.json", *words], prog="train.py")
     assert rates(plain, [0, 1, 2, 3, 4]) == pytest.approx([5e-3, 7.5e-3, 1e-2, 5.5e-3, 1e-3])
+    config = load(WASTE1[0], "--schedule", "multistep", "--milestones", "3", "10")
+    assert rates(config, [2, 5, 20]) == pytest.approx([3e-4, 3e-5, 3e-6])
     words = ["--schedule", "plateau", "--patience", "0", "--plateau-factor", "0.5", "--monitor", "miou"]
     config = parse_args(TrainConfig, ["--data", "a.json", *words], prog="train.py")
     schedule = train_parts.build_schedule(config, train_parts.build_optimizer(config, tiny_model()), steps_per_epoch=1)

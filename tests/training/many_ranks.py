@@ -33,7 +33,7 @@ def group(rank, count, folder):
     store = dist.FileStore(str(folder / "store"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
     try:
-        yield Ranks(rank, count)
+        yield Ranks(rank, count, store=dist.PrefixStore("word", store))
     finally:
         dist.destroy_process_group()
 

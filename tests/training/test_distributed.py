@@ -147,6 +147,34 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     assert first == (signal.SIGTERM, content["epoch"], content["step"], content["updates"])
 
 
+def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_of_the_others(tmp_path):
+    state = build_state()
+
+    def validate(ranks):
+        taken, stops = [], iter([False, True])
+
+        def check_stop():
+            if ranks.rank == 1 and next(stops):
+                raise Interrupted(signal.SIGTERM)
+
+        def images():
+            for number in range(9):
+                if ranks.rank == 0 and number == 3:
+                    ranks.store.wait(["stop"])
+                taken.append(number)
+                yield torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.uint8)
+
+        options = {"device": CPU, "autocast": FP32, "check_stop": check_stop, "ranks": ranks}
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            evaluate(state.model, images(), create_loss("ce"), **options)
+        ranks.gather("the first one has deleted the word")
+        return taken, ranks.store.check(["stop"])
+
+    (first, *_), second = on_ranks(2, validate, tmp_path)
+    assert len(first) <= 4
+    assert second == ([0, 1], False)
+
+
 @pytest.mark.parametrize(("asked", "epoch", "step"), [(2, 0, 2), (5, 1, 2)])
 def test_one_process_that_is_asked_to_save_has_the_first_one_do_it(tmp_path, asked, epoch, step):
     def train(ranks):

@@ -101,24 +101,37 @@ def test_a_validation_set_without_any_class_is_an_error(tmp_path, score):
         run(tmp_path, state=build_state(ema=0), epochs=1)
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError("Unable to allocate 9. GiB for an array"),
+]
+
+
 class OutOfMemory(torch.nn.Module):
     """A loss for whose validation images the memory runs out, so many times."""
 
-    def __init__(self, times):
+    def __init__(self, times, error=OUT_OF_MEMORY[0]):
         super().__init__()
-        self.loss, self.times = create_loss({"ce": 0.6, "dice": 0.4}), times
+        self.loss, self.times, self.error = create_loss({"ce": 0.6, "dice": 0.4}), times, error
 
     def forward(self, logits, target):
         if not logits.requires_grad and self.times:
             self.times -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.error
         return self.loss(logits, target)
 
 
-def test_a_validation_for_which_memory_runs_out_is_tried_once_more(tmp_path):
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_validation_for_which_memory_runs_out_is_tried_once_more(tmp_path, error):
     run(tmp_path / "a", epochs=1)
-    run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(1))
+    run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(1, error))
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_a_validation_that_fails_otherwise_is_not_tried_again(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(tmp_path, epochs=1, loss_fn=OutOfMemory(1, RuntimeError("shapes do not match")))
 
 
 def test_a_validation_for_which_memory_runs_out_again_leaves_the_epoch_to_go_on_from(tmp_path):
@@ -138,6 +151,15 @@ def test_a_compiled_step_trains_like_an_eager_one(tmp_path):
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
 
 
+def test_an_extended_run_keeps_its_epochs_and_its_best(tmp_path, score):
+    score(raw=[0.5, 0.4, 0.3])
+    short = run(tmp_path, state=build_state(ema=0), epochs=1)
+    longer = run(tmp_path, state=build_state(ema=0, epochs=3), resume=True, epochs=3)
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+    assert same(longer.history[0], short.history[0])
+    assert (longer.best_miou, longer.best_epoch, longer.stale_epochs) == (0.5, 1, 2)
+
+
 def disk_full(*args, **options):
     raise OSError(28, "No space left on device")
 
@@ -154,6 +176,13 @@ def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, m
     assert "No space left on device" in caplog.text
     assert state.epoch == read_checkpoint(tmp_path)[0]["epoch"] == 3
     assert [row["epoch"] for row in csv.DictReader((tmp_path / "results.csv").open())] == ["1", "2", "3"]
+
+
+def test_a_table_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(saving, "write_results", disk_full)
+    run(tmp_path, epochs=1)
+    assert f"warning: cannot write {tmp_path / 'results.csv'}: [Errno 28]" in caplog.text
+    assert len(read_checkpoint(tmp_path)[0]["history"]) == 1
 
 
 def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):

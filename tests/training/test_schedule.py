@@ -33,7 +33,10 @@ def test_poly_has_the_power_of_deeplab():
     assert found == pytest.approx([(1 - i / 10) ** 0.9 for i in range(10)])
 
 
-@pytest.mark.parametrize(("name", "halfway"), [("cosine", 0.55), ("poly", 0.1 + 0.9 * 0.5**0.9)])
+@pytest.mark.parametrize(
+    ("name", "halfway"),
+    [("cosine", 0.55), ("poly", 0.1 + 0.9 * 0.5**0.9), ("tanh", 0.1 + 0.45 * (1 - math.tanh(-2)))],
+)
 def test_shapes_fall_to_the_lowest_rate(name, halfway):
     found = rates(name, 5, epochs=4, steps_per_epoch=1, min_lr=0.1)
     assert [found[0], found[2], found[4]] == pytest.approx([1.0, halfway, 0.1])
@@ -42,6 +45,13 @@ def test_shapes_fall_to_the_lowest_rate(name, halfway):
 def test_the_warm_up_begins_at_its_share_of_the_rate():
     found = rates("cosine", 5, epochs=3, steps_per_epoch=4, warmup_epochs=1, warmup_factor=0.1)
     assert found == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0])
+
+
+def test_multistep_falls_at_its_milestones_counted_from_the_start():
+    options = {"epochs": 6, "steps_per_epoch": 2, "warmup_epochs": 1}
+    found = rates("multistep", 12, **options, milestones=(4, 2.5), plateau_factor=0.5)
+    assert found[2:] == pytest.approx([1.0] * 3 + [0.5] * 3 + [0.25] * 4)
+    assert found[0] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("name", ["constant", "plateau"])
@@ -131,7 +141,7 @@ def test_unknown_names_are_errors(call, message):
         call()
 
 
-@pytest.mark.parametrize("name", ["cosine", "poly", "plateau", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "poly", "tanh", "multistep", "plateau", "constant"])
 def test_a_single_step_has_the_highest_rate_and_no_warning(name, caplog):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     create_scheduler(optimizer, name, epochs=1, steps_per_epoch=1, warmup_epochs=1).step_update(0)

@@ -84,10 +84,19 @@ def _told_elsewhere(error: Exception) -> bool:
 
 
 def _raised_by_segkit(error: BaseException) -> bool:
-    """Whether the innermost Python frame is ours (a file that `open` does not find counts as well)."""
-    if "\nOriginal Traceback" in str(error):  # a loader's worker sends the traceback as text
-        return f'File "{_PACKAGE}' in str(error).strip().splitlines()[-3]
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
+    """Whether the innermost Python frame is ours, apart from those of pathlib where a file cannot be used."""
+    if _of_worker(error):
+        frames = [line.strip() for line in str(error).splitlines() if line.startswith('  File "')]
+        return frames[-1].startswith(f'File "{_PACKAGE}')
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, OSError) and error.filename is not None:
+        frames = [name for name in frames if "pathlib" not in Path(name).parts[-2:] and Path(name).stem != "pathlib"]
+    return frames[-1].startswith(_PACKAGE)
+
+
+def _of_worker(error: BaseException) -> bool:
+    """Whether it comes from a loader's worker, which sends its traceback as text."""
+    return "\nOriginal Traceback" in str(error)
 
 
 def _is_full_disk(error: BaseException) -> bool:
@@ -99,7 +108,7 @@ def _sentence(error: BaseException) -> str:
     text = str(error).strip()
     if _is_full_disk(error) and error.filename:
         return f"cannot write {error.filename}: {error.strerror}"
-    if "\nOriginal Traceback" in text:
+    if _of_worker(error):
         return text.splitlines()[-1].split(": ", 1)[1]
     return text
 
@@ -115,8 +124,9 @@ def _exit_code(error: BaseException) -> int:
 
 def _machine_sentence(error: RuntimeError | MemoryError, command: str) -> str | None:
     """What to do when memory ran out or a worker died; None if it is something else."""
-    first = str(error).strip().partition("\n")[0].strip()
-    if "DataLoader worker" in first:
+    lines = str(error).strip().splitlines() or [""]
+    first = lines[-1 if _of_worker(error) else 0].strip()
+    if first.startswith("DataLoader worker (pid"):
         return (
             f"{first} A process that loads images has died, most often because memory or /dev/shm ran out; try fewer "
             "--workers. What was saved before is kept."

@@ -1,4 +1,4 @@
-"""Output whose reader may leave, as `| head` does: the work goes on without it."""
+"""Output that may end, as by `| head`, a terminal that is closed or a full disk: the work goes on without it."""
 
 import os
 import sys
@@ -11,6 +11,9 @@ from typing import Any, TextIO
 def output_may_close() -> Iterator[None]:
     """While it is open, what nobody reads any more is dropped, instead of ending the process."""
     before = sys.stdout, sys.stderr
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that its encoding does not have
     sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)  # None where there is no console
     try:
         yield
@@ -21,7 +24,7 @@ def output_may_close() -> Iterator[None]:
 
 
 class _Patient:
-    """A text stream that turns to nowhere when its reader has left."""
+    """A text stream that turns to nowhere when it takes nothing any more."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -39,7 +42,7 @@ class _Patient:
     def _attempt(self, call: Callable[..., Any], *args: Any) -> None:
         try:
             call(*args)
-        except BrokenPipeError:
+        except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # for what is still buffered, and other writers, too
             os.close(nowhere)

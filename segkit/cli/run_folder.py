@@ -35,7 +35,9 @@ def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = F
 
 def check_free(out: Path | None, *, may_have_begun: bool = False) -> None:
     """Raises ValueError if `create_run_folder` would, before anything dear is built."""
-    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out is None or not out.exists():
+        return
+    if out.is_dir() and all(path.match(".*.tmp") for path in out.iterdir()):  # what a killed writer has left
         return
     if not (may_have_begun and any(out.glob("*args.yaml*"))):
         raise ValueError(f"{out} exists already; choose another --out" + _resume_hint(out))

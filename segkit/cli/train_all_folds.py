@@ -111,7 +111,7 @@ def _open_whole(config: TrainConfig, folds: "Folds") -> Path:
     from segkit.cli.fold_summary import remove_summary
     from segkit.cli.run_folder import create_run_folder
     from segkit.models.model_file import SPLITS
-    from segkit.training.atomic_file import write_atomically
+    from segkit.training.atomic_file import remove_leftovers, write_atomically
 
     splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
     if is_resumed(config):
@@ -124,6 +124,7 @@ def _open_whole(config: TrainConfig, folds: "Folds") -> Path:
         remove_summary(out)
     else:
         out = create_run_folder(config.out, "train")
+        remove_leftovers(out, SPLITS)
         write_atomically(out / SPLITS, json.dumps(splits, indent=1).encode())
     write_yaml(replace(config, resume=False), out / "args.yaml")
     return out

@@ -164,7 +164,15 @@ def place(state: "TrainState") -> str:
 def fixed_settings(config: TrainConfig) -> dict[str, str]:
     """What a resumed run must share with its beginning; and the number of epochs, to tell when it changes."""
     names = [field.name for field in dataclasses.fields(config) if field.name not in FREE]
-    return {name: str(getattr(config, name)) for name in [*names, "epochs"]}
+    config = dataclasses.replace(config, loss={name: float(weight) for name, weight in config.loss.items()})
+    return {name: str(_as_declared(config, name)) for name in [*names, "epochs"]}
+
+
+def _as_declared(config: TrainConfig, name: str) -> Any:
+    """The setting, a whole number as what it is in args.yaml: 1.0 where the default is no whole number."""
+    value = getattr(config, name)
+    is_float = isinstance(getattr(TrainConfig, name, None), float) or name == "layer_decay"
+    return float(value) if is_float and value is not None else value
 
 
 def data_digests(config: TrainConfig, sets: "Sequence[SegmentationDataset]" = ()) -> dict[str, str]:

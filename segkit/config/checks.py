@@ -23,4 +23,5 @@ def check_finite(config: object) -> None:
     """Raises ValueError where a number is NaN or infinite."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        check(config, field.name, not isinstance(value, float) or math.isfinite(value), "a finite number")
+        numbers = [one for one in (value if isinstance(value, tuple) else [value]) if isinstance(one, float)]
+        check(config, field.name, all(map(math.isfinite, numbers)), "finite")

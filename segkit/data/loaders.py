@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -56,10 +57,12 @@ class Loader(DataLoader):
 
     @classmethod
     def end_workers(cls) -> None:
-        """Ends the workers that this process has started."""
-        for parent, worker in cls._workers:
-            if parent == os.getpid() and worker.is_alive():
-                worker.kill()
+        """Ends the workers that this process has started; for the end of a program."""
+        alive = [worker for parent, worker in cls._workers if parent == os.getpid() and worker.is_alive()]
+        if alive and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in what else is to end
+        for worker in alive:
+            worker.kill()
 
 
 atexit.register(Loader.end_workers)  # before multiprocessing's own, which was there first

@@ -149,13 +149,13 @@ def _create_features(
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **source)
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
+        reason = f" ({error})" if str(error) else ""
         if "output_stride" in options:
             raise ValueError(
-                f"backbone {name!r} cannot run at output_stride={output_stride} ({error}); use output_stride=32"
+                f"backbone {name!r} cannot run at output_stride={output_stride}{reason}; use output_stride=32"
             ) from error
         raise ValueError(
-            f"backbone {name!r} gives no feature pyramid ({error}); choose one with stages, such as "
-            f"{', '.join(PYRAMIDS)}"
+            f"backbone {name!r} gives no feature pyramid{reason}; choose one with stages, such as {', '.join(PYRAMIDS)}"
         ) from error
 
 

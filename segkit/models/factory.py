@@ -69,7 +69,7 @@ def create_model(
     pyramid = Backbone(
         backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, img_size=img_size
     )
-    decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
+    decoder = _build_decoder(name, pyramid, decoder_options)
     # A decoder that ends at full resolution has its head there as well, with a 3x3 convolution.
     head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
     config = {
@@ -93,6 +93,13 @@ def create_model(
         aux_head=AuxiliaryHead(pyramid.channels[-2], len(names)) if aux_head else None,
         image_head=ImageHead(pyramid.channels[-1], len(names)) if image_head else None,
     )
+
+
+def _build_decoder(name: str, pyramid: Backbone, options: dict[str, Any]) -> nn.Module:
+    try:
+        return DECODERS[name](pyramid.channels, pyramid.strides, **options)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # values that torch refuses, each in its own way
+        raise ValueError(f"{name} cannot be built with {options}: {error}") from error
 
 
 def _check_name(name: str) -> None:

@@ -6,19 +6,20 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segkit.models import Segmenter
+from segkit.models import Preprocessing, Segmenter
 from segkit.models.transfer import differences
 from segkit.training.atomic_file import write_atomically
 from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
-FORMAT = 4
+FORMAT = 5
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
@@ -46,6 +47,7 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         "format": FORMAT,
         "config": state.model.config,
         "class_names": list(state.model.class_names),
+        "preprocessing": asdict(state.model.preprocessing),
         **parts,
         **{name: getattr(state, name) for name in VALUES},
         "random": randoms[0],
@@ -124,6 +126,8 @@ def load_state(
     for name in VALUES:
         if name not in ("settings", "data", "steps_per_epoch"):
             setattr(state, name, content[name])
+    for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
+        model.preprocessing = Preprocessing(**content["preprocessing"])  # that of --init-from may be its own
     if "val" in changed:
         state.forget_best()
     if content["steps_per_epoch"] != state.steps_per_epoch:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from segkit.models import Segmenter
 from segkit.training.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Ranks:
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(
-            model, forward_sync_buffers=False, find_unused_parameters=_has_idle_heads(model)
+            model, forward_sync_buffers=False, find_unused_parameters=has_idle_parameters(model)
         )
 
     def holding_back(self, wrapped: nn.Module, hold: bool) -> AbstractContextManager:
@@ -266,9 +267,19 @@ def _on_gpus(device: str, processes: int) -> bool:
     return True
 
 
-def _has_idle_heads(model: nn.Module) -> bool:
-    """Whether it has heads that training leaves alone, whose gradients must not be waited for."""
-    return any(getattr(model, name, None) is not None for name in ("aux_head", "image_head"))
+def has_idle_parameters(model: nn.Module) -> bool:
+    """Whether some that may learn have no part in the output: of heads beside it, or of features that it leaves out."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
+    if not isinstance(model, Segmenter):
+        return False
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.eval()  # leaves statistics and random states alone
+    shape = (1, model.backbone.channels[0], *model.backbone.size_multiple)
+    images = torch.zeros(shape, device=learning[0].device)
+    gradients = torch.autograd.grad(model(images).sum(), learning, allow_unused=True)
+    model.train(was_training)
+    return any(gradient is None for gradient in gradients)
 
 
 def _portable(error: Exception) -> Exception:

@@ -42,7 +42,10 @@ def create_optimizer(
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
     if backbone_lr_factor != 1:
         groups = list(_with_backbone_factor(groups, model, backbone_lr_factor))
-    optimizer = timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    try:
+        optimizer = timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    except (AssertionError, ImportError, RuntimeError) as error:  # those that need CUDA or another package
+        raise ValueError(f"optimizer {name!r} cannot be had here: {error}") from error
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"optimizer {name!r} needs the gradient of the gradient, which segkit does not take")
     return optimizer

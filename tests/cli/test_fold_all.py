@@ -20,7 +20,7 @@ from test_train_infer import SMALL, fails
 import segkit.training
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
 from segkit.cli.predictors import with_members
-from segkit.cli.run_folder import newest_run
+from segkit.cli.run_folder import check_free, newest_run
 from segkit.cli.run_lock import RunLock
 from segkit.config import InferConfig, TrainConfig, parse_args
 from segkit.data import CocoSegmentation
@@ -375,6 +375,15 @@ def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
         lock.take(tmp_path)
         with pytest.raises(ValueError, match=f"another training writes to {tmp_path} already"):
             train_all_folds.train_all_folds(config, train.train)
+
+
+def test_what_a_killed_writer_left_does_not_stand_in_the_way(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/.splits.json.7.tmp").write_text("[")
+    check_free(tmp_path / "x")
+    (tmp_path / "x/splits.json").write_text("[]")
+    with pytest.raises(ValueError, match="exists already; choose another --out, or go on with it by --resume"):
+        check_free(tmp_path / "x")
 
 
 def test_all_folds_under_torchrun_are_refused(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
 from segkit.cli.run_folder import check_writable
-from segkit.cli.train_resume import is_finished
+from segkit.cli.train_resume import fixed_settings, is_finished
 from segkit.config import TrainConfig
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
@@ -385,6 +385,13 @@ def test_training_goes_on_when_its_output_is_read_no_more(shapes, tmp_path):
     error = process.stderr.read()
     assert (process.wait(), error) == (0, "")
     assert (tmp_path / "a" / "report.html").is_file()
+
+
+def test_whole_numbers_are_the_settings_that_the_run_folder_gives_back():
+    given = TrainConfig(lr=1, loss={"ce": 1}, layer_decay=1, batch_size=8)
+    read = TrainConfig(lr=1.0, loss={"ce": 1.0}, layer_decay=1.0, batch_size=8)
+    assert fixed_settings(given) == fixed_settings(read)
+    assert fixed_settings(given)["batch_size"] == "8"
 
 
 def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):

@@ -122,7 +122,11 @@ def test_required_settings_may_stand_in_a_file(folder):
         (["--data", "a", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--data", "a", "--workers", "-1"], "--workers must be 0 or more, got -1"),
         (["--data", "a", "--lr", "-1"], "--lr must be positive, got -1.0"),
-        (["--data", "a", "--lr", "inf"], "--lr must be a finite number, got inf"),
+        (["--data", "a", "--lr", "inf"], "--lr must be finite, got inf"),
+        (
+            ["--data", "a", "--schedule", "multistep", "--milestones", "2", "inf"],
+            "--milestones must be finite, got (2.0, inf)",
+        ),
         (["--data", "a", "--seed", str(2**63)], f"--seed must be less than 2^63, got {2**63}"),
         (
             ["--data", "a", "--schedule", "multistep"],

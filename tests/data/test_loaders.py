@@ -264,7 +264,9 @@ if __name__ == "__main__":
 
 def test_a_program_that_ends_with_a_loader_alive_does_end(shapes, tmp_path):
     (tmp_path / "x.py").write_text(LEAVES_A_LOADER_BEHIND)
-    subprocess.run([sys.executable, tmp_path / "x.py", shapes[0]], check=True, timeout=120)
+    command = [sys.executable, tmp_path / "x.py", shapes[0]]
+    ended = subprocess.run(command, check=True, timeout=120, stderr=subprocess.PIPE, text=True)
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_closed_loader_has_no_workers_until_its_next_pass(data):

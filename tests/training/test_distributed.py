@@ -27,6 +27,7 @@ from segkit.training import (
     train_one_epoch,
 )
 from segkit.training.checkpoint import random_states
+from segkit.training.distributed import has_idle_parameters
 
 FP32 = autocast(CPU, "off")
 
@@ -145,6 +146,33 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     assert first == second
     content, _ = read_checkpoint(tmp_path / "run")
     assert first == (signal.SIGTERM, content["epoch"], content["step"], content["updates"])
+
+
+def test_layers_that_take_no_part_do_not_hold_the_processes_up(tmp_path):
+    def train(ranks):
+        state = build_state(ema=0)
+        state.model.decoder.idle = nn.Conv2d(3, 3, 1)
+        run(tmp_path / "run", ranks=ranks, state=state, epochs=1)
+        return state.updates, weights(state)
+
+    first, second = on_ranks(2, train, tmp_path / "group")
+    assert first[0] == second[0] == 3
+    assert torch.equal(first[1], second[1])
+
+
+def test_looking_for_layers_that_take_no_part_changes_nothing():
+    model = build_state(ema=0).model.train()
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    assert not has_idle_parameters(model)
+    assert same(dict(model.state_dict()), before)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert has_idle_parameters(create_model("fpn", backbone="test_resnet", num_classes=2, aux_head=True))
+    model.decoder.idle = nn.Conv2d(3, 3, 1)
+    assert has_idle_parameters(model)
+    model.decoder.idle.requires_grad_(False)
+    assert not has_idle_parameters(model)
 
 
 def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_of_the_others(tmp_path):

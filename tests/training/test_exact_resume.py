@@ -8,6 +8,7 @@ import torch
 from tiny_training import CPU, build_state, interrupted, outcome, run, same
 
 from segkit.losses import create_loss
+from segkit.models import Preprocessing, load_model
 from segkit.training import autocast, read_checkpoint
 
 
@@ -77,6 +78,20 @@ def test_plateau_and_patience_survive_a_resume(tmp_path):
     assert stopped["scheduler"]["plateau"]["best"] < 2
     run(tmp_path / "b", resume=True, epochs=6, state=state())
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+def test_a_preprocessing_that_is_not_the_backbones_goes_on(tmp_path):
+    def state():
+        state = build_state()
+        for model in (state.model, state.ema.module):
+            model.preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+        return state
+
+    run(tmp_path / "a", state=state())
+    assert interrupted(tmp_path / "b", 3, state=state())
+    run(tmp_path / "b", resume=True)  # as a resumed training builds its model: with the backbone's
+    assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+    assert load_model(tmp_path / "b").preprocessing.mean == (0.5, 0.5, 0.5)
 
 
 class Drawing(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 
@@ -13,6 +14,13 @@ def default_of(config: object, name: str) -> Any:
 def check(config: object, name: str, holds: bool, expected: str) -> None:
     if not holds:
         raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")
+
+
+def expand_user(config: object, *names: str) -> None:
+    """Writes out a `~` at the beginning of paths that may be other words as well."""
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            object.__setattr__(config, name, os.path.expanduser(value))
 
 
 def check_workers(config: Any) -> None:

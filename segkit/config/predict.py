@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.checks import check, check_finite, check_workers, default_of
+from segkit.config.checks import check, check_finite, check_workers, default_of, expand_user
 from segkit.config.sources import LabelConfig
-from segkit.config.words import MAX_PIXELS, CRFWords, Folder, OfClasses, Sources
+from segkit.config.words import MAX_PIXELS, NO_CRF, CRFWords, Folder, OfClasses, Sources
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class PredictConfig:
     """auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
+        if self.crf is not None and list(self.crf) in NO_CRF:  # as the word of a file
+            object.__setattr__(self, "crf", None)
         check_finite(self)
         for name in ("scales", "brightness"):
             check(self, name, bool(getattr(self, name)) and min(getattr(self, name)) > 0, "positive")
@@ -93,6 +95,7 @@ class InferConfig(PredictConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expand_user(self, "source")
         check_workers(self)
         check(self, "submission_size", self.submission_size >= 1, "at least 1")
         for name in ("pseudo_threshold", "pseudo_min_share"):
@@ -122,6 +125,7 @@ class ScoreConfig(PredictConfig, LabelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expand_user(self, "mask_cache")
         check_workers(self)
         check(self, "data", bool(self.data), "a COCO JSON file or more")
 

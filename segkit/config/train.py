@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.checks import check, check_finite, check_workers
+from segkit.config.checks import check, check_finite, check_workers, expand_user
 from segkit.config.sources import LabelConfig
 from segkit.config.words import Folder, Folders, Losses, Options, ResumeWords, Sources
 
@@ -143,6 +143,7 @@ class TrainConfig(LabelConfig):
     """Seed of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
+        expand_user(self, "pretrained", "mask_cache")
         check_finite(self)
         for name in ("crop", "epochs", "batch_size", "accumulate", "val_every"):
             check(self, name, getattr(self, name) >= 1, "at least 1")

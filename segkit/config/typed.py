@@ -149,7 +149,7 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_int(text: str) -> int:
-    if not re.fullmatch(r"[-+]?[0-9][0-9_]*", text):
+    if not re.fullmatch(r"[-+]?[0-9]+(_[0-9]+)*", text):
         raise Mismatch
     return int(text)
 

@@ -1,14 +1,16 @@
 """How settings are written on the command line, where a plain type does not say it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.typed import parse_any
 
 MAX_PIXELS = 178_956_970  # where Pillow refuses to open a file
+NO_CRF = (["off"], ["None"])
 
 
 def _parse_losses(words: list[str]) -> dict[str, float]:
@@ -28,19 +30,22 @@ def _parse_classes(words: list[str]) -> dict[str, float]:
 def _parse_options(words: list[str]) -> dict[str, Any]:
     if not all("=" in word for word in words):
         raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
-    return {name: parse_any(value) for name, value in (word.split("=", 1) for word in words)}
+    try:
+        return {name: parse_any(value) for name, value in (word.split("=", 1) for word in words)}
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected NAME=VALUE with values as in YAML, got {' '.join(words)!r}") from error
 
 
-def _parse_resume(words: list[str]) -> Path | str | bool:
+def _parse_resume(words: list[str]) -> Path | Literal["auto"] | bool:
     if len(words) > 1:
         raise ValueError(f"--resume takes one run folder or checkpoint, or auto, got {' '.join(words)!r}")
-    if words == ["auto"]:
-        return "auto"
+    if words in (["auto"], ["off"]):
+        return "auto" if words == ["auto"] else False
     return Path(words[0]) if words else True
 
 
 def _parse_crf(words: list[str]) -> tuple[str, ...] | None:
-    return None if words == ["off"] else tuple(words)
+    return None if words in NO_CRF else tuple(words)
 
 
 def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
@@ -69,7 +74,7 @@ CRFWords = Annotated[
 ]
 # False for a new run; True, or no word, for the one in --out; "auto" for that one if there is one.
 ResumeWords = Annotated[
-    Path | str | bool,
+    Path | Literal["auto"] | bool,
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[RUN|FILE|auto]",

@@ -20,6 +20,11 @@ def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(image, image + 1), slice(start, start + step)
 
 
+def exact_type(device: torch.device) -> torch.dtype:
+    """The type for sums over many pixels, of which float32 would lose the small ones; Apple's GPUs have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def masked(logits: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Logits (N, C, P) in another type, with 0 where valid (N, P) or (N, C, P) is false."""
     logits = logits.to(dtype)

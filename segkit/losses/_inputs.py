@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.losses._blocks import masked
+from segkit.losses._blocks import exact_type, masked
 from segkit.losses._softmax import SoftmaxTerms, softmax_terms
 
 Mode = Literal["multiclass", "binary", "multilabel"]
@@ -16,7 +16,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Counts(NamedTuple):
-    """Soft counts of each class in each image, (N, C); ignored pixels are in none of them."""
+    """Soft counts of each class in each image, (N, C) in `exact_type`; ignored pixels are in none of them."""
 
     true_positive: Tensor
     prob_sum: Tensor  # true positives and false positives
@@ -109,16 +109,16 @@ class Inputs:
 
     def counts(self) -> Counts:
         """Soft counts by softmax or sigmoid."""
-        support = self.support()
+        exact = exact_type(self.logits.device)
+        support, pixels = self.support().to(exact), self._pixels().to(exact)
         if self.labelled:
-            terms = self.softmax
-            return Counts(terms.true_positive, terms.prob_sum, support, self._pixels())
+            return Counts(self.softmax.true_positive, self.softmax.prob_sum, support, pixels)
         probs = self.logits.softmax(1) if self.mode == "multiclass" else self.logits.sigmoid()
         probs = masked(probs, self.valid, self.dtype)
         # For shares between 0 and 1, the overlap is the smaller of the two: only so is p = t the best prediction
         # (Wang et al., "Dice Semimetric Losses", 2023, section 3). For 0 and 1 that is p * t.
         hits = torch.minimum(probs, self.target)
-        return Counts(hits.sum(2), probs.sum(2), support, self._pixels())
+        return Counts(hits.sum(2).to(exact), probs.sum(2).to(exact), support, pixels)
 
     def support(self) -> Tensor:
         """(N, C): how many pixels are of the class."""

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from segkit.losses._blocks import blocks, masked
+from segkit.losses._blocks import blocks, exact_type, masked
 
 LARGE = 1e30  # float32 sums between this and its reciprocal are exact to the last digit or two
 
 
 class SoftmaxTerms(NamedTuple):
-    """Sums of p = softmax(logits) against class indices; ignored pixels count for nothing."""
+    """Sums of p = softmax(logits) against class indices; ignored pixels count for nothing.
+
+    `true_positive` and `prob_sum` are in `exact_type`, the others in the logits' type, float32 at least.
+    """
 
     nll: Tensor  # (N, P) -log p of the target's class, 0 at ignored pixels
     true_positive: Tensor  # (N, C) sum of p over the pixels of the class
@@ -35,10 +38,10 @@ def _plain_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> Softma
     nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
     nll = nll if valid is None else torch.where(valid, nll, 0)
     probs, rows = log_probs.exp(), weight.unsqueeze(1)
-    # One after the other: in float32 a large sum would lose small steps.
-    zeros = torch.zeros_like(probs[..., 0], dtype=torch.float64)
-    true_positive = zeros.scatter_add(1, target, ((-nll).exp() * weight).double()).to(logits.dtype)
-    return SoftmaxTerms(nll, true_positive, (probs * rows).sum(2), (log_probs * rows).sum(2))
+    exact = exact_type(logits.device)
+    hits = ((-nll).exp() * weight).to(exact)
+    true_positive = torch.zeros_like(probs[..., 0], dtype=exact).scatter_add(1, target, hits)
+    return SoftmaxTerms(nll, true_positive, (probs * rows).sum(2).to(exact), (log_probs * rows).sum(2))
 
 
 class _SoftmaxTerms(Function):
@@ -68,11 +71,10 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
     enough for plain exponentials.
     """
     n, classes, pixels = logits.shape
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype, exact = torch.promote_types(logits.dtype, torch.float32), exact_type(logits.device)
     nll = logits.new_empty(n, pixels, dtype=dtype)
     log_sum = torch.empty_like(nll)
-    # The sums of the blocks are added up in float64: float32 would lose a million small steps one by one.
-    true_positive, prob_sum, log_prob_sum = logits.new_zeros(3, n, classes, dtype=torch.float64).unbind()
+    true_positive, prob_sum, log_prob_sum = logits.new_zeros(3, n, classes, dtype=exact).unbind()
     poisoned, all_small, buffer = False, True, Buffer()
     for image, span in blocks(logits):
         z, labels = logits[image, :, span].to(dtype), target[image, span]
@@ -92,11 +94,12 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
         ones = torch.ones_like(sums) if counted is None else counted.to(dtype)
         if counted is not None:
             losses.masked_fill_(~counted, 0)
-        true_positive[image].scatter_add_(1, labels, ((-losses).exp_() * ones).double())
-        prob_sum[image] += (exps @ (ones / sums).unsqueeze(2)).squeeze(2)
+        true_positive[image].scatter_add_(1, labels, ((-losses).exp_() * ones).to(exact))
+        # Not by a product of matrices, which adds up pixel by pixel, and on some GPUs in fewer digits.
+        prob_sum[image] += exps.mul_((ones / sums).unsqueeze(1)).sum(2)
         log_prob_sum[image] += _masked_sum(z, ones, counted)
-        log_prob_sum[image] -= (log_sums * ones).sum(1, keepdim=True, dtype=torch.float64)
-    terms = SoftmaxTerms(nll, true_positive.to(dtype), prob_sum.to(dtype), log_prob_sum.to(dtype))
+        log_prob_sum[image] -= (log_sums * ones).sum(1, keepdim=True, dtype=exact)
+    terms = SoftmaxTerms(nll, true_positive, prob_sum, log_prob_sum.to(dtype))
     return terms, log_sum, poisoned, all_small
 
 
@@ -110,7 +113,7 @@ def _backward(
     small: bool,
     grads: tuple[Tensor | None, ...],
 ) -> Tensor:
-    grad_nll, grad_hits, grad_probs, grad_log_probs = grads
+    grad_nll, grad_hits, grad_probs, grad_log_probs = (grad if grad is None else grad.to(nll.dtype) for grad in grads)
     out, buffer, second = torch.empty_like(logits), Buffer(), Buffer()
     for image, span in blocks(logits):
         z, labels = logits[image, :, span].to(nll.dtype), target[image, span]
@@ -137,9 +140,13 @@ def _backward(
         else:
             # (pull of the class - mean pull at the pixel) * scale, for all classes and pixels, as one product.
             by_probs = grad_probs[image].unsqueeze(2)
-            row -= (by_probs.mT @ exps).mul_(scale).mul_(scale)
-            columns = torch.cat([by_probs, torch.ones_like(by_probs)], 2)
-            factor = torch.matmul(columns, torch.cat([scale, row], 1), out=second.like(z))
+            if z.is_cuda:  # where products of matrices may have been allowed fewer digits than the difference needs
+                row -= (exps * by_probs).sum(1, keepdim=True).mul_(scale).mul_(scale)
+                factor = torch.addcmul(row, by_probs, scale)
+            else:
+                row -= (by_probs.mT @ exps).mul_(scale).mul_(scale)
+                columns = torch.cat([by_probs, torch.ones_like(by_probs)], 2)
+                factor = torch.matmul(columns, torch.cat([scale, row], 1), out=second.like(z))
         gradient = out[image, :, span] if out.dtype == nll.dtype else torch.empty_like(exps)
         torch.mul(exps, factor, out=gradient)
         if grad_log_probs is not None:
@@ -160,7 +167,7 @@ def _differentiable_backward(
 
 def _masked_sum(z: Tensor, ones: Tensor, counted: Tensor | None) -> Tensor:
     """(1, C) sums of z (1, C, P) over the counted pixels; -inf at an ignored one shows here, and in no exponential."""
-    sums = (z @ ones.unsqueeze(2)).squeeze(2)
+    sums = z.sum(2) if counted is None else (z * ones.unsqueeze(1)).sum(2)
     if counted is None or z.is_cuda or sums.isfinite().all():
         return sums
     return masked(z, counted, z.dtype).sum(2)

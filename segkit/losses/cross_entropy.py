@@ -26,7 +26,7 @@ def cross_entropy_loss(
     Source: label smoothing after Szegedy et al., "Rethinking the Inception Architecture", 2016,
     section 7. Equal to `torch.nn.functional.cross_entropy` wherever that is finite.
 
-    Differs: where all pixels are ignored the loss is 0, with a graph, in place of NaN.
+    Differs: where all pixels are ignored, or of classes with weight 0, the loss is 0, with a graph, in place of NaN.
 
     Args:
         logits: (N, C, H, W).
@@ -66,6 +66,8 @@ def _cross_entropy(inputs: Inputs, weights: Tensor | None, *, label_smoothing: f
         spread = inputs.weigh(-(log_probs * ones.view(-1, 1)).sum(1))
         return reduce((1 - smoothing) * hits + smoothing / classes * spread, total, reduction, inputs.shape)
     spread = -(terms.log_prob_sum * ones).sum()
+    if reduction == "mean":
+        spread = torch.where(total > 0, spread, 0)  # as the rest is where all pixels are of classes without weight
     return reduce((1 - smoothing) * hits.sum() + smoothing / classes * spread, total, reduction, inputs.shape)
 
 

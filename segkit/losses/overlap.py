@@ -10,6 +10,7 @@ from segkit.losses._inputs import Counts, Inputs, Loss, Mode, check_choice, divi
 
 Absent = Literal["skip", "penalise", "zero"]
 ABSENT = ("skip", "penalise", "zero")
+SMALLEST_SHARE = 1e-9  # of all pixels; keeps the slope of a root finite where nothing is predicted
 SMALLEST = 1e-7  # of a score under a logarithm, and of a loss under a root, whose slopes are infinite at 0
 
 
@@ -141,7 +142,9 @@ def mcc_loss(
     per_image: bool = False,
     classes: Sequence[int] | None = None,
 ) -> Tensor:
-    """1 minus Matthews' correlation coefficient of each class against the rest, the mean over classes present.
+    """1 minus Matthews' correlation coefficient of each class against the rest, the mean over the classes.
+
+    A class to which no pixel belongs, or every pixel, has no coefficient and is left out.
 
     Source: Abhishek & Hamarneh, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks",
     2021, section 2.
@@ -158,7 +161,7 @@ def _dice(
 ) -> Tensor:
     counts = _select(inputs.counts(), per_image, classes)
     score = _ratio(2 * counts.true_positive + smooth, counts.prob_sum + counts.support + smooth)
-    return _mean(_loss_of(score, log), counts, absent, smooth)
+    return _mean(_loss_of(score, log), counts, absent, smooth).to(inputs.dtype)
 
 
 def _tversky(
@@ -182,7 +185,7 @@ def _tversky(
     losses = _loss_of(score, log)
     if gamma != 1:
         losses = losses.clamp_min(SMALLEST) ** (1 / gamma)
-    return _mean(losses, counts, absent, smooth)
+    return _mean(losses, counts, absent, smooth).to(inputs.dtype)
 
 
 def _generalized_dice(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> Tensor:
@@ -193,7 +196,7 @@ def _generalized_dice(inputs: Inputs, *, per_image: bool, classes: Sequence[int]
     hits = 2 * (weights * counts.true_positive).sum(1)
     scores = divide(hits, (weights * (counts.prob_sum + counts.support)).sum(1))
     seen = (share > 0).any(1)
-    return divide(torch.where(seen, 1 - scores, 0).sum(), seen.sum())
+    return divide(torch.where(seen, 1 - scores, 0).sum(), seen.sum()).to(inputs.dtype)
 
 
 def _mcc(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> Tensor:
@@ -202,8 +205,9 @@ def _mcc(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> T
     hits, predicted, true = (x / total for x in counts[:3])
     # With shares of all pixels: TP TN - FP FN = TP - predicted true, and the four sums are these and their rests.
     spread = predicted * (1 - predicted) * true * (1 - true)
-    scores = (hits - predicted * true + SMALLEST) / (spread.clamp_min(0) + SMALLEST**2).sqrt()
-    return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0)
+    scores = (hits - predicted * true) / (spread.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
+    counts = counts._replace(support=torch.where(counts.support < counts.pixels, counts.support, 0))
+    return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0).to(inputs.dtype)
 
 
 def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> Counts:

@@ -207,7 +207,11 @@ def _hub_answers(repo: str, filename: str) -> bool:
 def _load_file(net: nn.Module, path: Path, name: str) -> None:
     """Loads every tensor of `net` from a file in timm's naming; tensors of the classifier are left over."""
     given = {_flat(key): value for key, value in _read_weights(path).items()}
-    weights = {key: given.get(_flat(key)) for key in net.state_dict()}
+    # Files from before there were counters of batches have none, and torch does without them, too.
+    weights = {
+        key: given.get(_flat(key), own if key.endswith("num_batches_tracked") else None)
+        for key, own in net.state_dict().items()
+    }
     missing = [key for key, value in weights.items() if value is None]
     if missing:
         raise ValueError(

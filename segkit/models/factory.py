@@ -59,9 +59,10 @@ def create_model(
         ConnectionError: `pretrained=True`, nothing in the cache, and no answer from the hub.
     """
     _check_name(name)
-    if align_corners and name != "unet":  # which upsamples by copying
+    if align_corners and "align_corners" in _options(name):
         decoder_options["align_corners"] = True
     _check_options(name, decoder_options)
+    decoder_options = {option: _as_list(value) for option, value in decoder_options.items()}
     names = _resolve_class_names(num_classes, class_names)
     output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
     if output_stride not in (8, 16, 32):
@@ -110,11 +111,20 @@ def _check_name(name: str) -> None:
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(DECODERS[name]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = _options(name)
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+
+
+def _options(name: str) -> list[str]:
+    parameters = inspect.signature(DECODERS[name]).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _as_list(value: Any) -> Any:
+    """A tuple as what it is when it comes back from a file, so that architectures can be compared."""
+    return [_as_list(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -80,8 +80,8 @@ class FoldedFPN(nn.Module):
 def _compose(conv: nn.Conv2d, lateral: nn.Conv2d) -> nn.Conv2d:
     """One 3x3 convolution for `conv(lateral(x))`, without the lateral's bias."""
     composed = nn.Conv2d(lateral.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
-    weight = torch.einsum("omyx,mi->oiyx", conv.weight.double(), lateral.weight.double()[..., 0, 0])
-    composed.weight.data = weight.to(conv.weight.dtype)
+    weight = torch.einsum("omyx,mi->oiyx", conv.weight.cpu().double(), lateral.weight.cpu().double()[..., 0, 0])
+    composed.weight.data = weight.to(conv.weight)
     if conv.bias is not None:
         composed.bias.data = conv.bias.data
     return composed
@@ -93,7 +93,7 @@ def _convolve_upsampled(conv: nn.Conv2d) -> nn.Conv2d:
     In a row of copies (.. a a b b ..) the taps (l, m, r) around the first b see (a, b, b), around the
     second (b, b, c): two values each, with taps (l, m + r) and (l + m, r).
     """
-    left, middle, right = conv.weight.double().unbind(-1)  # each (O, M, 3)
+    left, middle, right = conv.weight.cpu().double().unbind(-1)  # each (O, M, 3)
     across = [torch.stack([left, middle + right], -1), torch.stack([left + middle, right], -1)]
     phases = []
     for vertical in (0, 1):
@@ -102,7 +102,7 @@ def _convolve_upsampled(conv: nn.Conv2d) -> nn.Conv2d:
             rows = (top, centre + bottom) if vertical == 0 else (top + centre, bottom)
             phases.append(torch.stack(rows, 2))  # (O, M, 2, 2)
     doubled = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, padding=1, bias=False)
-    doubled.weight.data = torch.cat(phases).to(conv.weight.dtype)
+    doubled.weight.data = torch.cat(phases).to(conv.weight)
     return doubled
 
 

@@ -48,8 +48,16 @@ def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[flo
     return [row["epoch"] for row in rows], [row[name] for row in rows]
 
 
-def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path) -> None:
-    """Draws the IoU of each class as a bar, best first; a class that does not occur gets none."""
+def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path, miou: float | None = None) -> None:
+    """Draws the IoU of each class as a bar, best first; a class that does not occur gets none.
+
+    Args:
+        class_names: In label order.
+        iou: In [0, 1], NaN for a class that does not occur.
+        path: The PNG file.
+        miou: The mean to show, where some classes are not in it.
+    """
+    miou = np.nanmean(iou) if miou is None else miou
     order = np.argsort(-np.nan_to_num(np.asarray(iou), nan=-1.0))
     values = np.asarray(iou)[order]
     figure = Figure(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
@@ -58,7 +66,7 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path)
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
     axes.set_yticks(range(len(values)), [_short(class_names[i]) for i in order], parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * np.nanmean(values):.1f} %")
+    axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * miou:.1f} %")
     _save(figure, path)
 
 

@@ -68,6 +68,18 @@ def test_what_a_recipe_sets_can_be_switched_off(folder):
     assert parse("--recipe", "quick").compile is True
 
 
+def test_words_that_are_no_paths_are_read_in_files_too(folder):
+    Path("a.cfg").write_text("resume: auto\nout: x\nmask_cache: ~/masks\npretrained: ~/w.safetensors")
+    config = parse("--config", "a.cfg")
+    assert config.resume == "auto"
+    assert (config.mask_cache, config.pretrained) == (str(Path.home() / "masks"), str(Path.home() / "w.safetensors"))
+    assert parse("--config", "a.cfg", "--resume", "off").resume is False
+    Path("b.cfg").write_text("crf: off\nsource: ~/photos")
+    config = parse("--config", "b.cfg", cls=InferConfig)
+    assert (config.crf, config.source) == (None, str(Path.home() / "photos"))
+    assert parse("--crf", "None", cls=InferConfig).crf is None
+
+
 def test_a_crf_of_a_file_can_be_switched_off(folder):
     Path("crf.cfg").write_text("crf: []")
     assert parse("--config", "crf.cfg", cls=InferConfig).crf == ()
@@ -142,6 +154,13 @@ def test_what_is_wrong_is_one_sentence(words, message, folder, capsys):
         train.main(words)
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"segkit train: error: {message}\n"
+
+
+def test_values_that_yaml_does_not_read_are_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--decoder", "atrous_rates=[6,12"])
+    assert stop.value.code == 2
+    assert "expected NAME=VALUE with values as in YAML" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("command", [infer, evaluate])

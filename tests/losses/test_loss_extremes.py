@@ -7,7 +7,17 @@ import torch
 from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, loss_and_gradient
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segkit.losses import LOSSES, dice_loss, focal_loss, tversky_loss
+from segkit.losses import (
+    LOSSES,
+    _inputs,
+    _softmax,
+    cross_entropy_loss,
+    dice_loss,
+    focal_loss,
+    mcc_loss,
+    tversky_loss,
+)
+from segkit.losses._inputs import Inputs
 
 
 def sure(target, mode, classes=3, size=1e4):
@@ -47,6 +57,59 @@ def test_minus_infinity_rules_a_class_out(name):
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient[:, [0, 2]], expected_gradient)
     assert (gradient[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("level", [-8.0, -20.0, -40.0, -100.0, 40.0])
+def test_a_constant_prediction_has_no_correlation(level):
+    target = (torch.arange(64).view(1, 8, 8) < 32).long()
+    loss, gradient = loss_and_gradient(lambda z: mcc_loss(z, target, mode="binary"), torch.full((1, 1, 8, 8), level))
+    assert loss.item() == pytest.approx(1, abs=1e-4)
+    assert (gradient[0, 0][target[0] == 1] <= 0).all()
+
+
+@pytest.mark.parametrize("pixels", [4, 50, 1000])
+def test_the_correlation_of_a_rare_class_in_float32_is_that_of_float64(pixels):
+    target = (torch.arange(512 * 512) < pixels).long().view(1, 512, 512)
+    logits = torch.randn(1, 2, 512, 512, generator=torch.Generator().manual_seed(0)) / 2
+    logits[:, 0] += 9
+    got, gradient = loss_and_gradient(lambda z: mcc_loss(z, target), logits)
+    expected, expected_gradient = loss_and_gradient(lambda z: mcc_loss(z, target), logits.double())
+    assert got.item() == pytest.approx(expected.item(), abs=2e-3)
+    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
+    assert error < 0.1  # 1 - p has few digits left where p is nearly 1
+
+
+def test_a_class_that_fills_the_image_has_no_correlation_to_count():
+    loss, gradient = loss_and_gradient(
+        lambda z: mcc_loss(z, torch.zeros(1, 4, 4, dtype=torch.long)), torch.randn(1, 3, 4, 4)
+    )
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+def test_sums_over_a_large_image_are_exact():
+    logits = torch.zeros(1, 2, 512, 512)
+    logits[:, 0] = 7.3
+    counts = Inputs(logits, torch.zeros(1, 512, 512, dtype=torch.long), "multiclass", 255).counts()
+    expected = 512 * 512 * logits[0, :, 0, 0].double().softmax(0)
+    torch.testing.assert_close(counts.prob_sum[0], expected, rtol=1e-6, atol=0)
+
+
+def test_where_no_pixel_is_of_a_class_with_weight_smoothing_costs_nothing():
+    weights, target = torch.tensor([0.0, 1.0, 1.0]), torch.zeros(2, 8, 8, dtype=torch.long)
+    smooth = cross_entropy_loss(torch.randn(2, 3, 8, 8), target, class_weights=weights, label_smoothing=0.1)
+    assert smooth == 0
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+def test_a_device_without_float64_has_the_same_losses(name, mode, options, monkeypatch):
+    logits, target = example(mode)
+    expected = build(name, mode, **options)(logits.float(), target)
+    for module in (_inputs, _softmax):
+        monkeypatch.setattr(module, "exact_type", lambda device: torch.float32)
+    got = build(name, mode, **options)(logits.float(), target)
+    assert got.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)

@@ -1,8 +1,10 @@
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from segkit.models import Backbone, backbone, create_model
+from segkit.models import DECODERS, Backbone, backbone, create_model
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,28 @@ def test_backbone_weights_come_from_a_file(weights_file):
     path, weights = weights_file
     loaded = create_model("fpn", backbone="resnet18", num_classes=2, pretrained=path).backbone.net.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+
+
+def test_backbone_weights_of_before_batches_were_counted(tmp_path):
+    net = timm.create_model("resnet18")
+    weights = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(weights, tmp_path / "old.pth")
+    model = create_model("fpn", backbone="resnet18", num_classes=2, pretrained=tmp_path / "old.pth")
+    assert torch.equal(model.backbone.net.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
+
+
+def test_aligned_corners_need_no_option_of_the_decoder(monkeypatch):
+    class Deepest(nn.Module):
+        def __init__(self, channels, strides):
+            super().__init__()
+            self.out_channels = channels[-1]
+
+        def forward(self, features):
+            return features[-1]
+
+    monkeypatch.setitem(DECODERS, "deepest", Deepest)
+    model = create_model("deepest", backbone="test_resnet", num_classes=2, align_corners=True).eval()
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
 def test_a_pretrained_stem_is_adapted_to_gray_images_by_summing_over_rgb(weights_file):

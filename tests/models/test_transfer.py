@@ -41,6 +41,12 @@ def test_the_same_classes_give_the_same_logits(tmp_path):
     assert torch.equal(source.eval()(images), target.eval()(images))
 
 
+def test_options_that_are_tuples_are_those_of_the_file(tmp_path):
+    options = {"backbone": "resnet18", "num_classes": 2, "channels": (16, 16, 8, 8, 8)}
+    save_model(create_model("unet", **options), tmp_path / "m.safetensors")
+    assert transfer_weights(create_model("unet", **options), tmp_path / "m.safetensors") == []
+
+
 def test_another_architecture_is_refused_by_what_differs(tmp_path):
     save_model(model(("sky",), 0, channels=16), tmp_path / "m.safetensors")
     target = model(("sky",), 1)

@@ -99,6 +99,8 @@ class CalibrationError(RunningCounts):
                 f"prediction must be {self.num_classes} channels of floats before the (H, W) of the target "
                 f"{tuple(target.shape)}, got {tuple(prediction.shape)} {prediction.dtype}"
             )
+        if prediction.device.type == "mps":  # which has no float64 for the sums
+            prediction, target = prediction.cpu(), target.cpu()
         step = pixels_at_a_time(self.num_classes)
         for image, truth in zip(as_batch(prediction.detach(), inner=3), as_images(target), strict=True):
             for block, part in zip(image.flatten(1).split(step, dim=1), truth.flatten().split(step), strict=True):

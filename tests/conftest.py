@@ -47,7 +47,7 @@ def blank_charts(request):
         return
     import segkit.report
 
-    def blank(*content):
+    def blank(*content, **options):
         Image.new("RGB", (2, 2)).save(content[-1])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -23,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Prints the scores and writes them; gives the folder."""
+    from segkit.cli.predictors import with_members
     from segkit.cli.run_folder import create_run_folder
     from segkit.cli.scored_data import open_scored
 
+    config = with_members(config)
     data = open_scored(config)
     predictor = open_predictor(config, data)
     other = _open_compared(config, data) if config.compare else None

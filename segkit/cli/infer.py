@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segkit.cli.errors import reported_errors
 from segkit.cli.infer_results import Result, conclude
@@ -57,7 +57,8 @@ def infer(config: InferConfig) -> int:
         clock = Clock()
         todo, done = _divide(shard.share(images), writer, config.skip_existing)
         segmented = _shown(segment(todo, predictor, clock), len(names) // shard.count, clock, shard)
-        results = shard.gather([*done, *_write(segmented, writer, pseudo, clock)])
+        written = list(_write(segmented, writer, pseudo, clock))
+        results = shard.gather([*done, *written])
         if not shard.is_first:
             return 0
         if clock.seconds:
@@ -74,7 +75,11 @@ def _open_source(config: InferConfig) -> Sequence["SourceImage"]:
 
     source = write_demo(DEMO)[1] if config.source is None else config.source
     class_names = read_header(config.weights[0])["class_names"]
-    return open_source(source, config.images, class_names, Reading(config.exif, config.max_pixels))
+    images = open_source(source, config.images, class_names, Reading(config.exif, config.max_pixels))
+    if not config.skip_existing or not isinstance(images, list):
+        return images
+    own = {(config.out / kind).resolve() for kind in FILES}  # the results so far, where --out lies in the source
+    return [image for image in images if own.isdisjoint(image.path.resolve().parents)]
 
 
 def _device(config: InferConfig, shard: Shard) -> "torch.device":
@@ -121,13 +126,27 @@ def _needed(config: InferConfig) -> list[str]:
 def _divide(
     images: Iterable["SourceImage"], writer: "PredictionWriter", skip_existing: bool
 ) -> tuple[Iterable["SourceImage"], list[Result]]:
-    """What is to be segmented, and the results that are there already."""
-    if not skip_existing:
-        return images, []
-    images = list(images)
-    done = [Result(source, writer.row(source.name)) for source in images if writer.is_done(source.name)]
-    finished = {result.source.name for result in done}
-    return [source for source in images if source.name not in finished], done
+    """What is to be segmented, and the results that are there already, as they are found on the way."""
+    done: list[Result] = []
+
+    def todo() -> Iterator["SourceImage"]:
+        for source in images:
+            row = _row_if_done(source.name, writer) if skip_existing else None
+            if row is None:
+                yield source
+            else:
+                done.append(Result(replace(source, frame=None), row))
+
+    return todo(), done
+
+
+def _row_if_done(name: Path, writer: "PredictionWriter") -> dict[str, Any] | None:
+    from segkit.data import DataError
+
+    try:
+        return writer.row(name) if writer.is_done(name) else None
+    except DataError:  # a mask that cannot be read is made anew
+        return None
 
 
 def _shown(segmented: Iterable["Segmented"], count: int, clock: "Clock", shard: Shard) -> Iterator["Segmented"]:

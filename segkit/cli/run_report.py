@@ -94,7 +94,8 @@ class RunReport:
 
         names, matrix = self.class_names, confusion.matrix
         self._written("curves.png", lambda file: save_curves(state.history, file))
-        self._written("class_iou.png", lambda file: save_class_iou(names, best_iou(state), file, state.best_miou))
+        iou, miou = best_iou(state), state.best_miou
+        self._written("class_iou.png", lambda file: save_class_iou(names, iou, file, miou=miou))
         self._written("confusion_matrix.csv", lambda file: _write_matrix(matrix, names, file))
         self._written("confusion_matrix.png", lambda file: save_confusion(matrix, names, file))
         self._draw("worst", lambda: scored_picture(gallery.worst.rows(), names, CELL))

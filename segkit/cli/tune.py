@@ -1,6 +1,7 @@
 """tune: trained models and images whose truth is known in; the infer command that helps on images held out, out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -176,7 +177,8 @@ def _count_crfs(
         image, target = data[i]
         before = predictor(image)
         for words, crf in crfs.items():
-            counts[words].update(before.mask if crf is None else crf(before.probs, image), target)
+            with crf or nullcontext():  # of kernels, those of one CRF are in memory
+                counts[words].update(before.mask if crf is None else crf(before.probs, image), target)
     return counts
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 
-from segkit.config import TuneConfig
+from segkit.config import TuneConfig, default_of
 from segkit.tta import FLIPS
 
 UNITS = 20  # of weight for each member, so that equal weights and halves, quarters, fifths of them are exact
@@ -94,8 +94,9 @@ def infer_command(plan: Plan, config: TuneConfig, class_names: Sequence[str]) ->
         words += ["--crf", *plan.crf]
     if config.window:
         words += ["--window", str(config.window), "--window-overlap", f"{config.window_overlap:g}"]
-    if config.amp != "off":
-        words += ["--amp", config.amp]
+    for name in ("amp", "exif", "max_pixels"):
+        if getattr(config, name) != default_of(config, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
     return shlex.join([*words, "--source", "photographs/"])
 
 

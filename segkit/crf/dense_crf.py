@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.crf._inputs import check_image, check_probs
+from segkit.crf._inputs import MAX_PIXELS, check_image, check_probs
 from segkit.crf.lattice_engine import LatticeEngine
 from segkit.crf.pool import Engine, WorkerPool, then
 from segkit.crf.presets import PRESETS, CRFParameters
@@ -48,11 +48,15 @@ class DenseCRF(CRFParameters):
             start with the first image and end with `close`, with the `with` block or with the object. Results are
             those of no workers, bit for bit. CUDA probabilities are refined without them.
 
+    Attributes:
+        max_pixels: Of an image; larger ones are refused.
+
     Raises:
         ImportError: backend="pydensecrf", and it is not installed.
         ValueError: a parameter outside its range.
     """
 
+    max_pixels: ClassVar[int] = MAX_PIXELS
     active_threshold: float = 1e-4
     tolerance: float = 0.0
     backend: Literal["auto", "torch", "pydensecrf"] = "auto"

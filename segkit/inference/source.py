@@ -9,10 +9,14 @@ from pathlib import Path, PureWindowsPath
 import cv2
 import numpy as np
 
-from segkit.data import CocoSegmentation, DataError, list_images, read_image
+from segkit.data import DataError, list_images, read_image
+from segkit.data.coco import BACKGROUND
+from segkit.data.coco_file import Allowed, read_coco
+from segkit.data.findings import raise_errors
 from segkit.data.images import AS_USUAL, Reading
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+COUNTED = (".mp4", ".m4v", ".mov", ".avi")  # their head counts frames; others give a length, which sound may exceed
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,14 @@ class SourceImage:
 
 
 class Video(Sequence[SourceImage]):
-    """The frames of a video, which are read one after another."""
+    """The frames of a video, which are read one after another; where it breaks off, one more that cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        video = cv2.VideoCapture(str(path))
-        opened, count = video.isOpened(), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        video.release()
-        if not opened or count < 1:
+        count, breaks_off = _count_frames(path)
+        if not count:
             raise DataError(f"{path} is not a video that OpenCV can read")
-        self._names = [Path(path.stem, f"{i:06d}.png") for i in range(count)]
+        self._names = [Path(path.stem, f"{i:06d}.png") for i in range(count + breaks_off)]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -63,18 +65,43 @@ class Video(Sequence[SourceImage]):
         raise TypeError("the frames of a video are read one after another")
 
     def __iter__(self) -> Iterator[SourceImage]:
-        video = cv2.VideoCapture(str(self.path))
+        video = cv2.VideoCapture(os.fsencode(self.path))
         try:
             for name in self._names:
                 there, frame = video.read()
-                if not there:  # the count in the file's head is an estimate
-                    return
-                yield SourceImage(name, frame=cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                if there:
+                    yield SourceImage(name, frame=cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                else:
+                    sentence = f"{self.path} breaks off or is damaged: by its head it goes on, with frame {name.stem}"
+                    yield Unusable(name, sentence=sentence)
         finally:
             video.release()
 
     def names(self) -> list[Path]:
         return self._names
+
+
+def _count_frames(path: Path) -> tuple[int, bool]:
+    """How many frames can be read, whatever the head says, and whether that is for want of the file's end."""
+    video = cv2.VideoCapture(os.fsencode(path))  # OpenCV crashes at a str that is not UTF-8
+    claimed, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
+    count, last = 0, 0.0
+    while video.grab():
+        count, last = count + 1, video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+    video.release()
+    # By time: where frames come at any rate there are fewer, though none is missing.
+    missing = claimed - 1 - last * rate
+    return count, missing > (0.5 if path.suffix.lower() in COUNTED else rate) and _count_packets(path) < claimed
+
+
+def _count_packets(path: Path) -> int:
+    """The frames that lie in the file, also those that are not shown since the video was trimmed."""
+    video = cv2.VideoCapture(os.fsencode(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    count = 0
+    while video.grab():
+        count += 1
+    video.release()
+    return count
 
 
 def open_source(
@@ -83,7 +110,7 @@ def open_source(
     class_names: Sequence[str] | None = None,
     reading: Reading = AS_USUAL,
 ) -> Sequence[SourceImage]:
-    """Lists the images of a source; no image is decoded.
+    """Lists the images of a source; none is decoded, but the frames of a video are counted.
 
     Args:
         source: An image; a folder, with its subfolders; a glob such as `shots/**/*.jpg`; a text file with a
@@ -123,46 +150,43 @@ def _checked(images: list[SourceImage], nothing: str) -> list[SourceImage]:
 
 
 def _named(files: Sequence[Path]) -> list[SourceImage]:
-    """Names relative to the folder that all files share."""
+    """Names relative to the folder that all files share; each file once."""
     if not files:
         return []
-    shared = os.path.commonpath([file.absolute().parent for file in files])
-    return [SourceImage(file.absolute().relative_to(shared), file) for file in files]
+    by_place = {file.absolute(): file for file in files}
+    shared = os.path.commonpath([place.parent for place in by_place])
+    return [SourceImage(place.relative_to(shared), file) for place, file in by_place.items()]
 
 
 def _listed(file: Path, root: Path | None) -> list[SourceImage]:
-    lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.strip() for line in file.read_text("utf-8-sig", "surrogateescape").splitlines())
     folder = root or file.parent
     paths = [Path(os.path.normpath(folder / line)) for line in lines if line and not line.startswith("#")]
-    return _named(list(dict.fromkeys(paths)))
+    return _named(paths)
 
 
 def _coco_images(
     file: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading
 ) -> list[SourceImage]:
-    """All images of the JSON; those that cannot be used come without a size, and fail when they are read."""
-    data = CocoSegmentation(
-        file,
-        root=root,
-        on_bad="skip",
-        max_bad=1.0,
-        allow_outside_root=True,
-        exif=reading.exif,
-        max_pixels=reading.max_pixels,
-    )
-    if class_names is not None and tuple(class_names) != tuple(data.class_names):
+    """The images of the JSON, each file once; those that cannot be used come without a size, and fail when read."""
+    data = read_coco(file, root, reading=reading, allowed=Allowed(allow_outside_root=True, merge_same_name=True))
+    raise_errors([f for f in data.findings if f.kind in ("bad-name", "url", "duplicate-image-id")])
+    known = (BACKGROUND, *data.class_names)
+    if class_names is not None and tuple(class_names) != known:
         raise DataError(
-            f"the categories of {file} do not match the model's classes: {', '.join(data.class_names)} / "
+            f"the categories of {file} do not match the model's classes: {', '.join(known)} / "
             f"{', '.join(class_names)}; give --source the image folder to ignore them"
         )
     images = [SourceImage(Path(item.file_name), item.path, item.size, item.id) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in ("missing-image", "unreadable-image", "other-size")}
     images += [Unusable(Path(name), (root or file.parent) / name, sentence=bad[name].sentence) for name in bad]
+    once: dict[Path, SourceImage] = {}
     for image in images:
+        once.setdefault(image.name, image)
         name = str(image.name)
         if image.name.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in image.name.parts:
             raise DataError(f"{file} names the image {name}, and results named so would lie outside the output folder")
-    return images
+    return list(once.values())
 
 
 @dataclass(frozen=True)

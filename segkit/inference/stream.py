@@ -1,5 +1,6 @@
 """segment: images in, predictions out, with reading, models and CRF at work side by side."""
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ LOT_PIXELS = 8 * 2**20  # of images that wait for the CRF at once
 
 
 class Segmented(NamedTuple):
-    """An image with its prediction, or with the error that reading it gave."""
+    """An image with its prediction, or with the error that reading it gave; too large for the CRF is one."""
 
     source: SourceImage
     image: np.ndarray | None
@@ -67,6 +68,12 @@ def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | 
 
 
 def _by_models(source: SourceImage, image: np.ndarray | DataError, predictor: Predictor, clock: Clock) -> Segmented:
+    limit = getattr(predictor.crf, "max_pixels", math.inf)
+    if isinstance(image, np.ndarray) and image[..., 0].size > limit:
+        size = " x ".join(map(str, image.shape[:2]))
+        image = DataError(
+            f"{source.name} has {size} pixels (height x width), more than the {limit} of a CRF; leave out crf= (--crf)"
+        )
     if isinstance(image, DataError):
         return Segmented(source, None, None, image)
     with clock("models"):

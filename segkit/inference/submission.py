@@ -24,7 +24,7 @@ def write_submission(
         size: Height and width of the map, in pixels.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
+    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name in names:
@@ -40,13 +40,13 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
         ValueError: it is not such a file, or its ids are others than the images'.
     """
     try:
-        with sample.open(newline="", encoding="utf-8-sig") as stream:
+        with sample.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             csv.field_size_limit(2**31 - 1)
             rows = csv.DictReader(stream)
             ids = [row["image_id"] for row in rows]
     except FileNotFoundError:
         raise ValueError(f"there is no sample submission at {sample}") from None
-    except (KeyError, UnicodeDecodeError, csv.Error):
+    except (KeyError, csv.Error):
         raise ValueError(f"{sample} is not a sample submission: it needs a column image_id") from None
     missing, extra = sorted(set(ids) - set(names)), sorted(set(names) - set(ids))
     if missing or extra or len(set(ids)) != len(ids):

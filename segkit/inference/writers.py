@@ -2,26 +2,28 @@
 
 import csv
 import os
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from segkit.data.images import write_image, write_mask
+from segkit.data.images import open_image, write_image, write_mask
 from segkit.inference.predictor import Prediction
-from segkit.visualize import create_palette, overlay, with_legend
+from segkit.visualize import create_palette, overlay, shrink, with_legend
 
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "probs": ".npz"}
+LARGEST_JPEG = 65_500  # pixels of a side
 
 
 class PredictionWriter:
     """Writes `mask/NAME.png`, `overlay/NAME.jpg` and `probs/NAME.npz`, those of them that are asked for.
 
     The .npz holds `probs` (C, H, W) float16 and `class_names`. Names mirror the input's path below its
-    folder. Two inputs that differ in their suffix alone keep it in their name (`a.png.png`). Each file is
-    written beside its place and then moved there.
+    folder. Two inputs that differ in their suffix alone keep it in their name (`a.png.png`). An overlay that is
+    too large for a JPEG is made smaller. Each file is written beside its place and then moved there.
 
     Args:
         out: The folder; made with the first image.
@@ -44,8 +46,9 @@ class PredictionWriter:
         return self.out / kind / f"{self.targets[name]}{SUFFIXES[kind]}"
 
     def is_done(self, name: Path) -> bool:
-        """Whether all that is asked for is there."""
-        return all(self.file(kind, name).is_file() for kind in self.kinds)
+        """Whether all that is asked for is there, and not empty."""
+        files = [self.file(kind, name) for kind in self.kinds]
+        return all(file.is_file() and file.stat().st_size for file in files)
 
     def write(self, name: Path, image: np.ndarray, prediction: Prediction) -> dict[str, object]:
         """Writes the files of an image; gives its row of the manifest. Threads may write at the same time."""
@@ -56,15 +59,19 @@ class PredictionWriter:
         if "mask" in files:
             write_mask(files["mask"], mask, self.palette)
         if "overlay" in files:
-            drawn = overlay(image, mask, self.palette)
-            write_image(files["overlay"], with_legend(drawn, mask, self.class_names, self.palette))
+            drawn = with_legend(overlay(image, mask, self.palette), mask, self.class_names, self.palette)
+            write_image(files["overlay"], shrink(drawn, LARGEST_JPEG))
         if "probs" in files:
             _write_probs(files["probs"], prediction.probs, self.class_names)
         return self.row(name, mask)
 
     def read_mask(self, name: Path) -> np.ndarray:
-        """The label map (H, W) uint8 of an image, from its file."""
-        with Image.open(self.file("mask", name)) as image:
+        """The label map (H, W) uint8 of an image, from its file.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        with open_image(self.file("mask", name), sys.maxsize, "mask") as image:
             return np.asarray(image)
 
     def row(self, name: Path, mask: np.ndarray | None = None) -> dict[str, object]:
@@ -86,28 +93,28 @@ def write_table(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
     if not rows:
         return
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
+    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, file)
 
 
-def read_table(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no such file."""
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def _write_probs(file: Path, probs: np.ndarray, class_names: Sequence[str]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(temporary, probs=probs.astype(np.float16), class_names=np.array(class_names))
-    os.replace(temporary, file)
+    temporary = file.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp.npz")
+    try:
+        np.savez_compressed(temporary, probs=probs.astype(np.float16), class_names=np.array(class_names))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _targets(names: Sequence[Path]) -> dict[Path, str]:
-    """Output name of each input: without its suffix, where that is clear."""
-    uses = Counter(name.with_suffix("") for name in names)
-    return {name: (name.with_suffix("") if uses[name.with_suffix("")] == 1 else name).as_posix() for name in names}
+    """Output name of each input: without its suffix, where no other input has that name."""
+    targets = {name: name.with_suffix("") for name in names}
+    while True:
+        uses = Counter(targets.values())
+        clashing = [name for name, target in targets.items() if uses[target] > 1 and target != name]
+        if not clashing:
+            return {name: target.as_posix() for name, target in targets.items()}
+        targets.update(zip(clashing, clashing, strict=True))

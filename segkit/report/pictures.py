@@ -48,7 +48,7 @@ def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[flo
     return [row["epoch"] for row in rows], [row[name] for row in rows]
 
 
-def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path, miou: float | None = None) -> None:
+def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path, *, miou: float | None = None) -> None:
     """Draws the IoU of each class as a bar, best first; a class that does not occur gets none.
 
     Args:

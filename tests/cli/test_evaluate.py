@@ -81,6 +81,14 @@ def test_each_image_has_a_row_and_the_worst_are_pictured(models, shapes, tmp_pat
         assert picture.height > 3 * 192
 
 
+def test_the_newest_run_is_named_where_no_weights_are_given(models, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/train1").mkdir(parents=True)
+    shutil.copy(models[0], tmp_path / "runs/train1/best.safetensors")
+    evaluate.main([*("--data", str(shapes[1]), "--out", "o", "--device", "cpu", "--mask-cache", "off")])
+    assert json.loads((tmp_path / "o/scores.json").read_text())["weights"] == ["runs/train1"]
+
+
 def test_a_model_compared_with_itself_differs_by_nothing(models, shapes, tmp_path, capsys):
     run(models[0], shapes[1], tmp_path / "o", "--compare", models[0])
     for row in table(tmp_path / "o/differences.csv"):

@@ -1,9 +1,11 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,9 @@ from safetensors.torch import load_file
 
 from segkit.cli import infer, train
 from segkit.cli.predictors import build_crf
+from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
+from segkit.inference import Prediction, PredictionWriter, SourceImage
 from segkit.models import create_model, save_model
 from segkit.models.preprocessing import Preprocessing
 
@@ -226,3 +230,91 @@ def test_a_larger_image_than_allowed_fails_alone(model, shapes, tmp_path):
     assert fails(model, tmp_path / "in", tmp_path / "out", "--max-pixels", "1000") == 5
     assert (tmp_path / "out/mask/small.png").is_file()
     assert "--max-pixels" in (tmp_path / "out/failed.csv").read_text()
+
+
+def test_an_image_too_large_for_the_crf_fails_alone(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(DenseCRF, "max_pixels", 1000)
+    (tmp_path / "in").mkdir()
+    for name, side in (("small.png", 16), ("large.png", 64)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "in" / name)
+    assert fails(model, tmp_path / "in", tmp_path / "out", "--crf", "iterations=1", "--workers", 0) == 5
+    assert [row["image"] for row in csv.DictReader((tmp_path / "out/manifest.csv").open())] == ["small.png"]
+    assert "more than the 1000 of a CRF" in (tmp_path / "out/failed.csv").read_text()
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_it_is(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
+    run(model, tmp_path / "in", tmp_path / "out", "--save", "mask", "coco", "submission")
+    for name in ("manifest.csv", "submission.csv"):
+        assert b"\ncaf\xe9.png," in (tmp_path / "out" / name).read_bytes()
+    assert len(CocoSegmentation(tmp_path / "out/predictions.json", root=tmp_path / "in")) == 1
+
+
+def test_a_video_that_breaks_off_is_segmented_so_far_and_fails(model, tmp_path):
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+    for frame in np.random.default_rng(0).integers(0, 256, (9, 24, 32, 3), dtype=np.uint8):
+        writer.write(frame)
+    writer.release()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 3 // 4])
+    assert fails(model, file, tmp_path / "out", "--save", "mask", "submission") == 5
+    (row,) = csv.DictReader((tmp_path / "out/failed.csv").open())
+    masks = sorted(path.name for path in (tmp_path / "out/mask/clip").iterdir())
+    assert row["image"] == f"clip/{len(masks):06d}.png"
+    assert "clip.avi breaks off" in row["error"]
+    file.write_bytes(whole)
+    run(model, file, tmp_path / "out", "--save", "mask", "submission", "--skip-existing")
+    assert len(list((tmp_path / "out/mask/clip").iterdir())) == 9
+    assert len((tmp_path / "out/submission.csv").read_text().splitlines()) == 10
+    assert not (tmp_path / "out/failed.csv").exists()
+
+
+def test_what_is_there_already_is_found_on_the_way_and_keeps_no_frame(tmp_path):
+    names = [Path(f"{i}.png") for i in range(4)]
+    writer, taken = PredictionWriter(tmp_path, NAMES, names, ["mask"]), []
+    for name in names[::2]:
+        writer.write(name, None, Prediction(np.zeros((4, 5), np.uint8), None))
+
+    def frames():
+        for name in names:
+            taken.append(name)
+            yield SourceImage(name, frame=np.zeros((4, 5, 3), np.uint8))
+
+    todo, done = infer._divide(frames(), writer, skip_existing=True)
+    assert taken == []
+    assert next(todo).name == names[1]
+    assert taken == names[:2]
+    assert [source.name for source in todo] == [names[3]]
+    assert [(result.source.name, result.source.frame) for result in done] == [(name, None) for name in names[::2]]
+
+
+def test_results_inside_the_source_are_not_segmented_in_their_turn(model, tmp_path, capsys):
+    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    for _ in range(2):
+        run(model, tmp_path, tmp_path / "out", "--skip-existing")
+    assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
+
+
+def test_results_may_lie_beside_their_images(model, tmp_path, capsys):
+    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    for _ in range(2):
+        run(model, tmp_path, tmp_path, "--skip-existing")
+    assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
+
+
+def test_damaged_and_empty_results_are_made_anew(model, shapes, tmp_path):
+    kinds = ("--save", "mask", "overlay", "probs", "coco")
+    run(model, shapes[1], tmp_path / "o", *kinds)
+    lost = [
+        tmp_path / "o" / name for name in ("mask/images/val0.png", "overlay/images/val1.jpg", "probs/images/val2.npz")
+    ]
+    whole = [file.read_bytes() for file in lost]
+    empty = tmp_path / "o/mask/images/val3.png"
+    lost[0].write_bytes(whole[0][:70])
+    for file in (*lost[1:], empty):
+        file.write_bytes(b"")
+    run(model, shapes[1], tmp_path / "o", *kinds, "--skip-existing")
+    assert [file.read_bytes() for file in lost] == whole
+    assert read_mask(empty).shape == (48, 64)

@@ -8,6 +8,7 @@ import torch
 from segkit.cli import tune
 from segkit.cli.tune_plan import Plan, crf_words, first_plan, infer_command, steps_of
 from segkit.config import InferConfig, TuneConfig, parse_args
+from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix
@@ -119,13 +120,30 @@ def test_a_crf_takes_part_only_when_it_is_asked_for(models, shapes, tmp_path):
     assert ("seed", "gaussian_weight=3.33", "bilateral_weight=3.33") in crf_words(())
 
 
+def test_of_several_crfs_one_at_a_time_holds_its_kernels(models, shapes, tmp_path, monkeypatch):
+    used, refine = [], DenseCRF.__call__
+
+    def refine_alone(crf, *arguments):
+        assert not any("_engine" in vars(other) for other in used)
+        used.append(crf)
+        return refine(crf, *arguments)
+
+    monkeypatch.setattr(DenseCRF, "__call__", refine_alone)
+    monkeypatch.setattr("segkit.cli.tune_plan.crf_words", lambda _: [None, ("iterations=1",), ("iterations=2",)])
+    run(models[:1], shapes[1], tmp_path / "o", "--flips", "none", "--scales", 1, "--folds", 2, "--crf")
+    assert len(used) == 8
+
+
 def test_the_command_says_everything_that_is_in_a_plan(tmp_path):
-    config = TuneConfig(weights=("a", "b", "c d"), data=(tmp_path,), window=512, amp="bf16")
+    config = TuneConfig(
+        weights=("a", "b", "c d"), data=(tmp_path,), window=512, amp="bf16", exif="ignore", max_pixels=1000
+    )
     plan = Plan((15, 0, 45), "hv", (0.75, 1.25), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
     read = infer_config(infer_command(plan, config, ("background", "a=b", "two words")))
     assert [str(path) for path in read.weights] == ["a", "c d"]
     assert read.member_weights == (0.25, 0.75)
     assert (read.flips, read.scales, read.window, read.amp) == ("hv", (0.75, 1.25), 512, "bf16")
+    assert (read.exif, read.max_pixels) == ("ignore", 1000)
     assert read.class_bias == {"a=b": 0.5, "two words": -0.25}
     assert read.crf == ("deeplab_v1", "iterations=3")
 

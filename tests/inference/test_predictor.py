@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from segkit.crf import DenseCRF
-from segkit.inference import Prediction, PredictionWriter, Predictor
+from segkit.inference import Predictor
 from segkit.models import create_model
 from segkit.models.optimized import optimize
 from segkit.models.preprocessing import Preprocessing
@@ -141,22 +138,6 @@ def test_a_read_only_image_is_segmented():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_path):
-    names = [Path("a.jpg"), Path("a.png"), Path("deep/b.jpg")]
-    writer = PredictionWriter(tmp_path, ("ground", "can"), names)
-    mask = np.zeros((37, 50), np.uint8)
-    mask[:10] = 1
-    rows = [writer.write(name, IMAGE, Prediction(mask, None)) for name in names]
-    written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
-    assert written == [
-        *("mask/a.jpg.png", "mask/a.png.png", "mask/deep/b.png"),
-        *("overlay/a.jpg.jpg", "overlay/a.png.jpg", "overlay/deep/b.jpg"),
-    ]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "mask/deep/b.png")), mask)
-    assert [row["image"] for row in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
-    assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3)])

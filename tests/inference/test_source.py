@@ -1,4 +1,6 @@
 import json
+import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -36,6 +38,7 @@ def test_one_image_is_named_after_itself(photographs):
 def test_a_glob_gives_what_matches_named_from_the_folder_that_all_share(photographs):
     assert names(f"{photographs}/**/*.png") == ["a.png", "deep/er/c d ü.png"]
     assert names(f"{photographs}/deep/*.jpg") == ["b.jpg"]
+    assert names(f"{photographs}/**/**/*.png") == ["a.png", "deep/er/c d ü.png"]
     with pytest.raises(DataError, match="nothing matches"):
         open_source(f"{photographs}/*.tif")
 
@@ -52,6 +55,21 @@ def test_a_list_names_files_beside_it_or_below_the_root(photographs, tmp_path_fa
         missing.read()
 
 
+def test_a_file_that_a_list_names_in_two_ways_comes_once(photographs, monkeypatch):
+    monkeypatch.chdir(photographs)
+    Path("list.txt").write_text(f"a.png\n{photographs}/a.png\ndeep/b.jpg\n")
+    assert names("list.txt") == ["a.png", "deep/b.jpg"]
+
+
+def test_a_list_may_name_files_that_are_not_utf_8(photographs):
+    name = os.fsdecode(b"caf\xe9.png")
+    (photographs / "a.png").rename(photographs / name)
+    (photographs / "list.txt").write_bytes(b"caf\xe9.png\n")
+    (image,) = open_source(photographs / "list.txt")
+    assert image.name == Path(name)
+    assert image.read().shape == (4, 6, 3)
+
+
 def test_a_coco_json_gives_ids_and_sizes_and_keeps_bad_images_to_fail_when_they_are_read(photographs):
     rows = [("a.png", 4), ("deep/b.jpg", 5), ("none.png", 4)]
     images = [{"id": i, "file_name": n, "height": h, "width": 6} for i, (n, h) in enumerate(rows, start=7)]
@@ -65,6 +83,21 @@ def test_a_coco_json_gives_ids_and_sizes_and_keeps_bad_images_to_fail_when_they_
             image.read()
 
 
+def test_a_coco_json_gives_a_file_once_and_its_annotations_do_not_matter(photographs):
+    rows = [(1, "a.png"), (2, "./a.png"), (3, "none.png"), (4, "none.png")]
+    images = [{"id": i, "file_name": name, "height": 4, "width": 6} for i, name in rows]
+    bad = [{"id": 1, "image_id": 9, "category_id": 1}, {"id": 2, "image_id": 1, "category_id": 1, "segmentation": "?"}]
+    categories = [{"id": i, "name": "can"} for i in (1, 2)]
+    file = photographs / "test.json"
+    file.write_text(json.dumps({"images": images, "categories": categories, "annotations": bad}))
+    found = open_source(file, class_names=("background", "can"))
+    assert [image.name.as_posix() for image in found] == ["a.png", "none.png"]
+    assert found[0].id == 1
+    file.write_text(json.dumps({"images": images + images[:1], "categories": categories}))
+    with pytest.raises(DataError, match="two images with the same id 1"):
+        open_source(file)
+
+
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "C:\\x.png"])
 def test_a_json_cannot_name_results_outside_the_output(photographs, name):
     Image.new("RGB", (6, 4)).save(photographs.parent / "x.png")
@@ -75,16 +108,63 @@ def test_a_json_cannot_name_results_outside_the_output(photographs, name):
         open_source(file)
 
 
-def test_a_video_gives_its_frames_in_rgb(tmp_path):
-    file = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
-    for value in (50, 150, 250):
+def write_video(file, values, codec="MJPG"):
+    """Frames of one red each, five a second."""
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*codec), 5, (64, 48))
+    for value in values:
         writer.write(np.full((48, 64, 3), (0, 0, value), dtype=np.uint8))
     writer.release()
-    frames = list(open_source(file))
+    return file
+
+
+def patch(file, marker, offset, new):
+    content = bytearray(file.read_bytes())
+    start = content.index(marker) + offset
+    content[start : start + len(new)] = new
+    file.write_bytes(content)
+
+
+def test_a_video_gives_its_frames_in_rgb(tmp_path):
+    frames = list(open_source(write_video(tmp_path / "clip.avi", (50, 150, 250))))
     assert [frame.name.as_posix() for frame in frames] == [f"clip/00000{i}.png" for i in range(3)]
     for frame, value in zip(frames, (50, 150, 250), strict=True):
         assert abs(frame.read().mean((0, 1)) - (value, 0, 0)).max() < 8
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv"])
+def test_a_video_that_breaks_off_ends_with_a_frame_that_cannot_be_read(tmp_path, suffix):
+    file = write_video(tmp_path / f"clip.{suffix}", range(100))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    video = open_source(file)
+    *frames, last = video
+    assert 20 < len(frames) < 90
+    assert [frame.read().shape for frame in frames] == [(48, 64, 3)] * len(frames)
+    assert [*(frame.name for frame in frames), last.name] == video.names()
+    with pytest.raises(DataError, match=f"clip.{suffix} breaks off or is damaged"):
+        last.read()
+
+
+def test_a_video_is_as_long_as_it_is_whatever_its_head_says(tmp_path):
+    shorter = write_video(tmp_path / "shorter.avi", range(10))
+    patch(shorter, b"strh", 40, struct.pack("<I", 4))  # its number of frames
+    unknown = write_video(tmp_path / "unknown.mkv", range(10))
+    patch(unknown, b"\x44\x89\x88", 0, b"\xec\x89" + bytes(9))  # an empty element in place of its duration
+    sound = write_video(tmp_path / "sound.mkv", range(10))
+    patch(sound, b"\x44\x89\x88", 3, struct.pack(">d", 2600))  # milliseconds, that of the longest track
+    for file in (shorter, unknown, sound):
+        assert [frame.read().shape for frame in open_source(file)] == [(48, 64, 3)] * 10
+
+
+def test_frames_that_a_trimmed_video_does_not_show_are_not_missing(tmp_path):
+    file = write_video(tmp_path / "clip.mp4", [100] * 10, "mp4v")
+    patch(file, b"elst", 16, struct.pack(">I", 10240))  # where its edit list begins: after a second
+    assert [frame.read().shape for frame in open_source(file)] == [(48, 64, 3)] * 5
+
+
+def test_a_video_may_have_a_name_that_is_not_utf_8(tmp_path):
+    file = write_video(tmp_path / "clip.avi", (50,)).rename(tmp_path / os.fsdecode(b"caf\xe9.avi"))
+    (frame,) = open_source(file)
+    assert frame.name == Path(file.stem, "000000.png")
 
 
 @pytest.mark.parametrize(

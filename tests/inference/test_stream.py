@@ -81,6 +81,16 @@ def test_an_image_that_cannot_be_read_carries_its_error_and_the_others_go_on(wor
     assert found[4].prediction is None
 
 
+def test_an_image_too_large_for_the_crf_fails_before_the_models_and_the_others_go_on(monkeypatch):
+    crf = Refine(0)
+    crf.max_pixels = 35  # as those of Image
+    monkeypatch.setattr(Image, "read", lambda self: np.zeros((5 + (self.name.stem == "1"), 7, 3), np.uint8))
+    found = list(segment(images(3), Predictor(ByColour(), crf=crf)))
+    assert [one.error is None for one in found] == [True, False, True]
+    assert "1.png has 6 x 7 pixels" in str(found[1].error)
+    assert found[1].prediction is None
+
+
 def test_few_images_are_in_memory_however_many_there_are():
     Image.alive = 0
     most = 0

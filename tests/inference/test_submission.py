@@ -1,4 +1,5 @@
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -21,6 +22,13 @@ def test_a_row_holds_the_labels_of_the_nearest_pixels_in_reading_order(tmp_path)
 
 def test_the_ids_and_their_order_are_the_samples(tmp_path):
     assert check_sample(sample(tmp_path, ["b.jpg", "a.jpg"]), ["a.jpg", "b.jpg"]) == ["b.jpg", "a.jpg"]
+
+
+def test_ids_need_not_be_utf_8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    write_submission(tmp_path / "s.csv", [name], lambda _: np.zeros((1, 1), np.uint8), size=1)
+    assert (tmp_path / "s.csv").read_bytes() == b"image_id,PredictionString\ncaf\xe9.png,0\n"
+    assert check_sample(tmp_path / "s.csv", [name]) == [name]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarra
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42
     rows: list[list[tuple[int, int]]] = [[]]
     x = 4
+    class_names = list(map(drawable, class_names))
     for label in labels:
         advance = 20 + cv2.getTextSize(class_names[label], font, size, 1)[0][0] + 10
         if rows[-1] and x + advance > width:
@@ -129,8 +130,13 @@ def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> n
     return row
 
 
+def drawable(text: str) -> str:
+    """The text with question marks for what is not UTF-8, such as in names of files, at which OpenCV crashes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _with_caption(picture: np.ndarray, text: str, cell: int) -> np.ndarray:
-    lines = text.split("\n")
+    lines = drawable(text).split("\n")
     canvas = np.full((picture.shape[0] + 14 * len(lines) + 4, cell, 3), 255, dtype=np.uint8)
     left = (cell - picture.shape[1]) // 2
     canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
@@ -153,7 +159,7 @@ def _header(titles: Sequence[str], cell: int, gap: int, width: int) -> np.ndarra
     strip = np.full((_LEGEND_ROW, width, 3), 255, dtype=np.uint8)
     for column, title in enumerate(titles):
         left = gap + column * (cell + gap)
-        cv2.putText(strip, title, (left, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+        cv2.putText(strip, drawable(title), (left, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
     return strip
 
 

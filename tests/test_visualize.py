@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,3 +93,13 @@ def test_captions_stand_below_their_pictures_in_the_width_of_a_cell():
     assert (short < 60).any(), "dark letters"
     long = grid([IMAGE, IMAGE], 2, cell=60, captions=["a very long name " * 9, ""])
     assert (long[:, 64:68] == 255).all(), "nothing is written beyond the cell"
+
+
+def test_names_that_are_not_utf_8_are_drawn_with_question_marks():
+    name = os.fsdecode(b"caf\xe9")
+    picture = np.zeros((40, 60, 3), np.uint8)
+    drawn, expected = (grid([picture], 1, titles=[text], captions=[text]) for text in (name, "caf?"))
+    assert np.array_equal(drawn, expected)
+    mask, palette = np.ones((40, 60), np.uint8), create_palette(2)
+    drawn, expected = (with_legend(picture, mask, ("background", text), palette) for text in (name, "caf?"))
+    assert np.array_equal(drawn, expected)

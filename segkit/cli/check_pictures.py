@@ -13,7 +13,7 @@ from segkit.data.check import SEVERITIES, SetReport
 from segkit.data.duplicates import TWIN_KINDS
 from segkit.data.findings import KINDS
 from segkit.data.measure import contested_pixels
-from segkit.visualize import create_palette, grid, legend, overlay
+from segkit.visualize import create_palette, drawable, grid, legend, overlay
 
 CELL = 200  # pixels
 COLUMNS, MOST_CLASSES, RAREST = 6, 30, 4
@@ -96,7 +96,7 @@ def _class_card(reports: Sequence[SetReport], label: int, palette: np.ndarray) -
     lines += ["and other sets"] * (len(reports) > 2)
     card = np.full((CELL, CELL, 3), 255, dtype=np.uint8)
     cv2.rectangle(card, (2, 4), (16, 16), palette[label].tolist(), cv2.FILLED)
-    for row, line in enumerate(lines):
+    for row, line in enumerate(map(drawable, lines)):
         left, colour = (22, (0, 0, 0)) if row == 0 else (4, (70, 70, 70))
         cv2.putText(card, line, (left, 15 + 17 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return card

@@ -108,7 +108,8 @@ def write_tables(reports: Sequence[SetReport], out: Path) -> list[str]:
         ),
     }
     for name, (header, rows) in tables.items():
-        with (out / name).open("w", newline="", encoding="utf-8") as file:
+        # Names of files that are not UTF-8 are written as they are printed.
+        with (out / name).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([header.split(), *rows])
     return list(tables)
 

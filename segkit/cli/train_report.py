@@ -104,7 +104,7 @@ def write_data_report(sets: Mapping[str, "SegmentationDataset"], out: Path) -> N
         for finding in getattr(part, "findings", ())
     }
     if rows:
-        with (out / "data_report.csv").open("w", newline="", encoding="utf-8") as file:
+        with (out / "data_report.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([("set", "severity", "kind", "where", "sentence"), *rows])
 
 

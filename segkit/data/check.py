@@ -136,6 +136,8 @@ def _oddities(data: CheckedSet, measures: Measures) -> Iterator[Finding]:
             yield Finding("absent-class", name, f"{data.name} has no pixel of {name}")
     if not len(data.items):
         yield Finding("no-images", data.name, f"{data.name} has no images that can be used")
+    elif data.annotations is not None and not any(data.annotations):
+        yield Finding("unannotated", data.name, f"{data.name} has no annotations; is it a test set?")
     elif not present[1:].any():
         yield Finding("nothing-painted", data.name, f"{data.name} has nothing but {data.class_names[0]}")
 

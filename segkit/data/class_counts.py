@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
+from segkit.data.images import DataError
+
 Annotation = Mapping[str, Any]
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 class ClassCounts(NamedTuple):
@@ -31,9 +34,12 @@ def count_classes(annotations: Sequence[Sequence[Annotation]], categories: Seque
     image = np.repeat(np.arange(len(annotations)), [len(of_image) for of_image in annotations])
     cell = image * len(column) + np.array([column[a["category_id"]] for a in flat], dtype=np.intp)
     pixels = np.ceil(annotation_areas(flat))
-    length = len(annotations) * len(column)
-    painted = np.bincount(cell, pixels > 0, length).reshape(-1, len(column))
-    return ClassCounts((painted > 0) * 1.0, painted, np.bincount(cell, pixels, length).reshape(painted.shape))
+    shape = len(annotations), len(column)
+    painted, covered = (
+        np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape).astype(np.float64)  # of nothing it is integers
+        for weights in (pixels > 0, pixels)
+    )
+    return ClassCounts((painted > 0) * 1.0, painted, covered)
 
 
 def count_labels(masks: Iterable[np.ndarray], num_classes: int) -> ClassCounts:
@@ -45,12 +51,35 @@ def count_labels(masks: Iterable[np.ndarray], num_classes: int) -> ClassCounts:
 
 
 def annotation_areas(annotations: Sequence[Annotation]) -> np.ndarray:
-    """The area of each annotation in pixels, (A,) float64: its `area` where that is positive, else of its shape."""
+    """The area of each annotation in pixels, (A,) float64: its `area` where that is positive, else of its shape.
+
+    Raises:
+        DataError: an area or a shape cannot be read.
+    """
+    try:
+        return _areas(annotations)
+    except _UNREADABLE:
+        for annotation in annotations:
+            _check_area(annotation)
+        raise
+
+
+def _check_area(annotation: Annotation) -> None:
+    try:
+        _areas([annotation])
+    except _UNREADABLE as error:
+        name = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+        raise DataError(f"{name} has an area or a segmentation that cannot be read: {error!r}") from error
+
+
+def _areas(annotations: Sequence[Annotation]) -> np.ndarray:
     areas = np.array([_given_area(a) for a in annotations], dtype=np.float64)
     missing = np.flatnonzero(areas <= 0)
     shapes = [annotations[i].get("segmentation") for i in missing]
     polygons = [shape if isinstance(shape, list) else [] for shape in shapes]
     areas[missing] = _polygon_areas(polygons) + [_rle_area(s) if isinstance(s, Mapping) else 0 for s in shapes]
+    if not np.isfinite(areas).all():
+        raise ValueError("it is not finite")
     return areas
 
 
@@ -75,7 +104,8 @@ def _polygon_areas(polygons: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
     following = np.arange(1, len(points) + 1)
     following[ends - 1] = starts
     (x, y), (next_x, next_y) = points.T, points[following].T
-    areas = np.abs(np.add.reduceat(x * next_y - next_x * y, starts)) / 2
+    with np.errstate(over="raise", invalid="raise"):
+        areas = np.abs(np.add.reduceat(x * next_y - next_x * y, starts)) / 2
     return np.bincount([i for i, _ in parts], areas, len(polygons))
 
 

@@ -1,7 +1,6 @@
 """CocoSegmentation: COCO JSON files as images with label maps."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from segkit.data.coco_file import Allowed, CocoFile, read_coco
 from segkit.data.coco_images import Item, find_shared_files
 from segkit.data.dataset import ImageFiles
-from segkit.data.findings import DataWarning, Finding, Note, raise_bad, summarise
+from segkit.data.findings import Finding, tell
 from segkit.data.images import MAX_PIXELS, DataError, Reading
 from segkit.data.mask_cache import MaskCache
 from segkit.data.packed import Packed
@@ -101,7 +100,7 @@ class CocoSegmentation(ImageFiles):
         self.items: Packed[Item] = Packed(chain.from_iterable(part.items for part in parts))
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))
         findings = [*chain.from_iterable(part.findings for part in parts), *find_shared_files(self.items)]
-        self.notes = _tell(findings, on_bad, max_bad, len(self.items))
+        self.notes = tell(findings, on_bad, max_bad, len(self.items))
         self.findings: Packed[Finding] = Packed(findings)
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
@@ -110,16 +109,6 @@ class CocoSegmentation(ImageFiles):
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size
         return rasterize(self.annotations[index], size, overlap=self.overlap, crowd=self.crowd)
-
-
-def _tell(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
-    """Raises what is an error, warns of what is doubtful; gives the summary."""
-    raise_bad(findings, good, skip=on_bad == "skip", max_bad=max_bad)
-    notes = summarise(findings)
-    for note in notes:
-        if note.severity == "warning":
-            warnings.warn(str(note), DataWarning, stacklevel=3)
-    return notes
 
 
 def _as_paths(value: Paths) -> list[Path]:

@@ -2,13 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding
 from segkit.data.images import DataError, ImageHeader, Reading, read_header
+from segkit.data.oddities import find_oddities
 
 OPENED_AT_ONCE = 8  # image files; what takes time is the disk
 
@@ -112,6 +113,8 @@ def _item(
     except DataError as error:
         found.append(Finding("unreadable-image", name, str(error)))
         return None
+    if size is None:
+        found.append(Finding("size-from-file", name, f"{path}: {KINDS['size-from-file'].title}"))
     drawn = None
     try:
         header.check(path, size)
@@ -119,8 +122,8 @@ def _item(
         found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
         if not rescale:
             return None
-        size, drawn = header.turned, size
-    found += [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _oddities(header, size, reading)]
+        size, drawn = _annotated_frame(header, size), size
+    found += find_oddities(path, name, header, size, reading)
     return Item(path, name, size or header.turned, row["id"], drawn)
 
 
@@ -135,27 +138,13 @@ def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
         raise DataError(f"{row['file_name']} has the height and width {values} in the JSON, expected numbers") from None
 
 
-def _oddities(header: ImageHeader, size: tuple[int, int] | None, reading: Reading) -> Iterator[str]:
-    if size is None:
-        yield "size-from-file"
-    if header.orientation != 1:
-        yield "exif-ignored" if reading.exif == "ignore" else _turning(header, size)
-    if header.mode in ("1", "L", "LA"):
-        yield "gray"
-    if header.transparent:
-        yield "alpha"
-    if header.mode.startswith("I;16") or header.mode == "I":
-        yield "16-bit"
-    if header.mode == "CMYK":
-        yield "cmyk"
-    if header.animated:
-        yield "animated"
-
-
-def _turning(header: ImageHeader, size: tuple[int, int] | None) -> str:
-    if header.stored == header.turned or size is None:
-        return "turned-without-proof"
-    return "turned" if size == header.turned else "left-unturned"
+def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, int] | None:
+    """Which frame of a file of another size is upright where the annotations are; None where that tells nothing."""
+    height, width = drawn
+    if height == width:
+        return None
+    frames = (header.turned, header.stored)
+    return next(((h, w) for h, w in frames if (h > w) == (height > width)), None)
 
 
 def find_shared_files(items: Sequence[Item]) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Findings: what is wrong or remarkable in a data set, to be raised, told or tabled."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -73,8 +74,10 @@ KINDS = {
     "duplicate-image-id": Kind("error", "image ids that are given twice"),
     "shared-file": Kind("warning", "files that are several images, which a split may put on both sides"),
     "size-from-file": Kind("note", "images without a size in the JSON, taken from the file"),
-    "turned": Kind("note", "images turned as their EXIF orientation says, since the JSON's sizes are"),
-    "left-unturned": Kind("note", "images not turned by their EXIF orientation, since the JSON's sizes are not"),
+    "turned": Kind("note", "images turned as their EXIF orientation says, since the sizes of their annotations are"),
+    "left-unturned": Kind(
+        "note", "images not turned by their EXIF orientation, since the sizes of their annotations are not"
+    ),
     "turned-without-proof": Kind(
         "warning",
         'images turned as their EXIF orientation says, though no size proves it; exif="ignore" (--exif ignore) '
@@ -110,6 +113,7 @@ KINDS = {
     "ignored-region": Kind("note", 'regions marked `"ignore": 1`, which count for nothing'),
     # what only `check` looks for
     "no-images": Kind("error", "sets without images that can be used"),
+    "unannotated": Kind("error", "sets without an annotation, so that there is nothing to learn or to score"),
     "nothing-painted": Kind("warning", "sets that are background throughout"),
     "absent-class": Kind("warning", "classes without a pixel, which are neither learnt nor scored there"),
     "one-colour": Kind("warning", "images of one colour"),
@@ -150,6 +154,26 @@ def raise_bad(findings: Sequence[Finding], good: int, *, skip: bool, max_bad: fl
             f"{len(left_out)} of {good + len(left_out)} images cannot be used, more than max_bad={max_bad:g} "
             f"(--max-bad) leaves out\n{listed}"
         )
+
+
+def tell(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
+    """Raises what is an error, warns of what is doubtful; gives the summary.
+
+    Args:
+        findings: All that is wrong or remarkable.
+        on_bad: `error` or `skip`, for images that cannot be used.
+        max_bad: Up to which share they are left out; one image always is.
+        good: Number of images that can be used.
+
+    Raises:
+        DataError: names the first 20 of each kind, and their count.
+    """
+    raise_bad(findings, good, skip=on_bad == "skip", max_bad=max_bad)
+    notes = summarise(findings)
+    for note in notes:
+        if note.severity == "warning":
+            warnings.warn(str(note), DataWarning, stacklevel=3)
+    return notes
 
 
 def may_be_bad(total: int, max_bad: float) -> int:

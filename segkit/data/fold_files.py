@@ -118,12 +118,18 @@ def _read(file: Path) -> Record:
         raise DataError(f"{file} is not a COCO file: it needs lists of images and categories")
     for key, needed in (("images", {"id", "file_name"}), ("categories", {"id", "name"}), ("annotations", set())):
         rows = content.get(key) or []
-        if not isinstance(rows, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in rows):
+        if not isinstance(rows, list) or not all(_has(row, needed) for row in rows):
             has = f", each with {' and '.join(sorted(needed))}" if needed else ""
             raise DataError(f"{file} is not a COCO file: its {key!r} must be a list of objects{has}")
         if not all(isinstance(row.get("id"), int | str | None) for row in rows):
             raise DataError(f"{file} is not a COCO file: an id in its {key!r} is neither a number nor a text")
+    if not all(isinstance(image["file_name"], str) for image in content["images"] or []):
+        raise DataError(f"{file} is not a COCO file: a file_name in its 'images' is no text")
     return content
+
+
+def _has(row: Any, keys: set[str]) -> bool:
+    return isinstance(row, dict) and all(row.get(key) is not None for key in keys)
 
 
 def _categories(content: Mapping[str, Any]) -> dict[Any, str]:

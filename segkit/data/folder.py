@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from segkit.data.dataset import IGNORE_INDEX, ImageFiles
-from segkit.data.findings import Finding, raise_bad, summarise
+from segkit.data.findings import Finding, tell
 from segkit.data.images import AS_USUAL, MAX_PIXELS, DataError, Reading, read_header
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
+from segkit.data.oddities import find_oddities
 from segkit.data.pairs import find_pairs
 
 PathLike = str | os.PathLike
@@ -52,7 +53,7 @@ class FolderSegmentation(ImageFiles):
 
     Attributes:
         items: Path, name, size and mask of each image.
-        findings: All that is wrong, one by one.
+        findings: All that is wrong or remarkable, one by one.
         notes: The same in a line for each kind, with counts.
 
     Raises:
@@ -93,8 +94,7 @@ class FolderSegmentation(ImageFiles):
             for folder, mask_folder in zip(folders, mask_folders, strict=True)
             for item in read_folder(folder, mask_folder, self._reader, self.findings, wanted, self.reading)
         ]
-        raise_bad(self.findings, len(self.items), skip=on_bad == "skip", max_bad=max_bad)
-        self.notes = summarise(self.findings)
+        self.notes = tell(self.findings, on_bad, max_bad, len(self.items))
 
     def mask(self, index: int) -> np.ndarray:
         return self._reader.read(self.items[index].mask_path)
@@ -114,7 +114,7 @@ def read_folder(
         images: Folder of the images.
         masks: Folder of the masks.
         reader: Reads the masks.
-        found: What is wrong is added to it.
+        found: What is wrong or remarkable is added to it.
         wanted: Paths of the images to take, without suffix; by default all.
         reading: How the images are read.
     """
@@ -123,17 +123,18 @@ def read_folder(
         checked = list(pool.map(lambda pair: _checked(*pair, reader, reading), pairs))
     found += [result for result in checked if isinstance(result, Finding)]
     good = [result for result in checked if not isinstance(result, Finding)]
-    labels = set().union(*(labels for _, labels in good))
+    found += [oddity for _, _, oddities in good for oddity in oddities]
+    labels = set().union(*(labels for _, labels, _ in good))
     if not reader.coloured and len(reader.class_names) > 1 and labels == {0, IGNORE_INDEX}:
         sentence = f"the masks below {masks} have no values but 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
-    return [item for item, _ in good]
+    return [item for item, _, _ in good]
 
 
 def _checked(
     path: Path, name: str, mask_path: Path, reader: MaskReader, reading: Reading
-) -> tuple[MaskedImage, set[int]] | Finding:
-    """The item with the labels of its mask, or what is wrong with its files."""
+) -> tuple[MaskedImage, set[int], list[Finding]] | Finding:
+    """The item with the labels of its mask and what is remarkable, or what is wrong with its files."""
     try:
         mask = reader.read(mask_path)
     except WrongValues as error:
@@ -152,7 +153,8 @@ def _checked(
             f"the mask {mask_path} is {h} x {w} pixels (height x width), but its image {path} is {height} x {width}",
         )
     labels = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    return MaskedImage(path, name, mask.shape, mask_path), set(labels.tolist())
+    oddities = find_oddities(path, name, header, mask.shape, reading)
+    return MaskedImage(path, name, mask.shape, mask_path), set(labels.tolist()), oddities
 
 
 def _as_paths(value: Paths) -> list[Path]:

@@ -162,7 +162,8 @@ def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") ->
         what: What messages call it.
     """
     try:
-        with _unlimited_pillow, Image.open(path) as image:
+        # Without a name Pillow does not map the file into memory, where it gets turned TIFFs wrong.
+        with _unlimited_pillow, open(path, "rb") as file, Image.open(file) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"the {what} {path} has {image.height} x {image.width} pixels (height x width), more than "
@@ -246,7 +247,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 def _save(image: Image.Image, path: str | os.PathLike) -> None:
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp{path.suffix}")
     try:
         image.save(temporary, **_OPTIONS.get(path.suffix.lower(), {}))
         os.replace(temporary, path)

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from segkit.data.dataset import IGNORE_INDEX
 from segkit.data.images import MAX_PIXELS, DataError, open_image
 from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
 
 PathLike = str | os.PathLike
+_SPREAD = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies gray of 2 and 4 bits, to fill 8
 LISTED = 8  # values that a message lists
 BINARY_HINT = (
     "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
@@ -112,7 +114,19 @@ def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
     with open_image(path, max_pixels, "mask") as image:
         if image.format == "JPEG":
             raise DataError(f"the mask {path} is a JPEG, whose compression alters labels; give PNG files")
-        return np.array(image if mode is None else image.convert(mode))
+        if mode is not None:
+            return np.array(image.convert(mode))
+        raw = _raw_mode(image)
+        if ";16" in raw and not image.mode.startswith("I"):
+            raise DataError(f"the mask {path} has colours of 16 bits, of which only 8 are read; give gray PNG files")
+        values = np.array(image)
+        return values // _SPREAD[raw] if raw in _SPREAD else values
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Pillow's name for how the pixels lie in the file, known until they are decoded."""
+    arguments = image.tile[0][3] if image.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _listed(values: Iterable) -> str:

@@ -10,7 +10,7 @@ import pytest
 from conftest import rectangle, write_coco, write_shapes
 from PIL import Image
 
-from segkit.cli import check
+from segkit.cli import check, train
 
 TABLES = ["classes.csv", "findings.csv", "overlaps.csv"]
 PICTURES = ["class_examples.png", "rarest_classes.png", "worst_cases.png"]
@@ -142,11 +142,36 @@ def test_other_classes_are_one_sentence(shapes, tmp_path, capsys):
     assert "given twice" in capsys.readouterr().err
 
 
-def test_a_set_without_annotations_is_checked(tmp_path):
+def test_a_set_without_annotations_is_an_error_as_in_training(tmp_path, capsys):
     Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     image = {"id": 1, "file_name": "a.png", "height": 40, "width": 50}
-    assert run(write_coco(tmp_path / "x.json", [image], []), "--full", "--out", tmp_path / "o") == 0
-    assert {row["kind"] for row in rows(tmp_path / "o/findings.csv")} >= {"nothing-painted", "no-annotations"}
+    assert run(write_coco(tmp_path / "x.json", [image], []), "--full", "--out", tmp_path / "o") == 3
+    assert {row["kind"] for row in rows(tmp_path / "o/findings.csv")} >= {"unannotated", "no-annotations"}
+    with pytest.raises(SystemExit, match="3"):
+        train.main(["--data", str(tmp_path / "x.json"), "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert "has no annotations" in capsys.readouterr().err
+
+
+def test_annotations_that_paint_nothing_are_a_warning(tmp_path):
+    Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 40, "width": 50}
+    file = write_coco(tmp_path / "x.json", [image], [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": []}])
+    assert run(file, "--out", tmp_path / "o") == 0
+    assert "nothing-painted" in {row["kind"] for row in rows(tmp_path / "o/findings.csv")}
+
+
+def test_names_that_are_not_utf_8_are_tabled_and_pictured(tmp_path):
+    file = write_shapes(tmp_path / "data", "train", 1, seed=5)
+    (file.parent / "images/train0.png").rename(file.parent / "images/\udcff.png")
+    content = json.loads(file.read_text().replace("train0", "\\udcff"))
+    content["categories"][0]["name"] = "\ud800"
+    content["annotations"].append({"id": 90, "image_id": 100, "category_id": 7, "segmentation": []})
+    content["annotations"].append({"id": 90, "image_id": 100, "category_id": 3, "segmentation": [[1, 2, 3, 4, 5]]})
+    file.write_text(json.dumps(content))
+    assert run(file, "--out", tmp_path / "o") == 0
+    assert "annotation 90 of images/\\udcff.png" in {row["where"] for row in rows(tmp_path / "o/findings.csv")}
+    assert {"\\ud800", "square"} < {row["class"] for row in rows(tmp_path / "o/classes.csv")}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {*TABLES, *PICTURES}
 
 
 def test_the_command_line_knows_it():

@@ -94,6 +94,22 @@ def test_a_group_that_is_null_is_no_group(data, tmp_path, capsys):
     assert "the image all_03.png has no 'site'" in capsys.readouterr().err
 
 
+def test_images_without_annotations_are_divided(data, tmp_path, capsys):
+    content = json.loads(data.read_text())
+    data.write_text(json.dumps(content | {"annotations": []}))
+    run(data, "--k", 4, "--out", tmp_path / "folds")
+    assert [len(names) for names in validated(tmp_path / "folds", 4)] == [5] * 4
+    assert "20 images, 0 annotations" in capsys.readouterr().out
+
+
+def test_an_annotation_that_cannot_be_read_is_named(data, tmp_path, capsys):
+    content = json.loads(data.read_text())
+    content["annotations"][3]["segmentation"] = {"counts": "0hb0"}
+    data.write_text(json.dumps(content))
+    assert fails(folds, data, "--out", tmp_path / "folds") == 3
+    assert "annotation 3 of image 1 has an area or a segmentation" in capsys.readouterr().err
+
+
 def test_train_only_images_never_validate(data, tmp_path):
     pseudo = write_set(tmp_path / "pseudo.json", 4, site=False)
     run(data, "--out", tmp_path, "--train-only", pseudo, "--group-by", "site")

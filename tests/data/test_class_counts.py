@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from segkit.data import DataError
 from segkit.data.class_counts import annotation_areas, count_classes, count_labels
 
 
@@ -49,9 +50,29 @@ def test_counts_worked_out_by_hand():
 def test_no_annotations_and_no_images_count_nothing():
     assert count_classes([[], []], [1, 2]).pixels.tolist() == [[0, 0], [0, 0]]
     assert count_classes([], [1, 2]).pixels.shape == (0, 2)
+    assert {count.dtype for count in count_classes([[], []], [1, 2])} == {np.dtype(np.float64)}
 
 
 def test_label_maps_count_without_the_ignored_pixels():
     counts = count_labels([np.array([[0, 1, 1, 255]], dtype=np.uint8), np.array([[2]], dtype=np.uint8)], 3)
     assert counts.pixels.tolist() == [[1, 2, 0], [0, 0, 1]]
     assert counts.images.tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"segmentation": {"counts": "0hb0"}},
+        {"segmentation": {"size": [20], "counts": "0hb0"}},
+        {"segmentation": {"size": [20, 30], "counts": None}},
+        {"segmentation": {"size": [20, 30], "counts": [1, "2"]}},
+        {"segmentation": [[0, 0, 4, 0, 4, "c"]]},
+        {"segmentation": [[0, 0, 4, 0, 4, None]]},
+        {"segmentation": [[0, 0, 4, 0, 4, float("inf")]]},
+        {"segmentation": [[0, 0, 4, 0, 4, float("nan")]]},
+        {"area": 10**400},
+    ],
+)
+def test_an_area_that_cannot_be_read_names_its_annotation(keys):
+    with pytest.raises(DataError, match="annotation 5 of image 2 has an area or a segmentation that cannot be read"):
+        annotation_areas([annotation(area=1), annotation(id=5, image_id=2, **keys), annotation(area=1)])

@@ -123,6 +123,33 @@ def test_annotations_are_fitted_to_an_image_of_another_size_when_asked(write, ki
     assert [note.kind for note in data.notes] == ["rescaled"]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "size", "kind"),
+    [((10, 15), (20, 30), "left-unturned"), ((15, 10), (30, 20), "turned"), ((15, 15), (30, 20), None)],
+)
+def test_annotations_of_another_size_are_fitted_in_the_frame_that_lies_as_they_do(tmp_path, write, drawn, size, kind):
+    height, width = drawn
+    half = annotation([rectangle(0, 0, width, 5)])
+    file = write([half], [image(file_name="t.png", height=height, width=width)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE).save(tmp_path / "t.png", exif=exif)
+    with contextlib.nullcontext() if kind else pytest.warns(DataWarning, match="no size proves it"):
+        data = CocoSegmentation(file, rescale_annotations=True)
+    picture, mask = data[0]
+    assert picture.shape[:2] == mask.shape == size
+    assert np.array_equal(mask.any(1), np.arange(size[0]) < 5 * size[0] // height)
+    assert [note.kind for note in data.notes if note.kind != "rescaled"] == [kind or "turned-without-proof"]
+
+
+@pytest.mark.parametrize("drawn", [(40, 30), (30, 30)])
+def test_an_upright_image_takes_annotations_of_any_other_shape_when_asked(write, drawn):
+    file = write([annotation([rectangle(0, 0, drawn[1], drawn[0])])], [image(height=drawn[0], width=drawn[1])])
+    data = CocoSegmentation(file, rescale_annotations=True)
+    assert (data.mask(0) == 1).all()
+    assert [note.kind for note in data.notes] == ["rescaled"]
+
+
 def test_more_bad_images_than_allowed_are_an_error_and_one_may_always_be(write):
     images = [image(), *(image(i, f"missing{i}.png") for i in range(2, 5))]
     assert len(CocoSegmentation(write(images=images[:2]), on_bad="skip")) == 1

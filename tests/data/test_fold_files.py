@@ -95,6 +95,8 @@ def test_annotations_of_no_image_or_category_are_counted_and_left_out(tmp_path):
         ("[]", "needs lists of images and categories"),
         ('{"images": []}', "needs lists of images and categories"),
         ('{"images": [{"id": 1}], "categories": []}', "'images' must be a list of objects, each with file_name and id"),
+        ('{"images": [{"id": 1, "file_name": null}], "categories": []}', "each with file_name and id"),
+        ('{"images": [{"id": 1, "file_name": [1]}], "categories": []}', "a file_name in its 'images' is no text"),
         ('{"images": [], "categories": [1]}', "'categories' must be a list of objects, each with id and name"),
         ('{"images": [], "categories": [], "annotations": [[]]}', "'annotations' must be a list of objects$"),
         ('{"images": [{"id": [], "file_name": "a"}], "categories": []}', "neither a number nor a text"),

@@ -1,8 +1,13 @@
+import contextlib
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from segkit.data import DataError, FolderSegmentation
+from segkit.data.findings import DataWarning
 from segkit.data.palette import read_palette
 from segkit.visualize import create_palette
 
@@ -23,6 +28,16 @@ def save_mask(path, values, palette=None):
     if palette is not None:
         image.putpalette(palette.tobytes())
     image.save(path)
+
+
+def save_png(path, values, depth, colour):
+    """A PNG of these samples (H, W, channels), each of `depth` bits; Pillow writes no such file."""
+    bits = (np.asarray(values, dtype=np.uint16)[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(len(bits), -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", bits.shape[1], len(bits), depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def coloured(labels):
@@ -54,6 +69,23 @@ def test_index_masks_with_and_without_colours_are_labels(tmp_path):
 def test_masks_of_other_depths_are_labels(tmp_path, dtype):
     values = (LABELS == 1).astype(dtype)
     assert np.array_equal(load(tmp_path, [values]).mask(0), LABELS == 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_gray_of_every_number_of_bits_holds_labels(tmp_path, depth):
+    load(tmp_path)
+    labels = np.array([[0, 1, 2, 3], [3, 0, 0, 2], [0, 1, 1, 1]], dtype=np.uint16) & (2**depth - 1)
+    save_png(tmp_path / "masks/0.png", labels[..., None], depth, colour=0)
+    data = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=[*NAMES, "ring"])
+    assert np.array_equal(data.mask(0), labels)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_refused_as_labels(tmp_path, colour, channels):
+    load(tmp_path)
+    save_png(tmp_path / "masks/0.png", np.full((3, 4, channels), 2), 16, colour)
+    with pytest.raises(DataError, match=r"the mask .*0\.png has colours of 16 bits"):
+        load_again(tmp_path)
 
 
 def test_gray_stored_as_rgb_is_still_an_index_mask(tmp_path):
@@ -127,6 +159,27 @@ def test_a_turned_photograph_takes_a_mask_in_either_frame(tmp_path):
         save_mask(tmp_path / "masks/0.png", mask)
         image, target = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=NAMES)[0]
         assert image.shape[:2] == target.shape == mask.shape
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "kind"),
+    [((3, 4), 6, "left-unturned"), ((4, 3), 6, "turned"), ((4, 4), 6, None), ((3, 4), 3, None)],
+)
+def test_an_orientation_is_told_and_warned_of_where_no_size_proves_it(tmp_path, size, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save_image(tmp_path / "images/0.jpg", size if kind is None else (3, 4), exif=exif)
+    save_mask(tmp_path / "masks/0.png", np.zeros(size, dtype=np.uint8))
+    with contextlib.nullcontext() if kind else pytest.warns(DataWarning, match=r"no size proves it.*0\.jpg"):
+        data = load_again(tmp_path)
+    assert [(note.kind, note.count) for note in data.notes] == [(kind or "turned-without-proof", 1)]
+
+
+def test_what_is_made_of_an_image_is_told(tmp_path):
+    load(tmp_path)
+    Image.new("LA", (4, 3)).save(tmp_path / "images/0.png")
+    (tmp_path / "images/0.jpg").unlink()
+    assert [note.kind for note in load_again(tmp_path).notes] == ["gray", "alpha"]
 
 
 def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path):

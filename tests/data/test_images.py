@@ -1,6 +1,9 @@
 import contextlib
+import os
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,22 +17,37 @@ RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (5, 8, 3), dtype=np.uint8)
 
 
-def save_turned(path, orientation):
+def save_turned(path, orientation, image=None):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(PICTURE).save(path, exif=exif, lossless=True)
+    (image or Image.fromarray(PICTURE)).save(path, exif=exif, lossless=True)
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def of_mode(mode):
+    """The picture in one of Pillow's modes, and its RGB (H, W, 3)."""
+    if mode == "I;16":
+        return Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257), np.repeat(PICTURE[..., :1], 3, axis=2)
+    image = Image.fromarray(PICTURE).convert(mode)
+    return image, np.array(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [("png", "RGB"), ("webp", "RGB"), *(("tif", mode) for mode in ("RGB", "L", "P", "RGBA", "CMYK", "I;16"))],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_turned_as_its_exif_says_or_left_as_its_annotations_were_drawn(tmp_path, suffix, orientation):
-    path = save_turned(tmp_path / f"a.{suffix}", orientation)
-    turned = np.array(ImageOps.exif_transpose(Image.open(save_turned(tmp_path / "b.png", orientation))))
+def test_a_photograph_is_turned_as_its_exif_says_or_left_as_its_annotations_were_drawn(
+    tmp_path, suffix, mode, orientation
+):
+    image, stored = of_mode(mode)
+    path = save_turned(tmp_path / f"a.{suffix}", orientation, image)
+    other = save_turned(tmp_path / "b.png", orientation, Image.fromarray(stored))
+    turned = np.array(ImageOps.exif_transpose(Image.open(other)))
     assert np.array_equal(read_image(path), turned)
     assert np.array_equal(read_image(path, size=turned.shape[:2]), turned)
-    if turned.shape != PICTURE.shape:
-        assert np.array_equal(read_image(path, size=(5, 8)), PICTURE)
+    if turned.shape != stored.shape:
+        assert np.array_equal(read_image(path, size=(5, 8)), stored)
 
 
 def test_a_header_is_read_without_decoding(tmp_path):
@@ -171,3 +189,23 @@ def test_images_are_listed_recursively_in_order_without_hidden_ones(tmp_path):
 def test_an_image_survives_writing_and_reading(tmp_path):
     write_image(tmp_path / "a.png", PICTURE)
     assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)
+
+
+def test_threads_that_write_one_file_leave_one_of_their_images(tmp_path, monkeypatch):
+    both_are_written, replace = threading.Barrier(2, timeout=20), os.replace
+
+    def replace_together(*paths):
+        both_are_written.wait()
+        replace(*paths)
+
+    monkeypatch.setattr("segkit.data.images.os.replace", replace_together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write_image, [tmp_path / "a.png"] * 2, [PICTURE, PICTURE[::-1]]))
+    assert any(np.array_equal(read_image(tmp_path / "a.png"), image) for image in (PICTURE, PICTURE[::-1]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_image_is_written_under_the_longest_name_that_a_file_can_have(tmp_path):
+    path = tmp_path / ("x" * 251 + ".png")
+    write_image(path, PICTURE)
+    assert np.array_equal(read_image(path), PICTURE)

@@ -95,7 +95,7 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
         if counted is not None:
             losses.masked_fill_(~counted, 0)
         true_positive[image].scatter_add_(1, labels, ((-losses).exp_() * ones).to(exact))
-        # Not by a product of matrices, which adds up pixel by pixel, and on some GPUs in fewer digits.
+        # Not by a product of matrices, which adds up pixel by pixel: a large image would be pixels out.
         prob_sum[image] += exps.mul_((ones / sums).unsqueeze(1)).sum(2)
         log_prob_sum[image] += _masked_sum(z, ones, counted)
         log_prob_sum[image] -= (log_sums * ones).sum(1, keepdim=True, dtype=exact)
@@ -167,8 +167,10 @@ def _differentiable_backward(
 
 def _masked_sum(z: Tensor, ones: Tensor, counted: Tensor | None) -> Tensor:
     """(1, C) sums of z (1, C, P) over the counted pixels; -inf at an ignored one shows here, and in no exponential."""
-    sums = z.sum(2) if counted is None else (z * ones.unsqueeze(1)).sum(2)
-    if counted is None or z.is_cuda or sums.isfinite().all():
+    if z.is_cuda:
+        return (z * ones.unsqueeze(1)).sum(2)
+    sums = (z @ ones.unsqueeze(2)).squeeze(2)
+    if counted is None or sums.isfinite().all():
         return sums
     return masked(z, counted, z.dtype).sum(2)
 

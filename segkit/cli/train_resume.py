@@ -203,7 +203,7 @@ def _digest(*groups: Iterable[Path | None]) -> str:
 def _digest_of_names(data: "SegmentationDataset") -> str:
     """The pixels of a source of one's own may be costly to make."""
     names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
-    return hashlib.sha256("\0".join(names).encode()).hexdigest()
+    return hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()
 
 
 def _of_folder(folder: Path) -> bytes:

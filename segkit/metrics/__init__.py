@@ -1,4 +1,4 @@
-"""Scores of predicted labels (N, H, W), logits or probabilities (N, C, H, W); ignored pixels count for nothing."""
+"""Metrics for predicted labels (N, H, W), and for logits or probabilities (N, C, H, W)."""
 
 from segkit.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from segkit.metrics.boundary import BoundaryIoU, BoundaryScores

@@ -1,4 +1,4 @@
-"""The checks that every metric begins with, and the count that most are made of."""
+"""Check the inputs of the metrics, and count pairs of labels."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from segkit.metrics.labels import argmax_channels, as_batch, class_index, is_ign
 def check_classes(
     num_classes: int, class_names: Sequence[str] | None, exclude: Sequence[int]
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of the classes, `class_0 ...` by default, and a (C,) mask of those that enter the means."""
+    """Return the class names, `class_0 ...` by default, and a (C,) bool mask of the classes that enter the means."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
     if class_names is not None and len(class_names) != num_classes:
@@ -25,7 +25,7 @@ def check_classes(
 
 
 def read_arrays(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Both as tensors on one device, that of the prediction unless only the target is on an accelerator."""
+    """Return both as tensors on one device: the accelerator if one of them is there, else the CPU."""
     prediction, target = _to_tensor(prediction), _to_tensor(target)
     if target.is_floating_point() or target.is_complex():
         raise ValueError(f"target must be integer labels, got {target.dtype}")
@@ -36,7 +36,7 @@ def read_arrays(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) ->
 def read_labels(
     prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Predicted labels, of logits the largest, and target labels, of one shape and on one device."""
+    """Return predicted labels (the argmax of logits) and target labels, with the same shape and device."""
     prediction, target = read_arrays(prediction, target)
     if is_logits(prediction, target, num_classes):
         return argmax_channels(prediction), target
@@ -51,27 +51,27 @@ def read_labels(
 
 
 def is_logits(prediction: Tensor, target: Tensor, num_classes: int) -> bool:
-    """Whether the prediction has the target's shape with `num_classes` channels before (H, W)."""
+    """Return whether the prediction has the target's shape plus a dimension of `num_classes` before (H, W)."""
     size = target.shape
     return len(size) >= 2 and prediction.shape == (*size[:-2], num_classes, *size[-2:])
 
 
 def as_images(labels: Tensor) -> Tensor:
-    """(H, W) or (..., H, W) -> (N, H, W)."""
+    """Reshape (H, W) or (..., H, W) to (N, H, W)."""
     if labels.ndim < 2:
         raise ValueError(f"target must be (N, H, W) or (H, W), got {tuple(labels.shape)}")
     return as_batch(labels, inner=2)
 
 
 def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """How often each pair of target and predicted label occurs.
+    """Count how often each pair of target label and predicted label occurs.
 
     Returns:
-        (C + 2, C + 1) int64: rows are targets, then targets out of range, then ignored ones; columns are
-        predictions, then predictions out of range.
+        (C + 2, C + 1) int64. Rows: the C target classes, then targets out of range, then ignored targets.
+        Columns: the C predicted classes, then predictions out of range.
     """
     rows, columns = class_index(target, num_classes), class_index(prediction, num_classes)
-    # The ignored row is the largest number: a maximum is vectorised, a masked fill is not.
+    # The ignored row has the largest index, so that `maximum` can write it: it is vectorised, a masked fill is not.
     rows = torch.maximum(rows, is_ignored(target, ignore_index).to(rows.dtype).mul_(num_classes + 1))
     size = (num_classes + 2) * (num_classes + 1)
     cells = rows.to(smallest_dtype(size - 1)).mul_(num_classes + 1).add_(columns)
@@ -79,14 +79,14 @@ def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
 
 
 def histogram(cells: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
-    """(size,) number of each integer in `cells`, all in [0, size), or the sum of the weights where it stands."""
+    """Count each integer in `cells`, all in [0, size), or sum its weights; returns (size,)."""
     if cells.device.type == "cpu":
         return torch.bincount(cells.flatten(), None if weights is None else weights.flatten(), minlength=size)
     return scatter_histogram(cells, size, weights)
 
 
 def scatter_histogram(cells: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
-    """The same on an accelerator, where bincount asks for the largest number and so waits for the device."""
+    """Compute `histogram` on an accelerator, where `bincount` would read the maximum and wait for the device."""
     if weights is None:
         weights = torch.ones((), dtype=torch.int64, device=cells.device).expand(cells.numel())
     sums = torch.zeros(size, dtype=weights.dtype, device=cells.device)
@@ -94,6 +94,6 @@ def scatter_histogram(cells: Tensor, size: int, weights: Tensor | None = None) -
 
 
 def _to_tensor(x: Tensor | np.ndarray) -> Tensor:
-    if isinstance(x, np.ndarray):  # torch takes no flipped and no foreign-endian array, and warns of a read-only one
+    if isinstance(x, np.ndarray):  # torch takes no negative strides or foreign byte order, and warns if read-only
         x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
     return torch.as_tensor(x)

@@ -1,4 +1,4 @@
-"""RunningCounts: what the metrics share, one tensor of sums that grows, merges, travels and is saved."""
+"""RunningCounts: the base of the metrics, a tensor of sums that can be merged, reduced over ranks and saved."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -13,15 +13,17 @@ Same = TypeVar("Same", bound="RunningCounts")
 
 
 class RunningCounts:
-    """Sums over all images seen, in `counts`, which is never changed in place: what was read of it stays.
+    """Hold the sums over all images seen in the tensor `counts`.
+
+    `counts` is replaced, never changed in place, so a reference to it stays valid after the next update.
 
     Args:
-        shape: Of the counts.
-        dtype: Of the counts.
+        shape: Shape of `counts`.
+        dtype: Type of `counts`.
         num_classes: Number of classes C.
-        ignore_index: Target label that is left out; None for none.
-        class_names: For tables; `class_0 ...` by default.
-        exclude: Classes that are left out of the means.
+        ignore_index: Target label of the pixels to ignore. None ignores no pixel.
+        class_names: Names for tables. By default `class_0`, `class_1` and so on.
+        exclude: Labels of the classes that do not enter the means.
     """
 
     def __init__(
@@ -41,7 +43,11 @@ class RunningCounts:
         self.counts = torch.zeros(self._shape, dtype=dtype)
 
     def merge(self: Same, other: Same) -> None:
-        """Adds the counts of another one with the same settings; `+=` does the same."""
+        """Add the counts of another metric with the same settings; `a += b` does the same.
+
+        Raises:
+            UsageError: `other` is another kind of metric, or has another number of classes or bins.
+        """
         if type(other) is not type(self) or not self._fits(other.counts):
             raise ValueError(f"cannot merge {_describe(other)} into {_describe(self)}")
         self._add(other.counts)
@@ -51,26 +57,33 @@ class RunningCounts:
         return self
 
     def all_reduce(self) -> None:
-        """Adds the counts of all ranks, on all ranks; once, before `compute()`. Without a process group, nothing."""
+        """Sum the counts of all ranks, on every rank. Call once, before `compute()`.
+
+        Does nothing without a process group.
+        """
         self.counts = sum_over_ranks(self.counts)
 
     def reset(self) -> None:
-        """Forgets what was counted."""
+        """Set all counts to zero."""
         self.counts = torch.zeros(self._shape, dtype=self._dtype, device=self.counts.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was counted, for `torch.save`."""
+        """Return the counts, for `torch.save`."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what `state_dict()` gave, with the same settings."""
+        """Continue from a `state_dict()` of a metric with the same settings.
+
+        Raises:
+            UsageError: the state has other keys, or counts of another shape.
+        """
         if set(state) != {"counts"} or not self._fits(state["counts"]):
             shapes = {name: tuple(value.shape) for name, value in state.items()}
             raise ValueError(f"the state must be counts {self._shape}, got {shapes}")
         self.counts = state["counts"].to(self._dtype, copy=True)
 
     def _add(self, counts: Tensor) -> None:
-        # To the accelerator where one of the two is on it, since the other way the processor would wait.
+        # If one of the two is on an accelerator, add there: a copy to the CPU would wait for the device.
         device = self.counts.device if counts.device.type == "cpu" else counts.device
         self.counts = self.counts.to(device, non_blocking=True) + counts.to(device, non_blocking=True)
 
@@ -79,7 +92,7 @@ class RunningCounts:
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of every rank's tensor of this shape; without a process group, the tensor itself."""
+    """Return the sum of this tensor over all ranks, or the tensor itself without a process group."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
     device = "cpu" if "cpu" in dist.get_backend_config() else torch.accelerator.current_accelerator()

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a score would move with other images of the same kind."""
+"""Bootstrap intervals: how much a score would change with other images of the same kind."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,14 @@ BLOCK = 64  # resamples in one matrix product
 
 @dataclass(frozen=True)
 class Interval:
-    """A score of the whole set and where it lies in `level` of the resamples; arrays for a score of each class."""
+    """A score with its bootstrap interval; floats, or arrays if the score has a value for each class.
+
+    Attributes:
+        estimate: Score of the whole set.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        level: Share of the resamples inside the interval, in (0, 1).
+    """
 
     estimate: float | np.ndarray
     low: float | np.ndarray
@@ -36,20 +43,23 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of a score over the images that might have been drawn.
+    """Return the bootstrap interval of a score over the images.
 
-    Images are drawn with replacement and their confusion matrices summed; one image is the unit, so crops of
-    one photograph or frames of one film make the interval too narrow.
+    Each resample draws images with replacement and sums their confusion matrices. Images are taken as
+    independent: crops of one photograph or frames of one video make the interval too narrow.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile interval).
 
     Args:
-        images: One confusion matrix an image.
-        score: A field of `Scores`, or what makes a number or (C,) array of one. A resample in which it is
-            NaN, as the IoU of a class in none of its images, is left out.
-        level: Share of the resamples that the interval holds.
-        resamples: Number of resamples.
-        seed: Of the drawing.
+        images: Confusion matrices of the images.
+        score: Name of a field of `Scores`, or a function from `Scores` to a number or array. Resamples
+            with a NaN score are dropped, such as the IoU of a class that is in none of the drawn images.
+        level: Share of the resamples inside the interval, in (0, 1).
+        resamples: Number of resamples, at least 1.
+        seed: Seed of the draws.
+
+    Raises:
+        UsageError: an unknown score, a level outside (0, 1), no images, or no resamples.
     """
     function = _as_function(score)
     estimate = function(score_counts(_matrices(images).sum(0), images.class_names, images.included))
@@ -66,11 +76,18 @@ def bootstrap_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of `first`'s score less `second`'s, on the same images in the same order.
+    """Return the bootstrap interval of `first`'s score minus `second`'s, on the same images.
 
-    Both get the same images in each resample, so that what makes an image hard for both cancels out: two
-    intervals of their own may overlap where this one leaves zero out. The arguments are those of
-    `bootstrap_interval`.
+    Both models get the same images in each resample. An image that is hard for both then changes the
+    difference little, so this interval may exclude zero although the two separate intervals overlap.
+    The other arguments are the same as in `bootstrap_interval`.
+
+    Args:
+        first: Confusion matrices of the first model.
+        second: Confusion matrices of the second model, for the same images in the same order.
+
+    Raises:
+        UsageError: the two have counted different targets; also the errors of `bootstrap_interval`.
     """
     if not np.array_equal(_target_pixels(first), _target_pixels(second)):
         raise ValueError("first and second must have counted the same targets in the same order")
@@ -94,17 +111,17 @@ def _matrices(images: PerImageConfusion) -> np.ndarray:
 
 
 def _target_pixels(images: PerImageConfusion) -> np.ndarray:
-    """(N, C + 2) pixels of each label in the target of each image."""
+    """Return the number of target pixels of each label in each image, (N, C + 2)."""
     return _matrices(images).sum(-1)
 
 
 def _resample(sets: list[PerImageConfusion], resamples: int, seed: int) -> Iterator[tuple[Scores, ...]]:
-    """The scores of each set on the same draw of images, again and again."""
+    """Yield, for each resample, the scores of every set on the same drawn images."""
     matrices = [_matrices(images) for images in sets]
     shape = matrices[0].shape
     if not shape[0] or resamples < 1:
-        raise ValueError(f"a bootstrap needs images and resamples, got {shape[0]} and {resamples}")
-    flat = [x.reshape(shape[0], -1).astype(np.float64) for x in matrices]  # a product of integers is not as quick
+        raise ValueError(f"a bootstrap needs at least one image and one resample, got {shape[0]} and {resamples}")
+    flat = [x.reshape(shape[0], -1).astype(np.float64) for x in matrices]  # float matmul is faster than integer
     random = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
         times = random.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), min(BLOCK, resamples - start))

@@ -1,4 +1,4 @@
-"""BoundaryIoU: IoU of the bands along the contours, which the insides of large regions cannot outvote."""
+"""BoundaryIoU: IoU of the pixels near the contours, which large regions do not dominate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.labels import class_index, is_ignored
-from segkit.metrics.scores import divide, mean_of_present, table
+from segkit.metrics.scores import divide_or_nan, mean_of_present, table
 
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """Boundary IoU over a whole set.
+    """Hold the boundary IoU of a set of images.
 
     Attributes:
-        class_names: In index order.
-        iou: (C,) float64 in [0, 1]; NaN for a class with neither target nor prediction.
+        class_names: Names of the classes, in label order.
+        iou: (C,) float64 in [0, 1]; NaN for a class that is in no target and in no prediction.
         miou: Mean over the classes that occur.
-        foreground_miou: The same without class 0.
+        foreground_miou: Mean over the classes that occur, without class 0.
     """
 
     class_names: tuple[str, ...]
@@ -32,7 +32,7 @@ class BoundaryScores:
     foreground_miou: float
 
     def to_dict(self) -> dict[str, float]:
-        """Flat floats for a logger: boundary_miou, boundary_foreground_miou, boundary_iou/NAME."""
+        """Return flat floats for a logger: boundary_miou, boundary_foreground_miou, boundary_iou/NAME."""
         flat = {"boundary_miou": self.miou, "boundary_foreground_miou": self.foreground_miou}
         return flat | {f"boundary_iou/{name}": float(iou) for name, iou in zip(self.class_names, self.iou, strict=True)}
 
@@ -42,26 +42,26 @@ class BoundaryScores:
 
 
 class BoundaryIoU(RunningCounts):
-    """IoU of each class's band: its pixels no further than a small distance from another class or the border.
+    """Compute the IoU of the band of each class: its pixels near another class or the image border.
 
-    The pixels of all images are summed before the division, as for mIoU. A class no wider than two bands
-    has its plain IoU.
+    Pixels are summed over all images before the division, as for mIoU. A region that is at most two bands
+    wide is all band, so its boundary IoU is its IoU.
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", 2021;
-    distances are those of its reference code, in a square neighbourhood.
-    Differs: classes in place of objects. A pixel whose target is ignored or no class is left out, and makes
-    no contour for its neighbours.
+    distances are measured in a square neighbourhood, as in its reference code.
+    Differs: the bands are of classes, not of objects. A pixel with an ignored or invalid target is skipped,
+    and makes no contour for its neighbours.
 
     Args:
         num_classes: Number of classes C.
-        dilation_ratio: Width of the band as a share of the image's diagonal; at least one pixel. The paper
-            has 0.02, and 0.005 for the large images of Cityscapes.
-        ignore_index: Target label that is left out; None for none.
-        class_names: For tables; `class_0 ...` by default.
-        exclude: Classes that are left out of the means.
+        dilation_ratio: Width of the band as a share of the image diagonal; the band is at least one pixel
+            wide. The paper uses 0.02, and 0.005 for the large images of Cityscapes.
+        ignore_index: Target label of the pixels to ignore. None ignores no pixel.
+        class_names: Names for tables. By default `class_0`, `class_1` and so on.
+        exclude: Labels of the classes that do not enter the means.
 
     Attributes:
-        counts: As in `ConfusionMatrix`; there, what is not in its own band is out of range.
+        counts: As in `ConfusionMatrix`, with the pixels outside their own band counted as out of range.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BoundaryIoU(RunningCounts):
         self.dilation_ratio = dilation_ratio
 
     def update(self, prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Adds one batch or image; both are what `ConfusionMatrix.update` takes."""
+        """Add one batch or image. Takes the same arguments as `ConfusionMatrix.update`."""
         prediction, target = read_labels(prediction, target, self.num_classes)
         c, (height, width) = self.num_classes, as_images(target).shape[-2:]
         distance = max(1, round(self.dilation_ratio * math.hypot(height, width)))
@@ -92,11 +92,11 @@ class BoundaryIoU(RunningCounts):
         self._add(count_pairs(in_band[0], torch.where(removed, c + 1, in_band[1]), c, ignore_index=c + 1))
 
     def compute(self) -> BoundaryScores:
-        """The scores of everything counted so far."""
+        """Return the scores of all images counted so far."""
         c = self.num_classes
         counts = self.counts.cpu().numpy()[: c + 1]
         hits, union = counts.diagonal()[:c], (counts.sum(0) + counts.sum(1) - counts.diagonal())[:c]
-        iou = divide(hits, union)
+        iou = divide_or_nan(hits, union)
         included = self.included
         return BoundaryScores(
             self.class_names, iou, mean_of_present(iou[included]), mean_of_present(iou[1:][included[1:]])
@@ -104,16 +104,19 @@ class BoundaryIoU(RunningCounts):
 
 
 def band(labels: Tensor, removed: Tensor, distance: int, outside: int) -> Tensor:
-    """Where another label, or the border of the image, is `distance` pixels or less away.
+    """Return where another label, or the image border, is at most `distance` pixels away.
 
-    The square around a pixel holds one label only where the largest and the smallest of it are the same,
-    so that all classes are done at once.
+    The square around a pixel holds a single label if its maximum and minimum are equal, so one pass covers
+    all classes.
 
     Args:
         labels: (..., H, W) integers in [0, outside].
-        removed: (..., H, W) bool; these count as the label of whoever looks.
-        distance: In pixels, to the side, up or down, whichever is farther.
-        outside: The label around the image.
+        removed: (..., H, W) bool; these pixels make no contour.
+        distance: Chebyshev distance in pixels.
+        outside: Label of the pixels around the image.
+
+    Returns:
+        (..., H, W) bool.
     """
     around, square = (distance,) * 4, 2 * distance + 1
     largest = F.pad(labels.masked_fill(removed, 0), around, value=outside)
@@ -125,9 +128,9 @@ def band(labels: Tensor, removed: Tensor, distance: int, outside: int) -> Tensor
 
 
 def _sliding(combine: Callable[[Tensor, Tensor], Tensor], x: Tensor, window: int, dim: int) -> Tensor:
-    """The largest or smallest of each `window` neighbours along one dimension, which becomes `window - 1` shorter.
+    """Return the maximum or minimum of each `window` neighbours along `dim`, which gets `window - 1` shorter.
 
-    Windows of 1, 2, 4 ... neighbours are joined from two of half the size, the last from two that overlap.
+    Windows double: 1, 2, 4 ... Each is combined from two of half its size; in the last step the two overlap.
     """
     width = 1
     while width < window:

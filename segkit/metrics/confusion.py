@@ -1,4 +1,4 @@
-"""ConfusionMatrix: counts over a whole set, and the scores that follow from them."""
+"""ConfusionMatrix: pixel counts of a set of images, and the scores computed from them."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from segkit.metrics.scores import Scores, score_counts
 
 
 class ConfusionMatrix(RunningCounts):
-    """Counts of (target, prediction) over all images seen; ignored pixels never enter.
+    """Count pairs of target label and predicted label over all images.
 
     Args:
         num_classes: Number of classes C.
-        ignore_index: Target label that is left out; None for none. Any other label outside [0, C) is
-            counted apart and shown by `compute()`.
-        class_names: For tables; `class_0 ...` by default.
-        exclude: Classes that are left out of the means.
+        ignore_index: Target label of the pixels to ignore. None ignores no pixel. Other labels outside [0, C)
+            are counted separately, and `compute()` returns their number.
+        class_names: Names for tables. By default `class_0`, `class_1` and so on.
+        exclude: Labels of the classes that do not enter the means.
 
     Attributes:
-        counts: (C + 2, C + 1) int64: rows are targets, then targets out of range, then ignored ones;
-            columns are predictions, then predictions out of range.
+        counts: (C + 2, C + 1) int64. Rows: the C target classes, then targets out of range, then ignored
+            targets. Columns: the C predicted classes, then predictions out of range.
     """
 
     def __init__(
@@ -38,21 +38,24 @@ class ConfusionMatrix(RunningCounts):
         super().__init__(shape, torch.int64, num_classes, ignore_index, class_names, exclude)
 
     def update(self, prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Adds one batch or image; on an accelerator it does not wait for the result.
+        """Add one batch or image. On an accelerator this does not wait for the device.
 
         Args:
-            prediction: Labels of the target's shape and any integer type, or logits or probabilities
-                (N, C, H, W) or (C, H, W). A pixel whose logits hold a NaN is out of range.
+            prediction: Labels with the target's shape, of any integer type; or logits or probabilities
+                (N, C, H, W) or (C, H, W). A pixel with a NaN logit counts as out of range.
             target: (N, H, W) or (H, W) labels of any integer type.
+
+        Raises:
+            UsageError: the shapes do not fit, or labels are not integers.
         """
         prediction, target = read_labels(prediction, target, self.num_classes)
         self._add(count_pairs(prediction, target, self.num_classes, self.ignore_index))
 
     @property
     def matrix(self) -> np.ndarray:
-        """(C, C) int64: rows are targets, columns predictions."""
+        """The confusion matrix, (C, C) int64: rows are targets, columns are predictions."""
         return self.counts[: self.num_classes, : self.num_classes].cpu().numpy()
 
     def compute(self) -> Scores:
-        """The scores of everything counted so far."""
+        """Return the scores of all images counted so far."""
         return score_counts(self.counts.cpu().numpy(), self.class_names, self.included)

@@ -1,4 +1,4 @@
-"""Evaluation: what a model is worth on a set of images, counted image by image."""
+"""Evaluation: all metrics of a model on a set of images."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from segkit.metrics.scores import Scores
 
 
 class Evaluation:
-    """A confusion matrix for each image, boundary IoU and calibration; memory holds no image.
+    """Collect the confusion matrix of each image, boundary IoU and calibration. Keeps no image in memory.
 
     Args:
-        class_names: In label order.
-        ignore_index: Target label that is left out.
-        exclude: Classes that are left out of the means.
+        class_names: Names of the classes, in label order.
+        ignore_index: Target label of the pixels to ignore. None ignores no pixel.
+        exclude: Labels of the classes that do not enter the means.
     """
 
     def __init__(
@@ -29,26 +29,32 @@ class Evaluation:
         self.calibration = CalibrationError(len(class_names), from_logits=False, **options)
 
     def update(self, mask: np.ndarray, probs: np.ndarray, target: np.ndarray) -> None:
-        """Adds an image: labels (H, W), probabilities (C, H, W) and true labels (H, W)."""
+        """Add one image.
+
+        Args:
+            mask: (H, W) predicted labels.
+            probs: (C, H, W) predicted probabilities.
+            target: (H, W) true labels.
+        """
         self.images.update(mask, target)
         self.boundary.update(mask, target)
         self.calibration.update(probs, target)
 
     @property
     def scores(self) -> Scores:
-        """The scores of the whole set."""
+        """The scores of all images together."""
         return self.images.total().compute()
 
     def intervals(self) -> Interval:
-        """Bootstrap intervals (C + 1,) over the images: IoU of each class, then mIoU."""
+        """Return the bootstrap intervals (C + 1,) over the images: IoU of each class, then mIoU."""
         return bootstrap_interval(self.images, _iou_and_mean)
 
     def intervals_of_difference(self, other: "Evaluation") -> Interval:
-        """The same of what `other`, on the same images, is less by."""
+        """Return the bootstrap intervals (C + 1,) of this model's IoU minus `other`'s, on the same images."""
         return bootstrap_difference(self.images, other.images, _iou_and_mean)
 
     def to_dict(self) -> dict[str, float]:
-        """Flat floats for a logger: scores of the set, scores by image, boundary IoU, calibration."""
+        """Return flat floats for a logger: scores of the set, scores per image, boundary IoU, calibration."""
         return {
             **self.scores.to_dict(),
             **self.images.compute().to_dict(),

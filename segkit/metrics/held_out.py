@@ -1,4 +1,4 @@
-"""HeldOutSearch: settings chosen on some of the images, and what they bring on those that they were not chosen on."""
+"""HeldOutSearch: choose settings on some images and score them on the other images."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from segkit.metrics.scores import score_counts
 
 Choice = TypeVar("Choice", bound=Hashable)
 Count = Callable[[Choice], PerImageConfusion]
-Step = Callable[[Choice], Choice]  # to neighbouring settings; to the same where there is no way
+Step = Callable[[Choice], Choice]  # maps a setting to a neighbour, or to itself at the edge
 
 
 @dataclass(frozen=True)
 class Chosen(Generic[Choice]):
-    """Settings, chosen on all images but those of a fold, for each fold; and those chosen on all images.
+    """Hold the settings chosen without each fold, and those chosen on all images.
 
     Attributes:
-        of_fold: What was chosen without the images of each fold.
-        final: What was chosen on all images.
-        held_out: Every image, counted under what was chosen without it.
+        of_fold: For each fold, the settings chosen without its images.
+        final: The settings chosen on all images.
+        held_out: Confusion matrices of all images, each under the settings chosen without it.
     """
 
     of_fold: tuple[Choice, ...]
@@ -32,15 +32,19 @@ class Chosen(Generic[Choice]):
 
 
 class HeldOutSearch(Generic[Choice]):
-    """Improves settings by their mIoU, on folds of the images.
+    """Improve settings by cross-validated mIoU.
 
     Source: Stone, "Cross-Validatory Choice and Assessment of Statistical Predictions", 1974.
 
     Args:
-        count: The confusion of every image under some settings; made anew in each call.
+        count: Function that returns the confusion matrices of all images under given settings. It must return
+            a new object in each call.
         images: Number of images.
-        folds: Number of parts, of at least one image each.
-        seed: Of the parts.
+        folds: Number of folds, from 2 to `images`.
+        seed: Seed of the division into folds.
+
+    Raises:
+        UsageError: `folds` is out of range.
     """
 
     def __init__(self, count: Count, images: int, *, folds: int = 5, seed: int = 0) -> None:
@@ -48,14 +52,17 @@ class HeldOutSearch(Generic[Choice]):
             raise ValueError(f"folds must be at least 2 and no more than the {images} images, got {folds}")
         self.count = count
         self.folds = np.array_split(np.random.default_rng(seed).permutation(images), folds)
-        self._sums: dict[Choice, np.ndarray] = {}  # one matrix a fold: those of all images would not fit
+        self._sums: dict[Choice, np.ndarray] = {}  # one matrix per fold: one per image would not fit in memory
 
     def fixed(self, choice: Choice) -> Chosen:
-        """Settings that nobody chose, to start from."""
+        """Return given settings as the starting point of `improve`."""
         return self._chosen((choice,) * len(self.folds), choice)
 
     def improve(self, start: Chosen, steps: Sequence[Step]) -> Chosen:
-        """Climbs from what was chosen so far, for each fold on the images of the others, at last on all."""
+        """Return better settings than `start`, by hill climbing.
+
+        For each fold the climb uses the images of the other folds; the final settings use all images.
+        """
         of_fold = tuple(
             climb(choice, steps, partial(self._miou, without=fold)) for fold, choice in enumerate(start.of_fold)
         )
@@ -81,18 +88,18 @@ class HeldOutSearch(Generic[Choice]):
 
 
 def gain(later: Chosen, earlier: Chosen) -> Interval:
-    """By how much the mIoU on images held out is larger."""
+    """Return the bootstrap interval of `later`'s held-out mIoU minus `earlier`'s."""
     return bootstrap_difference(later.held_out, earlier.held_out)
 
 
 def climb(start: Choice, steps: Sequence[Step], score: Callable[[Choice], float]) -> Choice:
-    """Takes every step that raises the score, one after another, until none does."""
+    """Repeat all steps, keeping each that raises the score, until no step does."""
     best, highest, last = start, score(start), None
     while last != best:
         last = best
         for step in steps:
             candidate = step(best)
             value = score(candidate) if candidate != best else highest
-            if value > highest + 1e-9:  # less is rounding
+            if value > highest + 1e-9:  # a smaller gain is rounding
                 best, highest = candidate, value
     return best

@@ -1,14 +1,23 @@
-"""Labels: the largest channel of logits, and labels of any integer type as class indices."""
+"""Turn logits into labels, and labels of any integer type into class indices."""
 
 import torch
 from torch import Tensor
 
 
 def argmax_channels(logits: Tensor) -> Tensor:
-    """Label of the largest channel: (..., C, H, W) logits or probabilities -> (..., H, W).
+    """Return the label of the largest channel of each pixel.
 
-    Equal to `torch.argmax` with the first of equal channels, several times as fast on a processor. A pixel
-    with a NaN gets the label C, which is no class. The labels have the smallest integer type that holds C.
+    Equals `torch.argmax` with ties going to the first channel, and is several times as fast on a CPU.
+
+    Args:
+        logits: (..., C, H, W) logits or probabilities.
+
+    Returns:
+        (..., H, W) labels, in the smallest integer type that holds C. A pixel with a NaN gets the label C,
+        which is no class.
+
+    Raises:
+        UsageError: `logits` has fewer than three dimensions, or no channels.
     """
     if logits.ndim < 3 or logits.shape[-3] == 0:
         raise ValueError(f"logits must be (..., C, H, W), got {tuple(logits.shape)}")
@@ -20,32 +29,32 @@ def argmax_channels(logits: Tensor) -> Tensor:
     labels = torch.empty(*logits.shape[:-3], height, width, dtype=dtype)
     step = pixels_at_a_time(channels)
     for image, row in zip(as_batch(logits, inner=3), as_batch(labels, inner=2).flatten(1), strict=True):
-        planes = image.flatten(1)  # (C, H*W); a view of channels-last logits too
+        planes = image.flatten(1)  # (C, H*W), a view for channels-last logits too
         for block, part in zip(planes.split(step, dim=1), row.split(step), strict=True):
             part.copy_(_first_largest(block, dtype))
     return labels
 
 
 def as_batch(x: Tensor, inner: int) -> Tensor:
-    """Joins all dimensions before the last `inner` ones, or makes one where there are no others."""
+    """Flatten all dimensions before the last `inner` ones into one, or add one if there are none."""
     return x[None] if x.ndim == inner else x.flatten(0, -inner - 1)
 
 
 def pixels_at_a_time(channels: int) -> int:
-    """How many pixels make a block small enough that what is computed from it stays in the cache."""
+    """Return how many pixels to process at once so that intermediate results stay in the CPU cache."""
     return max(1, 2**20 // channels)
 
 
 def _first_largest(block: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C, P) -> (P,): torch's own argmax is not vectorised over the first dimension, these four operations are."""
+    """Return the argmax (P,) over the channels of (C, P); `torch.argmax` is not vectorised over the first dimension."""
     channels = len(block)
     from_last = torch.arange(channels, 0, -1, dtype=dtype)[:, None]  # C for the first channel, 1 for the last
-    is_largest = block == block.amax(0)  # nowhere where there is a NaN
+    is_largest = block == block.amax(0)  # false in all channels if one is NaN
     return channels - is_largest.to(dtype).mul_(from_last).amax(0)
 
 
 def class_index(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels of any integer type -> uint8, or int32 from 255 classes on; what is no class becomes `num_classes`."""
+    """Convert labels of any integer type to uint8 (int32 from 255 classes on); invalid ones become `num_classes`."""
     labels = computable(labels)
     if torch.iinfo(labels.dtype).max < num_classes:
         labels = labels.long()
@@ -57,7 +66,7 @@ def class_index(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def is_ignored(labels: Tensor, ignore_index: int | None) -> Tensor:
-    """Where the label is `ignore_index`; nowhere where the labels' type cannot hold it, as 255 in int8."""
+    """Return where the label is `ignore_index`: nowhere if its integer type cannot hold it, such as 255 in int8."""
     labels = computable(labels)
     limits = torch.iinfo(labels.dtype)
     if ignore_index is None or not limits.min <= ignore_index <= limits.max:
@@ -66,7 +75,7 @@ def is_ignored(labels: Tensor, ignore_index: int | None) -> Tensor:
 
 
 def computable(x: Tensor) -> Tensor:
-    """The same numbers in a type that torch calculates with, which bool and the wider unsigned ones are not."""
+    """Convert bool and the wide unsigned types, which torch cannot compute with, to a type that holds their values."""
     return x.to(_COMPUTABLE.get(x.dtype, x.dtype))
 
 
@@ -79,6 +88,6 @@ _COMPUTABLE = {
 
 
 def smallest_dtype(largest: int) -> torch.dtype:
-    """The smallest integer type that holds 0 ... `largest`."""
+    """Return the smallest integer type that holds 0 to `largest`."""
     types = (torch.uint8, torch.int16, torch.int32, torch.int64)
     return next(dtype for dtype in types if largest <= torch.iinfo(dtype).max)

@@ -1,4 +1,4 @@
-"""PerImageConfusion: one confusion matrix an image, for what a sum over the whole set hides."""
+"""PerImageConfusion: a confusion matrix for each image, for what the sum over all images hides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from torch import Tensor
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts, sum_over_ranks
 from segkit.metrics.confusion import ConfusionMatrix
-from segkit.metrics.scores import divide, margins, mean_of_present, percent
+from segkit.metrics.scores import divide_or_nan, margins, mean_of_present, percent
 
 
 @dataclass(frozen=True)
 class PerImageScores:
-    """IoU image by image, which large objects and easy images do not dominate; float64 in [0, 1].
+    """Hold the IoU of each image, which large objects and easy images do not dominate; float64 in [0, 1].
 
     Source: Wang et al., "Revisiting Evaluation Metrics for Semantic Segmentation: Optimization and Evaluation
-    of Fine-grained Intersection over Union", 2023, whose names stand in brackets. As there, an image speaks
-    for the classes in its target only.
+    of Fine-grained Intersection over Union", 2023. The paper's names are in brackets. As in the paper, the IoU
+    of an image is defined only for the classes in its target.
 
     Attributes:
-        class_names: In index order.
-        iou: (N, C); NaN for a class that the image's target does not have.
-        of_image: (N,) mean over the classes of an image; NaN for an image without counted pixels.
-        of_class: (C,) mean over the images of a class; NaN for a class that is in none.
-        included: (C,) whether a class enters the means.
+        class_names: Names of the classes, in label order.
+        iou: (N, C) IoU of each class in each image; NaN for a class that is not in the image's target.
+        of_image: (N,) mean over the classes of each image; NaN for an image without counted pixels.
+        of_class: (C,) mean over the images of each class; NaN for a class that is in no image.
+        included: (C,) bool, whether each class enters the means.
     """
 
     class_names: tuple[str, ...]
@@ -38,38 +38,46 @@ class PerImageScores:
 
     @property
     def image_miou(self) -> float:
-        """Mean over the images of the mean over their classes (mIoU^I)."""
+        """Mean over the images of `of_image` (mIoU^I)."""
         return mean_of_present(self.of_image)
 
     @property
     def class_miou(self) -> float:
-        """Mean over the classes of the mean over their images (mIoU^C); a common class weighs no more than a rare."""
+        """Mean over the classes of `of_class` (mIoU^C), in which common and rare classes weigh the same."""
         return mean_of_present(self.of_class[self.included])
 
     def worst_image_miou(self, share: float = 0.05) -> float:
-        """The mean over the worst `share` of the images alone, at least one (mIoU^I^q)."""
+        """Return the mean over the worst `share` of the images, at least one (mIoU^I^q).
+
+        Raises:
+            UsageError: `share` is not in (0, 1].
+        """
         return _mean_of_worst(self.of_image, share)
 
     def worst_class_miou(self, share: float = 0.05) -> float:
-        """The mean over the classes, each over the worst `share` of its own images (mIoU^C^q)."""
+        """Return the mean over the classes, each over the worst `share` of its images (mIoU^C^q).
+
+        Raises:
+            UsageError: `share` is not in (0, 1].
+        """
         return mean_of_present(np.array([_mean_of_worst(column, share) for column in self.iou.T[self.included]]))
 
     @property
     def all_shares_image_miou(self) -> float:
-        """Mean of `worst_image_miou` for the worst 10, 20 ... 100 % of the images (mIoU^I^Q)."""
+        """Mean of `worst_image_miou` over the shares 0.1, 0.2 ... 1 (mIoU^I^Q)."""
         return mean_of_present(np.array([self.worst_image_miou(tenths / 10) for tenths in range(1, 11)]))
 
     @property
     def all_shares_class_miou(self) -> float:
-        """Mean of `worst_class_miou` for the worst 10, 20 ... 100 % of the images (mIoU^C^Q)."""
+        """Mean of `worst_class_miou` over the shares 0.1, 0.2 ... 1 (mIoU^C^Q)."""
         return mean_of_present(np.array([self.worst_class_miou(tenths / 10) for tenths in range(1, 11)]))
 
     def worst_images(self) -> np.ndarray:
-        """Numbers of the images in the order they were counted, worst first; those without counted pixels last."""
+        """Return the indices of the images, worst first; images without counted pixels come last."""
         return np.argsort(self.of_image, kind="stable")
 
     def to_dict(self) -> dict[str, float]:
-        """Flat floats for a logger: the means, the worst 5 % and the mean of all shares."""
+        """Return flat floats for a logger: the means, the worst 5 % and the mean over all shares."""
         return {
             "image_miou": self.image_miou,
             "class_miou": self.class_miou,
@@ -90,18 +98,18 @@ class PerImageScores:
 
 
 class PerImageConfusion(RunningCounts):
-    """A confusion matrix for each image seen, in the order in which they came; see `PerImageScores`.
+    """Count a confusion matrix for each image, in the order of the updates; see `PerImageScores`.
 
-    Takes 4 (C + 2) (C + 1) bytes an image: 728 for 12 classes, 92 kB for 150.
+    Uses 4 (C + 2) (C + 1) bytes per image: 728 bytes for 12 classes, 92 kB for 150.
 
     Args:
         num_classes: Number of classes C.
-        ignore_index: Target label that is left out; None for none.
-        class_names: For tables; `class_0 ...` by default.
-        exclude: Classes that are left out of the means.
+        ignore_index: Target label of the pixels to ignore. None ignores no pixel.
+        class_names: Names for tables. By default `class_0`, `class_1` and so on.
+        exclude: Labels of the classes that do not enter the means.
 
     Attributes:
-        counts: (N, C + 2, C + 1) int32, each as in `ConfusionMatrix`.
+        counts: (N, C + 2, C + 1) int32, for each image as in `ConfusionMatrix`.
     """
 
     def __init__(
@@ -127,7 +135,7 @@ class PerImageConfusion(RunningCounts):
         self._parts = [counts]
 
     def update(self, prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Adds one batch (N, H, W) or image (H, W); both are what `ConfusionMatrix.update` takes."""
+        """Add one batch (N, H, W) or image (H, W). Takes the same arguments as `ConfusionMatrix.update`."""
         prediction, target = map(as_images, read_labels(prediction, target, self.num_classes))
         images = [
             count_pairs(one, truth, self.num_classes, self.ignore_index)
@@ -137,7 +145,7 @@ class PerImageConfusion(RunningCounts):
             self._add(torch.stack(images).int())
 
     def total(self) -> ConfusionMatrix:
-        """The confusion matrix of the whole set."""
+        """Return the confusion matrix summed over all images."""
         whole = ConfusionMatrix(
             self.num_classes, ignore_index=self.ignore_index, class_names=self.class_names, exclude=self.exclude
         )
@@ -145,9 +153,9 @@ class PerImageConfusion(RunningCounts):
         return whole
 
     def compute(self) -> PerImageScores:
-        """The scores of everything counted so far."""
+        """Return the scores of all images counted so far."""
         hits, support, predicted = margins(self.counts.cpu().numpy())
-        iou = divide(hits, np.where(support > 0, support + predicted - hits, 0))
+        iou = divide_or_nan(hits, np.where(support > 0, support + predicted - hits, 0))
         return PerImageScores(
             class_names=self.class_names,
             iou=iou,
@@ -157,7 +165,7 @@ class PerImageConfusion(RunningCounts):
         )
 
     def all_reduce(self) -> None:
-        """Joins the images of all ranks, on all ranks, in the order of the ranks; once, before `compute()`."""
+        """Concatenate the images of all ranks, in rank order, on every rank. Call once, before `compute()`."""
         if not (dist.is_available() and dist.is_initialized()):
             return
         counts, rank = self.counts, dist.get_rank()

@@ -122,7 +122,7 @@ def test_bad_input_is_named():
         bootstrap_interval(per_image, "mIoU")
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95"):
         bootstrap_interval(per_image, level=95, resamples=2)
-    with pytest.raises(ValueError, match="a bootstrap needs images and resamples, got 0 and 1000"):
+    with pytest.raises(ValueError, match="a bootstrap needs at least one image and one resample, got 0 and 1000"):
         bootstrap_interval(PerImageConfusion(3))
     with pytest.raises(ValueError, match="the same targets in the same order"):
         bootstrap_difference(per_image, images(0.7, seed=1)[0])

@@ -1,4 +1,4 @@
-"""DenseCRF: refines class probabilities by the colours of the image."""
+"""DenseCRF: refine class probabilities by the colours of the image."""
 
 import difflib
 from collections import deque
@@ -20,40 +20,40 @@ from segkit.crf.pydensecrf_engine import PydensecrfEngine, import_pydensecrf
 
 Array = np.ndarray | Tensor
 ENGINES = {"torch": LatticeEngine, "pydensecrf": PydensecrfEngine}
-# The same labels wherever it runs, no compiler, and on the CPU too the faster one: benchmarks/crf.py.
+# torch is the default: it needs no compiler, also runs on CUDA, and is faster on the CPU (benchmarks/crf.py).
 ENGINES["auto"] = ENGINES["torch"]
 
 
 @dataclass(frozen=True)
 class DenseCRF(CRFParameters):
-    """Fully connected CRF with Gaussian edge potentials.
+    """Refine class probabilities with a fully connected CRF with Gaussian edge potentials.
 
     Source: Krähenbühl & Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-    Potentials", 2011, equation 3. The default parameters are those of the recycled-waste solutions
-    that segkit grew from; `DenseCRF.preset(name)` gives others.
+    Potentials", 2011, equation 3. The default parameters are the preset `seed`; `DenseCRF.preset(name)`
+    returns a CRF with other published parameters.
 
     Args:
-        iterations: Steps of mean-field inference.
-        gaussian_sigma: Reach of the smoothness kernel, in pixels.
-        gaussian_weight: Its weight; 0 leaves it out.
-        bilateral_sigma: Reach of the appearance kernel, in pixels.
-        bilateral_colour_sigma: Its reach in colour, in steps of 0..255.
-        bilateral_weight: Its weight; 0 leaves it out.
-        active_threshold: Classes whose highest probability in the image lies below it are left out and come back as
-            0; time grows with the classes. With 1e-4, probabilities change by some 1e-5. 0 keeps all classes.
-        tolerance: Stop as soon as a step changes less than this share of the labels; 0 runs all iterations.
-        backend: `torch` computes in plain torch, on the CPU or on the device of CUDA probabilities; `pydensecrf` by
-            the package of that name, on the CPU; `auto` is torch. Their labels differ in fewer than 1 of 10 000 pixels.
-        workers: Processes, of one core each, that refine beside the caller's, for batches, `map` and `submit`. They
-            start with the first image and end with `close`, with the `with` block or with the object. Results are
-            those of no workers, bit for bit. CUDA probabilities are refined without them.
+        iterations: Number of mean-field steps.
+        gaussian_sigma: Standard deviation of the smoothness kernel, in pixels.
+        gaussian_weight: Weight of the smoothness kernel; 0 switches it off.
+        bilateral_sigma: Standard deviation of the appearance kernel in space, in pixels.
+        bilateral_colour_sigma: Standard deviation of the appearance kernel in colour, in steps of 0..255.
+        bilateral_weight: Weight of the appearance kernel; 0 switches it off.
+        active_threshold: Skip classes whose highest probability in the image is below this; they get the
+            probability 0. Fewer classes take less time. 1e-4 changes probabilities by about 1e-5; 0 keeps all.
+        tolerance: Stop when a step changes less than this share of the labels; 0 runs all iterations.
+        backend: `torch` runs on the CPU, or on the GPU if the probabilities are CUDA tensors. `pydensecrf` runs
+            that package, on the CPU. `auto` is `torch`. The labels of the two differ in fewer than 1 of 10,000 pixels.
+        workers: Number of extra processes, of one thread each, for batches, `map` and `submit`; 0 for none. They
+            start with the first image and end with `close`, the `with` block or the object. The results are
+            bit for bit the same without workers. CUDA probabilities do not use them.
 
     Attributes:
-        max_pixels: Of an image; larger ones are refused.
+        max_pixels: Largest image, in pixels.
 
     Raises:
-        ImportError: backend="pydensecrf", and it is not installed.
-        ValueError: a parameter outside its range.
+        MissingPackageError: `backend="pydensecrf"` and pydensecrf is not installed.
+        UsageError: a parameter is outside its range.
     """
 
     max_pixels: ClassVar[int] = MAX_PIXELS
@@ -72,15 +72,18 @@ class DenseCRF(CRFParameters):
         if self.backend not in ENGINES:
             raise ValueError(f"backend must be one of {', '.join(ENGINES)}, got {self.backend!r}")
         if self.backend == "pydensecrf":
-            import_pydensecrf()  # better now than after the first image
+            import_pydensecrf()  # fail here, not after the first image was predicted
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "DenseCRF":
-        """A DenseCRF with published parameters: `DenseCRF.preset("deeplab_v2_resnet101", workers=2)`.
+        """Return a DenseCRF with published parameters: `DenseCRF.preset("deeplab_v2_resnet101", workers=2)`.
 
         Args:
-            name: One of `segkit.crf.PRESETS`, where the sources stand.
-            changes: Arguments of DenseCRF that differ from the preset's.
+            name: A name from `segkit.crf.PRESETS`, which also names the sources.
+            changes: Arguments of DenseCRF that replace those of the preset.
+
+        Raises:
+            UsageError: there is no preset of that name.
         """
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
@@ -89,18 +92,18 @@ class DenseCRF(CRFParameters):
         return cls(**{**vars(PRESETS[name]), **changes})
 
     def __call__(self, probs: Array, image: Array) -> Array:
-        """Refines one image or a batch.
+        """Refine one image or a batch.
 
         Args:
             probs: (C, H, W) or (N, C, H, W) probabilities that sum to 1 over the classes.
             image: (H, W, 3) or (N, H, W, 3) uint8 RGB.
 
         Returns:
-            Probabilities like `probs`, float32, of the same kind (numpy or torch).
+            Refined probabilities, float32, with the shape and kind (numpy or torch) of `probs`.
 
         Raises:
-            ValueError: a wrong shape or type, values that are not probabilities.
-            RuntimeError: a worker died.
+            UsageError: the shape or type is wrong, or the values are not probabilities.
+            MachineError: a worker died.
         """
         values = check_probs(probs)
         pixels = check_image(image, values)
@@ -110,13 +113,16 @@ class DenseCRF(CRFParameters):
         return _like(probs, torch.stack([future.result() for future in futures]) if futures else values)
 
     def submit(self, probs: Array, image: Array) -> "Future[Array]":
-        """Refines one image in a worker, while the caller goes on with the models of the next.
+        """Refine one image in a worker, so that the caller can continue with the next image.
 
-        Without workers the result is there when this returns.
+        Without workers, the image is refined before this returns.
 
         Args:
-            probs: (C, H, W).
-            image: (H, W, 3).
+            probs: (C, H, W) probabilities that sum to 1 over the classes.
+            image: (H, W, 3) uint8 RGB.
+
+        Raises:
+            UsageError: as for `__call__`.
         """
         values = check_probs(probs)
         if values.ndim != 3:
@@ -124,7 +130,7 @@ class DenseCRF(CRFParameters):
         return then(self._submit(values, check_image(image, values)), partial(_like, probs))
 
     def map(self, pairs: Iterable[tuple[Array, Array]]) -> Iterator[Array]:
-        """Refines pairs (probs, image) of any sizes, in order; few of them are in memory at a time."""
+        """Refine pairs (probs, image) of any sizes, in order; only a few of them are in memory at a time."""
         waiting: deque[Future[Array]] = deque()
         for probs, image in pairs:
             waiting.append(self.submit(probs, image))
@@ -134,7 +140,7 @@ class DenseCRF(CRFParameters):
             yield waiting.popleft().result()
 
     def close(self) -> None:
-        """Ends the workers and frees the last image's kernels; a later call starts anew."""
+        """End the workers and free the kernels of the last image; a later call starts them again."""
         for name in ("_pool", "_engine"):
             part = vars(self).pop(name, None)
             if isinstance(part, WorkerPool):
@@ -175,7 +181,7 @@ class DenseCRF(CRFParameters):
 
 
 def _restored(active: Tensor, probs: Tensor) -> Tensor:
-    """Puts the classes that were left out back, as zeros."""
+    """Add the skipped classes again, with the probability 0."""
     full = probs.new_zeros(len(active), *probs.shape[1:])
     full[active] = probs
     return full

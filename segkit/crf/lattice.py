@@ -1,4 +1,4 @@
-"""The permutohedral lattice: a Gaussian filter in few dimensions, in time that grows with the points alone."""
+"""The permutohedral lattice: Gaussian filtering in a few dimensions, in time linear in the number of points."""
 
 import math
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class WeightedSums(NamedTuple):
-    """A sparse matrix: each row of the result is a weighted sum of rows.
+    """A sparse matrix: each row of the product is a weighted sum of rows.
 
-    Sums run in the order of the indices, so that results are the same bits with any number of threads.
+    Sums run in the order of the indices, so results are bit for bit the same with any number of threads.
 
     Attributes:
-        indices: (R, K) int32, or (R * K,) with offsets.
-        weights: Of the same shape.
-        offsets: (R + 1,) where the indices of each row begin and the last ones end.
+        indices: (R, K) int32, or one dimension if there are offsets.
+        weights: Same shape as `indices`.
+        offsets: (R + 1,) start of the indices of each row, and the end of the last one; None if all have K.
     """
 
     indices: Tensor
@@ -31,19 +31,19 @@ class WeightedSums(NamedTuple):
 
 
 class Lattice:
-    """Sums of values over all points, weighted by a Gaussian of the distance and normalised on both sides.
+    """Filter values on points by a Gaussian of the distance, with symmetric normalisation.
 
     Source: Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010;
     normalisation D K D with D = 1 / sqrt(K 1): Krähenbühl & Koltun, "Parameter Learning and Convergent Inference
     for Dense Random Fields", 2013.
-    Differs: the paper's hash table is a sorted list of keys.
+    Differs: a sorted list of keys replaces the hash table of the paper.
 
     Args:
-        features: (d, N) float32 coordinates of the points, in standard deviations.
-        weight: What the sums are multiplied by.
+        features: (d, N) float32 coordinates of the points, in standard deviations of the Gaussian.
+        weight: Factor for the filtered values.
 
     Raises:
-        ValueError: the coordinates spread too far for 64-bit keys.
+        UsageError: the coordinates are too far apart for 64-bit keys.
     """
 
     def __init__(self, features: Tensor, weight: float = 1.0) -> None:
@@ -61,7 +61,7 @@ class Lattice:
         self._normalise(weight)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Filters values (N, C)."""
+        """Filter values (N, C); returns (N, C)."""
         points = self._splat(values)
         for blur in self._blurs:
             points = blur(points)
@@ -77,13 +77,13 @@ class Lattice:
 
 
 def _elevate(features: Tensor) -> Tensor:
-    """(d, N) -> (d+1, N): onto the plane of zero sum, where the blur has unit standard deviation."""
+    """Map (d, N) to (d+1, N) on the plane of zero sum, scaled so that the blur has unit standard deviation."""
     dims = len(features)
     scale = torch.tensor(math.sqrt(2 / 3) * (dims + 1), dtype=torch.float32)
     elevated = features.new_empty(dims + 1, features.shape[1])
     total = torch.zeros_like(features[0])
     for axis in range(dims, 0, -1):
-        # In float32 and in this order, as pydensecrf does it: on ties, one bit decides over the simplex.
+        # Same float32 operations in the same order as pydensecrf: on ties, one bit decides which simplex is chosen.
         value = features[axis - 1] * float(scale / torch.tensor(axis * (axis + 1.0)).sqrt())
         elevated[axis] = total - axis * value
         total = total + value
@@ -92,11 +92,11 @@ def _elevate(features: Tensor) -> Tensor:
 
 
 def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The simplex of each point.
+    """Find the lattice simplex that encloses each point.
 
     Returns:
-        (d+1, N) its lowest corner in units of d+1; (d+1, N) the rank of each coordinate above that corner, 0 for the
-        largest; (d+1, N) barycentric weights of its vertices, by the vertices' remainder.
+        Three (d+1, N) tensors: the lowest corner of the simplex, in units of d+1; the rank of each coordinate
+        relative to that corner, 0 for the largest; the barycentric weight of each vertex, by its remainder.
     """
     axes = len(elevated)
     corner = (elevated * (1 / axes)).round_()
@@ -113,7 +113,7 @@ def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rank(values: Tensor) -> Tensor:
-    """How many other coordinates are larger, (d+1, N) int8; of equal ones, the first comes first."""
+    """Count how many other coordinates are larger, (d+1, N) int8; among equal ones the first ranks first."""
     axes, count = values.shape
     rank = torch.arange(axes, dtype=torch.int8, device=values.device)[:, None].repeat(1, count)
     for i in range(axes):
@@ -125,20 +125,23 @@ def _rank(values: Tensor) -> Tensor:
 
 
 def _pack(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """Keys of the vertices, (d+1, N) int64, one row a remainder, and what a step along each axis adds to a key.
+    """Encode the vertices of the simplices as integer keys.
 
-    A vertex of remainder r has the coordinates (d+1) q + r, all with the same r: its key is r and q in mixed radix.
-    The last coordinate follows from the others.
+    A vertex of remainder r has coordinates (d+1) q + r with the same r on all axes. Its key is r and q in mixed
+    radix. The last coordinate is not stored, because the coordinates sum to zero.
+
+    Returns:
+        (d+1, N) int64 keys, one row per remainder, and the increment of the key for a step along each axis.
     """
     axes = len(corner)
     low, high = (bound(corner[:-1], 1).long() for bound in (torch.amin, torch.amax))
-    # One below for the vertices of this simplex, and one more on both sides for their neighbours.
+    # Room for one more below (the other vertices of a simplex), and one on each side (their neighbours).
     extent = (high - low + 4).tolist()
     strides = [math.prod(extent[axis + 1 :]) for axis in range(axes - 1)]
     volume = math.prod(extent)
     if volume * axes >= 2**63:
         raise ValueError("the sigmas are too small for this image: its lattice needs more than 64-bit keys")
-    # From each remainder to the next, the coordinate of the highest rank left falls back by one.
+    # From one remainder to the next, the remaining coordinate of highest rank goes down by one.
     step = torch.tensor([*strides, 0], device=corner.device)[:, None].expand(axes, corner.shape[1])
     step = torch.empty_like(rank, dtype=torch.int64).scatter_(0, rank.long(), step)
     keys = torch.empty_like(step)
@@ -149,9 +152,9 @@ def _pack(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _splat(order: Tensor, first: Tensor, weights: Tensor) -> WeightedSums:
-    """From the points to the lattice; one more row of it, the last, stays zero."""
+    """Return the map from points to lattice vertices, plus a last row that stays zero."""
     axes, count = weights.shape
-    # The remainder leads the key, so each stretch of `count` sorted keys belongs to one remainder.
+    # The remainder is the leading digit of the key, so each run of `count` sorted keys has one remainder.
     rows = torch.arange(0, axes * count, count, device=order.device)[:, None]
     pixels = (order.view(axes, count) - rows).flatten().int()
     offsets = F.pad(first.nonzero()[:, 0].int(), (0, 2), value=axes * count)
@@ -159,13 +162,13 @@ def _splat(order: Tensor, first: Tensor, weights: Tensor) -> WeightedSums:
 
 
 def _blurs(points: Tensor, strides: list[int]) -> list[WeightedSums]:
-    """Along each axis: half of both neighbours is added; a neighbour that is not there is the row of zeros."""
+    """Return, for each axis, the blur that adds half of both neighbours; a missing neighbour is the row of zeros."""
     count, axes = len(points), len(strides)
     *strides, volume = strides
     own = torch.arange(count + 1, dtype=torch.int32, device=points.device)
     weights = torch.tensor([1.0, 0.5, 0.5], device=points.device).repeat(count + 1, 1)
     padded = F.pad(points, (0, 1), value=-1)
-    # A step down takes 1 off all coordinates and adds d+1 to one: remainder r becomes r - 1, and 0 becomes d.
+    # A step down subtracts 1 from all coordinates and adds d+1 to one: remainder r becomes r - 1, and 0 becomes d.
     down = torch.where(points < volume, (axes - 1) * volume - sum(strides), -volume).add_(points)
     blurs = []
     for step in [*strides, 0]:
@@ -174,7 +177,7 @@ def _blurs(points: Tensor, strides: list[int]) -> list[WeightedSums]:
         lower = found.masked_fill_(padded[found] != target, count)
         rows = torch.full((count + 1, 3), count, dtype=torch.int32, device=points.device)
         rows[:, 0], rows[:-1, 1] = own, lower
-        rows[:, 2].scatter_(0, lower, own[:-1])  # who is above the row below
+        rows[:, 2].scatter_(0, lower, own[:-1])  # the upper neighbour of `lower` is this row
         rows[count, 2] = count
         blurs.append(WeightedSums(rows, weights))
     return blurs

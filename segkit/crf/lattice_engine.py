@@ -1,4 +1,4 @@
-"""The CRF in plain torch, on the permutohedral lattice: CPU and CUDA, no compiler."""
+"""Dense CRF in plain torch on the permutohedral lattice, for CPU and CUDA, without a compiler."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from segkit.crf.pydensecrf_engine import CLIP
 
 
 class LatticeEngine:
-    """Mean-field inference with symmetric normalisation, step for step that of pydensecrf.
+    """Run mean-field inference with symmetric normalisation, with the same steps as pydensecrf.
 
-    The last image's appearance kernel and the last size's smoothness kernel are kept for the next call.
+    Keeps the appearance kernel of the last image and the smoothness kernel of the last size for the next call.
 
     Args:
-        parameters: Steps and kernels.
-        tolerance: Stop as soon as a step changes less than this share of the labels; 0 never stops early.
+        parameters: Number of steps, and the kernels.
+        tolerance: Stop when a step changes less than this share of the labels; 0 never stops early.
     """
 
     def __init__(self, parameters: CRFParameters, tolerance: float = 0.0) -> None:
@@ -26,7 +26,7 @@ class LatticeEngine:
 
     @torch.no_grad()
     def __call__(self, probs: Tensor, image: Tensor) -> Tensor:
-        """Refines probabilities (C, H, W) by the image (H, W, 3) uint8, on their device."""
+        """Refine probabilities (C, H, W) by the image (H, W, 3) uint8, on their device."""
         kernels = self._kernels(image)
         logits = probs.clamp(CLIP, 1).log_().flatten(1).t().contiguous()  # (H*W, C)
         q, labels = _softmax_(logits.clone()), None
@@ -53,7 +53,7 @@ class LatticeEngine:
     def _smoothness_kernel(self, image: Tensor) -> Lattice:
         p, key = self.parameters, (image.shape, image.device)
         if self._smoothness is None or self._smoothness[0] != key:
-            self._smoothness = None  # before the next one is built: two need not be in memory
+            self._smoothness = None  # freed first, so that two kernels are never in memory
             self._smoothness = key, Lattice(_positions(image) / p.gaussian_sigma, p.gaussian_weight)
         return self._smoothness[1]
 
@@ -68,14 +68,14 @@ class LatticeEngine:
 
 
 def _positions(image: Tensor) -> Tensor:
-    """x and y of each pixel, (2, H*W)."""
+    """Return x and y of each pixel, (2, H*W)."""
     height, width = (torch.arange(n, dtype=torch.float32, device=image.device) for n in image.shape[:2])
     y, x = torch.meshgrid(height, width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()])
 
 
 def _softmax_(logits: Tensor) -> Tensor:
-    """Softmax over the classes of (N, C), in place; torch's own is five times slower on rows this short."""
+    """Compute the softmax of (N, C) over the classes in place; `torch.softmax` is five times slower on short rows."""
     logits -= logits.amax(1, keepdim=True)
     logits.exp_()
     return logits.div_(logits.sum(1, keepdim=True))

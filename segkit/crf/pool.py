@@ -1,4 +1,4 @@
-"""Processes that refine images beside the caller's: pydensecrf holds the interpreter's lock, so threads do not help."""
+"""Refine images in other processes: pydensecrf holds the interpreter lock, so threads would not help."""
 
 import multiprocessing
 import os
@@ -16,15 +16,15 @@ from torch import Tensor
 Engine = Callable[[Tensor, Tensor], Tensor]
 Result = TypeVar("Result")
 
-_engine: Engine  # of a worker
+_engine: Engine  # set in each worker
 
 
 class WorkerPool:
-    """A pool that starts with the first image, stays for the next ones and ends with its owner.
+    """Hold worker processes, which start with the first image and end with `close` or with the pool.
 
     Args:
         workers: Number of processes.
-        make_engine: Gives a worker its engine; sent to the worker by pickle.
+        make_engine: Function that creates the engine of a worker; it is sent to the worker by pickle.
     """
 
     def __init__(self, workers: int, make_engine: Callable[[], Engine]) -> None:
@@ -33,7 +33,7 @@ class WorkerPool:
         self._executor: ProcessPoolExecutor | None = None
 
     def submit(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
-        """Refines (C, H, W) by (H, W, 3) in a worker."""
+        """Refine probabilities (C, H, W) by the image (H, W, 3) in a worker."""
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self.workers, multiprocessing.get_context("spawn"), _start_worker, (self.make_engine,)
@@ -45,7 +45,7 @@ class WorkerPool:
         return then(done, torch.from_numpy, self._death)
 
     def close(self) -> None:
-        """Ends the workers after the images that they are at; images not begun are cancelled."""
+        """End the workers when their current images are done, and cancel the waiting images."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(cancel_futures=True)
@@ -55,21 +55,21 @@ class WorkerPool:
             return error
         self._executor = None  # the next image starts new workers
         return RuntimeError(
-            "a worker of DenseCRF ended before its image was done: it was killed (out of memory?), or the script that "
-            'started it lacks `if __name__ == "__main__":`'
+            "a worker of DenseCRF ended before its image was done: either it was killed (out of memory?), or the "
+            'script needs `if __name__ == "__main__":` around its code'
         )
 
 
 def then(
     future: "Future", function: Callable[..., Result], on_error: Callable[[BaseException], BaseException] | None = None
 ) -> "Future[Result]":
-    """A Future of `function` of another Future's result."""
+    """Return a Future of `function(result)`, for the result of another Future."""
     result: Future = Future()
 
     def finish(done: "Future") -> None:
         try:
             result.set_result(function(done.result()))
-        except BaseException as error:  # of any kind: it belongs to whoever asks for the result
+        except BaseException as error:  # any error belongs to the caller that asks for the result
             result.set_exception(on_error(error) if on_error else error)
 
     future.add_done_callback(finish)
@@ -78,14 +78,14 @@ def then(
 
 def _start_worker(make_engine: Callable[[], Engine]) -> None:
     global _engine
-    torch.set_num_threads(1)  # one core a worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)  # one core per worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _engine = make_engine()
 
 
 def _end_with_parent() -> None:
-    # A parent that is killed closes no pool, and a worker that waits for work would wait for ever.
+    # A killed parent cannot close its pool, and its workers would wait for work forever.
     multiprocessing.parent_process().join()
     os._exit(1)
 

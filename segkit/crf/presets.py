@@ -1,4 +1,4 @@
-"""Parameters of the dense CRF's two kernels, and published sets of them by name."""
+"""Parameters of the dense CRF, and published sets of them by name."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """What the CRF computes: steps, and reach and weight of the smoothness and the appearance kernel."""
+    """Number of steps, and the smoothness and appearance kernels; `DenseCRF` explains each parameter.
+
+    Raises:
+        UsageError: a parameter is outside its range.
+    """
 
     iterations: int = 10
     gaussian_sigma: float = 3.0
@@ -28,16 +32,16 @@ class CRFParameters:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
 
 
-# Iterations; sigma and weight of the smoothness kernel; sigma, colour sigma and weight of the appearance kernel.
-# Distances are pixels of the images that the values were found on: for images twice the size, double them.
+# Order: iterations; sigma and weight of the smoothness kernel; sigma, colour sigma and weight of the appearance kernel.
+# Sigmas are in pixels of the images on which they were tuned: double them for images of twice the size.
 PRESETS: dict[str, CRFParameters] = {
-    # The recycled-waste solutions that segkit grew from, 512 x 512.
+    # The recycled-waste solutions that segkit grew from, for images of 512 x 512.
     "seed": CRFParameters(10, 3, 10, 10, 5, 10),
     # Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", 2014,
-    # arXiv 1412.7062: the values in run_densecrf.sh of its released code (DeepLab-LargeFOV). The paper, section 4,
-    # fixes the smoothness kernel at 3, 3 and searches the other in 50-100, 3-10, 3-6.
+    # arXiv 1412.7062: values from run_densecrf.sh in its released code (DeepLab-LargeFOV). Section 4 of the paper
+    # fixes the smoothness kernel at 3, 3 and searches the appearance kernel in 50-100, 3-10, 3-6.
     "deeplab_v1": CRFParameters(10, 3, 3, 49, 5, 4),
-    # Chen et al., "DeepLab", 2016, arXiv 1606.00915, in the values of its released models, 513 x 513.
+    # Chen et al., "DeepLab", 2016, arXiv 1606.00915, values of its released models, for images of 513 x 513.
     "deeplab_v2_vgg16": CRFParameters(10, 2, 2, 65, 3, 4),
     "deeplab_v2_resnet101": CRFParameters(10, 1, 3, 67, 3, 4),
     # The example in the README of github.com/lucasb-eyer/pydensecrf.

@@ -1,4 +1,4 @@
-"""The CRF by pydensecrf: C++, one thread, one image at a time."""
+"""Dense CRF by pydensecrf: C++, one thread, one image at a time."""
 
 import importlib
 from types import ModuleType
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from segkit.crf.presets import CRFParameters
 
-CLIP = 1e-5  # of probabilities, before the logarithm; pydensecrf's own value
+CLIP = 1e-5  # lower limit of probabilities before the logarithm, as in pydensecrf
 
 
 class PydensecrfEngine:
-    """Mean-field inference by pydensecrf; the kernels of the last image are kept for the next call.
+    """Run mean-field inference with pydensecrf. Keeps the kernels of the last image for the next call.
 
     Args:
-        parameters: Steps and kernels.
-        tolerance: Stop as soon as a step changes less than this share of the labels; 0 never stops early.
+        parameters: Number of steps, and the kernels.
+        tolerance: Stop when a step changes less than this share of the labels; 0 never stops early.
 
     Raises:
-        ImportError: pydensecrf is not installed.
+        MissingPackageError: pydensecrf is not installed.
     """
 
     def __init__(self, parameters: CRFParameters, tolerance: float = 0.0) -> None:
@@ -30,17 +30,17 @@ class PydensecrfEngine:
         self._crf = self._image = self._classes = None
 
     def __call__(self, probs: Tensor, image: Tensor) -> Tensor:
-        """Refines probabilities (C, H, W) by the image (H, W, 3) uint8, on the CPU."""
+        """Refine probabilities (C, H, W) by the image (H, W, 3) uint8, on the CPU."""
         classes = len(probs)
         crf = self._with_kernels(classes, image.numpy())
         unary = probs.clamp(CLIP, 1).log_().neg_().reshape(classes, -1)
-        crf.setUnaryEnergy(unary.numpy())  # it wants contiguous, writable buffers; these are new
+        crf.setUnaryEnergy(unary.numpy())  # pydensecrf needs contiguous, writable buffers
         q = torch.from_numpy(self._infer(crf))  # (H*W, C)
         return q.t().reshape(probs.shape)
 
     def _with_kernels(self, classes: int, image: np.ndarray) -> object:
         if self._classes != classes or self._image is None or not np.array_equal(self._image, image):
-            self._crf = None  # before the next one is built: two lattices need not be in memory
+            self._crf = None  # freed first, so that two lattices are never in memory
             self._image, self._classes = np.array(image, order="C"), classes
             self._crf = self._build(classes, self._image)
         return self._crf
@@ -68,7 +68,7 @@ class PydensecrfEngine:
 
 
 def import_pydensecrf() -> ModuleType:
-    """The module pydensecrf.densecrf, or an ImportError that names the package to install."""
+    """Import pydensecrf.densecrf, or raise an error that names the package to install."""
     try:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:

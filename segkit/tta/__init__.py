@@ -1,4 +1,4 @@
-"""Test-time augmentation: views of an image, their exact inverses, a running merge."""
+"""Test-time augmentation: predict several views of an image, undo the views, and merge the predictions."""
 
 from segkit.tta.engine import TTA, Member, Uncertainty
 from segkit.tta.merge import MERGES, Merge

@@ -1,4 +1,4 @@
-"""TTA: runs models over the views of images and merges what they say."""
+"""TTA: run models on several views of each image and merge the predictions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from segkit.tta.merge import MERGES, Accumulator
 from segkit.tta.views import TURNS, View, turns_of
 
-LARGEST_ON_CPU, LARGEST_ON_GPU = 400_000, 4 * 2**20  # pixels of a batch
+LARGEST_ON_CPU, LARGEST_ON_GPU = 400_000, 4 * 2**20  # default limits on the pixels of a batch
 
 
 class Member(NamedTuple):
-    """A model of an ensemble, and what turns RGB images (N, 3, H, W) float32 in 0..255 into its input."""
+    """A model of an ensemble.
+
+    Attributes:
+        model: Module that maps its input (N, 3, H, W) to logits (N, C, H, W).
+        prepare: Function from RGB images (N, 3, H, W) float32 in 0..255 to the input of the model.
+        weight: Weight of the model in the average.
+    """
 
     model: nn.Module
     prepare: Callable[[Tensor], Tensor]
@@ -25,11 +31,11 @@ class Member(NamedTuple):
 
 
 class Uncertainty(NamedTuple):
-    """What the views of images agree on, and how far.
+    """Mean prediction of the views, and how much the views differ.
 
     Attributes:
-        probs: (N, C, H, W) mean probabilities.
-        std: (N, H, W) standard deviation, over the views, of the likeliest class's probability.
+        probs: (N, C, H, W) mean probabilities of the views.
+        std: (N, H, W) standard deviation over the views of the probability of the most likely class.
         entropy: (N, H, W) entropy of the mean probabilities, in nats.
     """
 
@@ -40,24 +46,29 @@ class Uncertainty(NamedTuple):
 
 @dataclass(frozen=True)
 class TTA:
-    """Test-time augmentation: `TTA(scales=(0.75, 1.0, 1.25), flips="v")(model, images)`.
+    """Apply test-time augmentation: `TTA(scales=(0.75, 1.0, 1.25), flips="v")(model, images)`.
 
-    Each scale is resized from the image itself, once, and what it gives is resized to the image's exact
-    size. The turns of one scale run as one batch. `print(tta)` lists the views.
+    The views are all combinations of scales, brightness factors and turns. Each scale is resized from the
+    original image, and its prediction is resized back to the exact size of the image. The turns of one scale
+    run as one batch. `print(tta)` lists the views.
 
     Args:
-        scales: Factors of height and width.
-        flips: `none`, `h`, `v`, `hv` (both, and both at once), `d4` (with the quarter turns), or names of
-            `segkit.tta.TURNS`. The image as it is always takes part, and nothing takes part twice.
-        brightness: Factors of the RGB values, clipped at white.
-        merge: Of the views' probabilities: `mean`; `gmean`, the geometric mean, which is the softmax of the
-            mean logits; `max` and `min`, scaled to sum to 1; `vote`, the share of views that name the class;
-            `sharpened`, the mean of the squares, scaled to sum to 1. `logits` gives the mean logits.
-        align_corners: Of the resizing, as in `torch.nn.functional.interpolate`.
-        multiple: The sides of scaled images are multiples of this, for models that take no others.
-        fit: How: `resize` rounds the size, `pad` repeats the border at the right and below.
-        max_pixels: Pixels of a batch, beyond which the turns of a scale run apart. By default 4 million on a GPU; on a
-            CPU 400,000, since the maps of a larger batch leave the processor's caches and it takes longer.
+        scales: Factors for height and width.
+        flips: `none`, `h`, `v`, `hv` (h, v and both together), `d4` (all flips and quarter turns), or names
+            from `segkit.tta.TURNS`. The unchanged image is always a view, and no view occurs twice.
+        brightness: Factors for the RGB values; the results are clipped at 255.
+        merge: How the views are merged. `mean`: mean of the probabilities. `gmean`: their geometric mean,
+            which is the softmax of the mean logits. `max`, `min`: scaled to sum to 1. `vote`: share of the
+            views in which the class is the most likely one. `sharpened`: mean of the squared probabilities,
+            scaled to sum to 1. `logits`: mean of the logits.
+        align_corners: Option of the resizing, as in `torch.nn.functional.interpolate`.
+        multiple: Make the sides of scaled images multiples of this, for models that need it.
+        fit: How to reach a multiple: `resize` rounds the size, `pad` repeats the right and lower border.
+        max_pixels: Largest batch, in pixels; more turns are split into several batches. By default 4 million on a
+            GPU and 400,000 on a CPU, where a larger batch no longer fits the cache and takes longer.
+
+    Raises:
+        UsageError: an unknown merge, fit, flip or turn, or a number that is out of range.
     """
 
     scales: Sequence[float] = (1.0,)
@@ -86,20 +97,25 @@ class TTA:
 
     @classmethod
     def preset(cls, name: str) -> "TTA":
-        """The test-time augmentations that segkit grew from, see `segkit.tta.engine.PRESETS`."""
+        """Return one of the test-time augmentations in `segkit.tta.engine.PRESETS`.
+
+        Raises:
+            UsageError: there is no preset of that name.
+        """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")
         return PRESETS[name]
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """Names of the turns, the identity first."""
+        """Names of the turns, with `identity` first."""
         return turns_of(self.flips)
 
     @property
     def views(self) -> tuple[View, ...]:
-        """What each model sees of an image: every one of these once."""
-        turns = sorted(self.turns, key=lambda name: TURNS[name].transposed)  # those of one shape run together
+        """All views of an image; every model predicts each of them once."""
+        # Turns with the same output shape are neighbours, because they run as one batch.
+        turns = sorted(self.turns, key=lambda name: TURNS[name].transposed)
         return tuple(View(*view) for view in product(self.scales, self.brightness, turns))
 
     def __str__(self) -> str:
@@ -109,38 +125,69 @@ class TTA:
         return f"{count} views: {' x '.join(named)}; {self.merge}" if count > 1 else f"1 view: scale {self.scales[0]:g}"
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> probabilities (N, C, H, W) float32; the model's mode is kept.
+        """Predict images with a single model.
+
+        The model runs in evaluation mode; its mode is restored afterwards.
+
+        Args:
+            model: Module that maps images to logits (N, C, H, W).
+            images: (N, 3, H, W) float, normalised as the model expects.
+
+        Returns:
+            (N, C, H, W) float32 probabilities, or logits if `merge="logits"`.
 
         Raises:
-            ValueError: `brightness` for a model without `preprocessing`, which says what white is.
+            UsageError: `brightness` is set but the model has no `preprocessing`, which defines white.
         """
-        return self.ensemble(*self._alone(model, images))
+        return self.ensemble(*self._as_single_member(model, images))
 
     @torch.inference_mode()
     def ensemble(self, members: Sequence[Member], images: Tensor) -> Tensor:
-        """RGB images (N, 3, H, W) float32 in 0..255 -> the weighted mean, or other merge, over members and views."""
+        """Predict images with several models and merge all members and views.
+
+        Args:
+            members: The models, with their preprocessing and weights.
+            images: (N, 3, H, W) RGB float32 in 0..255.
+
+        Returns:
+            (N, C, H, W) float32 probabilities, or logits if `merge="logits"`.
+        """
         total = Accumulator(MERGES[self.merge])
-        with _evaluating(members):
+        with _in_eval_mode(members):
             for scores, weight in self._scores(members, images, each=not total.merge.linear):
                 total.add(scores, weight)
         return total.result()
 
     @torch.inference_mode()
     def each(self, member: Member, images: Tensor) -> Iterator[Tensor]:
-        """RGB images (N, 3, H, W) float32 in 0..255 -> scores (N, C, H, W) of one view after another.
+        """Yield the prediction of each view, in the order of `views`.
 
-        They are the parts of the merge, as probabilities or logits, in the order of `views`.
+        Args:
+            member: The model, with its preprocessing.
+            images: (N, 3, H, W) RGB float32 in 0..255.
+
+        Yields:
+            (N, C, H, W) float32 at the size of the images: probabilities, or logits if the merge is `gmean` or
+            `logits`.
         """
-        with _evaluating([member]):
+        with _in_eval_mode([member]):
             for scores, _ in self._scores([member], images, each=True):
                 yield scores
 
     @torch.inference_mode()
     def uncertainty(self, model: nn.Module, images: Tensor) -> Uncertainty:
-        """Mean probabilities of normalised images (N, 3, H, W), and how far the views differ."""
-        members, images = self._alone(model, images)
+        """Return the mean probabilities of the views, and how much the views differ.
+
+        Args:
+            model: Module that maps images to logits (N, C, H, W).
+            images: (N, 3, H, W) float, normalised as the model expects.
+
+        Raises:
+            UsageError: as for `__call__`.
+        """
+        members, images = self._as_single_member(model, images)
         mean, squares, count = 0, 0, len(self.views)
-        with _evaluating(members):
+        with _in_eval_mode(members):
             for scores, _ in self._scores(members, images, each=True):
                 probs = scores if MERGES[self.merge].score is MERGES["mean"].score else scores.softmax(1)
                 mean, squares = mean + probs / count, squares + probs.square() / count
@@ -148,17 +195,15 @@ class TTA:
         variance = (squares - mean.square()).gather(1, likeliest)[:, 0]
         return Uncertainty(mean, variance.clamp(min=0).sqrt(), torch.special.entr(mean).sum(1))
 
-    def _alone(self, model: nn.Module, images: Tensor) -> tuple[list[Member], Tensor]:
+    def _as_single_member(self, model: nn.Module, images: Tensor) -> tuple[list[Member], Tensor]:
         if self.brightness == (1.0,):
-            return [Member(model, lambda x: x)], images  # all but brightness commutes with the normalisation
+            return [Member(model, lambda x: x)], images  # everything except brightness commutes with the normalisation
         if not hasattr(model, "preprocessing"):
-            raise ValueError(
-                "brightness needs a model with `preprocessing`, which says what its normalised images were"
-            )
+            raise ValueError("brightness needs a model with `preprocessing`, to undo the normalisation of its images")
         return [Member(model, model.preprocessing.normalise)], model.preprocessing.denormalise(images)
 
     def _scores(self, members: Sequence[Member], images: Tensor, *, each: bool) -> Iterator[tuple[Tensor, float]]:
-        """Scores at the images' size with their weight: view by view, or weighted and summed for each scale."""
+        """Yield scores at the size of the images with their weight: of each view, or weighted sums of each scale."""
         size = tuple(images.shape[-2:])
         for scale in self.scales:
             scaled = self._scaled(images, scale)
@@ -175,7 +220,7 @@ class TTA:
                 yield self._resized(whole, size), weights
 
     def _turned(self, model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-        """The scores (N, C, h, w) of each turn of (N, 3, h, w), as many in a batch as `max_pixels` allows."""
+        """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), batched as far as `max_pixels` allows."""
         n, _, height, width = inputs.shape
         spare = [-length % self.multiple if self.fit == "pad" else 0 for length in (height, width)]
         for transposed in (False, True):
@@ -197,7 +242,7 @@ class TTA:
         return torch.cat([model(part) for part in batch.split(rows)])
 
     def _largest_batch(self, images: Tensor) -> int:
-        """Pixels of a batch at most."""
+        """Return the largest number of pixels in a batch."""
         return self.max_pixels or (LARGEST_ON_CPU if images.device.type == "cpu" else LARGEST_ON_GPU)
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
@@ -214,7 +259,7 @@ class TTA:
 PRESETS: dict[str, TTA] = {
     "seed_vflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="v", merge="gmean"),
     "seed_hflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="h", merge="gmean", align_corners=True),
-    # a vertical flip x rotations by 0, 180 and 270 degrees: six different turns
+    # A vertical flip times rotations by 0, 180 and 270 degrees makes six different turns.
     "seed_turns_multiscale": TTA(
         scales=(0.75, 1.0, 1.25, 1.5), flips=("v", "rot180", "rot270", "h", "transpose"), merge="gmean"
     ),
@@ -227,7 +272,7 @@ def _short(value: float | str) -> str:
 
 
 @contextmanager
-def _evaluating(members: Sequence[Member]) -> Iterator[None]:
+def _in_eval_mode(members: Sequence[Member]) -> Iterator[None]:
     modes = [(member.model, member.model.training) for member in members]
     for model, _ in modes:
         model.eval()

@@ -1,4 +1,4 @@
-"""Merges of views, each as a running accumulator: memory does not grow with the number of views."""
+"""Merge the predictions of views one at a time, so that memory does not grow with the number of views."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,14 +8,15 @@ from torch import Tensor
 
 
 class Merge(NamedTuple):
-    """How the views of an image become one map.
+    """A rule that merges the predictions of views.
 
     Attributes:
-        score: Logits (N, C, h, w) of a view -> what is resized to the image.
-        view: What is taken of it there.
-        combine: `sum` (weighted), `max` or `min`.
-        finish: The weighted mean, or the extreme, of all views -> the result.
-        linear: Nothing between `score` and the sum, so that views of one size are summed before the resize.
+        score: Maps the logits (N, C, h, w) of a view to the scores that are resized to the image.
+        view: Maps the resized scores to the values that are combined.
+        combine: How values are combined: `sum` (weighted), `max` or `min`.
+        finish: Maps the weighted mean, the maximum or the minimum of the values to the result.
+        linear: True if nothing comes between `score` and the sum. Views of the same size can then be summed
+            before the resize.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -29,7 +30,7 @@ class Merge(NamedTuple):
 
 
 class Accumulator:
-    """Takes the views one after another; float32."""
+    """Merge views one after another, in float32."""
 
     def __init__(self, merge: Merge) -> None:
         self.merge = merge
@@ -37,7 +38,12 @@ class Accumulator:
         self.weight = 0.0
 
     def add(self, scores: Tensor, weight: float) -> None:
-        """Adds scores (N, C, H, W), which may be overwritten; already weighted where the merge is linear."""
+        """Add the scores of one view, or the sum of several if the merge is linear.
+
+        Args:
+            scores: (N, C, H, W), may be overwritten. Already multiplied by `weight` if the merge is linear.
+            weight: Weight of the scores.
+        """
         values = self.merge.view(scores)
         self.weight += weight
         if self.merge.combine != "sum":
@@ -48,7 +54,7 @@ class Accumulator:
             self.total = values if self.total is None else self.total.add_(values)
 
     def result(self) -> Tensor:
-        """The merged map (N, C, H, W)."""
+        """Return the merged prediction (N, C, H, W)."""
         total = self.total / self.weight if self.merge.combine == "sum" else self.total
         return self.merge.finish(total)
 
@@ -75,8 +81,8 @@ def _sharpen(probs: Tensor) -> Tensor:
 
 MERGES: dict[str, Merge] = {
     "mean": Merge(_softmax, _same, "sum", _same),
-    # The logarithm of a probability is the logit less something that all classes share: the softmax of the mean
-    # logits is the geometric mean, without underflow.
+    # A log-probability is the logit minus a constant that all classes share. The softmax of the mean logits is
+    # therefore the geometric mean of the probabilities, and it cannot underflow.
     "gmean": Merge(_same, _same, "sum", _softmax),
     "logits": Merge(_same, _same, "sum", _same),
     "max": Merge(_softmax, _same, "max", _to_sum_1),

@@ -1,4 +1,4 @@
-"""Views of an image: the eight symmetries of the square, scales, brightness."""
+"""Views of an image: the eight symmetries of the square, with scales and brightness."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,24 +8,35 @@ from torch import Tensor
 
 
 class Turn(NamedTuple):
-    """A symmetry of the square: first the transposition, then the flips."""
+    """A symmetry of the square: an optional transposition, then flips.
+
+    Attributes:
+        transposed: Whether height and width are swapped.
+        flipped: Axes of (N, C, H, W) to flip after the transposition.
+    """
 
     transposed: bool
-    flipped: tuple[int, ...]  # axes of (N, C, H, W)
+    flipped: tuple[int, ...]
 
     def apply(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same, or (N, C, W, H) where the turn transposes."""
+        """Turn (N, C, H, W); the result is (N, C, W, H) if the turn transposes."""
         x = x.transpose(2, 3) if self.transposed else x
         return x.flip(self.flipped) if self.flipped else x
 
     def undo(self, x: Tensor) -> Tensor:
-        """The exact inverse of `apply`."""
+        """Invert `apply` exactly."""
         x = x.flip(self.flipped) if self.flipped else x
         return x.transpose(2, 3) if self.transposed else x
 
 
 class View(NamedTuple):
-    """One pass of a model: the image at a scale, brightened, turned."""
+    """One view of an image: a scale, a brightness factor and a turn.
+
+    Attributes:
+        scale: Factor for height and width.
+        brightness: Factor for the RGB values.
+        turn: A name from `TURNS`.
+    """
 
     scale: float
     brightness: float
@@ -53,7 +64,11 @@ FLIPS: dict[str, tuple[str, ...]] = {
 
 
 def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of the turns, each once and the identity first."""
+    """Return the names of the turns, without repetition and with `identity` first.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
     if isinstance(flips, str):
         if flips not in FLIPS:
             raise ValueError(f"unknown flips {flips!r}, expected one of {', '.join(FLIPS)}, or names of turns")

@@ -156,9 +156,9 @@ def wrong_inputs():
         (probs, image[:-1], "uint8 RGB"),
         (probs, torch.from_numpy(image / 255), "got torch.float64"),
         (probs, image.tolist(), "got list"),
-        (probs * 3 - 1, image, "not logits"),
+        (probs * 3 - 1, image, "softmax first"),
         (probs / 2, image, "sum to 1"),
-        (nan, image, "hold no NaN"),
+        (nan, image, "without NaN"),
         (probs[:, :0], image[:0], "1 to"),
         (np.broadcast_to(np.float32(1), (1, 30000, 30000)), image, "tile larger images"),
     ]

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.cli.errors import DATA, reported_errors
+from segkit.cli.process import errors_as_sentences
 from segkit.config import CheckConfig, parse_args
+from segkit.errors import DataError, UsageError
+from segkit.labels import BACKGROUND
 
 if TYPE_CHECKING:
     from segkit.data.check import SetReport
@@ -18,18 +20,18 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("check"):
+    with errors_as_sentences("check", CheckConfig):
         reports = check_data(parse_args(CheckConfig, argv, prog="segkit check"))
     if any(report.count("error") for report in reports):
-        sys.exit(DATA)
+        sys.exit(DataError.exit_code)
 
 
 def check_data(config: CheckConfig) -> list["SetReport"]:
     """Prints the tables, writes CSVs and pictures, and gives the reports."""
     from segkit.cli.check_pictures import save_pictures
     from segkit.cli.check_tables import class_table, describe, finding_lines, write_tables
-    from segkit.cli.run_folder import create_run_folder
     from segkit.data.check import check
+    from segkit.runs import create_run_folder
 
     sets = _open_sets(config)
     out = create_run_folder(config.out, "check")
@@ -67,7 +69,6 @@ def _open_coco(
 ) -> "CheckedSet":
     """A COCO file; `categories` are the names of those before it, whose labels it takes."""
     from segkit.cli.sources import ALLOWED
-    from segkit.data.coco import BACKGROUND
     from segkit.data.coco_file import Allowed, read_coco
     from segkit.data.coco_images import find_shared_files
     from segkit.data.measure import CheckedSet
@@ -106,14 +107,14 @@ def _reading(config: CheckConfig) -> "Reading":
 def _each(given: Sequence[Path], data: Sequence[Path], flag: str) -> Sequence[Path | None]:
     """One folder for each of the sources: the only one given, or all of them."""
     if len(given) not in (0, 1, len(data)):
-        raise ValueError(f"{flag} needs one folder, or one for each of the {len(data)} JSON files, got {len(given)}")
+        raise UsageError(f"{flag} needs one folder, or one for each of the {len(data)} JSON files, got {len(given)}")
     return (list(given) or [None]) * (1 if len(given) > 1 else len(data))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as few as tell them apart."""
     if len(set(paths)) < len(paths):
-        raise ValueError("the same file is given twice")
+        raise UsageError("the same file is given twice")
     whole = [(path.with_suffix("") if path.suffix.lower() == ".json" else path).absolute().parts for path in paths]
     for length in range(1, max(map(len, whole))):
         names = ["/".join(parts[-length:]) for parts in whole]

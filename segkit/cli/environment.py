@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit._version import __version__
-from segkit.cli.devices import count_cores
+from segkit.workflows.devices import count_cores
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.cli.errors import reported_errors
+from segkit.cli.process import errors_as_sentences
 from segkit.config import EvaluateConfig, ScoreConfig, parse_args
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("evaluate"):
+    with errors_as_sentences("evaluate", EvaluateConfig):
         evaluate(parse_args(EvaluateConfig, argv, prog="segkit evaluate"))
 
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Prints the scores and writes them; gives the folder."""
     from segkit.cli.predictors import with_members
-    from segkit.cli.run_folder import create_run_folder
     from segkit.cli.scored_data import open_scored
+    from segkit.runs import create_run_folder
 
     config = with_members(config)
     data = open_scored(config)
@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> Path:
 
 def open_predictor(config: ScoreConfig, data: "SegmentationDataset") -> "Predictor":
     """The models of --weights, whose classes must be those of the data."""
-    from segkit.cli.devices import pick_device, pick_workers
+    from segkit.workflows.devices import pick_device, pick_workers
     from segkit.cli.predictors import load_predictor, with_members
     from segkit.cli.scored_data import check_model_classes
     from segkit.models.model_file import find_model_file

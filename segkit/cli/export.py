@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segkit.cli.errors import reported_errors
+from segkit.cli.process import errors_as_sentences
 from segkit.config import ExportConfig, parse_args
+from segkit.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("export"):
+    with errors_as_sentences("export", ExportConfig):
         export(parse_args(ExportConfig, argv, prog="segkit export"))
 
 
@@ -20,9 +21,9 @@ def export(config: ExportConfig) -> Path:
     source = find_model_file(config.model)
     target = config.onnx or source.with_suffix(".onnx")
     if target.is_dir():
-        raise ValueError(f"{target} is a folder; --onnx takes a file")
+        raise UsageError(f"{target} is a folder; --onnx takes a file")
     if target.exists() and not config.overwrite:
-        raise ValueError(f"{target} exists already; choose another --onnx, or replace it by --overwrite")
+        raise UsageError(f"{target} exists already; choose another --onnx, or replace it by --overwrite")
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"model  {source}")
     difference = export_onnx(load_model(source), target)

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 def sum_up(config: TrainConfig, folds: "Folds", out: Path) -> None:
     """Scores every image by the model that has not seen it; prints tables and the infer command, and writes them."""
-    from segkit.cli.devices import pick_device
+    from segkit.workflows.devices import pick_device
     from segkit.inference.writers import write_table
     from segkit.training import autocast
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.cli.errors import reported_errors
+from segkit.cli.process import errors_as_sentences
 from segkit.config import FoldsConfig, parse_args
+from segkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ RANDOM_SPLITS = 10
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("folds"):
+    with errors_as_sentences("folds", FoldsConfig):
         make_folds(parse_args(FoldsConfig, argv, prog="segkit folds"))
 
 
@@ -48,10 +49,10 @@ def _check_input(config: FoldsConfig, old: Sequence[Path]) -> None:
     files = (config.data, *config.train_only)
     for file in files:
         if file.resolve() in [path.resolve() for path in old]:
-            raise ValueError(f"{file} is a fold file in --out and would be replaced; choose another --out")
+            raise UsageError(f"{file} is a fold file in --out and would be replaced; choose another --out")
     elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
     if elsewhere and config.images is None:
-        raise ValueError(
+        raise UsageError(
             f"{elsewhere[0]} and {config.data} lie in two folders; say by --images from which folder the file names "
             "of both start"
         )
@@ -71,7 +72,6 @@ def _groups(config: FoldsConfig, source: "FoldSource") -> "np.ndarray":
 
 def _group_labels(source: "FoldSource", key: str) -> list[str | None]:
     """The images' values of the key; a train-only image may lack it."""
-    from segkit.data.images import DataError
 
     values = [image.get(key) for image in source.images]
     for image, value, only in zip(source.images, values, source.train_only, strict=True):

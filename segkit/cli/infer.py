@@ -7,24 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.cli.errors import reported_errors
 from segkit.cli.infer_results import Result, conclude
+from segkit.cli.process import SOME_FAILED, errors_as_sentences
 from segkit.cli.shards import Shard, shard_of_this_process
 from segkit.config import InferConfig, parse_args
+from segkit.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
     from segkit.inference import Clock, PredictionWriter, Predictor, PseudoLabels, Segmented, SourceImage
 
-SOME_FAILED = 5  # exit code
 WRITERS = 2
 FILES = ("mask", "overlay", "probs")  # of --save: those that each image has of its own
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("infer"):
+    with errors_as_sentences("infer", InferConfig):
         failed = infer(parse_args(InferConfig, argv, prog="infer.py"))
     if failed:
         sys.exit(SOME_FAILED)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def infer(config: InferConfig) -> int:
     """Segments every image of the source; gives the number of images that could not be read."""
-    from segkit.cli.devices import pick_workers
+    from segkit.workflows.devices import pick_workers
     from segkit.cli.predictors import load_predictor, with_members
     from segkit.inference import Clock, PredictionWriter, segment
     from segkit.models.model_file import find_model_file
@@ -67,11 +67,11 @@ def infer(config: InferConfig) -> int:
 
 
 def _open_source(config: InferConfig) -> Sequence["SourceImage"]:
-    from segkit.cli.run_folder import DEMO
     from segkit.data import write_demo
     from segkit.data.images import Reading
     from segkit.inference import open_source
     from segkit.models import read_header
+    from segkit.runs import DEMO
 
     source = write_demo(DEMO)[1] if config.source is None else config.source
     class_names = read_header(config.weights[0])["class_names"]
@@ -83,7 +83,7 @@ def _open_source(config: InferConfig) -> Sequence["SourceImage"]:
 
 
 def _device(config: InferConfig, shard: Shard) -> "torch.device":
-    from segkit.cli.devices import pick_device
+    from segkit.workflows.devices import pick_device
 
     device = pick_device(config.device)
     several = shard.count > 1 and config.device == "auto" and device.type == "cuda"
@@ -91,7 +91,7 @@ def _device(config: InferConfig, shard: Shard) -> "torch.device":
 
 
 def _open_out(config: InferConfig) -> Path:
-    from segkit.cli.run_folder import create_run_folder
+    from segkit.runs import create_run_folder
 
     if config.skip_existing and config.out.is_dir():
         return config.out
@@ -141,7 +141,6 @@ def _divide(
 
 
 def _row_if_done(name: Path, writer: "PredictionWriter") -> dict[str, Any] | None:
-    from segkit.data import DataError
 
     try:
         return writer.row(name) if writer.is_done(name) else None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from segkit.config import PredictConfig
+from segkit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,8 @@ Config = TypeVar("Config", bound=PredictConfig)
 
 def with_members(config: Config) -> Config:
     """The settings with --weights for each model: by default the newest run; the folds of a run share its weight."""
-    from segkit.cli.run_folder import newest_run
     from segkit.models import find_folds
+    from segkit.runs import newest_run
 
     found = [find_folds(path) for path in config.weights or (newest_run(),)]
     shares = config.member_weights and [
@@ -76,14 +77,14 @@ def build_crf(words: Sequence[str] | None, workers: int = 0) -> "DenseCRF | None
         return None
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
-        raise ValueError(f"--crf takes one preset, got {' and '.join(names)}")
+        raise UsageError(f"--crf takes one preset, got {' and '.join(names)}")
     options = dict(word.split("=", 1) for word in words if "=" in word)
     types = {name: type(value) for name, value in vars(CRFParameters()).items()} | {"tolerance": float}
     for name, value in options.items():
         if name not in types:
-            raise ValueError(f"--crf has no parameter {name!r}, it has {', '.join(types)}")
+            raise UsageError(f"--crf has no parameter {name!r}, it has {', '.join(types)}")
         try:
             options[name] = types[name](value)
         except ValueError:
-            raise ValueError(f"--crf {name}={value}: expected a number") from None
+            raise UsageError(f"--crf {name}={value}: expected a number") from None
     return DenseCRF.preset(*(names or ["seed"]), workers=workers, **options)

@@ -194,7 +194,7 @@ def told(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _log.warning("warning: %s is left out: %s", file, f"{error}" or type(error).__name__)
+        _log.warning("%s is left out: %s", file, f"{error}" or type(error).__name__)
 
 
 def best_iou(state: "TrainState") -> list[float]:

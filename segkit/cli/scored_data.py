@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.config import ScoreConfig
+from segkit.errors import DataError
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
@@ -20,7 +21,6 @@ def open_scored(config: ScoreConfig) -> "SegmentationDataset":
 
 def check_model_classes(class_names: Sequence[str], data: "SegmentationDataset", weights: Path) -> None:
     """An error where a model was trained for other classes than those of the data."""
-    from segkit.data import DataError
 
     if tuple(class_names) != tuple(data.class_names):
         raise DataError(

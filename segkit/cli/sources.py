@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.config import LabelConfig
-from segkit.config.words import MAX_PIXELS
+from segkit.errors import DataError, UsageError
+from segkit.files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
@@ -43,7 +44,6 @@ def open_labelled(
     Raises:
         DataError: there are no images, none has an annotation, or one that is scored comes twice.
     """
-    from segkit.data import DataError
 
     data = open_data(
         paths,
@@ -122,25 +122,24 @@ def check_kinds(
     paths: Sequence[Path], roots: Roots, masks: Sequence[Path], naming: tuple[Path | None, Path | None]
 ) -> None:
     """An error where folders and files are given together with what belongs to the others alone."""
-    from segkit.data import DataError
 
     folders = [path for path in paths if path.is_dir()]
     if masks and len(folders) < len(paths):
         file = next(path for path in paths if path not in folders)
         raise DataError(f"{file} is no folder; with --masks the images come from folders alone")
     if masks and roots:
-        raise ValueError("--images belongs to JSON files; with --masks the folders of the images stand in their place")
+        raise UsageError("--images belongs to JSON files; with --masks the folders of the images stand in their place")
     if not masks and folders:
         raise DataError(f"{folders[0]} is a folder; give the folder of its masks by --masks, or a COCO JSON file")
     if not masks and any(naming):
-        raise ValueError("--class-names and --palette belong to --masks; a COCO JSON file names its classes itself")
+        raise UsageError("--class-names and --palette belong to --masks; a COCO JSON file names its classes itself")
 
 
 def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: str) -> list[Sequence[Path]]:
     """The folders of one flag: those of the first sources, then those of the next."""
     counts = [len(paths) for paths in sources]
     if given and len(given) != sum(counts):
-        raise ValueError(f"{flag} needs one folder for each of the {sum(counts)} sources, got {len(given)}")
+        raise UsageError(f"{flag} needs one folder for each of the {sum(counts)} sources, got {len(given)}")
     ends = list(accumulate(counts))
     return [given[end - count : end] for end, count in zip(ends, counts, strict=True)]
 

@@ -9,13 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.cli.errors import reported_errors
-from segkit.cli.run_lock import RunLock
+from segkit.cli.process import errors_as_sentences, reported_to_torchrun
 from segkit.cli.run_report import RunReport
 from segkit.cli.train_all_folds import train_all_folds
 from segkit.cli.train_data import load_data
 from segkit.cli.train_parts import architecture_of, build_loaders, build_loss, build_state
-from segkit.cli.train_ranks import recorded, tell_ranks, told_by_the_first
+from segkit.cli.train_ranks import tell_ranks, told_by_the_first
 from segkit.cli.train_rare import measure_rarity
 from segkit.cli.train_report import (
     describe,
@@ -39,6 +38,8 @@ from segkit.cli.train_resume import (
     settle,
 )
 from segkit.config import Setting, TrainConfig, parse_args, read_recipe, write_yaml
+from segkit.errors import UsageError
+from segkit.runs import RunLock
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
@@ -49,12 +50,12 @@ Load = Callable[[TrainConfig], tuple["SegmentationDataset", "SegmentationDataset
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default. Under torchrun, one process of several."""
-    recorded(run)(argv)
+    reported_to_torchrun(run)(argv)
 
 
 def run(argv: Sequence[str] | None) -> None:
     """Reads the settings, joins the other processes where there are some, and trains."""
-    with reported_errors("train"):
+    with errors_as_sentences("train", TrainConfig):
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         from segkit.training import ranks_of_torchrun
         from segkit.training.signals import save_signal_ignored
@@ -72,7 +73,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def _check_alone(ranks: "Ranks") -> None:
     if ranks.count > 1:
-        raise ValueError("--fold all trains in one process; under torchrun give each --fold by its number, one by one")
+        raise UsageError("--fold all trains in one process; under torchrun give each --fold by its number, one by one")
 
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
@@ -85,8 +86,8 @@ def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
 
 def train_demo(config: TrainConfig, ranks: "Ranks") -> None:
     """Draws the demo set, trains on it, and says how to go on."""
-    from segkit.cli.run_folder import DEMO
     from segkit.data import write_demo
+    from segkit.runs import DEMO
 
     print(f"DEMO: no --data given, so segkit draws a small data set of its own in {DEMO} and trains on it.")
     train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
@@ -118,7 +119,7 @@ def train(
 
 
 def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole: Path | None) -> Path:
-    from segkit.cli.devices import pick_device
+    from segkit.workflows.devices import pick_device
     from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
 
     if is_resumed(config):
@@ -186,7 +187,7 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
 
 def _check_folder(config: TrainConfig, *, is_new: bool) -> None:
     """What can be said of the run folder before the data is read."""
-    from segkit.cli.run_folder import check_free, check_writable
+    from segkit.runs import check_free, check_writable
 
     check_writable(config.out)
     if is_new:
@@ -197,7 +198,7 @@ def _open_run(
     config: TrainConfig, state: "TrainState", checkpoint: dict[str, Any] | None, lock: RunLock, ranks: "Ranks"
 ) -> Path:
     """Makes the run folder, when all the parts are there; or takes up the one to resume."""
-    from segkit.cli.run_folder import check_free, create_run_folder
+    from segkit.runs import check_free, create_run_folder
     from segkit.training import seed_all
 
     def open_folder() -> Path:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.cli.run_lock import RunLock
 from segkit.cli.train_data import open_folds
 from segkit.cli.train_resume import data_digests, fixed_settings, is_done, is_resumed, read_run
 from segkit.config import TrainConfig, write_yaml
+from segkit.errors import MissingFileError, UsageError
+from segkit.runs import RunLock
 
 if TYPE_CHECKING:
     from segkit.cli.train_folds import Folds
@@ -37,7 +38,7 @@ def train_all_folds(config: TrainConfig, train: Callable[..., Path]) -> Path:
 
 def _train_all_folds(config: TrainConfig, train: Callable[..., Path], lock: RunLock) -> Path:
     from segkit.cli.fold_summary import is_summed_up, sum_up
-    from segkit.cli.run_folder import check_writable
+    from segkit.runs import check_writable
 
     if is_resumed(config):
         lock.take(config.out)
@@ -89,7 +90,7 @@ def _finished_folds(config: TrainConfig) -> set[int]:
     from segkit.training.checkpoint import check_settings
 
     if not (config.out / SPLITS).is_file():
-        raise FileNotFoundError(f"nothing to resume: {config.out} is no run of --fold all, it has no {SPLITS}")
+        raise MissingFileError(f"nothing to resume: {config.out} is no run of --fold all, it has no {SPLITS}")
     done, digest = set(), data_digests(config)
     for fold in (i for i in range(config.folds) if _is_saved(config.out / f"fold{i}")):
         settings = _of_fold(config, config.out, fold)
@@ -97,7 +98,7 @@ def _finished_folds(config: TrainConfig) -> set[int]:
         now = fixed_settings(settings)
         check_settings({**content["settings"], "epochs": now["epochs"]}, now)
         if content["data"] != digest and not config.allow_data_change:
-            raise ValueError(
+            raise UsageError(
                 f"cannot resume: the data is not what fold {fold} was trained on (its files differ); "
                 "to go on with it nonetheless add --allow-data-change"
             )
@@ -109,15 +110,15 @@ def _finished_folds(config: TrainConfig) -> set[int]:
 def _open_whole(config: TrainConfig, folds: "Folds") -> Path:
     """Makes the folder of all folds, or takes up the one to resume, whose images must be divided as before."""
     from segkit.cli.fold_summary import remove_summary
-    from segkit.cli.run_folder import create_run_folder
+    from segkit.files import remove_leftovers, write_whole
     from segkit.models.model_file import SPLITS
-    from segkit.training.atomic_file import remove_leftovers, write_atomically
+    from segkit.runs import create_run_folder
 
     splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
     if is_resumed(config):
         out = config.out
         if [entry["val"] for entry in json.loads((out / SPLITS).read_text(encoding="utf-8"))] != folds.validated():
-            raise ValueError(
+            raise UsageError(
                 f"cannot resume: the images are no longer divided as {out / SPLITS} says, so that models would be "
                 "scored on what they have seen; begin a new run with another --out"
             )
@@ -125,7 +126,7 @@ def _open_whole(config: TrainConfig, folds: "Folds") -> Path:
     else:
         out = create_run_folder(config.out, "train")
         remove_leftovers(out, SPLITS)
-        write_atomically(out / SPLITS, json.dumps(splits, indent=1).encode())
+        write_whole(out / SPLITS, json.dumps(splits, indent=1), durable=True)
     write_yaml(replace(config, resume=False), out / "args.yaml")
     return out
 

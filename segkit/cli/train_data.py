@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.config import TrainConfig
+from segkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from segkit.cli.train_folds import Folds
@@ -64,7 +65,6 @@ def _open(
 def _check_classes(
     first: "SegmentationDataset", second: "SegmentationDataset", first_file: Path, second_file: Path
 ) -> None:
-    from segkit.data import DataError
 
     if first.class_names != second.class_names:
         raise DataError(
@@ -86,7 +86,7 @@ def _split_roots(config: TrainConfig) -> list[Sequence[Path] | None]:
         return [config.images or None] * 3
     files = sum(map(len, sources))
     if len(config.images) != files:
-        raise ValueError(
+        raise UsageError(
             f"--images needs one folder, or one for each of the {files} JSON files, got {len(config.images)}"
         )
     return [paths or None for paths in share_out(config.images, sources, "--images")]

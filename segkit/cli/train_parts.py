@@ -27,7 +27,7 @@ def build_loaders(
     ranks: "Ranks",
 ) -> tuple["Loader", "Loader"]:
     """The training and the validation loader of this process."""
-    from segkit.cli.devices import pick_workers
+    from segkit.workflows.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader
 
     workers = pick_workers(config.workers, ranks.count_here)

@@ -2,26 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from segkit.training import Ranks
-
-
-def recorded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command; under torchrun with a record of an unexpected error, which torchrun then shows of the first to fail.
-
-    What segkit itself reports is no traceback there either: its sentence is on the standard error.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return command
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(command)
 
 
 @contextmanager
@@ -30,7 +18,7 @@ def told_by_the_first(ranks: "Ranks") -> Iterator[None]:
     if ranks.is_first:
         yield
         return
-    from segkit.data.findings import DataWarning
+    from segkit.errors import DataWarning
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segkit.cli.errors import reported_errors
 from segkit.cli.evaluate import open_predictor, show_progress
+from segkit.cli.process import errors_as_sentences
 from segkit.config import TuneConfig, parse_args
+from segkit.errors import UsageError
 
 if TYPE_CHECKING:
     from segkit.cli.tune_plan import Plan
@@ -24,16 +25,16 @@ KEPT_BYTES = 2**30  # of mixtures in memory
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is the process's own by default."""
-    with reported_errors("tune"):
+    with errors_as_sentences("tune", TuneConfig):
         tune(parse_args(TuneConfig, argv, prog="segkit tune"))
 
 
 def tune(config: TuneConfig) -> "Plan":
     """Prints what each ingredient brings, and the infer command; gives the plan behind it."""
     from segkit.cli.predictors import with_members
-    from segkit.cli.run_folder import create_run_folder
     from segkit.cli.scored_data import open_scored
     from segkit.cli.tune_plan import first_plan, infer_command
+    from segkit.runs import create_run_folder
 
     config = with_members(config)
     data = open_scored(config)
@@ -62,7 +63,7 @@ def _check_early(config: TuneConfig, data: "SegmentationDataset") -> None:
 
     build_crf(config.crf)
     if config.folds > len(data):
-        raise ValueError(f"--folds must be no more than the {len(data)} images, got {config.folds}")
+        raise UsageError(f"--folds must be no more than the {len(data)} images, got {config.folds}")
 
 
 class PlanCounter:

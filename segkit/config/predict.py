@@ -8,7 +8,8 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers, default_of, expand_user
 from segkit.config.sources import LabelConfig
-from segkit.config.words import MAX_PIXELS, NO_CRF, CRFWords, Folder, OfClasses, Sources
+from segkit.config.words import NO_CRF, CRFWords, Folder, OfClasses, Sources
+from segkit.files import MAX_PIXELS
 
 
 @dataclass(frozen=True)

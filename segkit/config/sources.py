@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.words import MAX_PIXELS, Folders, Sources
+from segkit.config.words import Folders, Sources
+from segkit.files import MAX_PIXELS
 
 
 @dataclass(frozen=True)

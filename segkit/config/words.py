@@ -9,7 +9,6 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.typed import parse_any
 
-MAX_PIXELS = 178_956_970  # where Pillow refuses to open a file
 NO_CRF = (["off"], ["None"])
 
 

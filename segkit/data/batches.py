@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from segkit.errors import UsageError
+
 PADDING = 1  # marks a sample that counts for nothing
 
 
@@ -40,7 +42,7 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         ranks: int = 1,
     ) -> None:
         if batch_size % ranks:
-            raise ValueError(
+            raise UsageError(
                 f"batches of {batch_size} cannot be shared evenly by {ranks} processes; "
                 f"try --batch-size {-(-batch_size // ranks) * ranks}"
             )

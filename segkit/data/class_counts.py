@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
-from segkit.data.images import DataError
+from segkit.errors import DataError, UsageError
 
 Annotation = Mapping[str, Any]
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -79,7 +79,7 @@ def _areas(annotations: Sequence[Annotation]) -> np.ndarray:
     polygons = [shape if isinstance(shape, list) else [] for shape in shapes]
     areas[missing] = _polygon_areas(polygons) + [_rle_area(s) if isinstance(s, Mapping) else 0 for s in shapes]
     if not np.isfinite(areas).all():
-        raise ValueError("it is not finite")
+        raise UsageError("it is not finite")
     return areas
 
 

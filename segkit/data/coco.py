@@ -12,13 +12,15 @@ from segkit.data.coco_file import Allowed, CocoFile, read_coco
 from segkit.data.coco_images import Item, find_shared_files
 from segkit.data.dataset import ImageFiles
 from segkit.data.findings import Finding, tell
-from segkit.data.images import MAX_PIXELS, DataError, Reading
+from segkit.data.images import Reading
 from segkit.data.mask_cache import MaskCache
 from segkit.data.packed import Packed
 from segkit.data.rasterize import OVERLAPS, rasterize
+from segkit.errors import DataError, UsageError
+from segkit.files import MAX_PIXELS
+from segkit.labels import BACKGROUND
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
-BACKGROUND = "background"
 
 
 class CocoSegmentation(ImageFiles):
@@ -126,4 +128,4 @@ def _roots(root: Paths | None, files: Sequence[Path]) -> list[Path]:
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from segkit.data.coco_images import Item, read_items
 from segkit.data.findings import KINDS, Finding
-from segkit.data.images import AS_USUAL, DataError, Reading
-from segkit.data.rasterize import IGNORE_INDEX, Annotation
+from segkit.data.images import AS_USUAL, Reading
+from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, read_segmentation, rescale
+from segkit.errors import DataError
+from segkit.labels import IGNORE_INDEX
 
 
 class Allowed(NamedTuple):

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from segkit.data.findings import Note
-from segkit.data.images import AS_USUAL, DataError, read_image, reduce_mask, reduction
+from segkit.data.images import AS_USUAL, read_image, reduce_mask, reduction
 from segkit.data.mask_cache import MaskCache
-
-IGNORE_INDEX = 255
+from segkit.errors import DataError, UsageError
+from segkit.labels import IGNORE_INDEX
 
 
 class SegmentationDataset:
@@ -97,7 +97,7 @@ class SegmentationDataset:
     def split(self, fraction: float, seed: int = 0) -> tuple["SegmentationDataset", "SegmentationDataset"]:
         """Two sets, the second with about `fraction` of the images (at least one), drawn by `seed`."""
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+            raise UsageError(f"fraction must lie between 0 and 1, got {fraction}")
         if len(self) < 2:
             raise DataError(f"a set of {len(self)} images cannot be split in two; give a validation set by --val")
         order = np.random.default_rng(seed).permutation(len(self))

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from segkit.data.demo_scenes import CLASSES, draw_scene
 from segkit.data.images import write_image
+from segkit.errors import UsageError
 
 # Raise this whenever the drawing changes, so that an older demo is not taken for the present one.
 DRAWING = 1
@@ -61,7 +62,7 @@ def is_written(root: Path, settings: dict[str, int]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         complete = same = False
     if not (complete and same):
-        raise ValueError(f"{root} is not a complete demo data set with {settings}: delete it or name another folder")
+        raise UsageError(f"{root} is not a complete demo data set with {settings}: delete it or name another folder")
     return True
 
 

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from segkit.errors import UsageError
+
 
 def signed_distance_maps(mask: np.ndarray, num_classes: int, *, ignore_index: int | None = 255) -> np.ndarray:
     """Distance of each pixel to the region of each class, negative inside, where it is that to the outside.
@@ -20,12 +22,12 @@ def signed_distance_maps(mask: np.ndarray, num_classes: int, *, ignore_index: in
         that has no boundary, since it is absent or fills the image.
     """
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"mask must be (H, W) integer class indices, got {mask.dtype} {mask.shape}")
+        raise UsageError(f"mask must be (H, W) integer class indices, got {mask.dtype} {mask.shape}")
     maps = np.zeros((num_classes, *mask.shape), dtype=np.float32)
     ignored = np.zeros(mask.shape, dtype=bool) if ignore_index is None else mask == ignore_index
     for index in np.unique(mask[~ignored]):
         if not 0 <= index < num_classes:
-            raise ValueError(f"mask has label {index}, expected 0 to {num_classes - 1} or ignore_index={ignore_index}")
+            raise UsageError(f"mask has label {index}, expected 0 to {num_classes - 1} or ignore_index={ignore_index}")
         inside = ((mask == index) & ~ignored).astype(np.uint8)
         if not inside.all():
             maps[index] = _distance(1 - inside) - _distance(inside)

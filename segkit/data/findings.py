@@ -4,14 +4,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from segkit.data.images import DataError
+from segkit.errors import DataError, DataWarning
 
 Severity = Literal["error", "warning", "note"]
 LISTED, EXAMPLES = 20, 3  # how many of a kind an error names, and a note
-
-
-class DataWarning(UserWarning):
-    """Something in the user's data is skipped or doubtful."""
 
 
 class Finding(NamedTuple):

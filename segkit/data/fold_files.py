@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segkit.data.images import DataError
+from segkit.errors import DataError, UsageError
 
 Record = dict[str, Any]
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
@@ -83,10 +83,10 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
 def check_fold_folder(out: Path, *, overwrite: bool) -> list[Path]:
     """The fold files that are in the folder; ValueError where they may not be replaced."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file, expected a folder")
+        raise UsageError(f"--out {out} is a file, expected a folder")
     old = sorted(path for path in out.glob("*.json") if _FOLD_FILE.fullmatch(path.name))
     if old and not overwrite:
-        raise ValueError(f"{old[0]} exists already; choose another --out, or replace all folds there by --overwrite")
+        raise UsageError(f"{old[0]} exists already; choose another --out, or replace all folds there by --overwrite")
     return old
 
 

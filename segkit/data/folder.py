@@ -8,12 +8,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from segkit.data.dataset import IGNORE_INDEX, ImageFiles
+from segkit.data.dataset import ImageFiles
 from segkit.data.findings import Finding, tell
-from segkit.data.images import AS_USUAL, MAX_PIXELS, DataError, Reading, read_header
+from segkit.data.images import AS_USUAL, Reading, read_header
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.data.oddities import find_oddities
 from segkit.data.pairs import find_pairs
+from segkit.errors import DataError, UsageError
+from segkit.files import MAX_PIXELS
+from segkit.labels import IGNORE_INDEX
 
 PathLike = str | os.PathLike
 Paths = PathLike | Sequence[PathLike]
@@ -76,9 +79,9 @@ class FolderSegmentation(ImageFiles):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if on_bad not in ("error", "skip"):
-            raise ValueError(f"on_bad must be one of error, skip, got {on_bad!r}")
+            raise UsageError(f"on_bad must be one of error, skip, got {on_bad!r}")
         if exif not in ("apply", "ignore"):
-            raise ValueError(f"exif must be one of apply, ignore, got {exif!r}")
+            raise UsageError(f"exif must be one of apply, ignore, got {exif!r}")
         self.reading = Reading(exif, max_pixels)
         folders, mask_folders = _as_paths(images), _as_paths(masks)
         if len(folders) != len(mask_folders):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from segkit.data.class_counts import ClassCounts
+from segkit.errors import UsageError
 
 CANDIDATES = 64  # partners that are tried for a swap of one group
 TRIES = 4000  # groups in a round of swaps, which bounds the time for sets of any size
@@ -50,7 +51,7 @@ def assign_folds(
     validates = np.ones(images, dtype=bool) if train_only is None else ~np.asarray(train_only, dtype=bool)
     names, member = np.unique(groups[validates], return_inverse=True)
     if not 2 <= k <= len(names):
-        raise ValueError(_wrong_k(k, len(names), int(validates.sum())))
+        raise UsageError(_wrong_k(k, len(names), int(validates.sum())))
     shares = _group_shares(ClassCounts(*(count[validates] for count in counts)), member)
     random = np.random.default_rng(seed)
     fold_of = _trade(shares, _place(shares, k, random), k, random)

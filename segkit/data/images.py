@@ -12,6 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from segkit.errors import DataError
+from segkit.files import MAX_PIXELS
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
@@ -28,11 +31,6 @@ _BACK = {6: 8, 8: 6}  # the others undo themselves
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
-MAX_PIXELS = 2 * 89_478_485  # where Pillow refuses to open a file, by default
-
-
-class DataError(ValueError):
-    """Something is wrong with the user's data; the message names the file and what to do."""
 
 
 class Reading(NamedTuple):

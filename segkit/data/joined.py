@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from segkit.data.dataset import SegmentationDataset
-from segkit.data.images import DataError
+from segkit.errors import DataError
 
 
 class JoinedDatasets(SegmentationDataset):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
+from segkit.errors import UsageError
 
 # They reach every process of a group, and are for the main one; Windows has no SIGUSR1.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -97,11 +98,11 @@ def train_loader(
         **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
     """
     if len(data) == 0:
-        raise ValueError("the training set has no images")
+        raise UsageError("the training set has no images")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
-        raise ValueError(f"shares must be {len(data)} positive numbers, one for each image")
+        raise UsageError(f"shares must be {len(data)} positive numbers, one for each image")
     batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, ranks=ranks)
     return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 

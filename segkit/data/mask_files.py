@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segkit.data.dataset import IGNORE_INDEX
-from segkit.data.images import MAX_PIXELS, DataError, open_image
+from segkit.data.images import open_image
 from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
+from segkit.errors import DataError
+from segkit.files import MAX_PIXELS
+from segkit.labels import IGNORE_INDEX
 
 PathLike = str | os.PathLike
 _SPREAD = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies gray of 2 and 4 bits, to fill 8

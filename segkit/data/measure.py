@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 
 from segkit.data.findings import Finding
 from segkit.data.images import AS_USUAL, Reading
-from segkit.data.rasterize import IGNORE_INDEX, OVERLAPS, Annotation, encode, rasterize
+from segkit.data.rasterize import OVERLAPS, Annotation, encode, rasterize
+from segkit.labels import IGNORE_INDEX
 
 COVERING = 0.995  # share of the pixels from which an annotation covers the whole image
 Progress = Callable[[Sequence], Iterable]

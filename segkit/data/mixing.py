@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from segkit.errors import UsageError
+
 Sample = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, mask (H, W)
 Mix = Callable[[Sample, Sample, np.random.Generator], Sample]
 
@@ -61,4 +63,4 @@ class CopyPaste:
 
 def _check_sizes(mask: np.ndarray, other: np.ndarray) -> None:
     if mask.shape != other.shape:
-        raise ValueError(f"both samples must be of one size, got {mask.shape} and {other.shape}")
+        raise UsageError(f"both samples must be of one size, got {mask.shape} and {other.shape}")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segkit.data.findings import Finding
-from segkit.data.images import DataError, list_images
+from segkit.data.images import list_images
+from segkit.errors import DataError
 
 
 def find_pairs(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.dataset import IGNORE_INDEX
-from segkit.data.images import DataError
+from segkit.errors import DataError
+from segkit.labels import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
 IGNORED = "ignore"

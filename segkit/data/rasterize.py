@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-IGNORE_INDEX = 255
+from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
+
 Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons of x, y, x, y ...
 
 
@@ -87,12 +89,12 @@ def runs_of(counts: bytes) -> np.ndarray:
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise ValueError("its counts are no compressed RLE")
+        raise UsageError("its counts are no compressed RLE")
     ends = np.flatnonzero(digits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends + 1 - starts)
     if place.max() > 9:
-        raise ValueError("its counts are no compressed RLE")
+        raise UsageError("its counts are no compressed RLE")
     runs = np.add.reduceat((digits & 31) << 5 * place, starts)
     runs -= ((digits[ends] & 16) > 0).astype(np.int64) << 5 * (place[ends] + 1)
     runs[1::2] = runs[1::2].cumsum()

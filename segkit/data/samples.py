@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from segkit.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segkit.data.dataset import SegmentationDataset
 from segkit.data.findings import may_be_bad
-from segkit.data.images import DataError
 from segkit.data.mixing import Mix, Sample
+from segkit.errors import DataError, UsageError
+from segkit.labels import IGNORE_INDEX
 
 _log = logging.getLogger(__name__)
 ATTEMPTS = 20  # images that are tried in place of a bad one
@@ -50,7 +51,7 @@ class Augmented(Dataset):
         decode_at_least: int = 0,
     ) -> None:
         if on_bad not in ("error", "skip"):
-            raise ValueError(f"on_bad must be 'error' or 'skip', got {on_bad!r}")
+            raise UsageError(f"on_bad must be 'error' or 'skip', got {on_bad!r}")
         self.data = data
         self.transform = transform
         self.mix = mix

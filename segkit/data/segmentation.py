@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from segkit.data.rasterize import Shape, runs_of
+from segkit.errors import UsageError
 
 _NUMBERS = {int, float}  # as JSON gives them; True is none
 FARTHEST = 1_000_000  # pixels; pycocotools walks along every edge, however far it leads
@@ -28,9 +29,9 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Shape |
     if not segmentation and isinstance(segmentation, list | None):
         return None, ["no-segmentation"]
     if not isinstance(segmentation, list):
-        raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
+        raise UsageError(f"expected polygons or RLE, got {type(segmentation).__name__}")
     if set(map(type, segmentation)) <= _NUMBERS:
-        raise ValueError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
+        raise UsageError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
     polygons = [_read_polygon(part) for part in segmentation]
     kinds = [kind for polygon in polygons for kind in _oddities(polygon, size)]
     whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
@@ -44,7 +45,7 @@ def box_shape(box: Any) -> Shape:
         ValueError: it is no such box.
     """
     if not isinstance(box, list) or len(box) != 4:
-        raise ValueError(f"its bbox must be [x, y, width, height], got {box!r:.40}")
+        raise UsageError(f"its bbox must be [x, y, width, height], got {box!r:.40}")
     x, y, width, height = _read_polygon(box)
     return [np.array([x, y, x + width, y, x + width, y + height, x, y + height])]
 
@@ -61,17 +62,17 @@ def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Sh
 
 def _read_polygon(part: Any) -> np.ndarray:
     if not isinstance(part, list):
-        raise ValueError(f"expected a polygon as a list of numbers, got {part!r:.40}")
+        raise UsageError(f"expected a polygon as a list of numbers, got {part!r:.40}")
     if not set(map(type, part)) <= _NUMBERS:
         wrong = next(value for value in part if type(value) not in _NUMBERS)
-        raise ValueError(f"{wrong!r:.40} is no coordinate")
+        raise UsageError(f"{wrong!r:.40} is no coordinate")
     try:
         polygon = np.array(part, dtype=np.float64)
     except OverflowError:
-        raise ValueError("a coordinate is too large") from None
+        raise UsageError("a coordinate is too large") from None
     near = np.abs(polygon) < FARTHEST  # False for NaN too
     if not near.all():
-        raise ValueError(f"{polygon[~near][0]:g} is no coordinate in an image")
+        raise UsageError(f"{polygon[~near][0]:g} is no coordinate in an image")
     return polygon
 
 
@@ -92,13 +93,13 @@ def _oddities(polygon: np.ndarray, size: tuple[int, int]) -> Iterator[str]:
 def _read_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     missing = [key for key in ("size", "counts") if key not in segmentation]
     if missing:
-        raise ValueError(f"its RLE has no {missing[0]!r}")
+        raise UsageError(f"its RLE has no {missing[0]!r}")
     if segmentation["size"] not in (list(size), tuple(size)):
-        raise ValueError(f"its RLE is of size {segmentation['size']}, the image is {list(size)} (height, width)")
+        raise UsageError(f"its RLE is of size {segmentation['size']}, the image is {list(size)} (height, width)")
     counts = segmentation["counts"]
     runs = _listed_runs(counts) if isinstance(counts, list) else runs_of(_as_bytes(counts))
     if runs.sum() != size[0] * size[1] or runs.min(initial=0) < 0:
-        raise ValueError(f"the counts of its RLE come to {runs.sum()} pixels, the image has {size[0] * size[1]}")
+        raise UsageError(f"the counts of its RLE come to {runs.sum()} pixels, the image has {size[0] * size[1]}")
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
     return _as_bytes(counts)
@@ -106,7 +107,7 @@ def _read_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> bytes:
 
 def _listed_runs(counts: list[Any]) -> np.ndarray:
     if not all(isinstance(count, int) and 0 <= count < 2**31 for count in counts):
-        raise ValueError("the counts of its RLE must be whole numbers, 0 or more")
+        raise UsageError("the counts of its RLE must be whole numbers, 0 or more")
     return np.array(counts, dtype=np.int64)
 
 
@@ -114,5 +115,5 @@ def _as_bytes(counts: Any) -> bytes:
     if isinstance(counts, str) and counts.isascii():
         return counts.encode()
     if not isinstance(counts, bytes):
-        raise ValueError("the counts of its RLE must be a list or a string")
+        raise UsageError("the counts of its RLE must be a list or a string")
     return counts

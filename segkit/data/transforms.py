@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from segkit.errors import UsageError
+
 # albumentations asks the network for its newest version unless it is told not to before the import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -41,13 +43,13 @@ def create_transform(
         ValueError: an unknown name or a wrong number; an argument that albumentations does not know.
     """
     if name not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {name!r}, expected one of {', '.join(AUGMENTATIONS)}")
+        raise UsageError(f"unknown augmentation {name!r}, expected one of {', '.join(AUGMENTATIONS)}")
     if crop < 1:
-        raise ValueError(f"crop must be at least 1 pixel, got {crop}")
+        raise UsageError(f"crop must be at least 1 pixel, got {crop}")
     if not 0 <= rare_crops <= 1:
-        raise ValueError(f"rare_crops must be in 0..1, got {rare_crops}")
+        raise UsageError(f"rare_crops must be in 0..1, got {rare_crops}")
     if name not in RECOMMENDED and rare_crops:
-        raise ValueError(f"rare_crops needs an augmentation that crops, one of {', '.join(RECOMMENDED)}, not {name!r}")
+        raise UsageError(f"rare_crops needs an augmentation that crops, one of {', '.join(RECOMMENDED)}, not {name!r}")
     with strict_arguments():
         if name not in RECOMMENDED:
             return A.Compose(AUGMENTATIONS[name](crop))
@@ -68,7 +70,7 @@ def strict_arguments() -> Iterator[None]:
         try:
             yield
         except Warning as warning:
-            raise ValueError(f"albumentations {A.__version__}: {warning}") from warning
+            raise UsageError(f"albumentations {A.__version__}: {warning}") from warning
 
 
 class RareCrop(A.DualTransform):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from segkit.data import DataError
+from segkit.errors import DataError, UsageError
 from segkit.inference.predictor import Prediction
 from segkit.inference.source import SourceImage
 
@@ -40,11 +40,11 @@ class PseudoLabels:
         of_class = dict.fromkeys(class_names, threshold) | dict(class_thresholds or {})
         for name, value in of_class.items():
             if name not in class_names:
-                raise ValueError(
+                raise UsageError(
                     f"there is no class {name!r} for a threshold, the classes are {', '.join(class_names)}"
                 )
             if not 0 <= value <= 1:
-                raise ValueError(f"the threshold of class {name!r} must be in 0..1, got {value}")
+                raise UsageError(f"the threshold of class {name!r} must be in 0..1, got {value}")
         self.thresholds = np.array([of_class[name] for name in class_names], dtype=np.float32)
         self.min_share = min_share
 

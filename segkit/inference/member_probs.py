@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.data import SegmentationDataset
+from segkit.errors import UsageError
 from segkit.inference.predictor import Predictor
 from segkit.tta import Member, View
 
@@ -39,7 +40,7 @@ class MemberProbs:
         self._ends = list(accumulate(len(chosen) * int(np.prod(self._shape)) for chosen in pixels))
         free = shutil.disk_usage(folder).free
         if self.bytes > free:
-            raise ValueError(
+            raise UsageError(
                 f"the probabilities of {self._shape[0]} members for {self._shape[1]} views take "
                 f"{self.bytes / 1e9:.2f} GB, but {folder.resolve()} has room for {free / 1e9:.2f} GB; "
                 "keep fewer pixels, views or members"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
 
@@ -72,13 +73,13 @@ class Predictor:
         self.crf = crf
         self.probs = probs
         if probs not in PROBS:
-            raise ValueError(f"unknown probs {probs!r}, expected one of {', '.join(PROBS)}")
+            raise UsageError(f"unknown probs {probs!r}, expected one of {', '.join(PROBS)}")
         if self.tta.merge == "logits":
-            raise ValueError(
+            raise UsageError(
                 "a Predictor averages probabilities; for the softmax of the mean logits take merge='gmean'"
             )
         if crf is not None and probs == "none":
-            raise ValueError("the CRF needs the probabilities, so they cannot be 'none'")
+            raise UsageError("the CRF needs the probabilities, so they cannot be 'none'")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ class Predictor:
     def by_models(self, image: np.ndarray) -> Prediction:
         """What the models say, before the CRF."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+            raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
         if self.window is None or max(np.subtract(image.shape[:2], self.window.size)) <= 0:
             bands = [(0, self._predict(pixels[None])[0])]
@@ -147,25 +148,25 @@ def _allocate(shape: tuple[int, ...], *, on_disk: bool) -> np.ndarray:
 
 def _check_members(models: Sequence[nn.Module]) -> None:
     if not models:
-        raise ValueError("Predictor needs at least one model")
+        raise UsageError("Predictor needs at least one model")
     for model in models[1:]:
         if model.class_names != models[0].class_names:
-            raise ValueError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
+            raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
 
 
 def _factors(bias: Mapping[str, float], class_names: Sequence[str]) -> Tensor | None:
     """(C,) what an addition to the logarithms of the probabilities multiplies them by; None for no addition."""
     for name in bias:
         if name not in class_names:
-            raise ValueError(f"there is no class {name!r} for class_bias, the classes are {', '.join(class_names)}")
+            raise UsageError(f"there is no class {name!r} for class_bias, the classes are {', '.join(class_names)}")
     values = torch.tensor([float(bias.get(name, 0.0)) for name in class_names])
     if not values.abs().max() <= LARGEST_BIAS:
-        raise ValueError(f"class_bias must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
+        raise UsageError(f"class_bias must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
     return values.exp() if values.any() else None
 
 
 def _normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     weights = tuple(weights or [1.0] * count)
     if len(weights) != count or not min(weights) >= 0 or not sum(weights) > 0:
-        raise ValueError(f"member_weights must be {count} numbers of at least 0, not all 0, got {weights}")
+        raise UsageError(f"member_weights must be {count} numbers of at least 0, not all 0, got {weights}")
     return tuple(weight / sum(weights) for weight in weights)

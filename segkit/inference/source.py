@@ -9,11 +9,12 @@ from pathlib import Path, PureWindowsPath
 import cv2
 import numpy as np
 
-from segkit.data import DataError, list_images, read_image
-from segkit.data.coco import BACKGROUND
+from segkit.data import list_images, read_image
 from segkit.data.coco_file import Allowed, read_coco
 from segkit.data.findings import raise_errors
 from segkit.data.images import AS_USUAL, Reading
+from segkit.errors import DataError
+from segkit.labels import BACKGROUND
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 COUNTED = (".mp4", ".m4v", ".mov", ".avi")  # their head counts frames; others give a length, which sound may exceed

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segkit.data import DataError
+from segkit.errors import DataError
 from segkit.inference.predictor import Prediction, Predictor, with_probs
 from segkit.inference.source import SourceImage
 

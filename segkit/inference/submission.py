@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from segkit.errors import UsageError
+
 COLUMNS = ["image_id", "PredictionString"]
 LISTED = 10  # ids that do not fit, of each kind
 
@@ -45,9 +47,9 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
             rows = csv.DictReader(stream)
             ids = [row["image_id"] for row in rows]
     except FileNotFoundError:
-        raise ValueError(f"there is no sample submission at {sample}") from None
+        raise UsageError(f"there is no sample submission at {sample}") from None
     except (KeyError, csv.Error):
-        raise ValueError(f"{sample} is not a sample submission: it needs a column image_id") from None
+        raise UsageError(f"{sample} is not a sample submission: it needs a column image_id") from None
     missing, extra = sorted(set(ids) - set(names)), sorted(set(names) - set(ids))
     if missing or extra or len(set(ids)) != len(ids):
         parts = [
@@ -55,5 +57,5 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
             for found, what in ((missing, "of its ids are no images of the source"), (extra, "images are not in it"))
             if found
         ]
-        raise ValueError(f"{sample} does not fit the images: {'; '.join(parts) or 'it has an id twice'}")
+        raise UsageError(f"{sample} does not fit the images: {'; '.join(parts) or 'it has an id twice'}")
     return ids

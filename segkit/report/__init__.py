@@ -1,6 +1,6 @@
 """The pictures of a run, and the page that shows them all."""
 
-from segkit.report.files import write_whole
+from segkit.files import write_whole
 from segkit.report.page import Picture, RunPage, render
 from segkit.report.pictures import (
     batch_picture,

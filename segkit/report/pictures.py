@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from segkit.report.files import write_whole
+from segkit.files import write_whole
 from segkit.visualize import create_palette, grid, legend, overlay
 
 LONGEST_NAME = 24  # letters of a class beside a bar or a row

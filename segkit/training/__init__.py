@@ -1,14 +1,14 @@
 """The training loop and what it needs: optimizer, schedule, precision, checkpoints."""
 
+from segkit.errors import CheckpointError, RanksError
 from segkit.training.checkpoint import load_state, read_checkpoint, save_state, write_results
-from segkit.training.distributed import Ranks, RanksError, ranks_of_torchrun, share_batch_norms
+from segkit.training.distributed import Ranks, ranks_of_torchrun, share_batch_norms
 from segkit.training.ema import create_ema
 from segkit.training.evaluation import Evaluation, evaluate
 from segkit.training.loop import EpochReport, fit, train_one_epoch
 from segkit.training.memory import keep_memory, release_memory
 from segkit.training.optim import autocast, create_optimizer, create_scaler
 from segkit.training.random_state import make_deterministic, seed_all
-from segkit.training.saving import CheckpointError
 from segkit.training.schedule import Schedule, create_scheduler
 from segkit.training.signals import Interrupted, StopSignals
 from segkit.training.state import TrainState

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segkit.errors import MissingFileError, NotFiniteError, UsageError
+from segkit.files import write_whole
 from segkit.models import Preprocessing, Segmenter
 from segkit.models.transfer import differences
-from segkit.training.atomic_file import write_atomically
 from segkit.training.random_state import random_state
 from segkit.training.state import TrainState
 
@@ -55,14 +56,14 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(folder / LAST, buffer.getbuffer(), previous=folder / PREVIOUS)
+    write_whole(folder / LAST, buffer.getbuffer(), durable=True, previous=folder / PREVIOUS)
 
 
 def check_finite(state: TrainState) -> None:
     """Raises FloatingPointError if a weight, its average or the optimizer's state is NaN or infinite."""
     for name, value in _values_that_learn(state):
         if value.is_floating_point() and not value.isfinite().all():
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"{name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
                 "try a lower --lr, or --amp off"
             )
@@ -89,14 +90,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
     files = [path / LAST, path / PREVIOUS] if not path.is_file() else [path]
     files = [file for file in files if file.is_file()]
     if not files:
-        raise FileNotFoundError(f"nothing to resume: there is no {path / LAST if path.is_dir() else path}")
+        raise MissingFileError(f"nothing to resume: there is no {path / LAST if path.is_dir() else path}")
     refused = []
     for file in files:
         try:
             return _read(file), refused
         except ValueError as error:
             refused.append(str(error))
-    raise ValueError("; ".join(refused))
+    raise UsageError("; ".join(refused))
 
 
 def load_state(
@@ -115,7 +116,7 @@ def load_state(
     check_settings(content["settings"], state.settings)
     changed = changed_data(content, state)
     if changed and not allow_data_change:
-        raise ValueError(
+        raise UsageError(
             "cannot resume: the data is not what the run began with (its files differ); "
             "to go on with it nonetheless add --allow-data-change"
         )
@@ -152,7 +153,7 @@ def check_settings(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         listed = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise ValueError(f"cannot resume with other settings: {listed}")
+        raise UsageError(f"cannot resume with other settings: {listed}")
 
 
 def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -162,7 +163,7 @@ def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
     writer.writeheader()
     for row in history:
         writer.writerow({key: "" if value != value else f"{value:.6g}" for key, value in row.items()})
-    write_atomically(path, text.getvalue().encode())
+    write_whole(path, text.getvalue(), durable=True)
 
 
 def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
@@ -174,7 +175,7 @@ def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
         problem = f"the run had {len(before)} classes, now there are {len(now)}; class {differences(*classes)}"
     else:
         return
-    raise ValueError(f"cannot resume: {problem}; to take over its weights alone, use --init-from")
+    raise UsageError(f"cannot resume: {problem}; to take over its weights alone, use --init-from")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -194,9 +195,9 @@ def _read(path: Path) -> dict[str, Any]:
         zlib.error,
         NotImplementedError,
     ) as error:
-        raise ValueError(problem + "the file is damaged or was not written by segkit") from error
+        raise UsageError(problem + "the file is damaged or was not written by segkit") from error
     if damaged:
-        raise ValueError(problem + "the file is damaged")
+        raise UsageError(problem + "the file is damaged")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(problem + "it was not written by this version of segkit")
+        raise UsageError(problem + "it was not written by this version of segkit")
     return content

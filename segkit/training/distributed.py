@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import RanksError, UsageError
 from segkit.models import Segmenter
 from segkit.training.signals import Interrupted
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)  # for the slowest process: its start, its validation images, the disk of the first
 STOP = "stop"  # key of the store
 Result = TypeVar("Result")
-
-
-class RanksError(OSError):
-    """A process cannot go on, since another one of them has ended or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +237,7 @@ def share_batch_norms(model: nn.Module, setting: str, device: torch.device, rank
         ranks: The processes.
     """
     if setting not in ("auto", "on", "off"):
-        raise ValueError(f"unknown sync_bn {setting!r}, expected auto, on or off")
+        raise UsageError(f"unknown sync_bn {setting!r}, expected auto, on or off")
     if ranks.count == 1 or setting == "off":
         return model
     if device.type != "cuda":
@@ -254,14 +251,14 @@ def share_batch_norms(model: nn.Module, setting: str, device: torch.device, rank
 
 def _on_gpus(device: str, processes: int) -> bool:
     if device.startswith("mps"):
-        raise ValueError(f"--device {device} trains in one process; start train.py without torchrun")
+        raise UsageError(f"--device {device} trains in one process; start train.py without torchrun")
     if device.startswith("cuda:"):
-        raise ValueError(f"--device {device} is one GPU; under torchrun give --device cuda, and each process takes one")
+        raise UsageError(f"--device {device} is one GPU; under torchrun give --device cuda, and each process takes one")
     if device == "cpu" or not torch.cuda.is_available():
         return False
     gpus = torch.cuda.device_count()
     if processes > gpus:
-        raise ValueError(
+        raise UsageError(
             f"torchrun starts {processes} processes on a machine with GPUs for {gpus}; give it --nproc-per-node {gpus}"
         )
     return True
@@ -293,7 +290,7 @@ def _portable(error: Exception) -> Exception:
 
 def _told_elsewhere(error: Exception) -> Exception:
     """The error of another process, which reports it; this one only ends."""
-    error.told_elsewhere = True
+    error.is_reported = True
     return error
 
 

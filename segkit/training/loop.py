@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from segkit.errors import CheckpointError, NotFiniteError, UsageError
 from segkit.metrics import Scores
 from segkit.models import Segmenter
 from segkit.training.accumulation import Batch, pixel_shares, windows
@@ -22,7 +23,6 @@ from segkit.training.not_finite import NotFinite, leave_out, place, stop
 from segkit.training.random_state import set_random_state
 from segkit.training.sam import perturbed
 from segkit.training.saving import (
-    CheckpointError,
     checkpoint_bytes,
     prepare_folder,
     save_as_asked,
@@ -309,7 +309,7 @@ def _told_of_single_values() -> Iterator[None]:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise ValueError(
+        raise UsageError(
             "the model has batch norms behind global pooling, which cannot learn from one image: take batches of two "
             "or more in each process, or another backbone"
         ) from error
@@ -340,7 +340,7 @@ def _update_weights(state: TrainState) -> None:
     state.updates += 1
     state.overflows = state.overflows + 1 if state.scaler.get_scale() < scale else 0
     if state.overflows >= MAX_OVERFLOWS:
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"fp16 has overflowed {MAX_OVERFLOWS} times in a row in {place(state)}; try --amp bf16, or a lower --lr"
         )
     if state.ema is not None and not state.overflows:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch.utils.data import DataLoader
 
+from segkit.errors import NotFiniteError
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.state import TrainState
 
@@ -23,7 +24,7 @@ NotFinite = Callable[[TrainState, str, int], None]
 def stop(state: TrainState, problem: str, batches: int) -> None:
     """Raises FloatingPointError, except in fp16."""
     if not state.scaler.is_enabled():
-        raise FloatingPointError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
+        raise NotFiniteError(f"{problem} in {place(state)}; try a lower --lr, or --amp off")
 
 
 def leave_out(train: DataLoader, ranks: Ranks = ALONE, *, accumulate: int = 1) -> NotFinite:
@@ -44,7 +45,7 @@ def leave_out(train: DataLoader, ranks: Ranks = ALONE, *, accumulate: int = 1) -
             images = [train.dataset.data.name(i) for number in numbers for i in train.batch_sampler.images(number)]
             more = f" and {len(images) - NAMES_SHOWN} more" if len(images) > NAMES_SHOWN else ""
             shown = ", ".join(images[:NAMES_SHOWN])
-            _log.warning("warning: %s in %s, which is left out (images: %s%s)", problem, place(state), shown, more)
+            _log.warning("%s in %s, which is left out (images: %s%s)", problem, place(state), shown, more)
 
     return call
 

@@ -8,6 +8,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from segkit.errors import UsageError
 from segkit.models import Segmenter
 
 
@@ -45,9 +46,9 @@ def create_optimizer(
     try:
         optimizer = timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
     except (AssertionError, ImportError, RuntimeError) as error:  # those that need CUDA or another package
-        raise ValueError(f"optimizer {name!r} cannot be had here: {error}") from error
+        raise UsageError(f"optimizer {name!r} cannot be had here: {error}") from error
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"optimizer {name!r} needs the gradient of the gradient, which segkit does not take")
+        raise UsageError(f"optimizer {name!r} needs the gradient of the gradient, which segkit does not take")
     return optimizer
 
 
@@ -57,7 +58,7 @@ def check_optimizer(name: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"unknown optimizer {name!r}{hint} timm has {', '.join(known)}")
+        raise UsageError(f"unknown optimizer {name!r}{hint} timm has {', '.join(known)}")
 
 
 def autocast(device: torch.device, amp: str) -> Callable[[], torch.autocast]:
@@ -75,7 +76,7 @@ def amp_dtype(device: torch.device, amp: str) -> torch.dtype | None:
     """The type of mixed precision, None for none."""
     dtypes = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
     if amp not in dtypes:
-        raise ValueError(f"unknown amp {amp!r}, expected one of {', '.join(dtypes)}")
+        raise UsageError(f"unknown amp {amp!r}, expected one of {', '.join(dtypes)}")
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return dtypes[amp]

@@ -4,8 +4,9 @@ import logging
 import math
 from pathlib import Path
 
+from segkit.errors import UsageError
+from segkit.files import remove_leftovers, write_whole
 from segkit.models.model_file import model_bytes
-from segkit.training.atomic_file import remove_leftovers, write_atomically
 from segkit.training.checkpoint import LAST, PREVIOUS, check_finite, save_state, write_results
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.evaluation import Evaluation
@@ -14,10 +15,6 @@ from segkit.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 BEST, RESULTS = "best.safetensors", "results.csv"
-
-
-class CheckpointError(OSError):
-    """The end of a run could not be saved."""
 
 
 def prepare_folder(state: TrainState, out: Path) -> None:
@@ -45,7 +42,7 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
             if state.history:
                 write_results(state.history, out / RESULTS)
         except OSError as error:
-            _log.warning("warning: cannot write %s: %s; %s has its rows", out / RESULTS, error, LAST)
+            _log.warning("cannot write %s: %s; %s has its rows", out / RESULTS, error, LAST)
         return None
 
     return ranks.on_first(write)
@@ -54,7 +51,7 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
 def save_as_asked(state: TrainState, out: Path, ranks: Ranks = ALONE) -> None:
     """Writes what `save_progress` writes, and says so."""
     if save_progress(state, out, ranks) is None and ranks.is_first:
-        _log.warning("saved %s, as asked; training goes on", out / LAST)
+        _log.info("saved %s, as asked; training goes on", out / LAST)
 
 
 def checkpoint_bytes(state: TrainState) -> int:
@@ -79,7 +76,7 @@ def save_if_best(
     weights, evaluation = max(scored.items(), key=lambda item: _rank(item[1]))
     miou = evaluation.scores.miou
     if math.isnan(miou) and state.best_epoch == 0:
-        raise ValueError("there is no mIoU: the validation images show no class that is scored")
+        raise UsageError("there is no mIoU: the validation images show no class that is scored")
     if not miou > state.best_miou:
         return False, None
 
@@ -88,7 +85,7 @@ def save_if_best(
         model = state.model if weights == "raw" else state.ema.module
         try:
             content = model_bytes(model, epoch=state.epoch, miou=miou, weights=weights)
-            write_atomically(out / BEST, content)
+            write_whole(out / BEST, content, durable=True)
         except OSError as error:
             return _tell(error, out)
         return None
@@ -105,5 +102,5 @@ def _rank(evaluation: Evaluation) -> float:
 
 
 def _tell(error: OSError, out: Path) -> OSError:
-    _log.error("error: cannot save in %s: %s; what was saved before is kept, and training goes on", out, error)
+    _log.error("cannot save in %s: %s; what was saved before is kept, and training goes on", out, error)
     return error

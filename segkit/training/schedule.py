@@ -9,6 +9,8 @@ import timm.scheduler
 import torch
 from timm.scheduler.scheduler import Scheduler
 
+from segkit.errors import UsageError
+
 Direction = Literal["min", "max"]
 
 
@@ -36,7 +38,7 @@ class Plateau:
         floor: float = 0.0,
     ) -> None:
         if direction not in ("min", "max"):
-            raise ValueError(f"direction must be 'min' or 'max', got {direction!r}")
+            raise UsageError(f"direction must be 'min' or 'max', got {direction!r}")
         self.direction = direction
         self.patience = patience
         self.decay = decay
@@ -146,9 +148,9 @@ def create_scheduler(
         milestones: Of `multistep`, in epochs from the start.
     """
     if name not in SHAPES:
-        raise ValueError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
+        raise UsageError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
     if monitor not in DIRECTIONS:
-        raise ValueError(f"monitor must be one of {', '.join(DIRECTIONS)}, got {monitor!r}")
+        raise UsageError(f"monitor must be one of {', '.join(DIRECTIONS)}, got {monitor!r}")
     steps = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
     lr = optimizer.defaults["lr"]

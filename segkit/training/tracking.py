@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from segkit.errors import UsageError
+
 _log = logging.getLogger(__name__)
 WANDB_ID = "wandb-id.txt"
 WANDB_SECONDS = 60.0  # that its server is waited for, at the beginning and at the end
@@ -110,7 +112,7 @@ class Tracking:
         self, names: Sequence[str], out: Path, settings: Mapping[str, Any] | None = None, history: Sequence[Row] = ()
     ) -> None:
         if unknown := [name for name in names if name not in TRACKERS]:
-            raise ValueError(f"unknown logger {unknown[0]!r}, expected some of {', '.join(TRACKERS)}")
+            raise UsageError(f"unknown logger {unknown[0]!r}, expected some of {', '.join(TRACKERS)}")
         self.trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             tracker = self._guarded(name, TRACKERS[name], out, settings or {}, history)

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from segkit.cli.output import output_may_close
 from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
-from segkit.cli.output import output_may_close
 from segkit.data import images
 
 FULL = Path("/dev/full")

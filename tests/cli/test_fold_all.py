@@ -20,12 +20,11 @@ from test_train_infer import SMALL, fails
 import segkit.training
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
 from segkit.cli.predictors import with_members
-from segkit.cli.run_folder import check_free, newest_run
-from segkit.cli.run_lock import RunLock
 from segkit.config import InferConfig, TrainConfig, parse_args
 from segkit.data import CocoSegmentation
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
+from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
 
 K = 3

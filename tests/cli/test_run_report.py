@@ -17,7 +17,7 @@ from PIL import Image
 from test_train_infer import fails, train_arguments
 
 from segkit.cli import run_report, train
-from segkit.cli.devices import pick_workers
+from segkit.workflows.devices import pick_workers
 from segkit.cli.environment import write_environment
 from segkit.cli.train_scores import Extremes, Gallery
 from segkit.data import CocoSegmentation

@@ -19,8 +19,8 @@ from torch import nn
 
 import segkit.training
 from segkit.cli import environment, train, train_report
-from segkit.cli.run_lock import RunLock
 from segkit.data import demo
+from segkit.runs import RunLock
 from segkit.training import fit
 
 ROOT = Path(__file__).parents[2]

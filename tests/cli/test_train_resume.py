@@ -16,11 +16,11 @@ import torch
 from test_train_infer import fails, train_arguments
 
 from segkit.cli import train
-from segkit.cli.run_folder import check_writable
 from segkit.cli.train_resume import fixed_settings, is_finished
 from segkit.config import TrainConfig
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
+from segkit.runs import check_writable
 from segkit.training import saving
 
 ROOT = Path(__file__).parents[2]
@@ -310,7 +310,7 @@ def test_an_unwritable_folder_is_an_error_at_the_start(shapes, tmp_path, capsys,
     def refuse(**options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("segkit.cli.run_folder.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("segkit.runs.tempfile.TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"cannot write to .*: Permission denied"):
         check_writable(tmp_path / "new")
 

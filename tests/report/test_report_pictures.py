@@ -30,7 +30,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segkit.report.files.os.replace", full)
+    monkeypatch.setattr("segkit.files.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_whole(tmp_path / "x", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_training import build_state, interrupted, run
 
+from segkit.files import remove_leftovers, write_atomically
 from segkit.training import load_state, read_checkpoint, save_state
-from segkit.training.atomic_file import remove_leftovers, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_what_does_not_read_back_is_no_new_file(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
-    monkeypatch.setattr("segkit.training.atomic_file._checksum", lambda path: 0)
+    monkeypatch.setattr("segkit.files._checksum", lambda path: 0)
     with pytest.raises(OSError, match="does not read back as it was written"):
         write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_text() == "old"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_training import build_state, forked, outcome, run, same
 
+from segkit.files import write_atomically
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.training import CheckpointError, Evaluation, Interrupted, StopSignals, loop, read_checkpoint, saving
-from segkit.training.atomic_file import write_atomically
 
 
 class FixedScores:

@@ -1,0 +1,200 @@
+"""What a command does as a process: exit codes, errors as sentences, signals, and output that nobody reads any more."""
+
+import dataclasses
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+from segkit.errors import CheckpointError, DataWarning, NotFiniteError, as_segkit_error, is_out_of_memory, sentence
+
+SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
+INTERRUPTED = 130  # by Ctrl-C
+BUG = "This is a bug in segkit, not a mistake of yours. Please report it with the lines above."
+_ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
+
+
+@contextmanager
+def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[None]:
+    """Print a SegkitError as one sentence and exit with its code; any other exception keeps its traceback.
+
+    Exit codes: 1 if the machine fails (memory or disk is full, a worker died), 2 for settings, 3 for data, 4 for a loss
+    that is not finite, 130 for Ctrl-C, 143 for SIGTERM. If several processes fail for the same reason, one reports it.
+
+    Args:
+        command: The name of the command, such as "train".
+        settings: The dataclass of its settings. Arguments that messages name in backticks are shown as flags.
+    """
+    flags = [field.name for field in dataclasses.fields(settings)] if settings else []
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(output_may_close())
+            stack.enter_context(_sigterm_exits())
+            stack.enter_context(_warnings_as_sentences(flags))
+            yield
+    except KeyboardInterrupt:
+        print(f"\nsegkit {command}: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        reported = as_segkit_error(error)
+        if reported is None:
+            _mark_as_bug(error)
+            raise
+        if not _is_reported_elsewhere(reported):
+            text = sentence(reported) + (_memory_remedy(command) if is_out_of_memory(error) else "")
+            print(f"segkit {command}: error: {with_flags(text, flags)}", file=sys.stderr)
+        sys.exit(reported.exit_code)
+
+
+def with_flags(text: str, names: Collection[str]) -> str:
+    """Replace arguments in backticks by the flags of a command.
+
+    Args:
+        text: A message such as "give `val` or `on_bad="skip"`".
+        names: The settings of the command; other words in backticks stay as they are.
+    """
+
+    def flag(found: re.Match) -> str:
+        name, value = found.groups()
+        if name not in names:
+            return found[0]
+        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+
+    return _ARGUMENT.sub(flag, text)
+
+
+def _is_reported_elsewhere(error: Any) -> bool:
+    """Return whether another process reports the error: all see a loss that is not finite, or an end not saved."""
+    is_shared = isinstance(error, NotFiniteError | CheckpointError)
+    return error.is_reported or (is_shared and int(os.environ.get("RANK", 0)) > 0)
+
+
+def _memory_remedy(command: str) -> str:
+    if command == "train":
+        return "; try half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`"
+    return "; try `window=512`, or fewer views"
+
+
+def _mark_as_bug(error: Exception) -> None:
+    if hasattr(error, "add_note"):
+        error.add_note(BUG)
+    else:  # Python 3.10
+        print(BUG, file=sys.stderr)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that half-written files are removed.
+
+    Not in one of several processes: while they wait for each other in torch, Python handles no signal.
+    """
+    is_unset = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if not (is_unset and is_alone and threading.current_thread() is threading.main_thread()):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _warnings_as_sentences(names: Collection[str]) -> Iterator[None]:
+    """Show the library's warnings, of both kinds, as `warning: ...` without file and line, with the command's flags."""
+    before = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any) -> str:
+        if issubclass(category, DataWarning):
+            return f"warning: {with_flags(str(message), names)}\n"
+        return before(message, category, *where)
+
+    handler = _Sentences(names)
+    log = logging.getLogger("segkit")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _Sentences(logging.Handler):
+    """Prints log records of the library on the standard error that is current."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(logging.INFO)
+        self._names = names
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        print(prefix + with_flags(record.getMessage(), self._names), file=sys.stderr)
+
+
+@contextmanager
+def output_may_close() -> Iterator[None]:
+    """Drop output that nobody reads any more (`| head`, closed terminal, full disk) instead of stopping the command."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
+    sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)  # None without a console
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while a failure is still harmless
+        sys.stdout, sys.stderr = before
+
+
+class _Patient:
+    """A text stream that writes to nowhere as soon as its file takes nothing any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, call: Callable[..., Any], *args: Any) -> None:
+        try:
+            call(*args)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # also for buffered output and other writers
+            os.close(nowhere)
+
+
+def reported_to_torchrun(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that torchrun shows the traceback of the first process that crashed.
+
+    A SegkitError is no crash: its sentence is on the standard error.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return command
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)

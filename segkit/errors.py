@@ -1,0 +1,105 @@
+"""Errors that are addressed to the user; every other exception is a bug.
+
+The command line prints the message of a `SegkitError` as one sentence and exits with its `exit_code`. Any other
+exception keeps its traceback.
+
+A message that speaks of an argument names it in backticks, such as `batch_size` or `on_bad="skip"`. The command line
+shows such a name as its flag: --batch-size, --on-bad skip.
+"""
+
+import errno
+import sys
+from typing import Any
+
+
+class SegkitError(ValueError):
+    """Base of all errors about what the user gave: settings, files, data, a machine that is too small.
+
+    Attributes:
+        exit_code: The exit code of a command that ends with this error.
+        is_reported: Whether another process of the same run reports this error, so that this one stays silent.
+    """
+
+    exit_code = 2
+    is_reported = False
+
+
+class UsageError(SegkitError):
+    """An argument or a setting has a value that cannot be used. Exit code 2."""
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """A file or folder that an argument names does not exist. Exit code 2."""
+
+
+class MissingPackageError(UsageError, ImportError):
+    """An optional package is not installed; the message has the command that installs it. Exit code 2."""
+
+
+class DataError(SegkitError):
+    """An image, a mask or an annotation file cannot be used. Exit code 3."""
+
+    exit_code = 3
+
+
+class DataWarning(UserWarning):
+    """Something about the data is remarkable, but usable."""
+
+
+class NotFiniteError(SegkitError, FloatingPointError):
+    """The loss, the gradient or the weights became NaN or infinite. Exit code 4."""
+
+    exit_code = 4
+
+
+class MachineError(SegkitError):
+    """The machine cannot finish the work: memory or disk is full, or a process died. Exit code 1."""
+
+    exit_code = 1
+
+
+class CheckpointError(MachineError, OSError):
+    """The last state of a run could not be saved. Exit code 1."""
+
+
+class RanksError(MachineError, OSError):
+    """The processes of a distributed run cannot reach each other, or another one failed. Exit code 1."""
+
+
+def as_segkit_error(error: BaseException) -> SegkitError | None:
+    """Return `error` as a SegkitError, or None if it is a bug.
+
+    Translates what the machine is to blame for, whichever library raised it: a full disk, memory that ran out, and a
+    DataLoader worker that was killed.
+    """
+    if isinstance(error, SegkitError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error))
+    if is_out_of_memory(error):
+        return MachineError(f"memory ran out ({sentence(error)})" if str(error) else "memory ran out")
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return MachineError(
+            f"{str(error).splitlines()[0]} A process that loads images died, most often because memory or /dev/shm "
+            "is full; try fewer `workers`. Everything that was saved before is kept."
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a GPU or the machine ran out of memory.
+
+    For the memory of the machine torch raises a plain RuntimeError, which only its text tells from others.
+    """
+    torch: Any = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def sentence(error: BaseException) -> str:
+    """Return the message of `error` without the traceback that a DataLoader worker puts in front of it."""
+    text = str(error).strip()
+    if "\nOriginal Traceback" not in text:
+        return text
+    return text.splitlines()[-1].partition(": ")[2]

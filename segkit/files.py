@@ -1,0 +1,163 @@
+"""Files that are written whole or not at all, even if the process is killed or the machine stops meanwhile."""
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segkit.errors import MissingFileError, UsageError
+
+MAX_PIXELS = 178_956_970  # largest image that is opened by default; Pillow refuses larger ones, too
+LEFTOVERS = ".*.tmp*"  # pattern of the files that a killed writer leaves in a folder
+
+# Errors of file systems, such as network shares, that cannot force a folder to the disk.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+_CHUNK = 1 << 22  # bytes
+_LONGEST_NAME = 255  # bytes, on all common file systems
+
+
+def write_whole(
+    path: str | os.PathLike,
+    content: str | bytes | memoryview | Callable[[Path], Any],
+    *,
+    durable: bool = False,
+    previous: Path | None = None,
+) -> None:
+    """Write a file next to `path`, then replace `path` by it.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Text (written as UTF-8, undecodable names byte for byte), bytes, or a function that writes the
+            file at the path that it is called with, which has the suffix of `path`.
+        durable: Also force the file to the disk and read it back before it replaces `path`, so that a power failure
+            leaves the old file or the new one. Takes bytes or text.
+        previous: Where to keep the file that is replaced; a whole `path` exists at every moment.
+
+    Raises:
+        OSError: The file could not be written, or does not read back as it was written; `path` is unchanged.
+    """
+    path = Path(path)
+    content = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    temporary = _temporary(path)
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            with temporary.open("wb") as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if durable and _checksum(temporary) != zlib.crc32(content):
+                raise OSError(f"{path} does not read back as it was written; is the disk failing?")
+        if previous is not None and path.exists():
+            _keep(path, previous)
+        os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(
+    path: str | os.PathLike, header: Sequence[object], rows: Iterable[Sequence[object]], *, durable: bool = False
+) -> None:
+    """Write a table as CSV, whole or not at all.
+
+    Args:
+        path: The file.
+        header: The names of the columns.
+        rows: The values of each row.
+        durable: See `write_whole`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue(), durable=durable)
+
+
+def write_records(path: str | os.PathLike, records: Sequence[Mapping[str, object]], *, durable: bool = False) -> None:
+    """Write records with the same keys as CSV, see `write_csv`; writes no file if there are none."""
+    if records:
+        header = list(records[0])
+        write_csv(path, header, ([record[name] for name in header] for record in records), durable=durable)
+
+
+def write_json(path: str | os.PathLike, content: Any, *, indent: int | None = None, durable: bool = False) -> None:
+    """Write plain values as JSON, whole or not at all. NaN is an error: JSON has none."""
+    write_whole(path, json.dumps(content, indent=indent, allow_nan=False) + "\n", durable=durable)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        UsageError: It cannot be read, or is not text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not text in UTF-8") from error
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove what killed writers of the files `names` left in `folder`."""
+    for name in names:
+        for leftover in folder.glob(f".{name}.*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """Return a hidden name next to `path` that no other process or thread writes to."""
+    unique = f"{os.getpid()}.{threading.get_ident()}.tmp{path.suffix}"
+    name = f".{path.name}.{unique}"
+    return path.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else f".{unique}")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    # A second name for the old file costs nothing, and leaves no moment without `path`.
+    temporary = _temporary(previous)
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except (OSError, NotImplementedError):  # the file system has no links; each one says so in another way
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, previous)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the new name to the disk: a power failure could lose it although the content of the file is there."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(handle)

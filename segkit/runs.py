@@ -1,0 +1,198 @@
+"""RunFolder: the names of all files of a run; folders that are free or the newest; the lock of a training."""
+
+import errno
+import json
+import os
+import tempfile
+from itertools import count
+from pathlib import Path
+
+from segkit.errors import MissingFileError, UsageError
+from segkit.files import LEFTOVERS
+
+RUNS = Path("runs")  # where a command writes by default, below the working folder
+DEMO = RUNS / "demo-data"
+
+
+class RunFolder:
+    """The files of a training run, or of a cross-validation with a run for each fold.
+
+    Only the names: none of the files need exist.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.args = self.path / "args.yaml"  # the settings
+        self.results = self.path / "results.csv"  # one row per epoch
+        self.best = self.path / "best.safetensors"  # the model with the best validation mIoU
+        self.last = self.path / "last.pt"  # everything that is needed to resume
+        self.previous = self.path / "last.prev.pt"  # the checkpoint before it
+        self.damaged = self.path / "last.damaged.pt"  # a checkpoint that could not be read, set aside
+        self.environment = self.path / "env.json"  # versions, device and command
+        self.data_report = self.path / "data_report.csv"  # everything remarkable about the data
+        self.report = self.path / "report.html"
+        self.curves = self.path / "curves.png"
+        self.class_iou = self.path / "class_iou.png"
+        self.confusion = self.path / "confusion_matrix.csv"
+        self.confusion_picture = self.path / "confusion_matrix.png"
+        # Of a cross-validation:
+        self.splits = self.path / "splits.json"  # the validation images of each fold
+        self.summary = self.path / "summary.csv"  # scores of each fold, mean and standard deviation
+        self.out_of_fold_confusion = self.path / "oof_confusion.csv"
+        self.infer_command = self.path / "infer_command.txt"
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def fold(self, number: int) -> "RunFolder":
+        """Return the run of one fold of a cross-validation."""
+        return RunFolder(self.path / f"fold{number}")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a training has been saved here and can be resumed."""
+        return self.last.is_file() or self.previous.is_file()
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether the folder holds the runs of several folds."""
+        return self.splits.is_file()
+
+    def folds(self) -> "list[RunFolder]":
+        """Return the runs of all folds of a cross-validation, trained or not; none for a single run."""
+        if not self.is_cross_validation:
+            return []
+        return [self.fold(i) for i in range(len(json.loads(self.splits.read_text(encoding="utf-8"))))]
+
+
+def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False) -> Path:
+    """Make the folder `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
+
+    Args:
+        out: The folder; None for the next free one.
+        prefix: First part of the names below runs/.
+        may_have_begun: `out` may hold the settings of a run that has saved nothing yet.
+
+    Raises:
+        UsageError: `out` exists and is not an empty folder.
+    """
+    if out is not None:
+        check_free(out, may_have_begun=may_have_begun)
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    for number in count(1):
+        folder = RUNS / f"{prefix}{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("count() never ends")
+
+
+def check_free(out: Path | None, *, may_have_begun: bool = False) -> None:
+    """Raise UsageError if `create_run_folder` would, before anything costly is built."""
+    if out is None or not out.exists():
+        return
+    if out.is_dir() and all(path.match(LEFTOVERS) for path in out.iterdir()):
+        return
+    if not (may_have_begun and any(out.glob("*args.yaml*"))):
+        run = RunFolder(out)
+        hint = ", or resume it with `resume`" if run.last.is_file() or run.is_cross_validation else ""
+        raise UsageError(f"{out} exists already; choose another `out`{hint}")
+
+
+def check_writable(out: Path | None) -> None:
+    """Raise UsageError if `out`, or a run folder below runs/, cannot be made or written to."""
+    folder = out or RUNS
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UsageError(f"cannot write to {out or RUNS}: {folder} is a file")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {out or RUNS}: {error.strerror} ({folder})") from error
+
+
+def newest_run() -> Path:
+    """Return the run below runs/ that was written last, or the cross-validation that was finished last.
+
+    Raises:
+        MissingFileError: There is no trained model.
+    """
+    files = [*RUNS.glob(f"*/{RunFolder('').best.name}"), *RUNS.glob(f"*/{RunFolder('').infer_command.name}")]
+    found = sorted(files, key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise MissingFileError(
+            f"there is no trained model below {RUNS.resolve()}; run train.py first, or give `weights`"
+        )
+    return found[-1].parent
+
+
+class RunLock:
+    """Reserves run folders for this process until it exits the context, or ends in any other way.
+
+    Has no effect if the system or the file system has no such locks.
+    """
+
+    def __init__(self) -> None:
+        self._own: list[int] = []
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._own:
+            os.close(handle)
+            _handles.discard(handle)
+        self._own.clear()
+
+    def take(self, folder: Path) -> None:
+        """Reserve a folder. One that does not exist is not reserved.
+
+        Raises:
+            UsageError: Another process has reserved it.
+        """
+        try:
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+        except (ImportError, FileNotFoundError):  # ImportError: Windows
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UsageError(
+                    f"another training writes to {folder}; wait until it ends, or choose another `out`"
+                ) from error
+            return  # the file system has no locks
+        self._own.append(handle)
+        _release_in_forks()
+        _handles.add(handle)
+
+
+_handles: set[int] = set()
+_forks_release: list[bool] = []
+
+
+def _release_in_forks() -> None:
+    """Close the handles in forks: a DataLoader worker would keep the folder reserved after its parent died."""
+    if hasattr(os, "register_at_fork") and not _forks_release:
+        os.register_at_fork(after_in_child=_close_handles)
+        _forks_release.append(True)
+
+
+def _close_handles() -> None:
+    for handle in _handles:
+        os.close(handle)
+    _handles.clear()

@@ -77,10 +77,10 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error))
     if is_out_of_memory(error):
-        return MachineError(f"memory ran out ({sentence(error)})" if str(error) else "memory ran out")
+        return MachineError(f"memory ran out ({sentence(error).splitlines()[0]})" if str(error) else "memory ran out")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return MachineError(
-            f"{str(error).splitlines()[0]} A process that loads images died, most often because memory or /dev/shm "
+            f"{str(error).splitlines()[0].strip()} A process that loads images died, most often because memory or /dev/shm "
             "is full; try fewer `workers`. Everything that was saved before is kept."
         )
     return None

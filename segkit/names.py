@@ -28,7 +28,7 @@ def unknown(what: str, name: str, known: Collection[str]) -> UsageError:
         known: The names that exist.
     """
     near = nearest(name, known)
-    hint = f"; did you mean {near!r}?" if near else ";"
+    hint = f"; did you mean {near!r}?" if near else "."
     return UsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
 
 

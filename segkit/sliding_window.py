@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.errors import UsageError
+
 _LOWEST = 1e-3  # of the blending weights: every pixel must count for something
 _SIGMA = 1 / 8  # of the window's side; Isensee et al., "nnU-Net", 2021, supplementary note 4.5
 
@@ -33,11 +35,11 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         if len(sides) != 2 or min(sides) < 1 or self.batch_size < 1:
-            raise ValueError(f"size and batch_size must be at least 1, got {self.size} and {self.batch_size}")
+            raise UsageError(f"size and batch_size must be at least 1, got {self.size} and {self.batch_size}")
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap must be at least 0 and less than 1, got {self.overlap}")
+            raise UsageError(f"overlap must be at least 0 and less than 1, got {self.overlap}")
         if self.blend not in ("gaussian", "constant"):
-            raise ValueError(f"unknown blend {self.blend!r}, expected gaussian or constant")
+            raise UsageError(f"unknown blend {self.blend!r}, expected gaussian or constant")
         object.__setattr__(self, "size", sides)
 
     def __call__(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:

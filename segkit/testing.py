@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 SIZES = ((96, 128), (97, 131), (33, 5), (1, 1))
@@ -152,7 +154,7 @@ def check_loss(
         ValueError: a wrong mode.
     """
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     examples = _Examples(1 if mode == "binary" else num_classes, mode, ignore_index)
     _check_scalar(loss, examples)
     _check_small_inputs(loss, examples)

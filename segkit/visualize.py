@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from segkit.errors import UsageError
+
 _IGNORED = (255, 255, 255)
 _LEGEND_ROW = 18  # pixels
 _CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
@@ -38,7 +40,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
         opacity: 0 for the bare image, 1 for flat colours.
     """
     if image.shape[:2] != mask.shape:
-        raise ValueError(f"mask must have the image's size {image.shape[:2]}, got {mask.shape}")
+        raise UsageError(f"mask must have the image's size {image.shape[:2]}, got {mask.shape}")
     colours = palette[mask]
     alpha = np.where(mask == 0, 0.0, opacity)
     alpha[_edges(mask)] = max(opacity, 0.9)

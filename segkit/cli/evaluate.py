@@ -42,10 +42,10 @@ def evaluate(config: EvaluateConfig) -> Path:
 
 def open_predictor(config: ScoreConfig, data: "SegmentationDataset") -> "Predictor":
     """The models of --weights, whose classes must be those of the data."""
-    from segkit.workflows.devices import pick_device, pick_workers
     from segkit.cli.predictors import load_predictor, with_members
     from segkit.cli.scored_data import check_model_classes
     from segkit.models.model_file import find_model_file
+    from segkit.workflows.devices import pick_device, pick_workers
 
     config = with_members(config)
     weights = tuple(map(find_model_file, config.weights))

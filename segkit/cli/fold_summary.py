@@ -25,9 +25,9 @@ Row = dict[str, Any]
 
 def sum_up(config: TrainConfig, folds: "Folds", out: Path) -> None:
     """Scores every image by the model that has not seen it; prints tables and the infer command, and writes them."""
-    from segkit.workflows.devices import pick_device
     from segkit.inference.writers import write_table
     from segkit.training import autocast
+    from segkit.workflows.devices import pick_device
 
     device = pick_device(config.device)
     of_fold = [

@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def infer(config: InferConfig) -> int:
     """Segments every image of the source; gives the number of images that could not be read."""
-    from segkit.workflows.devices import pick_workers
     from segkit.cli.predictors import load_predictor, with_members
     from segkit.inference import Clock, PredictionWriter, segment
     from segkit.models.model_file import find_model_file
+    from segkit.workflows.devices import pick_workers
 
     config = with_members(config)
     config = replace(config, weights=tuple(map(find_model_file, config.weights)))  # before anything is written

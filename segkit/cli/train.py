@@ -119,8 +119,8 @@ def train(
 
 
 def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole: Path | None) -> Path:
-    from segkit.workflows.devices import pick_device
     from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
+    from segkit.workflows.devices import pick_device
 
     if is_resumed(config):
         ranks.on_first(lambda: lock.take(config.out))

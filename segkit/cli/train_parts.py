@@ -27,8 +27,8 @@ def build_loaders(
     ranks: "Ranks",
 ) -> tuple["Loader", "Loader"]:
     """The training and the validation loader of this process."""
-    from segkit.workflows.devices import pick_workers
     from segkit.data import create_transform, train_loader, val_loader
+    from segkit.workflows.devices import pick_workers
 
     workers = pick_workers(config.workers, ranks.count_here)
     train = train_loader(

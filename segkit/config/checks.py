@@ -5,6 +5,8 @@ import math
 import os
 from typing import Any
 
+from segkit.errors import UsageError
+
 
 def default_of(config: object, name: str) -> Any:
     found = next(f for f in dataclasses.fields(config) if f.name == name)
@@ -13,7 +15,7 @@ def default_of(config: object, name: str) -> Any:
 
 def check(config: object, name: str, holds: bool, expected: str) -> None:
     if not holds:
-        raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")
+        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")
 
 
 def expand_user(config: object, *names: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from segkit.config.names import nearest_name
 from segkit.config.typed import TAGS, Mismatch, describe, read_value, show
+from segkit.errors import UsageError
 
 
 class Setting(NamedTuple):
@@ -37,15 +38,15 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
         _check_plain(root, path)
         return _read_root(cls, root, path, origin)
     except OSError as error:
-        raise ValueError(f"cannot read the settings in {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the settings in {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read the settings in {path}: it is not text in UTF-8") from error
+        raise UsageError(f"cannot read the settings in {path}: it is not text in UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise ValueError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
     except RecursionError:
-        raise ValueError(f"{path}: lists and mappings lie too deep within each other") from None
+        raise UsageError(f"{path}: lists and mappings lie too deep within each other") from None
 
 
 def format_settings(settings: Any, origins: Mapping[str, str] | None = None) -> str:
@@ -71,7 +72,7 @@ def write_yaml(settings: Any, path: Path) -> None:
 def _read_root(cls: type, root: yaml.Node | None, path: Path, origin: str | None) -> dict[str, Setting]:
     if not isinstance(root, yaml.MappingNode):
         got = "is empty" if root is None else f"holds {show(root)}"
-        raise ValueError(f"{path} {got}, expected lines such as `epochs: 40`")
+        raise UsageError(f"{path} {got}, expected lines such as `epochs: 40`")
     kinds = get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     found: dict[str, Setting] = {}
@@ -80,9 +81,9 @@ def _read_root(cls: type, root: yaml.Node | None, path: Path, origin: str | None
         name = key.value.replace("-", "_") if isinstance(key, yaml.ScalarNode) else show(key)
         if name not in names:
             near = nearest_name(name, names)
-            raise ValueError(f"{where}: unknown setting {name!r}" + (f", did you mean {near}?" if near else ""))
+            raise UsageError(f"{where}: unknown setting {name!r}" + (f", did you mean {near}?" if near else ""))
         if name in found:
-            raise ValueError(f"{where}: {name} comes twice, first in {found[name].origin}")
+            raise UsageError(f"{where}: {name} comes twice, first in {found[name].origin}")
         found[name] = Setting(_read(name, node, kinds[name], where), where)
     return {name: Setting(value, origin or where) for name, (value, where) in found.items()}
 
@@ -91,9 +92,9 @@ def _read(name: str, node: yaml.Node, kind: Any, where: str) -> Any:
     try:
         return read_value(node, kind)
     except Mismatch:
-        raise ValueError(f"{where}: {name} must be {describe(kind)}, got {show(node)}") from None
+        raise UsageError(f"{where}: {name} must be {describe(kind)}, got {show(node)}") from None
     except ValueError as error:
-        raise ValueError(f"{where}: {name}: {error}") from None
+        raise UsageError(f"{where}: {name}: {error}") from None
 
 
 def _check_plain(root: yaml.Node | None, path: Path) -> None:
@@ -104,9 +105,9 @@ def _check_plain(root: yaml.Node | None, path: Path) -> None:
         where = f"{path}:{node.start_mark.line + 1}"
         if node.tag not in TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise ValueError(f"{where}: the tag {tag} is refused; a setting is a plain value")
+            raise UsageError(f"{where}: the tag {tag} is refused; a setting is a plain value")
         if id(node) in seen:
-            raise ValueError(f"{where}: an alias stands for this; write the value where it belongs")
+            raise UsageError(f"{where}: an alias stands for this; write the value where it belongs")
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             todo += node.value

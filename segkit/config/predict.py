@@ -9,6 +9,7 @@ from tyro.conf import arg
 from segkit.config.checks import check, check_finite, check_workers, default_of, expand_user
 from segkit.config.sources import LabelConfig
 from segkit.config.words import NO_CRF, CRFWords, Folder, OfClasses, Sources
+from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS
 
 
@@ -54,13 +55,13 @@ class PredictConfig:
         check(self, "window", self.window >= 0, "0 or more")
         check(self, "window_overlap", 0 <= self.window_overlap < 1, "at least 0 and less than 1")
         if self.member_weights and len(self.member_weights) != len(self.weights):
-            raise ValueError(
+            raise UsageError(
                 f"--member-weights needs one weight for each of the {len(self.weights)} --weights, "
                 f"got {len(self.member_weights)}"
             )
         given = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != default_of(self, n)]
         if self.tta is not None and given:
-            raise ValueError(f"--tta {self.tta} says it all; it does not go with --{given[0]}")
+            raise UsageError(f"--tta {self.tta} says it all; it does not go with --{given[0]}")
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,15 @@ class InferConfig(PredictConfig):
         for name in ("pseudo_threshold", "pseudo_min_share"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         if not self.save:
-            raise ValueError("--save needs at least one kind of result")
+            raise UsageError("--save needs at least one kind of result")
         if self.skip_existing and self.out is None:
-            raise ValueError("--skip-existing needs --out, the folder to go on in")
+            raise UsageError("--skip-existing needs --out, the folder to go on in")
         if self.skip_existing and not {"mask"} <= set(self.save):
-            raise ValueError("--skip-existing goes by the masks: add mask to --save")
+            raise UsageError("--skip-existing goes by the masks: add mask to --save")
         if self.skip_existing and "pseudo" in self.save:
-            raise ValueError("--skip-existing cannot make pseudo labels of images that it leaves out")
+            raise UsageError("--skip-existing cannot make pseudo labels of images that it leaves out")
         if self.submission_sample and "submission" not in self.save:
-            raise ValueError("--submission-sample needs --save submission")
+            raise UsageError("--submission-sample needs --save submission")
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class TuneConfig(ScoreConfig):
         super().__post_init__()
         for name in ("tta", "member_weights", "brightness", "merge", "class_bias"):
             if getattr(self, name) != default_of(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} does not go with tune, which chooses for --merge mean")
+                raise UsageError(f"--{name.replace('_', '-')} does not go with tune, which chooses for --merge mean")
         check(self, "pixels", self.pixels >= 1, "at least 1")
         check(self, "folds", self.folds >= 2, "at least 2")
         check(self, "margin", self.margin >= 0, "0 or more")

@@ -13,6 +13,7 @@ from segkit.config.checks import default_of
 from segkit.config.files import Setting, format_settings, read_settings
 from segkit.config.names import nearest_name
 from segkit.config.recipes import list_recipes, read_recipe
+from segkit.errors import UsageError
 
 Config = TypeVar("Config")
 COMMAND_LINE = "command line"
@@ -96,14 +97,14 @@ def _check_options(argv: Sequence[str], unchecked: type) -> None:
         if not name.startswith("tyro_") and (name not in known or not option.startswith("--")):
             near = nearest_name(name, known)
             hint = f"did you mean --{near.replace('_', '-')}?" if near else "--help lists them all"
-            raise ValueError(f"unknown option {option}; {hint}")
+            raise UsageError(f"unknown option {option}; {hint}")
 
 
 def _read_layers(cls: type, argv: Sequence[str]) -> dict[str, Setting]:
     """What the recipe says, and the files, which win."""
     files = _words_after(argv, "config")
     if files == []:
-        raise ValueError("--config needs a YAML file, or more")
+        raise UsageError("--config needs a YAML file, or more")
     found: dict[str, Setting] = {}
     for file in files or ():
         found.update(read_settings(cls, Path(file)))
@@ -145,7 +146,7 @@ def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str,
     except ValueError as error:
         names = [word.replace("-", "_") for word in re.findall(r"--([a-z][a-z-]*)", str(error))]
         origin = origins.get(names[0]) if names else None
-        raise ValueError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None
+        raise UsageError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None
 
 
 def _words_after(argv: Sequence[str], name: str) -> list[str] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from segkit.config.files import Setting, read_settings
 from segkit.config.names import nearest_name
+from segkit.errors import UsageError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -22,11 +23,11 @@ def read_recipe(cls: type, name: str, origin: str) -> dict[str, Setting]:
     names = recipe_names()
     if name not in names:
         if name.endswith((".yaml", ".yml")):
-            raise ValueError(f"--recipe takes a name; settings of your own are --config {name}")
+            raise UsageError(f"--recipe takes a name; settings of your own are --config {name}")
         near = nearest_name(name, names)
         said = f"unknown recipe {name!r} ({origin})" if name else "--recipe needs a name"
         hint = f", did you mean {near}? The" if near else "; the"
-        raise ValueError(f"{said}{hint} recipes are\n{list_recipes()}")
+        raise UsageError(f"{said}{hint} recipes are\n{list_recipes()}")
     settings = read_settings(cls, RECIPES / f"{name}.yaml", f"recipe {name}")
     return {**settings, "recipe": Setting(name, origin)}
 

@@ -10,6 +10,7 @@ from tyro.conf import arg
 from segkit.config.checks import check
 from segkit.config.sources import SourceConfig
 from segkit.config.words import Files, Folder
+from segkit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,4 @@ class CheckConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ValueError("give the COCO JSON files to check, or folders of images with --masks")
+            raise UsageError("give the COCO JSON files to check, or folders of images with --masks")

@@ -9,6 +9,7 @@ from tyro.conf import arg
 from segkit.config.checks import check, check_finite, check_workers, expand_user
 from segkit.config.sources import LabelConfig
 from segkit.config.words import Folder, Folders, Losses, Options, ResumeWords, Sources
+from segkit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -173,29 +174,29 @@ class TrainConfig(LabelConfig):
         check(self, "milestones", all(epoch > 0 for epoch in self.milestones), "positive")
         check_workers(self)
         if (self.schedule == "multistep") != bool(self.milestones):
-            raise ValueError(
+            raise UsageError(
                 "--schedule multistep and --milestones belong together: --schedule multistep --milestones 20 30"
             )
         _check_folds(self)
         if self.resume == "auto" and self.out is None:
-            raise ValueError("--resume auto needs --out, the folder of the run to begin or to go on with")
+            raise UsageError("--resume auto needs --out, the folder of the run to begin or to go on with")
         if self.resume is True and self.out is None:
-            raise ValueError("--resume needs --out, the folder of the run to go on with, or its name: --resume runs/x")
+            raise UsageError("--resume needs --out, the folder of the run to go on with, or its name: --resume runs/x")
         if isinstance(self.resume, Path) and self.out not in (None, self.resume, self.resume.parent):
-            raise ValueError("--resume RUN goes on in the run's own folder; leave out --out")
+            raise UsageError("--resume RUN goes on in the run's own folder; leave out --out")
 
 
 def _check_folds(config: TrainConfig) -> None:
     if config.train_only and not config.data:
-        raise ValueError("--train-only needs --data, whose images it adds to")
+        raise UsageError("--train-only needs --data, whose images it adds to")
     if config.folds is None and config.fold is None:
         return
     if config.folds is None or config.fold is None:
-        raise ValueError("--folds and --fold belong together: --folds 5 --fold 0 validates on the first of five folds")
+        raise UsageError("--folds and --fold belong together: --folds 5 --fold 0 validates on the first of five folds")
     if config.val:
-        raise ValueError("--folds takes the validation images from --data; leave out --val, or --folds and --fold")
+        raise UsageError("--folds takes the validation images from --data; leave out --val, or --folds and --fold")
     if not config.data:
-        raise ValueError("--folds needs --data, the images to divide")
+        raise UsageError("--folds needs --data, the images to divide")
     check(config, "folds", config.folds >= 2, "at least 2")
     in_range = config.fold == "all" or 0 <= config.fold < config.folds
     check(config, "fold", in_range, f"in 0..{config.folds - 1}, or all")

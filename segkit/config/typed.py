@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from segkit.errors import UsageError
+
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "null"}
 MANY = {int: "whole numbers", float: "numbers", str: "words", Path: "paths", Any: "values"}
@@ -59,7 +61,7 @@ def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
         if not isinstance(key, yaml.ScalarNode):
             raise Mismatch
         if key.value in found:
-            raise ValueError(f"{key.value!r} comes twice")
+            raise UsageError(f"{key.value!r} comes twice")
         found[key.value] = value
     return found
 

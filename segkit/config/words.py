@@ -8,6 +8,7 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.typed import parse_any
+from segkit.errors import UsageError
 
 NO_CRF = (["off"], ["None"])
 
@@ -16,28 +17,28 @@ def _parse_losses(words: list[str]) -> dict[str, float]:
     try:
         return {name: float(value) if sign else 1.0 for name, sign, value in (word.partition("=") for word in words)}
     except ValueError:
-        raise ValueError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
+        raise UsageError(f"expected NAME=WEIGHT such as ce=0.6 dice=0.4, got {' '.join(words)!r}") from None
 
 
 def _parse_classes(words: list[str]) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in (word.rsplit("=", 1) for word in words)}
     except ValueError:
-        raise ValueError(f"expected CLASS=VALUE such as car=0.5 street=0.25, got {' '.join(words)!r}") from None
+        raise UsageError(f"expected CLASS=VALUE such as car=0.5 street=0.25, got {' '.join(words)!r}") from None
 
 
 def _parse_options(words: list[str]) -> dict[str, Any]:
     if not all("=" in word for word in words):
-        raise ValueError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
+        raise UsageError(f"expected NAME=VALUE such as channels=64, got {' '.join(words)!r}")
     try:
         return {name: parse_any(value) for name, value in (word.split("=", 1) for word in words)}
     except yaml.YAMLError as error:
-        raise ValueError(f"expected NAME=VALUE with values as in YAML, got {' '.join(words)!r}") from error
+        raise UsageError(f"expected NAME=VALUE with values as in YAML, got {' '.join(words)!r}") from error
 
 
 def _parse_resume(words: list[str]) -> Path | Literal["auto"] | bool:
     if len(words) > 1:
-        raise ValueError(f"--resume takes one run folder or checkpoint, or auto, got {' '.join(words)!r}")
+        raise UsageError(f"--resume takes one run folder or checkpoint, or auto, got {' '.join(words)!r}")
     if words in (["auto"], ["off"]):
         return "auto" if words == ["auto"] else False
     return Path(words[0]) if words else True

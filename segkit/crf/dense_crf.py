@@ -17,6 +17,7 @@ from segkit.crf.lattice_engine import LatticeEngine
 from segkit.crf.pool import Engine, WorkerPool, then
 from segkit.crf.presets import PRESETS, CRFParameters
 from segkit.crf.pydensecrf_engine import PydensecrfEngine, import_pydensecrf
+from segkit.errors import UsageError
 
 Array = np.ndarray | Tensor
 ENGINES = {"torch": LatticeEngine, "pydensecrf": PydensecrfEngine}
@@ -66,11 +67,11 @@ class DenseCRF(CRFParameters):
         super().__post_init__()
         for name in ("active_threshold", "tolerance"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not isinstance(self.workers, int) or self.workers < 0:
-            raise ValueError(f"workers must be a whole number of at least 0, got {self.workers!r}")
+            raise UsageError(f"workers must be a whole number of at least 0, got {self.workers!r}")
         if self.backend not in ENGINES:
-            raise ValueError(f"backend must be one of {', '.join(ENGINES)}, got {self.backend!r}")
+            raise UsageError(f"backend must be one of {', '.join(ENGINES)}, got {self.backend!r}")
         if self.backend == "pydensecrf":
             import_pydensecrf()  # fail here, not after the first image was predicted
 
@@ -88,7 +89,7 @@ class DenseCRF(CRFParameters):
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
             hint = f", did you mean {near[0]!r}" if near else ""
-            raise ValueError(f"there is no preset {name!r}{hint}; known: {', '.join(PRESETS)}")
+            raise UsageError(f"there is no preset {name!r}{hint}; known: {', '.join(PRESETS)}")
         return cls(**{**vars(PRESETS[name]), **changes})
 
     def __call__(self, probs: Array, image: Array) -> Array:
@@ -126,7 +127,7 @@ class DenseCRF(CRFParameters):
         """
         values = check_probs(probs)
         if values.ndim != 3:
-            raise ValueError(f"submit takes one image, probs (C, H, W), got {tuple(values.shape)}")
+            raise UsageError(f"submit takes one image, probs (C, H, W), got {tuple(values.shape)}")
         return then(self._submit(values, check_image(image, values)), partial(_like, probs))
 
     def map(self, pairs: Iterable[tuple[Array, Array]]) -> Iterator[Array]:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkit.errors import UsageError
+
 
 class WeightedSums(NamedTuple):
     """A sparse matrix: each row of the product is a weighted sum of rows.
@@ -140,7 +142,7 @@ def _pack(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     strides = [math.prod(extent[axis + 1 :]) for axis in range(axes - 1)]
     volume = math.prod(extent)
     if volume * axes >= 2**63:
-        raise ValueError("the sigmas are too small for this image: its lattice needs more than 64-bit keys")
+        raise UsageError("the sigmas are too small for this image: its lattice needs more than 64-bit keys")
     # From one remainder to the next, the remaining coordinate of highest rank goes down by one.
     step = torch.tensor([*strides, 0], device=corner.device)[:, None].expand(axes, corner.shape[1])
     step = torch.empty_like(rank, dtype=torch.int64).scatter_(0, rank.long(), step)

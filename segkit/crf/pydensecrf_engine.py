@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segkit.crf.presets import CRFParameters
+from segkit.errors import MissingPackageError
 
 CLIP = 1e-5  # lower limit of probabilities before the logarithm, as in pydensecrf
 
@@ -72,6 +73,6 @@ def import_pydensecrf() -> ModuleType:
     try:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'backend="pydensecrf" needs `pip install pydensecrf2` (Python before 3.13, with a C++ compiler)'
         ) from error

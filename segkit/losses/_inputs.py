@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.losses._blocks import exact_type, masked
 from segkit.losses._softmax import SoftmaxTerms, softmax_terms
 
@@ -141,7 +142,7 @@ class Loss(nn.Module):
     def __init__(self, mode: Mode, ignore_index: int | None, **options: object) -> None:
         super().__init__()
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+            raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         self.mode = mode
         self.ignore_index = ignore_index
         self.options = options
@@ -174,7 +175,7 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_weights(weights: Tensor | None, inputs: Inputs) -> Tensor | None:
@@ -183,7 +184,7 @@ def check_weights(weights: Tensor | None, inputs: Inputs) -> Tensor | None:
         return None
     weights = torch.as_tensor(weights).to(inputs.logits.device, inputs.dtype)
     if weights.shape != (inputs.num_classes,):
-        raise ValueError(f"expected {inputs.num_classes} weights, one for each class, got {tuple(weights.shape)}")
+        raise UsageError(f"expected {inputs.num_classes} weights, one for each class, got {tuple(weights.shape)}")
     return weights
 
 
@@ -203,26 +204,26 @@ def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
     n, *_ = logits.shape
     per_pixel, per_class = (n, *logits.shape[2:]), tuple(logits.shape)
     if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating-point numbers, got {logits.dtype}")
+        raise UsageError(f"logits must be floating-point numbers, got {logits.dtype}")
     if logits.ndim < 3:
-        raise ValueError(f"logits must be (N, C, H, W), got {tuple(logits.shape)}")
+        raise UsageError(f"logits must be (N, C, H, W), got {tuple(logits.shape)}")
     if target.is_complex():
-        raise ValueError(f"target must be real, got {target.dtype}")
+        raise UsageError(f"target must be real, got {target.dtype}")
     if mode == "multiclass":
         if tuple(target.shape) not in (per_pixel, per_class):
-            raise ValueError(
+            raise UsageError(
                 f"target must be (N, H, W) like logits (N, C, H, W), got {tuple(target.shape)} for "
                 f"{tuple(logits.shape)}"
             )
         if target.dtype == torch.bool or target.is_floating_point() != (tuple(target.shape) == per_class):
-            raise ValueError(
+            raise UsageError(
                 "target must be (N, H, W) integer class indices or (N, C, H, W) float shares of the classes, got "
                 f"{target.dtype} {tuple(target.shape)}"
             )
     elif mode == "binary" and logits.shape[1] != 1:
-        raise ValueError(f"mode 'binary' takes logits (N, 1, H, W), got {tuple(logits.shape)}")
+        raise UsageError(f"mode 'binary' takes logits (N, 1, H, W), got {tuple(logits.shape)}")
     elif tuple(target.shape) not in ((per_pixel, per_class) if mode == "binary" else (per_class,)):
-        raise ValueError(f"target must be {per_class} like the logits in mode {mode!r}, got {tuple(target.shape)}")
+        raise UsageError(f"target must be {per_class} like the logits in mode {mode!r}, got {tuple(target.shape)}")
 
 
 def _check_range(target: Tensor, highest: int, ignore_index: int | None, *, what: str) -> None:
@@ -231,6 +232,6 @@ def _check_range(target: Tensor, highest: int, ignore_index: int | None, *, what
         return
     low, high = (value.item() for value in target.aminmax())
     if not (low >= 0 and high <= highest):
-        raise ValueError(
+        raise UsageError(
             f"target has {what} from {low} to {high}, expected 0 to {highest} or ignore_index={ignore_index}"
         )

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.losses._blocks import masked
 from segkit.losses._inputs import Inputs, Loss, Mode, divide
 
@@ -32,7 +33,7 @@ def boundary_loss(
     """
     inputs = Inputs(logits, target, mode, ignore_index)
     if distance_maps.shape != logits.shape:
-        raise ValueError(
+        raise UsageError(
             f"distance_maps must be (N, C, H, W) like the logits {tuple(logits.shape)}, got "
             f"{tuple(distance_maps.shape)}"
         )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.losses._inputs import check_choice
 
 
@@ -32,9 +33,9 @@ def class_weights(
     check_choice("scheme", scheme, ("inverse", "sqrt", "effective"))
     counts = np.asarray(counts, dtype=np.float64)
     if counts.ndim != 1 or not (counts >= 0).all() or not counts.any():
-        raise ValueError(f"counts must be (C,), none negative and one positive, got {counts.tolist()}")
+        raise UsageError(f"counts must be (C,), none negative and one positive, got {counts.tolist()}")
     if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
+        raise UsageError(f"beta must be in [0, 1), got {beta}")
     occurs = counts > 0
     if scheme == "effective":
         effort = (1 - beta**counts) / (1 - beta)

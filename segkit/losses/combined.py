@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.losses._inputs import Inputs, Loss
 from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss, OHEMLoss
 from segkit.losses.focal import FocalLoss
@@ -74,18 +75,18 @@ def create_loss(spec: str | Mapping[str, float], *, ignore_index: int | None = 2
     """
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
     if not weights:
-        raise ValueError(f"no loss given, expected some of {', '.join(LOSSES)}")
+        raise UsageError(f"no loss given, expected some of {', '.join(LOSSES)}")
     for name, weight in weights.items():
         _check_name(name)
         if not weight > 0:
-            raise ValueError(f"the weight of loss {name!r} must be positive, got {weight}")
+            raise UsageError(f"the weight of loss {name!r} must be positive, got {weight}")
     known = {name: set(inspect.signature(LOSSES[name]).parameters) for name in weights}
     for option in options:
         if not any(option in names for names in known.values()):
-            raise ValueError(f"no option {option!r} in the loss {' + '.join(weights)}; {_describe(known)}")
+            raise UsageError(f"no option {option!r} in the loss {' + '.join(weights)}; {_describe(known)}")
     for name, names in known.items():
         if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:
-            raise ValueError(f"loss {name!r} is of mode multiclass alone; for mode {options['mode']!r} take bce")
+            raise UsageError(f"loss {name!r} is of mode multiclass alone; for mode {options['mode']!r} take bce")
     losses = {
         name: LOSSES[name](ignore_index=ignore_index, **{k: v for k, v in options.items() if k in known[name]})
         for name in weights
@@ -97,7 +98,7 @@ def _check_name(name: str) -> None:
     if name not in LOSSES:
         near = difflib.get_close_matches(name, LOSSES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown loss {name!r}{hint} The losses are {', '.join(LOSSES)}")
+        raise UsageError(f"unknown loss {name!r}{hint} The losses are {', '.join(LOSSES)}")
 
 
 def _describe(known: Mapping[str, set[str]]) -> str:

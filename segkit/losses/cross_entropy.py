@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from segkit.errors import UsageError
 from segkit.losses._blocks import blocks, masked
 from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_weights, divide, reduce
 
@@ -277,11 +278,11 @@ class OHEMLoss(Loss):
 
 def _check_smoothing(label_smoothing: float) -> float:
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        raise UsageError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     return label_smoothing
 
 
 def _check_threshold(threshold: float) -> float:
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+        raise UsageError(f"threshold must be in (0, 1], got {threshold}")
     return threshold

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_weights, reduce
 
 # The modulating factor's slope is infinite at 0 for gamma below 1; so near to it the loss itself is 0.
@@ -55,11 +56,11 @@ def _focal(
     inputs: Inputs, weights: Tensor | None, *, gamma: float, alpha: float | None, reduction: Reduction
 ) -> Tensor:
     if gamma < 0:
-        raise ValueError(f"gamma must be at least 0, got {gamma}")
+        raise UsageError(f"gamma must be at least 0, got {gamma}")
     if inputs.mode == "multiclass" and alpha is not None:
-        raise ValueError("alpha is for the modes binary and multilabel; in multiclass give class_weights")
+        raise UsageError("alpha is for the modes binary and multilabel; in multiclass give class_weights")
     if inputs.mode != "multiclass" and weights is not None:
-        raise ValueError("class_weights is for the mode multiclass; in binary and multilabel give alpha")
+        raise UsageError("class_weights is for the mode multiclass; in binary and multilabel give alpha")
     weights = check_weights(weights, inputs)
     if inputs.labelled:
         losses = inputs.softmax.nll

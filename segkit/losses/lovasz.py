@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from segkit.errors import UsageError
 from segkit.losses._inputs import Inputs, Loss, Mode, check_choice, divide
 
 
@@ -45,9 +46,9 @@ def _lovasz(inputs: Inputs, *, classes: str, per_image: bool) -> Tensor:
     check_choice("classes", classes, ("present", "all"))
     softmax = inputs.mode == "multiclass"
     if softmax and not inputs.labelled:
-        raise ValueError("the Lovasz loss takes class indices (N, H, W), not shares of the classes")
+        raise UsageError("the Lovasz loss takes class indices (N, H, W), not shares of the classes")
     if not softmax and not torch.compiler.is_compiling() and (inputs.target.frac() != 0).any():
-        raise ValueError("the Lovasz loss takes targets 0 and 1, not values between")
+        raise UsageError("the Lovasz loss takes targets 0 and 1, not values between")
     scores = inputs.dense_logits
     scores = (scores.softmax(1) if softmax else scores).unbind(1)
     losses, counted = [], []

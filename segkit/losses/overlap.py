@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.losses._inputs import Counts, Inputs, Loss, Mode, check_choice, divide
 
 Absent = Literal["skip", "penalise", "zero"]
@@ -177,7 +178,7 @@ def _tversky(
     classes: Sequence[int] | None,
 ) -> Tensor:
     if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma}")
+        raise UsageError(f"gamma must be positive, got {gamma}")
     counts = _select(inputs.counts(), per_image, classes)
     hits = counts.true_positive
     false_positive, false_negative = counts.prob_sum - hits, counts.support - hits
@@ -218,7 +219,7 @@ def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> C
         return counts
     highest = counts.support.shape[1] - 1
     if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
-        raise ValueError(f"classes must be a sequence of indices from 0 to {highest}, got {classes!r}")
+        raise UsageError(f"classes must be a sequence of indices from 0 to {highest}, got {classes!r}")
     index = torch.as_tensor(classes, device=counts.support.device)
     pixels = counts.pixels if counts.pixels.shape[1] == 1 else counts.pixels[:, index]
     return Counts(*(x[:, index] for x in counts[:3]), pixels)
@@ -236,7 +237,7 @@ def _mean(losses: Tensor, counts: Counts, absent: Absent, smooth: float) -> Tens
     """The mean over the classes (see `absent`), then over the rows that have something to count."""
     check_choice("absent", absent, ABSENT)
     if absent == "penalise" and not smooth > 0:
-        raise ValueError(
+        raise UsageError(
             "absent='penalise' needs smooth > 0: without it the loss of an absent class is 1 whatever it is"
         )
     present = counts.support > 0

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.metrics._inputs import check_classes
 
 Same = TypeVar("Same", bound="RunningCounts")
@@ -49,7 +50,7 @@ class RunningCounts:
             UsageError: `other` is another kind of metric, or has another number of classes or bins.
         """
         if type(other) is not type(self) or not self._fits(other.counts):
-            raise ValueError(f"cannot merge {_describe(other)} into {_describe(self)}")
+            raise UsageError(f"cannot merge {_describe(other)} into {_describe(self)}")
         self._add(other.counts)
 
     def __iadd__(self: Same, other: Same) -> Same:
@@ -79,7 +80,7 @@ class RunningCounts:
         """
         if set(state) != {"counts"} or not self._fits(state["counts"]):
             shapes = {name: tuple(value.shape) for name, value in state.items()}
-            raise ValueError(f"the state must be counts {self._shape}, got {shapes}")
+            raise UsageError(f"the state must be counts {self._shape}, got {shapes}")
         self.counts = state["counts"].to(self._dtype, copy=True)
 
     def _add(self, counts: Tensor) -> None:

@@ -6,6 +6,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from segkit.errors import UsageError
 from segkit.metrics.per_image import PerImageConfusion
 from segkit.metrics.scores import Scores, score_counts
 
@@ -90,7 +91,7 @@ def bootstrap_difference(
         UsageError: the two have counted different targets; also the errors of `bootstrap_interval`.
     """
     if not np.array_equal(_target_pixels(first), _target_pixels(second)):
-        raise ValueError("first and second must have counted the same targets in the same order")
+        raise UsageError("first and second must have counted the same targets in the same order")
     function = _as_function(score)
     estimates = [function(score_counts(_matrices(x).sum(0), x.class_names, x.included)) for x in (first, second)]
     draws = [function(a) - function(b) for a, b in _resample([first, second], resamples, seed)]
@@ -102,7 +103,7 @@ def _as_function(score: str | Callable[[Scores], float | np.ndarray]) -> Callabl
         return score
     known = [name for name in Scores.__dataclass_fields__ if name != "class_names"]
     if score not in known:
-        raise ValueError(f"unknown score {score!r}, expected a function of Scores or one of {', '.join(known)}")
+        raise UsageError(f"unknown score {score!r}, expected a function of Scores or one of {', '.join(known)}")
     return attrgetter(score)
 
 
@@ -120,7 +121,7 @@ def _resample(sets: list[PerImageConfusion], resamples: int, seed: int) -> Itera
     matrices = [_matrices(images) for images in sets]
     shape = matrices[0].shape
     if not shape[0] or resamples < 1:
-        raise ValueError(f"a bootstrap needs at least one image and one resample, got {shape[0]} and {resamples}")
+        raise UsageError(f"a bootstrap needs at least one image and one resample, got {shape[0]} and {resamples}")
     flat = [x.reshape(shape[0], -1).astype(np.float64) for x in matrices]  # float matmul is faster than integer
     random = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
@@ -132,7 +133,7 @@ def _resample(sets: list[PerImageConfusion], resamples: int, seed: int) -> Itera
 
 def _interval(estimate: float | np.ndarray, draws: np.ndarray, level: float) -> Interval:
     if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
+        raise UsageError(f"level must be in (0, 1), got {level}")
     tails = ((1 - level) / 2, (1 + level) / 2)
     if draws.ndim == 1:
         low, high = _quantiles(draws, tails).tolist()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from segkit.errors import UsageError
+
 
 def argmax_channels(logits: Tensor) -> Tensor:
     """Return the label of the largest channel of each pixel.
@@ -20,7 +22,7 @@ def argmax_channels(logits: Tensor) -> Tensor:
         UsageError: `logits` has fewer than three dimensions, or no channels.
     """
     if logits.ndim < 3 or logits.shape[-3] == 0:
-        raise ValueError(f"logits must be (..., C, H, W), got {tuple(logits.shape)}")
+        raise UsageError(f"logits must be (..., C, H, W), got {tuple(logits.shape)}")
     channels, height, width = logits.shape[-3:]
     logits, dtype = computable(logits.detach()), smallest_dtype(channels)
     if logits.device.type != "cpu":

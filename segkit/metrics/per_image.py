@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts, sum_over_ranks
 from segkit.metrics.confusion import ConfusionMatrix
@@ -186,6 +187,6 @@ class PerImageConfusion(RunningCounts):
 
 def _mean_of_worst(values: np.ndarray, share: float) -> float:
     if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
+        raise UsageError(f"share must be in (0, 1], got {share}")
     values = np.sort(values[~np.isnan(values)])
     return mean_of_present(values[: max(1, int(share * len(values) + 1e-9))])

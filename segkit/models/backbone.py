@@ -16,6 +16,7 @@ from timm.layers import Format
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
+from segkit.errors import MissingFileError, UsageError
 from segkit.models import smp_encoders
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.same_padding import pad_kernels
@@ -92,7 +93,7 @@ def _find_size_multiple(
     """Tries the network on multiples of its deepest stride, of twice that, and of the size it was trained with."""
     *_, deepest = backbone.strides
     if list(backbone.strides[1:]) != sorted(set(backbone.strides[1:])) and len(set(backbone.strides[1:])) < 3:
-        raise ValueError(
+        raise UsageError(
             f"backbone {name!r} gives maps of stride {deepest} alone, not a pyramid; choose one with stages, "
             f"such as {', '.join(PYRAMIDS)}"
         )
@@ -101,7 +102,7 @@ def _find_size_multiple(
     for height, width in ((deepest, deepest), (2 * deepest, 2 * deepest), tuple(trained_size)):
         if _fits(backbone, (2 * height, 3 * width)):
             return height, width
-    raise ValueError(
+    raise UsageError(
         f"backbone {name!r} takes images of one size alone; give img_size=(H, W), which it must have been made for, "
         f"or choose another, such as {', '.join(PYRAMIDS)}"
     )
@@ -129,7 +130,7 @@ def _check_name(name: str) -> None:
         return
     known = [*timm.list_models(), *timm.list_pretrained()]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise ValueError(
+    raise UsageError(
         f"timm {timm.__version__} has no backbone {name!r}"
         + (f", did you mean {', '.join(near)}?" if near else "; timm.list_models() names them")
     )
@@ -151,10 +152,10 @@ def _create_features(
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
         reason = f" ({error})" if str(error) else ""
         if "output_stride" in options:
-            raise ValueError(
+            raise UsageError(
                 f"backbone {name!r} cannot run at output_stride={output_stride}{reason}; use output_stride=32"
             ) from error
-        raise ValueError(
+        raise UsageError(
             f"backbone {name!r} gives no feature pyramid{reason}; choose one with stages, such as {', '.join(PYRAMIDS)}"
         ) from error
 
@@ -171,7 +172,7 @@ def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise ValueError(f"timm has no pretrained weights for {name!r}; use pretrained=False or the path of a file")
+        raise UsageError(f"timm has no pretrained weights for {name!r}; use pretrained=False or the path of a file")
     filename = config.hf_hub_filename or "model.safetensors"
     cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
     if isinstance(cached, str):
@@ -214,7 +215,7 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
     }
     missing = [key for key, value in weights.items() if value is None]
     if missing:
-        raise ValueError(
+        raise UsageError(
             f"{path} does not hold the weights of {name!r}: {len(missing)} of {len(weights)} tensors are missing, "
             f"such as {missing[0]!r}"
         )
@@ -222,7 +223,7 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         if weights[key].ndim == 4 and weights[key].shape[1] == 3 != tensor.shape[1]:
             weights[key] = adapt_input_conv(tensor.shape[1], weights[key])  # the stem, for other than RGB
         if weights[key].shape != tensor.shape:
-            raise ValueError(
+            raise UsageError(
                 f"{path} does not hold the weights of {name!r}: {key!r} has shape {tuple(weights[key].shape)}, "
                 f"expected {tuple(tensor.shape)}"
             )
@@ -231,11 +232,11 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}; pretrained takes a safetensors file, true or false")
+        raise MissingFileError(f"no weights file at {path}; pretrained takes a safetensors file, true or false")
     try:
         return load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot read weights from {path}: {error}") from error
+        raise UsageError(f"cannot read weights from {path}: {error}") from error
 
 
 def _flat(key: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.models.layers import (
     BatchNormOfVectors,
     ConvNormAct,
@@ -102,7 +103,7 @@ class DeepLabV3Plus(nn.Module):
     ) -> None:
         super().__init__()
         if 4 not in strides:
-            raise ValueError(f"DeepLabV3Plus needs features at stride 4, the backbone has strides {tuple(strides)}")
+            raise UsageError(f"DeepLabV3Plus needs features at stride 4, the backbone has strides {tuple(strides)}")
         self.low_level = list(strides).index(4)
         self.out_channels = channels
         if atrous_rates is None:
@@ -131,7 +132,7 @@ class DeepLabV3Plus(nn.Module):
 
 def _default_rates(output_stride: int) -> tuple[int, ...]:
     if output_stride not in ATROUS_RATES:
-        raise ValueError(
+        raise UsageError(
             f"no default atrous_rates for output stride {output_stride}, expected 8, 16 or 32; pass atrous_rates"
         )
     return ATROUS_RATES[output_stride]

@@ -17,6 +17,7 @@ import torch.fx.experimental._config as tracing
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from segkit.errors import MissingPackageError, UsageError
 from segkit.models.model_file import describe_model
 from segkit.models.segmenter import Segmenter
 
@@ -48,7 +49,7 @@ def export_program(model: Segmenter) -> ExportedProgram:
         try:
             return traced(images)
         except (AssertionError, RuntimeError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"the program does not take images {tuple(images.shape)}, since the backbone "
                 f"{_name(model)} ties it to certain sizes: {_first_line(error)}"
             ) from error
@@ -83,7 +84,7 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     model = _prepare(model).cpu().float()
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
-        raise ValueError(f"the weights take {size / 1e9:.1f} GB, one ONNX file holds 2 GB")
+        raise UsageError(f"the weights take {size / 1e9:.1f} GB, one ONNX file holds 2 GB")
     program = _translate(model)
     program.model.metadata_props.update(_metadata(model))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -116,7 +117,7 @@ def _trace(model: Segmenter) -> ExportedProgram:
         with _free_sizes(), torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes=(free,))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(
+        raise UsageError(
             f"the backbone {_name(model)} cannot be traced for any image size: {_first_line(error)}"
         ) from error
 
@@ -125,7 +126,7 @@ def _trace(model: Segmenter) -> ExportedProgram:
 def _free_sizes() -> Iterator[None]:
     """Keeps conditions on the image size out of what is traced."""
     if not hasattr(tracing, "backed_size_oblivious"):
-        raise ImportError(f"export needs torch 2.7, this is {torch.__version__}: pip install 'torch>=2.7'")
+        raise MissingPackageError(f"export needs torch 2.7, this is {torch.__version__}: pip install 'torch>=2.7'")
     # Without the first, a program traced on a batch of 2 refuses a batch, height or width of 1. The second
     # saves minutes: a layer padded as in TensorFlow asks the size of its map, layer upon layer.
     with (
@@ -154,7 +155,7 @@ def _translate(model: Segmenter) -> "ONNXProgram":
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(f"the backbone {_name(model)} cannot be written as ONNX: {_first_line(error)}") from error
+        raise UsageError(f"the backbone {_name(model)} cannot be written as ONNX: {_first_line(error)}") from error
 
 
 def _metadata(model: Segmenter) -> dict[str, str]:
@@ -180,11 +181,11 @@ def _compare(model: Segmenter, run: Callable[[Tensor], Tensor], sizes: tuple[tup
         images = _images(model, size)
         expected, got = model(images), run(images)
         if got.shape != expected.shape:
-            raise ValueError(f"the export gives {tuple(got.shape)} for images {size}, torch {tuple(expected.shape)}")
+            raise UsageError(f"the export gives {tuple(got.shape)} for images {size}, torch {tuple(expected.shape)}")
         scale = expected.abs().max().item()
         difference = (got - expected).abs().max().item() / max(scale, torch.finfo(expected.dtype).tiny)
         if not difference <= TOLERANCE:
-            raise ValueError(
+            raise UsageError(
                 f"the export differs from torch by {difference:.2g} of the largest logit ({scale:.3g}) for images "
                 f"(N, H, W) = {size}, expected at most {TOLERANCE:g}"
             )
@@ -202,7 +203,7 @@ def _images(model: Segmenter, size: tuple[int, int, int]) -> Tensor:
 def _require(packages: list[str]) -> None:
     missing = " ".join(name for name in packages if importlib.util.find_spec(name) is None)
     if missing:
-        raise ImportError(f"the export to ONNX needs more packages: pip install {missing}")
+        raise MissingPackageError(f"the export to ONNX needs more packages: pip install {missing}")
 
 
 def _name(model: Segmenter) -> str:

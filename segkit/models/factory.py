@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from segkit.errors import UsageError
 from segkit.models.backbone import Backbone
 from segkit.models.deeplabv3plus import DeepLabV3Plus
 from segkit.models.fpn import FPN
@@ -66,7 +67,7 @@ def create_model(
     names = _resolve_class_names(num_classes, class_names)
     output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
     if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        raise UsageError(f"output_stride must be 8, 16 or 32, got {output_stride}")
     pyramid = Backbone(
         backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, img_size=img_size
     )
@@ -100,21 +101,21 @@ def _build_decoder(name: str, pyramid: Backbone, options: dict[str, Any]) -> nn.
     try:
         return DECODERS[name](pyramid.channels, pyramid.strides, **options)
     except (TypeError, RuntimeError, ZeroDivisionError) as error:  # values that torch refuses, each in its own way
-        raise ValueError(f"{name} cannot be built with {options}: {error}") from error
+        raise UsageError(f"{name} cannot be built with {options}: {error}") from error
 
 
 def _check_name(name: str) -> None:
     if name not in DECODERS:
         near = difflib.get_close_matches(name, DECODERS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model {name!r}{hint} The models are {', '.join(DECODERS)}")
+        raise UsageError(f"unknown model {name!r}{hint} The models are {', '.join(DECODERS)}")
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
     known = _options(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+            raise UsageError(f"{name} has no option {option!r}; it has {', '.join(known)}")
 
 
 def _options(name: str) -> list[str]:
@@ -130,10 +131,10 @@ def _as_list(value: Any) -> Any:
 def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
     if class_names is None:
         if num_classes is None or num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+            raise UsageError(f"num_classes must be at least 1, got {num_classes}")
         return tuple(f"class_{i}" for i in range(num_classes))
     if num_classes not in (None, len(class_names)):
-        raise ValueError(f"num_classes is {num_classes}, but class_names has {len(class_names)} names")
+        raise UsageError(f"num_classes is {num_classes}, but class_names has {len(class_names)} names")
     if not class_names:
-        raise ValueError("class_names is empty")
+        raise UsageError("class_names is empty")
     return tuple(class_names)

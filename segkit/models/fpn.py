@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.models.layers import ConvNormAct, init_decoder, resize_like
 
 
@@ -46,9 +47,9 @@ class FPN(nn.Module):
         super().__init__()
         self.levels = [i for i, stride in enumerate(strides) if stride >= 4]
         if not self.levels:
-            raise ValueError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
+            raise UsageError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
         if merge not in ("add", "cat"):
-            raise ValueError(f"merge must be 'add' or 'cat', got {merge!r}")
+            raise UsageError(f"merge must be 'add' or 'cat', got {merge!r}")
         self.merge = merge
         self.out_channels = channels if merge == "add" else channels * len(self.levels)
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels[i], pyramid_channels, 1) for i in self.levels)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where the channels do not divide, or a
@@ -34,7 +36,7 @@ def resize(x: Tensor, size: Sequence[int], mode: str = "bilinear", *, align_corn
 def create_norm(name: str, channels: int) -> nn.Module:
     """A normalisation layer by name: `batch`, `group` or `none`."""
     if name not in NORMS:
-        raise ValueError(f"unknown norm {name!r}, expected one of {', '.join(NORMS)}")
+        raise UsageError(f"unknown norm {name!r}, expected one of {', '.join(NORMS)}")
     return NORMS[name](channels)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+from segkit.errors import MissingFileError, UsageError
 from segkit.models.factory import create_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
@@ -40,7 +41,7 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
 def model_bytes(model: Segmenter, **extra: Any) -> bytes:
     """What `save_model` writes, for those who write it in their own way."""
     if model.config is None:
-        raise ValueError("a model that create_model did not build cannot be saved so: its architecture has no name")
+        raise UsageError("a model that create_model did not build cannot be saved so: its architecture has no name")
     header = {**describe_model(model), "extra": extra}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     return save(tensors, metadata={"segkit": json.dumps(header)})
@@ -84,10 +85,10 @@ def find_model_file(path: str | os.PathLike) -> Path:
         if (path / name).is_file():
             return path / name
     if (path / SPLITS).is_file():
-        raise FileNotFoundError(f"{path} holds a model for each fold; give one of them, such as {path / 'fold0'}")
+        raise MissingFileError(f"{path} holds a model for each fold; give one of them, such as {path / 'fold0'}")
     if path.is_dir():
-        raise FileNotFoundError(f"the folder {path} holds none of {', '.join(MODEL_FILES)}")
-    raise FileNotFoundError(f"no model file at {path}")
+        raise MissingFileError(f"the folder {path} holds none of {', '.join(MODEL_FILES)}")
+    raise MissingFileError(f"no model file at {path}")
 
 
 def find_folds(path: str | os.PathLike) -> list[Path]:
@@ -102,7 +103,7 @@ def find_folds(path: str | os.PathLike) -> list[Path]:
     folds = [path / f"fold{i}" for i in range(len(json.loads((path / SPLITS).read_text(encoding="utf-8"))))]
     missing = [fold.name for fold in folds if not (fold / MODEL_FILES[0]).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} has no model of {', '.join(missing)} yet; python train.py --resume {path} trains it, "
             "or name the folds that are there"
         )
@@ -115,10 +116,10 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     if "segkit" not in metadata:
-        raise ValueError(f"{path} was not written by segkit: it holds weights, but no architecture")
+        raise UsageError(f"{path} was not written by segkit: it holds weights, but no architecture")
     header = json.loads(metadata["segkit"])
     if header["format"] > FORMAT:
-        raise ValueError(f"{path} has format {header['format']}, this segkit reads up to {FORMAT}: update segkit")
+        raise UsageError(f"{path} has format {header['format']}, this segkit reads up to {FORMAT}: update segkit")
     return header

@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.models.folding import fold_fpn, fold_norms
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
@@ -51,7 +52,7 @@ class OptimizedSegmenter(nn.Module):
 
     def train(self, mode: bool = True) -> "OptimizedSegmenter":
         if mode:
-            raise ValueError("an optimized model only infers; train the model that it was made from")
+            raise UsageError("an optimized model only infers; train the model that it was made from")
         return super().train(mode)
 
 

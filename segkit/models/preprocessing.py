@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segkit.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -23,7 +25,7 @@ class Preprocessing:
     def __call__(self, images: Tensor) -> Tensor:
         """Normalises (N, C, H, W) uint8 images to float32 of the same shape."""
         if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}: they are normalised here, once")
+            raise UsageError(f"images must be uint8 in 0..255, got {images.dtype}: they are normalised here, once")
         return self.normalise(images)
 
     def normalise(self, images: Tensor) -> Tensor:

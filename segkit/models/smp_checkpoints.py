@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.models.factory import create_model
 from segkit.models.segmenter import Segmenter
 from segkit.models.smp_encoders import PREFIX, find_variant
@@ -57,7 +58,7 @@ def load_smp_checkpoint(
     name = find_architecture(architecture)
     weights, settings = read_smp_weights(source)
     if smp_kwargs.get("classes", num_classes) != num_classes:
-        raise ValueError(f"classes={smp_kwargs['classes']} is not num_classes={num_classes}")
+        raise UsageError(f"classes={smp_kwargs['classes']} is not num_classes={num_classes}")
     given = {"architecture": name, "encoder_name": encoder_name, **smp_kwargs, "classes": num_classes}
     options = _merge(settings, given)
     encoder_weights = options.pop("encoder_weights", None)
@@ -87,7 +88,7 @@ def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     stored = {key: value for key, value in stored.items() if not key.startswith("_")}
     for key in stored.keys() & given.keys() - {"encoder_weights"}:
         if as_plain(stored[key]) != as_plain(given[key]):
-            raise ValueError(f"{key} is {given[key]!r}, but the checkpoint's config.json says {stored[key]!r}")
+            raise UsageError(f"{key} is {given[key]!r}, but the checkpoint's config.json says {stored[key]!r}")
     return {**stored, **given}
 
 
@@ -106,7 +107,7 @@ def _select(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_
     foreign = [f"{smp!r} is unexpected" for smp in weights if smp not in expected and not is_dead(smp, encoder_name)]
     if wrong or missing or foreign:
         some = [*wrong[:2], *missing[:2], *foreign[:2]]
-        raise ValueError(
+        raise UsageError(
             f"the weights are not those of SMP's {SMP_NAMES[name]} with encoder {encoder_name!r} and these options: "
             f"{len(wrong)} of another shape, {len(missing)} missing, {len(foreign)} unexpected; {'; '.join(some)}"
         )

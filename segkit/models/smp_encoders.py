@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
+
 PREFIX = "smp:"
 # What the widths and depths of the EfficientNets were scaled for: Tan & Le, "EfficientNet", 2019, section 5.
 EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
@@ -66,7 +68,7 @@ def find_variant(name: str) -> Variant:
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown encoder {name!r}{hint} The encoders are {', '.join(ENCODERS)}, and tu-<timm's name>")
+        raise UsageError(f"unknown encoder {name!r}{hint} The encoders are {', '.join(ENCODERS)}, and tu-<timm's name>")
     return ENCODERS[name]
 
 

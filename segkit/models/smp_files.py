@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segkit.errors import MissingFileError, UsageError
 from segkit.models.smp_keys import HEAD
 from segkit.models.smp_options import find_architecture
 
@@ -46,7 +47,7 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
 def _read_settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"the folder {folder} holds no config.json, as SMP's save_pretrained writes it")
+        raise MissingFileError(f"the folder {folder} holds no config.json, as SMP's save_pretrained writes it")
     settings = json.loads(file.read_text(encoding="utf-8"))
     if "_model_class" in settings:
         settings["architecture"] = find_architecture(settings["_model_class"])
@@ -55,7 +56,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
+        raise MissingFileError(f"no weights file at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -63,12 +64,12 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused or zipfile.is_zipfile(path):
-            raise ValueError(_how_to_extract(path, refused and refused[1])) from error
-        raise ValueError(f"{path} is not a file of weights: torch.load cannot read it") from error
+            raise UsageError(_how_to_extract(path, refused and refused[1])) from error
+        raise UsageError(f"{path} is not a file of weights: torch.load cannot read it") from error
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"cannot read weights from {path}: {error}") from error
+        raise UsageError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict with the weights")
+        raise UsageError(f"{path} holds a {type(content).__name__}, expected a dict with the weights")
     return content
 
 
@@ -96,7 +97,7 @@ def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
     for name in (*NAMES_OF_WEIGHTS, *(inner if len(inner) == 1 else ())):
         if name in inner:
             return inner[name]
-    raise ValueError(f"found no weights in {where}, whose entries are {', '.join(map(str, content)) or 'none'}")
+    raise UsageError(f"found no weights in {where}, whose entries are {', '.join(map(str, content)) or 'none'}")
 
 
 def _strip_prefix(weights: Mapping[str, Any], where: str | Path) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ def _strip_prefix(weights: Mapping[str, Any], where: str | Path) -> dict[str, Te
     if len(prefixes) != 1:
         found = f"holds {len(prefixes)} SMP models, under {', '.join(map(repr, prefixes))}; pass the state dict of one"
         none = f"holds no SMP model: it has no key {mark!r}, but {', '.join(list(weights)[:3])}, ..."
-        raise ValueError(f"{where} {found if prefixes else none}")
+        raise UsageError(f"{where} {found if prefixes else none}")
     prefix = prefixes[0]
     return {
         key.removeprefix(prefix): value

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from segkit.errors import UsageError
+
 SMP_NAMES = {"deeplabv3plus": "DeepLabV3Plus", "fpn": "FPN", "unet": "Unet"}
 
 COMMON: dict[str, Any] = {"in_channels": 3, "encoder_depth": 5, "activation": None, "aux_params": None}
@@ -59,7 +61,7 @@ NORMS = {True: "batch", "batchnorm": "batch", False: "none", "identity": "none"}
 def find_architecture(architecture: str) -> str:
     """Our name of SMP's architecture, in any case; an unknown one raises ValueError."""
     if architecture.lower() not in SMP_NAMES:
-        raise ValueError(f"architecture must be one of {', '.join(SMP_NAMES.values())}, got {architecture!r}")
+        raise UsageError(f"architecture must be one of {', '.join(SMP_NAMES.values())}, got {architecture!r}")
     return architecture.lower()
 
 
@@ -93,21 +95,21 @@ def _check_names(name: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in DEFAULTS[name]:
             known = ", ".join(["encoder_weights", *DEFAULTS[name]])
-            raise ValueError(f"{key!r} is not supported for SMP's {SMP_NAMES[name]}; supported are {known}")
+            raise UsageError(f"{key!r} is not supported for SMP's {SMP_NAMES[name]}; supported are {known}")
         if key not in OUR_NAMES and value != DEFAULTS[name][key]:
             remedy = " (leave it out, and the keys classification_head.* too)" if key == "aux_params" else ""
-            raise ValueError(f"{key}={value!r} is not supported, only {DEFAULTS[name][key]!r}{remedy}")
+            raise UsageError(f"{key}={value!r} is not supported, only {DEFAULTS[name][key]!r}{remedy}")
 
 
 def _check_values(chosen: Mapping[str, Any]) -> None:
     if chosen.get("encoder_output_stride", 16) not in (8, 16):
-        raise ValueError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
+        raise UsageError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
     if len(chosen.get("decoder_atrous_rates", (12, 24, 36))) != 3:
-        raise ValueError(f"decoder_atrous_rates must be three, as in SMP, got {chosen['decoder_atrous_rates']}")
+        raise UsageError(f"decoder_atrous_rates must be three, as in SMP, got {chosen['decoder_atrous_rates']}")
     groups = 32  # SMP's always; ours are fewer where each would have one channel
     channels = chosen.get("decoder_segmentation_channels", 2 * groups)
     if channels % groups or channels == groups:
-        raise ValueError(f"decoder_segmentation_channels must be a multiple of 32 from 64 on, got {channels}")
+        raise UsageError(f"decoder_segmentation_channels must be a multiple of 32 from 64 on, got {channels}")
     norm = chosen.get("decoder_use_norm", True)
     if not isinstance(norm, bool | str) or norm not in NORMS:
-        raise ValueError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+        raise UsageError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")

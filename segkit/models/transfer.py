@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from segkit.errors import UsageError
 from segkit.models.model_file import load_model
 from segkit.models.segmenter import Segmenter
 
@@ -27,7 +28,7 @@ def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
     """
     source = load_model(path)
     if source.config != model.config:
-        raise ValueError(
+        raise UsageError(
             f"cannot start from {path}, a model of another architecture: {differences(source.config, model.config)}"
         )
     own, given, layers = model.state_dict(), source.state_dict(), list(class_layers(model))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.models.layers import ConvNormAct, init_decoder, resize
 
 
@@ -34,11 +35,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if strides[0] != 1:
-            raise ValueError(f"UNet needs the image itself (stride 1) as its first level, got strides {tuple(strides)}")
+            raise UsageError(f"UNet needs the image itself (stride 1) as its first level, got strides {tuple(strides)}")
         level_of = {stride: level for level, stride in reversed(list(enumerate(strides)))}
         self.strides = [strides[-1] >> step for step in range(1, strides[-1].bit_length())]
         if len(channels) != len(self.strides):
-            raise ValueError(
+            raise UsageError(
                 f"UNet needs {len(self.strides)} channels to come from stride {strides[-1]} to 1, got {tuple(channels)}"
             )
         self.levels = [level_of.get(stride, 0) for stride in self.strides]  # 0: nothing to join

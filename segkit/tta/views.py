@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from segkit.errors import UsageError
+
 
 class Turn(NamedTuple):
     """A symmetry of the square: an optional transposition, then flips.
@@ -71,11 +73,11 @@ def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(flips, str):
         if flips not in FLIPS:
-            raise ValueError(f"unknown flips {flips!r}, expected one of {', '.join(FLIPS)}, or names of turns")
+            raise UsageError(f"unknown flips {flips!r}, expected one of {', '.join(FLIPS)}, or names of turns")
         return FLIPS[flips]
     for name in flips:
         if name not in TURNS:
             near = difflib.get_close_matches(name, TURNS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown turn {name!r}{hint}, expected some of {', '.join(TURNS)}")
+            raise UsageError(f"unknown turn {name!r}{hint}, expected some of {', '.join(TURNS)}")
     return tuple(dict.fromkeys(("identity", *flips)))

@@ -300,7 +300,7 @@ def test_a_single_run_is_not_taken_for_one_of_all_folds(out, shapes, capsys):
     assert fails(train, "--resume", out / "fold0", "--fold", "all") == 2
     assert "is no run of --fold all, it has no splits.json" in capsys.readouterr().err
     assert fails(train, *arguments(shapes, out, "--fold", "all")) == 2
-    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+    assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
     config = TrainConfig(data=(tmp_path / "a.json",), fold="all", folds=2, out=tmp_path, resume=tmp_path)
     with RunLock() as lock:
         lock.take(tmp_path)
-        with pytest.raises(ValueError, match=f"another training writes to {tmp_path} already"):
+        with pytest.raises(ValueError, match=f"another training writes to {tmp_path}"):
             train_all_folds.train_all_folds(config, train.train)
 
 
@@ -381,7 +381,7 @@ def test_what_a_killed_writer_left_does_not_stand_in_the_way(tmp_path):
     (tmp_path / "x/.splits.json.7.tmp").write_text("[")
     check_free(tmp_path / "x")
     (tmp_path / "x/splits.json").write_text("[]")
-    with pytest.raises(ValueError, match="exists already; choose another --out, or go on with it by --resume"):
+    with pytest.raises(ValueError, match="exists already; choose another `out`, or resume it with `resume`"):
         check_free(tmp_path / "x")
 
 

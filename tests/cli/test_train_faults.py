@@ -87,7 +87,7 @@ def test_a_folder_is_taken_by_one_training_until_it_ends(tmp_path):
 
     with RunLock() as lock:
         lock.take(tmp_path)
-        assert in_another_process(take).startswith(f"ValueError: another training writes to {tmp_path} already; wait")
+        assert in_another_process(take).startswith(f"UsageError: another training writes to {tmp_path}; wait")
     assert in_another_process(take) == ""
     with RunLock() as lock:
         lock.take(tmp_path / "missing")
@@ -129,7 +129,7 @@ def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsy
     with RunLock() as lock:
         lock.take(out)
         assert fails(train, *arguments) == 2
-    assert f"another training writes to {out} already; wait for its end" in capsys.readouterr().err
+    assert f"another training writes to {out}; wait until it ends" in capsys.readouterr().err
     assert ((out / "last.pt").read_bytes() == before) if resume else not any(out.iterdir())
 
 
@@ -168,7 +168,7 @@ def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
                 os.setuid(NOBODY)
             train._check_folder(train.TrainConfig(out=folder / "a"), is_new=True)
 
-        expected = f"ValueError: cannot write to {folder / 'a'}: Permission denied ({folder})"
+        expected = f"UsageError: cannot write to {folder / 'a'}: Permission denied ({folder})"
         assert in_another_process(act) == expected
 
 

@@ -208,7 +208,7 @@ def test_a_misspelt_flag_or_value_is_named(capsys, arguments, message):
 
 def test_an_existing_run_is_not_written_over(run, shapes, capsys):
     assert fails(train, *train_arguments(shapes, run)) == 2
-    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+    assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
 
 def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):

@@ -275,7 +275,7 @@ def test_one_image_a_batch_is_refused_where_batch_norms_see_pooled_values(shapes
 
 def test_a_folder_that_is_taken_is_refused_before_the_data_is_read(out, capsys):
     assert fails(train, *train_arguments(("missing.json", "missing.json"), out)) == 2
-    assert "exists already; choose another --out, or go on with it by --resume" in capsys.readouterr().err
+    assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
 
 def test_resume_auto_begins_a_run_goes_on_with_it_and_leaves_a_finished_one(shapes, tmp_path, capsys):
@@ -401,7 +401,7 @@ def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(train, "train", dies)
     assert fails(train, "--data", "x.json") == 1
     error = capsys.readouterr().err
-    assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images has died" in error
+    assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images died" in error
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_memory_that_runs_out_is_one_sentence_with_a_remedy(capsys, monkeypatch,
     assert fails(train, "--data", "x.json") == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "memory ran out; try half the --batch-size with twice the --accumulate" in said
+    assert "; try half the --batch-size with twice the --accumulate" in said
 
 
 def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):

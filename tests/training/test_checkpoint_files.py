@@ -1,17 +1,14 @@
 """Checkpoints: whole or not at all, refused when damaged, and no code in them."""
 
-import errno
 import math
 import os
 import pickle
 import shutil
-import stat
 
 import pytest
 import torch
 from tiny_training import build_state, interrupted, run
 
-from segkit.files import remove_leftovers, write_atomically
 from segkit.training import load_state, read_checkpoint, save_state
 
 
@@ -170,58 +167,3 @@ def test_averages_and_optimizers_that_are_not_finite_are_not_saved(out, part):
     with pytest.raises(FloatingPointError, match=rf"the {named} are no longer finite in epoch 3, and are not saved"):
         save_state(state, out)
     assert (out / "last.pt").read_bytes() == before
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("old")
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(tmp_path / "a", b"new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
-
-
-def test_what_does_not_read_back_is_no_new_file(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("old")
-    monkeypatch.setattr("segkit.files._checksum", lambda path: 0)
-    with pytest.raises(OSError, match="does not read back as it was written"):
-        write_atomically(tmp_path / "a", b"new")
-    assert (tmp_path / "a").read_text() == "old"
-
-
-def test_a_new_file_has_the_usual_rights(tmp_path):
-    write_atomically(tmp_path / "a", b"new")
-    (tmp_path / "b").write_text("new")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-
-
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP])
-def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch, number):
-    def no_links(*paths):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", no_links)
-    write_atomically(tmp_path / "a", b"1", previous=tmp_path / "b")
-    write_atomically(tmp_path / "a", b"2", previous=tmp_path / "b")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
-
-
-def test_a_folder_that_cannot_be_forced_to_the_disk_is_none_of_a_writers_faults(tmp_path, monkeypatch):
-    def sync(handle):
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr(os, "fsync", sync)
-    write_atomically(tmp_path / "a", b"1")
-    assert (tmp_path / "a").read_bytes() == b"1"
-
-
-def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    (tmp_path / ".last.pt.123.tmp").write_text("half")
-    (tmp_path / ".best.safetensors.xyz").mkdir()
-    (tmp_path / ".mine").write_text("kept")
-    remove_leftovers(tmp_path, "last.pt", "best.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == [".mine"]

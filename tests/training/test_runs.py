@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_training import build_state, forked, outcome, run, same
 
-from segkit.files import write_atomically
+from segkit.files import write_whole
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.training import CheckpointError, Evaluation, Interrupted, StopSignals, loop, read_checkpoint, saving
@@ -172,7 +172,7 @@ def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, m
 
     monkeypatch.setattr(saving, "save_state", sometimes_full)
     state = run(tmp_path, epochs=3)
-    assert "error: cannot save in" in caplog.text
+    assert "cannot save in" in caplog.text
     assert "No space left on device" in caplog.text
     assert state.epoch == read_checkpoint(tmp_path)[0]["epoch"] == 3
     assert [row["epoch"] for row in csv.DictReader((tmp_path / "results.csv").open())] == ["1", "2", "3"]
@@ -181,7 +181,7 @@ def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, m
 def test_a_table_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(saving, "write_results", disk_full)
     run(tmp_path, epochs=1)
-    assert f"warning: cannot write {tmp_path / 'results.csv'}: [Errno 28]" in caplog.text
+    assert f"cannot write {tmp_path / 'results.csv'}: [Errno 28]" in caplog.text
     assert len(read_checkpoint(tmp_path)[0]["history"]) == 1
 
 
@@ -201,9 +201,9 @@ def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkey
     calls = iter(range(9))
 
     def once_full(*args, **options):
-        return disk_full() if next(calls) == 0 else write_atomically(*args, **options)
+        return disk_full() if next(calls) == 0 else write_whole(*args, **options)
 
-    monkeypatch.setattr(saving, "write_atomically", once_full)
+    monkeypatch.setattr(saving, "write_whole", once_full)
     state = run(tmp_path, state=build_state(ema=0), epochs=2)
     assert (state.best_miou, state.best_epoch) == (0.4, 2)
     assert read_header(tmp_path / "best.safetensors")["extra"]["miou"] == 0.4

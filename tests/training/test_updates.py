@@ -203,7 +203,7 @@ def test_steps_that_are_not_finite_are_left_out_and_logged_with_their_images(tmp
     batches.epoch, number = divmod(bad[0], 5)
     first, second = (index for index, _ in list(batches)[number])
     assert lines[0] == (
-        f"warning: the loss is nan in epoch {batches.epoch + 1}, step {number + 1}, which is left out "
+        f"the loss is nan in epoch {batches.epoch + 1}, step {number + 1}, which is left out "
         f"(images: {first}, {second})"
     )
 

@@ -1,0 +1,169 @@
+"""Errors that end as a sentence, bugs that keep their traceback, and output that nobody reads any more."""
+
+import errno
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from test_train_infer import fails, train_arguments
+
+from segkit import errors
+from segkit.cli import COMMANDS, train
+from segkit.cli.process import BUG, errors_as_sentences, output_may_close, with_flags
+from segkit.config import TrainConfig
+
+FULL = Path("/dev/full")
+FROM_WORKER = """Caught {kind} in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "/somewhere/torch/utils/data/_utils/worker.py", line 349, in _worker_loop
+    data = fetcher.fetch(index)
+  File "/somewhere/segkit/data/images.py", line 117, in read_image
+    raise {kind}(
+    ...<2 lines>...
+    )
+{module}{kind}: {message}
+"""
+
+
+def from_worker(kind, message, module=""):
+    return kind(FROM_WORKER.format(kind=kind.__name__, message=message, module=module))
+
+
+def outcome(error, command="train", settings=TrainConfig):
+    """The exit code of a command that raises this error."""
+    with pytest.raises(SystemExit) as stop, errors_as_sentences(command, settings):
+        raise error
+    return stop.value.code
+
+
+def planted_bug(*args, **options):
+    return list(zip([1], [1, 2], strict=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bug_of_ours_keeps_its_traceback(command, monkeypatch, capsys):
+    face = import_module(f"segkit.cli.{command}")
+    monkeypatch.setattr(face, "parse_args", planted_bug)
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is longer"):
+        face.main([])
+    assert "error:" not in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_line_and_that_it_is_to_be_reported():
+    code = (
+        "import segkit.cli.train as t\n"
+        "def planted(*args, **options): list(zip([1], [], strict=True))\n"
+        "t.parse_args = planted\n"
+        "t.main([])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "in planted" in done.stderr
+    assert BUG in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        *((errors.SegkitError, 2), (errors.UsageError, 2), (errors.MissingFileError, 2)),
+        *((errors.MissingPackageError, 2), (errors.DataError, 3), (errors.NotFiniteError, 4)),
+        *((errors.MachineError, 1), (errors.CheckpointError, 1), (errors.RanksError, 1)),
+    ],
+)
+def test_each_error_of_ours_is_one_sentence_with_its_exit_code(kind, code, capsys):
+    assert outcome(kind("a.jpg cannot be used")) == code
+    assert capsys.readouterr().err == "segkit train: error: a.jpg cannot be used\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError])
+def test_each_other_error_keeps_its_traceback(kind):
+    with pytest.raises(kind), errors_as_sentences("train"):
+        raise kind("something")
+
+
+def test_what_is_raised_by_our_errors_can_be_caught_as_pythons_own():
+    assert issubclass(errors.SegkitError, ValueError)
+    assert issubclass(errors.MissingFileError, FileNotFoundError)
+    assert issubclass(errors.MissingPackageError, ImportError)
+    assert issubclass(errors.NotFiniteError, FloatingPointError)
+    assert issubclass(errors.CheckpointError, OSError)
+
+
+def test_arguments_in_a_message_are_shown_as_flags(capsys):
+    assert outcome(errors.UsageError('give `val`, or `on_bad="skip"`; see `model.eval` and `no_setting`')) == 2
+    assert "give --val, or --on-bad skip; see `model.eval` and `no_setting`\n" in capsys.readouterr().err
+    assert with_flags("`batch_size=2`", ["batch_size"]) == "--batch-size 2"
+
+
+def test_warnings_are_sentences_with_flags_and_the_log_is_left_as_it_was(capsys):
+    log = logging.getLogger("segkit.data")
+    handlers = list(logging.getLogger("segkit").handlers)
+    with errors_as_sentences("train", TrainConfig):
+        shown = warnings.formatwarning("a.jpg is turned; see `exif`", errors.DataWarning, "x.py", 1)
+        log.warning("%s is skipped", "b.jpg")
+        log.info("saved")
+    assert shown == "warning: a.jpg is turned; see --exif\n"
+    assert capsys.readouterr().err == "warning: b.jpg is skipped\nsaved\n"
+    assert logging.getLogger("segkit").handlers == handlers
+
+
+def test_data_errors_of_a_worker_are_a_sentence_however_python_draws_their_lines(capsys):
+    assert outcome(from_worker(errors.DataError, "a.jpg is damaged", "segkit.errors.")) == 3
+    assert capsys.readouterr().err == "segkit train: error: a.jpg is damaged\n"
+
+
+def test_a_workers_error_that_is_no_fault_of_the_data_keeps_its_traceback():
+    error = from_worker(RuntimeError, "image 'a.jpg': no such key")
+    with pytest.raises(RuntimeError, match=r"image 'a\.jpg': no such key"), errors_as_sentences("train"):
+        raise error
+
+
+def test_memory_that_runs_out_in_a_worker_is_a_sentence(capsys):
+    assert outcome(from_worker(RuntimeError, "DefaultCPUAllocator: can't allocate memory")) == 1
+    error = capsys.readouterr().err
+    assert "memory ran out (DefaultCPUAllocator: can't allocate memory); try half the --batch-size" in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_a_sentence_whoever_was_writing(capsys):
+    assert outcome(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a.png")) == 1
+    assert "cannot write runs/a.png: No space left on device\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_reports_a_loss_that_is_not_finite(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    assert outcome(errors.NotFiniteError("the loss is nan")) == 4
+    assert ("the loss is nan" in capsys.readouterr().err) == (rank == "0")
+
+
+def test_a_path_that_the_system_refuses_is_a_sentence(shapes, tmp_path, capsys):
+    assert fails(train, *train_arguments(shapes, tmp_path / ("x" * 300))) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "File name too long" in error
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a file that is always full")
+def test_output_to_a_full_disk_is_dropped(monkeypatch):
+    with FULL.open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with output_may_close():
+            print("x" * 100_000)
+            print("the work goes on", flush=True)
+        assert sys.stdout is stream
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with output_may_close():
+        print("猫")
+    assert written.getvalue() == b"\\u732b\n"

@@ -1,0 +1,131 @@
+"""Files that are written whole or not at all."""
+
+import csv
+import errno
+import json
+import math
+import os
+import stat
+import threading
+
+import pytest
+
+from segkit.errors import MissingFileError, UsageError
+from segkit.files import read_text, remove_leftovers, write_csv, write_json, write_records, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "a", b"new", durable=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_what_does_not_read_back_is_no_new_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr("segkit.files._checksum", lambda path: 0)
+    with pytest.raises(OSError, match="does not read back as it was written"):
+        write_whole(tmp_path / "a", b"new", durable=True)
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_new_file_has_the_usual_rights(tmp_path):
+    write_whole(tmp_path / "a", b"new", durable=True)
+    (tmp_path / "b").write_text("new")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOTSUP])
+def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch, number):
+    def no_links(*paths):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    write_whole(tmp_path / "a", b"1", previous=tmp_path / "b", durable=True)
+    write_whole(tmp_path / "a", b"2", previous=tmp_path / "b", durable=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
+
+
+def test_a_folder_that_cannot_be_forced_to_the_disk_is_none_of_a_writers_faults(tmp_path, monkeypatch):
+    def sync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_whole(tmp_path / "a", b"1", durable=True)
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".last.pt.123.tmp").write_text("half")
+    (tmp_path / ".best.safetensors.xyz").mkdir()
+    (tmp_path / ".mine").write_text("kept")
+    remove_leftovers(tmp_path, "last.pt", "best.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
+
+
+def test_a_function_writes_at_a_path_with_the_same_suffix_and_a_failure_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    def fail(path):
+        assert path.suffix == ".png"
+        path.write_bytes(b"half")
+        raise OSError("the writer failed")
+
+    with pytest.raises(OSError, match="the writer failed"):
+        write_whole(tmp_path / "a.png", fail)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"old")]
+    write_whole(tmp_path / "a.png", lambda path: path.write_bytes(b"new"))
+    assert (tmp_path / "a.png").read_bytes() == b"new"
+
+
+def test_the_longest_name_that_a_file_system_takes_can_be_written(tmp_path):
+    name = "x" * 251 + ".png"
+    write_whole(tmp_path / name, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_threads_that_write_the_same_file_leave_one_whole_file(tmp_path):
+    texts = [str(i) * 100_000 for i in range(8)]
+    threads = [threading.Thread(target=write_whole, args=(tmp_path / "a", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() in texts
+
+
+def test_tables_keep_commas_quotes_and_names_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_csv(tmp_path / "a.csv", ["image", "note"], [[name, 'a "b", c']])
+    assert (tmp_path / "a.csv").read_bytes() == b'image,note\ncaf\xe9.jpg,"a ""b"", c"\n'
+    write_records(tmp_path / "b.csv", [{"x": 1, "y": 2}, {"y": 4, "x": 3}])
+    assert list(csv.reader((tmp_path / "b.csv").open())) == [["x", "y"], ["1", "2"], ["3", "4"]]
+    write_records(tmp_path / "c.csv", [])
+    assert not (tmp_path / "c.csv").exists()
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, None, "é"]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None, "é"]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": math.nan})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None, "é"]}
+
+
+def test_a_text_that_cannot_be_read_is_a_sentence_with_the_file(tmp_path):
+    with pytest.raises(MissingFileError, match=r"there is no file .*none\.txt"):
+        read_text(tmp_path / "none.txt")
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_text(tmp_path)
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"latin1\.txt: it is not text in UTF-8"):
+        read_text(tmp_path / "latin1.txt")
+    (tmp_path / "bom.txt").write_text("a", encoding="utf-8-sig")
+    assert read_text(tmp_path / "bom.txt") == "a"

@@ -79,9 +79,10 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
     if is_out_of_memory(error):
         return MachineError(f"memory ran out ({sentence(error).splitlines()[0]})" if str(error) else "memory ran out")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        first = str(error).splitlines()[0].strip()
         return MachineError(
-            f"{str(error).splitlines()[0].strip()} A process that loads images died, most often because memory or /dev/shm "
-            "is full; try fewer `workers`. Everything that was saved before is kept."
+            f"{first} A process that loads images died, most often because memory or /dev/shm is full; try fewer "
+            "`workers`. Everything that was saved before is kept."
         )
     return None
 

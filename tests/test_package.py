@@ -10,7 +10,7 @@ import segkit
 from segkit.models import DECODERS
 
 PACKAGE = Path(segkit.__file__).parent
-GROUND = {"errors", "files", "names", "labels", "runs", "compat", "_version"}
+GROUND = {"errors", "files", "names", "labels", "runs", "console", "compat", "_version"}
 PARTS = {
     *("models", "losses", "metrics", "tta", "crf", "data", "demo", "config"),
     *("sliding_window", "visualize", "testing"),

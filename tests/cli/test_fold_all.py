@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_train_infer import SMALL, fails
+from helpers.commands import SMALL, fails
 
 import segkit.training
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds

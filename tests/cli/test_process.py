@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from test_train_infer import fails, train_arguments
+from helpers.commands import fails, train_arguments
 
 from segkit import errors
 from segkit.cli import COMMANDS, train

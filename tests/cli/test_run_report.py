@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.commands import fails, train_arguments
 from PIL import Image
-from test_train_infer import fails, train_arguments
 
 from segkit.cli import run_report, train
 from segkit.cli.environment import write_environment

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from conftest import write_shapes
+from helpers.commands import SMALL
 from PIL import Image
-from test_train_infer import SMALL
 
 from segkit.cli import infer, train
 from segkit.cli.train_data import open_folds

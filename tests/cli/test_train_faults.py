@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from conftest import write_shapes
-from test_train_infer import fails, train_arguments
+from helpers.commands import fails, train_arguments
 from torch import nn
 
 import segkit.training

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import write_shapes
+from helpers.commands import SMALL, fails, train_arguments
 from PIL import Image
 
 import segkit.data
@@ -17,21 +18,6 @@ from segkit.data import DataWarning
 from segkit.models import load_model, read_header
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    *("--model", "fpn", "--backbone", "test_resnet", "--pretrained", "false", "--crop", "48"),
-    *("--decoder", "pyramid_channels=16", "channels=16", "--augment", "none", "--loss", "ce=0.6", "dice=0.4"),
-    *("--batch-size", "4", "--lr", "3e-3", "--workers", "0", "--device", "cpu", "--mask-cache", "off"),
-]
-
-
-def train_arguments(shapes, out, *more):
-    return ["--data", str(shapes[0]), "--val", str(shapes[1]), "--out", str(out), *SMALL, *more]
-
-
-def fails(command, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        command.main([str(a) for a in arguments])
-    return stop.value.code
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_infer import fails, train_arguments
+from helpers.commands import fails, train_arguments
 
 from segkit.cli import train
 from segkit.cli.train_resume import fixed_settings, is_finished

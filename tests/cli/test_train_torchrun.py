@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_infer import train_arguments
+from helpers.commands import train_arguments
 
 from segkit.cli import train
 

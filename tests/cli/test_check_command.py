@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rectangle, write_coco, write_shapes
+from helpers.shapes import rectangle, write_coco, write_shapes
 from PIL import Image
 
 from segkit.cli import check, train

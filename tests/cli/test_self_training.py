@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import write_shapes
 from helpers.commands import SMALL
+from helpers.shapes import write_shapes
 from PIL import Image
 
 from segkit.cli import infer, train

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from conftest import write_shapes
 from helpers.commands import fails, train_arguments
+from helpers.shapes import write_shapes
 from torch import nn
 
 import segkit.training

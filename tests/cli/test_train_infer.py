@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_shapes
 from helpers.commands import SMALL, fails, train_arguments
+from helpers.shapes import write_shapes
 from PIL import Image
 
 import segkit.data

@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import CATEGORIES, rectangle, write_coco, write_shapes
+from helpers.shapes import CATEGORIES, rectangle, write_coco, write_shapes
 from PIL import Image
 from pycocotools import mask as rle
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CATEGORIES, rectangle
+from helpers.shapes import CATEGORIES, rectangle
 from PIL import Image
 
 from segkit.data import CocoSegmentation, DataError

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_coco, write_shapes
+from helpers.shapes import write_coco, write_shapes
 from PIL import Image
 from torch.utils.data._utils import worker
 

@@ -1,5 +1,5 @@
 import numpy as np
-from conftest import rectangle
+from helpers.shapes import rectangle
 
 from segkit.data.measure import CheckedSet, contested_pixels, measure
 from segkit.data.rasterize import Annotation, rasterize

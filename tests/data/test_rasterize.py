@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import rectangle
+from helpers.shapes import rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 

@@ -25,8 +25,10 @@ LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
     *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
-    *("best_miou", "best_epoch", "best_weights", "stale_epochs", "history", "settings", "data", "steps_per_epoch"),
+    *("best_miou", "best_epoch", "best_weights", "stale_epochs", "finished"),
+    *("history", "settings", "data", "steps_per_epoch"),
 )
+NEW_VALUES = {"finished": False}  # what older files of this format lack
 
 
 def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]] = ()) -> None:
@@ -200,4 +202,4 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(problem + "the file is damaged")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(problem + "it was not written by this version of segkit")
-    return content
+    return {**NEW_VALUES, **content}

@@ -120,7 +120,12 @@ def fit(
     score = partial(evaluate, loader=val, **common, exclude=exclude, check_stop=check_val)
     after_update = partial(_after_update, state, out, save_every, check_stop, save_asked, ranks)
     error = None
-    while state.epoch < epochs and not (early_stopping and state.stale_epochs >= early_stopping):
+
+    def is_finished() -> bool:
+        return state.epoch >= epochs or 0 < early_stopping <= state.stale_epochs
+
+    state.finished = is_finished()
+    while not state.finished:
         state.model.freeze_backbone(state.epoch < freeze_epochs)
         train.batch_sampler.epoch, train.batch_sampler.start = state.epoch, state.step
         images, seconds = state.image_count, state.seconds
@@ -134,6 +139,7 @@ def fit(
         row = _row(state, train_loss, scored, state.seconds + time.monotonic() - started)
         state.end_epoch(row, validated=is_due)
         improved, best_error = save_if_best(state, scored, out, ranks) if is_due else (False, None)
+        state.finished = is_finished()
         error = save_progress(state, out, ranks) or best_error
         yield EpochReport(row, scored["raw"].scores if is_due else None, improved, speed)
         try:

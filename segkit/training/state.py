@@ -29,6 +29,7 @@ class TrainState:
         best_epoch: The epoch that reached it.
         best_weights: Which weights reached it, `raw` or `ema`.
         stale_epochs: Epochs from then to the last validation.
+        finished: Whether the run has reached its end: all epochs are done, or it was stopped early.
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
         data: Digests of the data, `val` that of what validates; a resumed run must have the same.
@@ -53,6 +54,7 @@ class TrainState:
     best_epoch: int = 0
     best_weights: str = "raw"
     stale_epochs: int = 0
+    finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)

@@ -108,6 +108,15 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
         read_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_from_before_runs_said_that_they_are_finished_can_be_resumed(out):
+    content = torch.load(out / "last.pt", weights_only=True)
+    del content["finished"]
+    torch.save(content, out / "last.pt")
+    state = build_state()
+    load_state(state, read_checkpoint(out)[0])
+    assert (state.epoch, state.finished) == (2, False)
+
+
 def test_changed_settings_and_data_are_named(out):
     content, _ = read_checkpoint(out)
     content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, {"train": "a", "val": "b"}

@@ -50,6 +50,18 @@ def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_pat
     assert (state.best_miou, state.best_epoch, state.stale_epochs) == (0.5, 2, 2)
 
 
+def test_a_checkpoint_says_whether_its_run_has_reached_the_end(tmp_path, score):
+    score(raw=[0.3, 0.5, 0.4, 0.4])
+    run(tmp_path, state=build_state(ema=0), epochs=1)
+    assert read_checkpoint(tmp_path)[0]["finished"]
+    with pytest.raises(Interrupted):  # in the second of three epochs
+        run(tmp_path, state=build_state(ema=0), resume=True, epochs=3, stop_after=1)
+    assert not read_checkpoint(tmp_path)[0]["finished"]
+    run(tmp_path, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
+    content, _ = read_checkpoint(tmp_path)
+    assert (content["epoch"], content["finished"]) == (4, True)
+
+
 def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path, score):
     score(raw=[0.3, 0.5, 0.4])
     state = run(tmp_path, state=build_state(ema=0), epochs=5, val_every=2)

@@ -1,5 +1,6 @@
 """Ranks: this process among those that torchrun starts to train one model together."""
 
+import logging
 import os
 import pickle
 import uuid
@@ -19,6 +20,7 @@ from segkit.training.signals import Interrupted
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+_log = logging.getLogger(__name__)
 TIMEOUT = timedelta(minutes=30)  # for the slowest process: its start, its validation images, the disk of the first
 STOP = "stop"  # key of the store
 Result = TypeVar("Result")
@@ -242,7 +244,9 @@ def share_batch_norms(model: nn.Module, setting: str, device: torch.device, rank
         return model
     if device.type != "cuda":
         if setting == "on" and ranks.is_first:
-            print(f"warning: --sync-bn needs CUDA, and is off on {device}: each process has statistics of its own")
+            _log.warning(
+                "`sync_bn` needs CUDA and is off on %s: each process computes its own batch statistics", device
+            )
         return model
     from timm.layers import convert_sync_batchnorm
 

@@ -350,13 +350,16 @@ def test_buffers_of_any_type_become_those_of_the_first(tmp_path):
         assert state["flag"].all()
 
 
-def test_synchronised_batch_norms_are_off_on_a_cpu_with_one_warning(capsys):
+def test_synchronised_batch_norms_are_off_on_a_cpu_with_one_warning(caplog):
     model = build_state().model
     assert share_batch_norms(model, "on", CPU, Ranks(0, 2)) is model
-    assert capsys.readouterr().out.count("warning: --sync-bn needs CUDA, and is off on cpu") == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "`sync_bn` needs CUDA and is off on cpu: each process computes its own batch statistics"
+    ]
+    caplog.clear()
     for setting, ranks in (("auto", Ranks(0, 2)), ("on", Ranks(1, 2)), ("on", Ranks()), ("off", Ranks(0, 2))):
         assert share_batch_norms(model, setting, CPU, ranks) is model
-    assert capsys.readouterr().out == ""
+    assert not caplog.records
     with pytest.raises(ValueError, match="unknown sync_bn 'maybe'"):
         share_batch_norms(model, "maybe", CPU)
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.class_counts import ClassCounts, count_classes
-from segkit.data.fold_baselines import one_by_one_folds, random_folds
-from segkit.data.fold_files import read_fold_source, write_fold_files
-from segkit.data.folds import assign_folds, unevenness
+from segkit.folds.assign import assign_folds, one_by_one_folds, random_folds, unevenness
+from segkit.folds.counts import ClassCounts, count_classes
+from segkit.folds.files import read_fold_source, write_fold_files
 
 IMAGES, ANNOTATIONS, SIDE = 3272, 26401, 512
 # Shares of the classes, from a frequent one to one of a few dozen annotations.

@@ -11,11 +11,11 @@ from segkit.errors import DataError, UsageError
 from segkit.labels import BACKGROUND
 
 if TYPE_CHECKING:
-    from segkit.data.check import SetReport
+    from segkit.checks.check import SetReport
+    from segkit.checks.measure import CheckedSet, Progress
     from segkit.data.findings import Finding
     from segkit.data.images import Reading
     from segkit.data.mask_files import MaskReader
-    from segkit.data.measure import CheckedSet, Progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_data(config: CheckConfig) -> list["SetReport"]:
     """Prints the tables, writes CSVs and pictures, and gives the reports."""
-    from segkit.cli.check_pictures import save_pictures
-    from segkit.cli.check_tables import class_table, describe, finding_lines, write_tables
-    from segkit.data.check import check
+    from segkit.checks.check import check
+    from segkit.checks.pictures import save_pictures
+    from segkit.checks.tables import class_table, describe, finding_lines, write_tables
     from segkit.runs import create_run_folder
 
     sets = _open_sets(config)
@@ -68,10 +68,10 @@ def _open_coco(
     config: CheckConfig, file: Path, root: Path | None, name: str, categories: Sequence[str] | None
 ) -> "CheckedSet":
     """A COCO file; `categories` are the names of those before it, whose labels it takes."""
+    from segkit.checks.measure import CheckedSet
     from segkit.cli.sources import ALLOWED
     from segkit.data.coco_file import Allowed, read_coco
     from segkit.data.coco_images import find_shared_files
-    from segkit.data.measure import CheckedSet
     from segkit.data.rasterize import rasterize
 
     allowed = Allowed(**{name: getattr(config, name) for name in ALLOWED})
@@ -88,8 +88,8 @@ def _open_coco(
 
 
 def _open_folder(folder: Path, masks: Path, name: str, reader: "MaskReader", reading: "Reading") -> "CheckedSet":
+    from segkit.checks.measure import CheckedSet
     from segkit.data.folder import read_folder
-    from segkit.data.measure import CheckedSet
 
     found: list[Finding] = []
     items = read_folder(folder, masks, reader, found, reading=reading)

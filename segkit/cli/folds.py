@@ -12,8 +12,8 @@ from segkit.errors import DataError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from segkit.data.class_counts import ClassCounts
-    from segkit.data.fold_files import FoldSource
+    from segkit.folds.counts import ClassCounts
+    from segkit.folds.files import FoldSource
 
 RANDOM_SPLITS = 10
 
@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_folds(config: FoldsConfig) -> None:
     """Divides the images, prints how even the folds are, and writes their files."""
-    from segkit.data.class_counts import count_classes
-    from segkit.data.fold_files import check_fold_folder, read_fold_source, write_fold_files
-    from segkit.data.folds import assign_folds
+    from segkit.folds.assign import assign_folds
+    from segkit.folds.counts import count_classes
+    from segkit.folds.files import check_fold_folder, read_fold_source, write_fold_files
 
     _check_input(config, check_fold_folder(config.out, overwrite=config.overwrite))
     source = read_fold_source(config.data, config.train_only)
@@ -59,8 +59,7 @@ def _check_input(config: FoldsConfig, old: Sequence[Path]) -> None:
 
 
 def _groups(config: FoldsConfig, source: "FoldSource") -> "np.ndarray":
-    from segkit.data.image_groups import group_images
-    from segkit.data.perceptual_hash import hash_images, near_pairs
+    from segkit.data.image_groups import group_images, hash_images, near_pairs
 
     names = [image["file_name"] for image in source.images]
     labels = None if config.group_by is None else _group_labels(source, config.group_by)
@@ -108,7 +107,7 @@ def _class_table(counts: "ClassCounts", folds: "np.ndarray", k: int, names: Sequ
     """One line a class: its images, and its share of images and of pixels in each fold."""
     import numpy as np
 
-    from segkit.data.folds import fold_table
+    from segkit.folds.assign import fold_table
 
     width = max(map(len, [*names, "all images"]))
     sizes = np.bincount(folds, minlength=k)
@@ -133,8 +132,7 @@ def _unevenness_table(counts: "ClassCounts", folds: "np.ndarray", k: int, groups
     """These folds beside splits by chance and the usual greedy one, with the same groups."""
     import numpy as np
 
-    from segkit.data.fold_baselines import one_by_one_folds, random_folds
-    from segkit.data.folds import unevenness
+    from segkit.folds.assign import one_by_one_folds, random_folds, unevenness
 
     def figures(folds: "np.ndarray") -> Any:
         values = [unevenness(count, folds, k) for count in counts]

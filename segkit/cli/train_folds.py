@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
-    from segkit.data.class_counts import ClassCounts
+    from segkit.folds.counts import ClassCounts
 
     FileDataset = CocoSegmentation | FolderSegmentation
 
@@ -26,8 +26,8 @@ class Folds:
     def __init__(
         self, data: "FileDataset", extra: "FileDataset | None", counts: "ClassCounts", *, k: int, seed: int
     ) -> None:
-        from segkit.data.folds import assign_folds
         from segkit.data.image_groups import group_images
+        from segkit.folds.assign import assign_folds
 
         self.data, self.extra, self.k = data, extra, k
         self._fold_of = assign_folds(counts, k, groups=group_images(image_paths(data)), seed=seed)
@@ -52,7 +52,7 @@ def add_train_only(
     train: "SegmentationDataset", val: "SegmentationDataset", extra: "FileDataset | None"
 ) -> "SegmentationDataset":
     """The training images and the extra ones behind them, without those whose file validates."""
-    from segkit.data.joined import JoinedDatasets
+    from segkit.data.dataset import JoinedDatasets
 
     if extra is None:
         return train
@@ -72,8 +72,8 @@ def image_paths(data: "SegmentationDataset") -> list[str]:
 
 def count_sources(data: "FileDataset", files: Sequence[Path], roots: Sequence[Path] | None) -> "ClassCounts":
     """What each image holds: by the annotations of the JSON files, or by the masks where `files` are folders."""
-    from segkit.data.class_counts import count_classes, count_labels
-    from segkit.data.fold_files import read_fold_source
+    from segkit.folds.counts import count_classes, count_labels
+    from segkit.folds.files import read_fold_source
 
     if files[0].is_dir():
         return count_labels((data.mask(i) for i in range(len(data))), len(data.class_names))

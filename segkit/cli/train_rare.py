@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segkit.data import SegmentationDataset
-    from segkit.data.class_counts import ClassCounts
+    from segkit.folds.counts import ClassCounts
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def measure_rarity(config: TrainConfig, data: "SegmentationDataset") -> Rarity:
     if config.class_weights == "none" and not needs_counts:
         return Rarity(mixing=_mixing(config, (), None))
     from segkit.data.batches import repeat_factors
-    from segkit.data.class_counts import count_labels
+    from segkit.folds.counts import count_labels
 
     counts = count_labels((data.target(i) for i in range(len(data))), len(data.class_names))
     rare = rare_classes(counts)
@@ -64,7 +64,7 @@ def _weights(config: TrainConfig, counts: "ClassCounts", names: tuple[str, ...])
 
 def _mixing(config: TrainConfig, rare: tuple[int, ...], counts: "ClassCounts | None") -> dict[str, Any]:
     """The options of `train_loader` that mix two samples into one."""
-    from segkit.data.mixing import CopyPaste, cutmix
+    from segkit.data.samples import CopyPaste, cutmix
 
     if config.mix == "none":
         return {}

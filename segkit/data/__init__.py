@@ -1,29 +1,29 @@
-"""Data: COCO files and folders of masks as images with label maps, augmentation, loaders, and the drawn demo set.
+"""COCO files and folders of masks as images with label maps, augmentation and loaders.
 
-The names below are imported on first use, so that commands which only read files cost neither torch nor albumentations.
+The names below are imported on first use: commands that only read files need neither torch nor albumentations.
 """
 
 from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "AUGMENTATIONS": "transforms",
-    "CocoSegmentation": "coco",
-    "DataError": "images",
-    "DataWarning": "findings",
-    "FolderSegmentation": "folder",
-    "SegmentationDataset": "dataset",
-    "assign_folds": "folds",
-    "count_classes": "class_counts",
-    "create_transform": "transforms",
-    "list_images": "images",
-    "read_image": "images",
-    "signed_distance_maps": "distance_maps",
-    "train_loader": "loaders",
-    "val_loader": "loaders",
-    "write_demo": "demo",
-    "write_image": "images",
-    "write_mask": "images",
+    "AUGMENTATIONS": "segkit.data.transforms",
+    "CocoSegmentation": "segkit.data.coco",
+    "DataError": "segkit.errors",
+    "DataWarning": "segkit.errors",
+    "FolderSegmentation": "segkit.data.folder",
+    "SegmentationDataset": "segkit.data.dataset",
+    "assign_folds": "segkit.folds",
+    "count_classes": "segkit.folds",
+    "create_transform": "segkit.data.transforms",
+    "list_images": "segkit.data.images",
+    "read_image": "segkit.data.images",
+    "signed_distance_maps": "segkit.data.rasterize",
+    "train_loader": "segkit.data.loaders",
+    "val_loader": "segkit.data.loaders",
+    "write_demo": "segkit.demo",
+    "write_image": "segkit.data.images",
+    "write_mask": "segkit.data.images",
 }
 
 __all__ = [*_PUBLIC]
@@ -31,7 +31,7 @@ __all__ = [*_PUBLIC]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(f"segkit.data.{_PUBLIC[name]}"), name)
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'segkit.data' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -1,10 +1,11 @@
 """CocoSegmentation: COCO JSON files as images with label maps."""
 
 import os
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from segkit.data.dataset import ImageFiles
 from segkit.data.findings import Finding, tell
 from segkit.data.images import Reading
 from segkit.data.mask_cache import MaskCache
-from segkit.data.packed import Packed
 from segkit.data.rasterize import OVERLAPS, rasterize
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
@@ -129,3 +129,26 @@ def _roots(root: Paths | None, files: Sequence[Path]) -> list[Path]:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+T = TypeVar("T")
+
+
+class Packed(Sequence, Generic[T]):
+    """Objects kept as bytes in one array, made anew each time that one is asked for.
+
+    To read a Python object is to write its reference count, so that each forked worker would come to own
+    a copy of a list of them, page by page, as the epochs go on. An array's content is only read.
+    """
+
+    def __init__(self, values: Iterable[T]) -> None:
+        parts = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
+        self._ends = np.cumsum([0, *map(len, parts)])
+        self._bytes = np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> T:
+        index = range(len(self))[index]
+        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]])

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from segkit.data.findings import KINDS, Finding
+from segkit.data.findings import KINDS, Finding, find_oddities
 from segkit.data.images import ImageHeader, Reading, read_header
-from segkit.data.oddities import find_oddities
 from segkit.errors import DataError
 
 OPENED_AT_ONCE = 8  # image files; what takes time is the disk

@@ -1,9 +1,11 @@
 """Findings: what is wrong or remarkable in a data set, to be raised, told or tabled."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from segkit.data.images import ImageHeader, Reading
 from segkit.errors import DataError, DataWarning
 
 Severity = Literal["error", "warning", "note"]
@@ -210,3 +212,39 @@ def _paragraph(kind: str, group: Sequence[Finding]) -> str:
     if len(group) > LISTED:
         lines.append(f"and {len(group) - LISTED} more")
     return "\n  ".join(lines)
+
+
+def find_oddities(
+    path: Path, name: str, header: ImageHeader, size: tuple[int, int] | None, reading: Reading
+) -> list[Finding]:
+    """What is done to an image as it is read.
+
+    Args:
+        path: The file.
+        name: What the findings call it.
+        header: Its header.
+        size: (H, W) of the frame that it was annotated in; None where nothing shows it.
+        reading: How it is read.
+    """
+    return [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _kinds(header, size, reading)]
+
+
+def _kinds(header: ImageHeader, size: tuple[int, int] | None, reading: Reading) -> Iterator[str]:
+    if header.orientation != 1:
+        yield "exif-ignored" if reading.exif == "ignore" else _turning(header, size)
+    if header.mode in ("1", "L", "LA"):
+        yield "gray"
+    if header.transparent:
+        yield "alpha"
+    if header.mode.startswith("I;16") or header.mode == "I":
+        yield "16-bit"
+    if header.mode == "CMYK":
+        yield "cmyk"
+    if header.animated:
+        yield "animated"
+
+
+def _turning(header: ImageHeader, size: tuple[int, int] | None) -> str:
+    if header.stored == header.turned or size is None:
+        return "turned-without-proof"
+    return "turned" if size == header.turned else "left-unturned"

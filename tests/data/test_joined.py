@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from segkit.data import DataError, SegmentationDataset
-from segkit.data.joined import JoinedDatasets
+from segkit.data.dataset import JoinedDatasets
 
 
 class Flat(SegmentationDataset):

@@ -26,8 +26,7 @@ from segkit.data import (
 )
 from segkit.data.batches import TrainBatches
 from segkit.data.loaders import SIGNALS
-from segkit.data.mixing import CopyPaste, cutmix
-from segkit.data.samples import Augmented
+from segkit.data.samples import Augmented, CopyPaste, cutmix
 from segkit.data.transforms import RECOMMENDED, strict_arguments
 
 

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from segkit.data.packed import Packed
+from segkit.data.coco import Packed
 
 VALUES = [("a", 1), [np.arange(3.0)], None, {"x": b"\0"}]
 

@@ -3,8 +3,8 @@ import itertools
 import cv2
 import numpy as np
 
+from segkit.data.image_groups import difference_hash, hash_images, near_pairs
 from segkit.data.images import write_image
-from segkit.data.perceptual_hash import difference_hash, hash_images, near_pairs
 
 
 def photograph(seed, size=160):
@@ -31,7 +31,7 @@ def test_the_hash_worked_out_by_hand():
 
 
 def test_near_pairs_are_those_of_plain_loops(monkeypatch):
-    monkeypatch.setattr("segkit.data.perceptual_hash.BLOCK", 7)
+    monkeypatch.setattr("segkit.data.image_groups.BLOCK", 7)
     random = np.random.default_rng(0)
     hashes = random.random((40, 16)) < 0.5
     expected = [(i, j) for i, j in itertools.combinations(range(40), 2) if (hashes[i] != hashes[j]).sum() <= 3]

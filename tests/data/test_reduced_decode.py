@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from segkit.data import CocoSegmentation, SegmentationDataset, create_transform, read_image, train_loader
+from segkit.data.dataset import JoinedDatasets
 from segkit.data.images import reduce_mask, reduction
-from segkit.data.joined import JoinedDatasets
 
 
 def smooth(height, width):

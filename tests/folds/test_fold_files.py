@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from segkit.data import CocoSegmentation
-from segkit.data.class_counts import count_classes
-from segkit.data.fold_files import read_fold_source, write_fold_files
-from segkit.data.folds import assign_folds
 from segkit.data.images import DataError, write_image
+from segkit.folds.assign import assign_folds
+from segkit.folds.counts import count_classes
+from segkit.folds.files import read_fold_source, write_fold_files
 
 CATEGORIES = [{"id": 4, "name": "can", "supercategory": "metal"}, {"id": 2, "name": "box"}]
 

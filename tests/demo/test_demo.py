@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from segkit.data import CocoSegmentation, write_demo
-from segkit.data.demo_scenes import CLASSES, draw_scene
 from segkit.data.rasterize import rasterize
+from segkit.demo.scenes import CLASSES, draw_scene
 
 SMALL = {"train": 3, "val": 2, "size": 96}
 

@@ -1,7 +1,7 @@
 import numpy as np
 from helpers.shapes import rectangle
 
-from segkit.data.measure import CheckedSet, contested_pixels, measure
+from segkit.checks.measure import CheckedSet, contested_pixels, measure
 from segkit.data.rasterize import Annotation, rasterize
 
 NAMES = ("background", "square", "disc")

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from segkit.data.demo_scenes import CLASSES, draw_scene
 from segkit.data.images import write_image
+from segkit.demo.scenes import CLASSES, draw_scene
 from segkit.errors import UsageError
 
 # Raise this whenever the drawing changes, so that an older demo is not taken for the present one.

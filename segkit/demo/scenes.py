@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from segkit.data.demo_objects import CANVAS, OBJECTS, colour, noise
+from segkit.demo.objects import CANVAS, OBJECTS, colour, noise
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
 SMALLEST_AREA = 40  # pixels

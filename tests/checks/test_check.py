@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segkit.checks.check import check
+from segkit.checks.measure import CheckedSet
 from segkit.data import DataError
-from segkit.data.check import check
 from segkit.data.findings import KINDS, Finding
-from segkit.data.measure import CheckedSet
 
 NAMES = ("background", "leaf", "stem")
 RANDOM = np.random.default_rng(0)

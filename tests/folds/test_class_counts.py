@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from segkit.data import DataError
-from segkit.data.class_counts import annotation_areas, count_classes, count_labels
+from segkit.folds.counts import annotation_areas, count_classes, count_labels
 
 
 def annotation(category=1, **keys):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.data.duplicates import Listed, find_duplicates
+from segkit.checks.duplicates import Listed, find_duplicates
 
 
 @pytest.fixture

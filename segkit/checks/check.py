@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segkit.data.duplicates import Listed, find_duplicates
+from segkit.checks.duplicates import Listed, find_duplicates
+from segkit.checks.measure import CheckedSet, Measures, Progress, SourceItem, measure
 from segkit.data.findings import KINDS, Finding
-from segkit.data.image_groups import group_images
+from segkit.data.image_groups import difference_hash, group_images, near_pairs
 from segkit.data.images import read_image
-from segkit.data.measure import CheckedSet, Measures, Progress, SourceItem, measure
-from segkit.data.perceptual_hash import difference_hash, near_pairs
 from segkit.errors import DataError
 
 TINY, NARROW = 32, 4  # pixels of the shorter side; longer side by shorter

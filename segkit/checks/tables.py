@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.check import SEVERITIES, SetReport
+from segkit.checks.check import SEVERITIES, SetReport
 from segkit.data.findings import KINDS, summarise
 from segkit.data.rasterize import OVERLAP_TEXTS
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from segkit.checks.check import SEVERITIES, SetReport
+from segkit.checks.duplicates import TWIN_KINDS
+from segkit.checks.measure import contested_pixels
 from segkit.data import read_image, write_image
-from segkit.data.check import SEVERITIES, SetReport
-from segkit.data.duplicates import TWIN_KINDS
 from segkit.data.findings import KINDS
-from segkit.data.measure import contested_pixels
 from segkit.errors import DataError
 from segkit.visualize import create_palette, drawable, grid, legend, overlay
 

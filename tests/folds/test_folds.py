@@ -5,10 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from segkit.data.class_counts import ClassCounts
-from segkit.data.fold_baselines import one_by_one_folds, random_folds
-from segkit.data.folds import assign_folds, fold_table, unevenness
 from segkit.data.image_groups import group_images
+from segkit.folds.assign import assign_folds, fold_table, one_by_one_folds, random_folds, unevenness
+from segkit.folds.counts import ClassCounts
 
 
 def counts_of(pixels):

@@ -2,6 +2,7 @@
 
 from segkit.config.checks import default_of
 from segkit.config.files import Setting, format_settings, read_settings, write_yaml
+from segkit.config.keywords import from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.reading import parse_args
 from segkit.config.recipes import RECIPES, read_recipe
@@ -25,8 +26,10 @@ __all__ = [
     "TuneConfig",
     "default_of",
     "format_settings",
+    "from_keywords",
     "parse_args",
     "read_recipe",
     "read_settings",
+    "takes_settings",
     "write_yaml",
 ]

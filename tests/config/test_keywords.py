@@ -1,0 +1,78 @@
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from segkit.config import EvaluateConfig, InferConfig, TrainConfig, TuneConfig, from_keywords, takes_settings
+from segkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: tuple[Path, ...]
+    out: Path | None = None
+    lr: float = 0.1
+    epochs: int = 3
+    exif: Literal["apply", "ignore"] = "apply"
+    resume: Path | Literal["auto"] | bool = False
+    loss: dict[str, float] = field(default_factory=dict)
+    source: str | None = None
+
+
+def test_text_stands_for_a_path_and_one_value_for_a_list_of_one():
+    settings = from_keywords(Settings, {"data": "a.json", "out": "~/runs", "lr": 1, "source": Path("b")})
+    assert settings.data == (Path("a.json"),)
+    assert settings.out == Path.home() / "runs"
+    assert isinstance(settings.lr, float)
+    assert settings.source == "b"
+    assert from_keywords(Settings, {"data": ["a.json", Path("b.json")]}).data == (Path("a.json"), Path("b.json"))
+
+
+def test_another_object_may_take_the_place_of_a_path():
+    data = object()
+    assert from_keywords(Settings, {"data": data}).data == (data,)
+
+
+def test_the_first_type_of_a_union_that_fits_is_taken():
+    for value, expected in ((True, True), ("auto", "auto"), ("runs/a", Path("runs/a"))):
+        assert from_keywords(Settings, {"data": "a", "resume": value}).resume == expected
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"data": "a", "epoch": 3}, "unknown argument 'epoch'; did you mean 'epochs'"),
+        ({}, "give `data`"),
+        ({"data": 3}, "`data` must be a path, got 3"),
+        ({"data": "a", "epochs": 2.5}, "`epochs` must be a whole number, got 2.5"),
+        ({"data": "a", "epochs": True}, "`epochs` must be a whole number, got True"),
+        ({"data": "a", "lr": "1e-3"}, "`lr` must be a number, got '1e-3'"),
+        ({"data": "a", "exif": "no"}, "`exif` must be one of apply, ignore, got 'no'"),
+        ({"data": "a", "loss": "ce"}, "`loss` must be a mapping of names to numbers, got 'ce'"),
+    ],
+)
+def test_what_cannot_be_a_setting_is_named(keywords, message):
+    with pytest.raises(UsageError, match=message):
+        from_keywords(Settings, keywords)
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, InferConfig, EvaluateConfig, TuneConfig])
+def test_settings_of_a_command_come_back_as_they_are(cls):
+    keywords = {"data": ("a.json",)} if cls in (EvaluateConfig, TuneConfig) else {}
+    settings = from_keywords(cls, keywords)
+    assert from_keywords(cls, vars(settings)) == settings
+
+
+def test_a_workflow_shows_the_settings_in_its_signature():
+    @takes_settings(Settings)
+    def work(*, verbose: bool = False, **settings):
+        return settings
+
+    signature = inspect.signature(work)
+    assert list(signature.parameters)[:3] == ["data", "out", "lr"]
+    assert signature.parameters["lr"].default == 0.1
+    assert signature.parameters["data"].default is inspect.Parameter.empty
+    assert list(signature.parameters)[-1] == "verbose"
+    assert work(data="a") == {"data": "a"}

@@ -1,32 +1,32 @@
-"""Validation mIoU after the same wall time: a plain SMP + albumentations script, and train.py with a recipe.
+"""Compare the validation mIoU of train.py and a recipe with a plain SMP + albumentations script, in the same wall time.
 
-Both start from the same backbone weights and see the same images. They train side by side, each on a core of its own,
-so that whatever else the machine does slows both. Short trainings of both are timed first; then segkit gets as many
-epochs as fit into the time of the script's. The time is that of the whole process, start and report included; masks are
-drawn beforehand for both. Every validation image is scored at its full size after each second epoch and the last, and
-the best score counts, on both sides.
+Both sides start from the same backbone weights and see the same images. Both train at the same time, each on one core,
+so that other work on the machine slows down both. Short trainings of both sides are timed first; then segkit gets as
+many epochs as fit into the time of the script's epochs. The time is the wall time of the whole process, including its
+start and its report; the masks of both sides are drawn before it. Every validation image is scored at full size after
+every second epoch and after the last one, and the best score counts, on both sides.
 
     python benchmarks/accuracy.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
     python benchmarks/accuracy.py ... --options --class-weights sqrt     # the recipe with other settings of train.py
-    python benchmarks/accuracy.py ... --ablation      # train.py alone, with one ingredient of the recipe changed each
+    python benchmarks/accuracy.py ... --ablation      # train.py only; each run changes one ingredient of the recipe
     python benchmarks/accuracy.py ... --recipe NAME --against fast --pretrained-against lite0.safetensors
                                                       # two recipes, each with its own model and crop
-    python benchmarks/accuracy.py ... --ensemble RUN RUN    # what views and a second model add to the runs of before
-    python benchmarks/accuracy.py ... --speed         # training steps a second at equal work
+    python benchmarks/accuracy.py ... --ensemble RUN RUN    # what TTA and a second model add to runs that --out kept
+    python benchmarks/accuracy.py ... --speed         # training steps per second at equal work
 
-With `--own-epochs` nothing is timed beforehand: the times are only as equal as the two numbers of epochs make them.
+With `--own-epochs` nothing is timed first: the times are only as equal as the two numbers of epochs make them.
 
-Results are appended to benchmarks/accuracy.csv. The recipe has had two forms before this one: `fast 1` is
-`--batch-size 8 --class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none
---lr 1e-3 --backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around
-`fast 2`: `train.py --recipe fast --class-weights none --lr 1e-3 --backbone-lr-factor 1 --seed 0` with all the options
-of the row. Those by hand ran with `--workers 1` on cores of different speed that were not always quiet (those of
-2026-11-26 half as fast as the others), validated every second to fifth epoch or only at the end; those on a GPU in
-bf16 under torch 2.11, eight at a time on one H200, validated once or twice. Where a row says `ended after` or `after`
-so many of more epochs, somebody has read it off a training that was longer. The waste's 12 epochs of the script in
-2821 s are its process alone (`--script MASKS`). `strong` ran by hand with `--workers 1 --seed 0`, beside other
-trainings; on the facades it is the row with its options, the last one by hand. One seed each: differences of two or
-three points are no findings.
+Results are appended to benchmarks/accuracy.csv. The recipe had two earlier forms: `fast 1` is `--batch-size 8
+--class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none --lr 1e-3
+--backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around `fast 2`:
+`train.py --recipe fast --class-weights none --lr 1e-3 --backbone-lr-factor 1 --seed 0` plus the options of the row.
+The rows by hand used `--workers 1` on cores of different speed that were not always idle (those of 2026-11-26 were half
+as fast as the others), and validated every second to fifth epoch or only at the end. The rows on a GPU used bf16 and
+torch 2.11, eight trainings at a time on one H200, and validated once or twice. If a row says `ended after` or `after`
+N of more epochs, its score was read from a longer training. In the row of the waste with 12 epochs of the script in
+2821 s, only the script's process ran (`--script MASKS`). `strong` was run by hand with `--workers 1 --seed 0`, next to
+other trainings; for the facades it is the last row by hand, the one with its options. Each row is one seed: differences
+of two or three points mean nothing.
 """
 
 import argparse
@@ -65,7 +65,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "accuracy.csv"
 ARCHITECTURES = {"fpn": "FPN", "deeplabv3plus": "DeepLabV3Plus", "unet": "Unet"}
 LR = 1e-3
-VAL_EVERY = 2  # epochs, as the recipe has it
+VAL_EVERY = 2  # epochs, as in the recipe
 SCALES = (0.75, 1.0, 1.25)
 
 
@@ -74,7 +74,7 @@ class Change(NamedTuple):
     changes_pace: bool = False
 
 
-# Each changes one thing of the recipe.
+# Each entry changes one ingredient of the recipe; `changes_pace` marks those that also change the time of an epoch.
 ABLATION = {
     "recipe": Change([]),
     "without class weights": Change(["--class-weights", "none"]),
@@ -84,13 +84,13 @@ ABLATION = {
     "average of the weights": Change(["--ema", "0.99"], changes_pace=True),
     "copy-paste of rare classes": Change(["--mix", "copy-paste"], changes_pace=True),
     "stronger augmentation": Change(["--augment", "standard"]),
-    "cross entropy alone": Change(["--loss", "ce=1"]),
+    "cross entropy only": Change(["--loss", "ce=1"]),
     "half the decoder": Change(["--decoder", "pyramid_channels=128", "channels=64"], changes_pace=True),
 }
 
 
 class Photographs(Dataset):
-    """The script's data: photographs and masks that are PNG files."""
+    """The script's data set: photographs, and their masks as PNG files."""
 
     def __init__(self, data: CocoSegmentation, masks: Path, transform: A.Compose) -> None:
         self.paths = [item.path for item in data.items]
@@ -108,7 +108,7 @@ class Photographs(Dataset):
 
 
 class Script:
-    """The plain script: AdamW, one cycle, 0.6 cross entropy + 0.4 Dice, flips, brightness, random resized crops."""
+    """The plain script: AdamW, OneCycleLR, 0.6 cross entropy + 0.4 Dice, flips, brightness, random resized crops."""
 
     def __init__(self, args: argparse.Namespace, masks: Path) -> None:
         torch.manual_seed(args.seed)
@@ -130,7 +130,7 @@ class Script:
             f"tu-{args.backbone}", encoder_weights=None, classes=len(self.class_names)
         )
         missing, _ = self.model.encoder.model.load_state_dict(load_file(args.pretrained), strict=False)
-        if missing:  # the file holds the classifier too, the encoder all but that
+        if missing:  # extra keys are fine: the file also holds the classifier, which the encoder does not have
             raise ValueError(f"{args.pretrained} has no {missing[0]}")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LR)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -146,14 +146,14 @@ class Script:
         self.optimizer.step()
 
     def train(self) -> None:
-        """Trains an epoch."""
+        """Train one epoch."""
         self.model.train()
         for images, target in self.loader:
             self.step(images, target)
             self.schedule.step()
 
     def validate(self) -> float:
-        """Gives the validation mIoU."""
+        """Return the validation mIoU."""
         self.model.eval()
         confusion = ConfusionMatrix(len(self.class_names))
         with torch.inference_mode():
@@ -163,7 +163,7 @@ class Script:
 
 
 def run_script(args: argparse.Namespace, masks: Path) -> None:
-    """What the script's own process does: trains, and prints a line of JSON for each epoch."""
+    """Train in the script's own process, and print a line of JSON for each epoch."""
     script = Script(args, masks)
     for epoch in range(1, args.epochs + 1):
         started = time.perf_counter()
@@ -175,6 +175,7 @@ def run_script(args: argparse.Namespace, masks: Path) -> None:
 
 
 def draw_masks(args: argparse.Namespace, folder: Path) -> None:
+    """Write the masks of both sets as PNG files below `folder`, for the script."""
     for name, path in (("train", args.data), ("val", args.val)):
         data = CocoSegmentation(path)
         (folder / name).mkdir()
@@ -184,7 +185,7 @@ def draw_masks(args: argparse.Namespace, folder: Path) -> None:
 
 @dataclass
 class Pace:
-    """Seconds that a training takes."""
+    """Seconds that a training takes: for its start, for an epoch of training and for a validation."""
 
     start: float
     train: float
@@ -194,12 +195,12 @@ class Pace:
         return self.start + epochs * self.train + math.ceil(epochs / VAL_EVERY) * self.val
 
     def epochs(self, seconds: float) -> int:
-        """As many as fit, one at least."""
+        """Return how many epochs fit into `seconds`, at least one."""
         return max([1, *(epochs for epochs in range(1, 1000) if self.seconds(epochs) <= seconds)])
 
 
 class Job(Thread):
-    """A training in a process of its own, on one core."""
+    """Run one training in a separate process, on one core."""
 
     def __init__(self, command: Sequence[object], core: int, log: Path) -> None:
         super().__init__()
@@ -236,6 +237,7 @@ class ScriptJob(Job):
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def mious(self) -> list[float]:
+        """Return the validation scores so far."""
         return [row["miou"] for row in self.rows() if row["miou"] is not None]
 
     def pace(self) -> Pace:
@@ -271,6 +273,7 @@ class SegkitJob(Job):
             return list(csv.DictReader(file))
 
     def mious(self) -> list[float]:
+        """Return the validation scores so far, those of the averaged weights included."""
         return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
 
     def pace(self) -> Pace:
@@ -280,15 +283,17 @@ class SegkitJob(Job):
 
 
 def shape(args: argparse.Namespace) -> list[object]:
-    """What both sides share; recipes that are compared with each other have their own."""
+    """Return the settings that both sides share; two recipes that are compared each bring their own."""
     return ["--model", args.model, "--backbone", args.backbone, "--crop", args.crop]
 
 
 def summary(job: ScriptJob | SegkitJob, epochs: int) -> dict[str, float]:
+    """Return epochs, seconds and the best mIoU of a finished training."""
     return {"epochs": epochs, "seconds": round(job.seconds), "miou": round(max(job.mious()), 4)}
 
 
 def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[str, float | str]) -> None:
+    """Append a row to accuracy.csv and print it."""
     row = {
         "date": date.today(),
         "data": args.data.parent.name,
@@ -307,7 +312,7 @@ def record(args: argparse.Namespace, side: str, seed: int | str, result: dict[st
 
 
 def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
-    """Pairs of trainings with the same seed and the same wall time."""
+    """Train both sides in pairs with the same seed and the same wall time."""
     other = args.against or "script"
 
     def theirs(epochs: int, seed: int, core: int, name: str) -> ScriptJob | SegkitJob:
@@ -320,7 +325,7 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
         timed = [theirs(2, 0, 0, "timed-theirs"), SegkitJob(args, 2, 0, work / "timed", 1, work / "timed.log")]
         pace = paces(timed)
         epochs = pace[1].epochs(pace[0].seconds(args.epochs))
-        print(f"{args.epochs} epochs against {epochs}; {pace[0]}, {pace[1]}", flush=True)
+        print(f"{other}: {args.epochs} epochs, segkit: {epochs} epochs; {pace[0]}, {pace[1]}", flush=True)
     for seed in args.seeds:
         parts = [args.data.parent.name, *([] if args.against else [args.model]), args.recipe, *args.options, seed]
         out = args.out / "-".join(str(part).strip("-").replace("/", "-") for part in parts)
@@ -337,13 +342,14 @@ def compare(args: argparse.Namespace, masks: Path, work: Path) -> None:
 
 
 def paces(jobs: Sequence[ScriptJob | SegkitJob]) -> list[Pace]:
+    """Wait for the timed trainings and return the pace of each."""
     for job in jobs:
         job.wait()
     return [job.pace() for job in jobs]
 
 
 def ablate(args: argparse.Namespace, work: Path) -> None:
-    """The recipe with one ingredient changed each, two trainings at a time, in the time of `--epochs` of the recipe."""
+    """Train variants of the recipe, two at a time, each in the time of `--epochs` epochs of the recipe itself."""
     names = [name for name in ABLATION if not args.only or name in args.only]
     seed = args.seeds[0]
 
@@ -376,7 +382,7 @@ def pairs(names: Sequence[str]) -> list[Sequence[str]]:
 
 
 def score_together(args: argparse.Namespace) -> None:
-    """The runs one by one and all together, on the images as they are and with test-time augmentation."""
+    """Score each run, and all runs as one ensemble, without and with test-time augmentation."""
     data, models = CocoSegmentation(args.val), [load_model(run) for run in args.ensemble]
     groups = {run.name: [model] for run, model in zip(args.ensemble, models, strict=True)}
     if len(models) > 1:
@@ -391,7 +397,7 @@ def score_together(args: argparse.Namespace) -> None:
 
 
 def measure_speed(args: argparse.Namespace, masks: Path) -> None:
-    """Training steps a second on the same batches, in turn: the script's step, and train.py's with the same parts."""
+    """Time a training step of the script and of train.py, on the same batches and with the same parts."""
     from segkit.losses import create_loss
     from segkit.models import create_model
     from segkit.training import create_optimizer, keep_memory
@@ -412,7 +418,7 @@ def measure_speed(args: argparse.Namespace, masks: Path) -> None:
     seconds: dict[str, list[float]] = {"script": [], "segkit": []}
     for side, step in (("script", script.step), ("segkit", ours)):
         if side == "segkit":
-            keep_memory()  # holds for the process: after the script's turn
+            keep_memory()  # this changes the whole process, so it comes after the script's turn
         for run in range(args.runs + 1):
             started = time.perf_counter()
             for images, target in batches:
@@ -420,7 +426,7 @@ def measure_speed(args: argparse.Namespace, masks: Path) -> None:
             if run:
                 seconds[side].append((time.perf_counter() - started) / len(batches))
     theirs, own = (statistics.median(values) for values in seconds.values())
-    print(f"{args.model}: the script {theirs:.2f} s a step, segkit {own:.2f} s: {theirs / own:.2f} x")
+    print(f"{args.model}: script {theirs:.2f} s per step, segkit {own:.2f} s per step: {theirs / own:.2f} x as fast")
 
 
 def main() -> None:
@@ -428,33 +434,33 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="COCO JSON to train on")
     parser.add_argument("--val", type=Path, required=True, help="COCO JSON to score on")
     parser.add_argument(
-        "--pretrained", type=Path, required=True, help="the backbone's weights, safetensors in timm's naming"
+        "--pretrained", type=Path, required=True, help="backbone weights: safetensors with timm's names"
     )
-    parser.add_argument("--pretrained-against", type=Path, help="those of --against, where its backbone is another one")
+    parser.add_argument("--pretrained-against", type=Path, help="backbone weights of --against, if it has others")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--model", default="fpn", choices=ARCHITECTURES)
     parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--against", metavar="RECIPE", help="in the place of the script")
+    parser.add_argument("--against", metavar="RECIPE", help="compare with this recipe instead of the script")
     parser.add_argument("--crop", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=6, help="of the script; segkit gets the same time")
-    parser.add_argument(
-        "--own-epochs", type=int, help="of segkit, where the pace is known: nothing is timed beforehand"
-    )
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of the script; segkit gets the same time")
+    parser.add_argument("--own-epochs", type=int, help="epochs of segkit; nothing is timed first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="folder that keeps segkit's runs")
-    parser.add_argument("--ablation", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=ABLATION, help="of the ablation")
-    parser.add_argument("--ensemble", type=Path, nargs="+", metavar="RUN", help="run folders that --out has kept")
-    parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--ablation", action="store_true", help="change one ingredient of the recipe at a time")
+    parser.add_argument("--only", nargs="+", choices=ABLATION, help="run only these rows of the ablation")
     parser.add_argument(
-        "--options", nargs=argparse.REMAINDER, default=[], help="of train.py with the recipe; all that follows"
+        "--ensemble", type=Path, nargs="+", metavar="RUN", help="score these runs one by one and together"
+    )
+    parser.add_argument("--speed", action="store_true", help="time training steps at equal work")
+    parser.add_argument("--runs", type=int, default=5, help="timed rounds of --speed")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="settings of train.py; takes the rest of the line"
     )
     parser.add_argument("--script", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pretrained_against and not args.against:
-        parser.error("--pretrained-against needs --against, whose weights they are")
+        parser.error("--pretrained-against needs --against")
     if args.script:
         run_script(args, args.script)
         return

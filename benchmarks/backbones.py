@@ -1,6 +1,6 @@
-"""Which backbones work with which decoder: a forward pass at an even and at an odd size for each.
+"""Try every listed backbone with every decoder: one forward pass at an even and one at an odd image size.
 
-Prints a table in Markdown.
+Prints a Markdown table of the output strides that work.
 
     python benchmarks/backbones.py
     python benchmarks/backbones.py --only resnet18 swin_tiny_patch4_window7_224
@@ -40,14 +40,14 @@ FAMILIES = {
     "DaViT, FocalNet, TinyViT": ["davit_tiny", "focalnet_tiny_srf", "tiny_vit_5m_224"],
     "MetaFormer": ["poolformer_s12", "caformer_s18", "mambaout_femto"],
     "MobileViT": ["mobilevit_xxs", "mobilevitv2_050"],
-    "one size alone": ["coatnet_0_rw_224", "gcvit_xxtiny", "hiera_tiny_224", "efficientformerv2_s0"],
+    "one input size only": ["coatnet_0_rw_224", "gcvit_xxtiny", "hiera_tiny_224", "efficientformerv2_s0"],
 }
 
 
 def works(decoder: str, backbone: str, *, fixed_size: bool) -> str:
-    """The output stride at which the pair gives logits of the image's size, or why not."""
+    """Return the first output stride at which the logits have the size of the image, or why none works."""
     for stride in (16, 32) if decoder == "deeplabv3plus" else (32,):
-        # A network for one size is built for the size that both images are padded to.
+        # A backbone with a fixed input size is built for the size that both images are padded to.
         img_size = (128, 160) if fixed_size else None
         try:
             model = create_model(decoder, backbone=backbone, num_classes=3, output_stride=stride, img_size=img_size)
@@ -62,7 +62,7 @@ def works(decoder: str, backbone: str, *, fixed_size: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], help="these backbones only")
+    parser.add_argument("--only", nargs="+", default=[], help="try only these backbones")
     only = parser.parse_args().only
     print("| family | backbone | " + " | ".join(DECODERS) + " |")
     print("|---|---|" + "---|" * len(DECODERS))
@@ -70,10 +70,10 @@ def main() -> None:
     for family, name in itertools.chain.from_iterable(((f, n) for n in names) for f, names in FAMILIES.items()):
         if only and name not in only:
             continue
-        cells = [works(decoder, name, fixed_size=family == "one size alone") for decoder in DECODERS]
+        cells = [works(decoder, name, fixed_size=family == "one input size only") for decoder in DECODERS]
         failed += sum(not cell.isdigit() for cell in cells)
         print(f"| {family} | `{name}` | " + " | ".join(cells) + " |", flush=True)
-    print(f"\n{failed} failed", file=sys.stderr)
+    print(f"\n{failed} combinations failed", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Time of DenseCRF on photographs against pydensecrf as people write it: one call an image, all classes.
+"""Time DenseCRF on photographs against pydensecrf as it is usually called: one call per image, with all classes.
 
-The contenders take turns over lots of photographs; the figures are medians of milliseconds a photograph, with the
-share of pixels that keep the plain call's label. Probabilities come from a model (`--weights`), or are drawn: the
-blurred truth of the photograph and noise, over the classes present and two more, next to nothing for the others.
+The contenders take turns on small lots of photographs. The figures are median milliseconds per photograph, and the
+share of pixels that get the same label as from the plain call. The probabilities come from a model (`--weights`) or
+are generated: the blurred ground truth plus noise for the classes in the image and two more, almost 0 for the others.
 
     pip install pydensecrf2
     python benchmarks/crf.py --data facade/val.json --weights runs/x
     python benchmarks/crf.py --data facade/val.json --preset deeplab_v2_resnet101 --count 8
     python benchmarks/crf.py --data facade/val.json --breakdown
-    python benchmarks/crf.py --data facade/val.json --parity --count 50      # both engines' labels
-    python benchmarks/crf.py --data facade/val.json --cuda                   # the torch engine on a GPU
+    python benchmarks/crf.py --data facade/val.json --parity --count 50      # labels of both engines
+    python benchmarks/crf.py --data facade/val.json --cuda                   # also the torch engine on a GPU
 """
 
 import argparse
@@ -37,7 +37,7 @@ PARITY_PRESETS = ("seed", "deeplab_v2_resnet101", "pydensecrf_readme")
 
 
 def plain(photo: Photo, p: CRFParameters) -> np.ndarray:
-    """What the README of pydensecrf teaches."""
+    """Refine one image as the README of pydensecrf shows."""
     from pydensecrf.utils import unary_from_softmax
 
     crf = plain_kernels(photo, p)
@@ -46,6 +46,7 @@ def plain(photo: Photo, p: CRFParameters) -> np.ndarray:
 
 
 def plain_kernels(photo: Photo, p: CRFParameters) -> object:
+    """Return a pydensecrf model with both pairwise terms, without the unary term."""
     import pydensecrf.densecrf
 
     classes, height, width = photo[0].shape
@@ -58,7 +59,7 @@ def plain_kernels(photo: Photo, p: CRFParameters) -> object:
 
 @contextlib.contextmanager
 def contenders(preset: str, workers: int, cuda: bool) -> Iterator[dict[str, Callable[[list[Photo]], list]]]:
-    """By name, what refines a lot of photographs; the first is what the others are compared with."""
+    """Yield the functions that refine a lot of photographs, by name; the first one is the reference."""
     p, one_call = PRESETS[preset], partial(DenseCRF.preset, preset)
     with contextlib.ExitStack() as stack:
         spawn = multiprocessing.get_context("spawn")
@@ -87,7 +88,7 @@ def compare(photos: list[Photo], preset: str, workers: int, cuda: bool) -> None:
     with contenders(preset, workers, cuda) as table:
         times, same = {name: [] for name in table}, {name: [] for name in table}
         for refine in table.values():
-            refine([photos[0]] * workers)  # workers start, libraries load
+            refine([photos[0]] * workers)  # starts the workers and loads the libraries
         for number, lot in enumerate(lots):
             names = list(table)
             names = names[number % len(names) :] + names[: number % len(names)]
@@ -109,7 +110,7 @@ def timed(refine: Callable, lot: list[Photo], times: list[float]) -> list:
 
 
 def breakdown(photos: list[Photo], preset: str) -> None:
-    """Where the time goes; DenseCRF keeps an image's kernels, so that a second call has none to build."""
+    """Split the time into lattice and iterations: a second call of DenseCRF on the same image reuses its lattice."""
     parts = {"pydensecrf, plain": [plain_parts(photo, PRESETS[preset]) for photo in photos]}
     for backend in ("pydensecrf", "torch"):
         crf = DenseCRF.preset(preset, backend=backend)
@@ -121,6 +122,7 @@ def breakdown(photos: list[Photo], preset: str) -> None:
 
 
 def plain_parts(photo: Photo, p: CRFParameters) -> tuple[float, float]:
+    """Return the seconds that pydensecrf takes for the lattice and for the iterations."""
     start = time.perf_counter()
     plain_kernels(photo, p)
     lattice = time.perf_counter() - start
@@ -129,6 +131,7 @@ def plain_parts(photo: Photo, p: CRFParameters) -> tuple[float, float]:
 
 
 def our_parts(crf: DenseCRF, photo: Photo) -> tuple[float, float]:
+    """Return the seconds that DenseCRF takes for the lattice and for the iterations."""
     times: list[float] = []
     for _ in range(2):
         timed(lambda lot: [crf(*lot[0])], [photo], times)
@@ -137,7 +140,7 @@ def our_parts(crf: DenseCRF, photo: Photo) -> tuple[float, float]:
 
 
 def parity(photos: list[Photo], workers: int) -> None:
-    """Labels of the torch engine against pydensecrf's, both with the classes that are there."""
+    """Compare the labels of the two engines of DenseCRF, for several presets."""
     for preset in PARITY_PRESETS:
         results = []
         for backend in ("pydensecrf", "torch"):
@@ -167,7 +170,7 @@ def predictor(weights: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def drawn_probs(image: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities as of a model that is unsure at borders and wrong in patches."""
+    """Return (C, H, W) probabilities like those of a model that is unsure at borders and wrong in some patches."""
     rng = np.random.default_rng(int(image.sum()) % 2**32)
     size = mask.shape[::-1]
     logits = np.full((classes, *mask.shape), -12.0, np.float32)
@@ -182,14 +185,14 @@ def drawn_probs(image: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, help="model file or run folder")
+    parser.add_argument("--data", type=Path, required=True, help="COCO JSON of the photographs")
+    parser.add_argument("--weights", type=Path, help="model file or run folder that predicts the probabilities")
     parser.add_argument("--preset", choices=PRESETS, default="seed")
-    parser.add_argument("--count", type=int, default=12, help="photographs")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--breakdown", action="store_true")
-    parser.add_argument("--parity", action="store_true")
-    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--count", type=int, default=12, help="number of photographs")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, on both sides")
+    parser.add_argument("--breakdown", action="store_true", help="split the time into lattice and iterations")
+    parser.add_argument("--parity", action="store_true", help="compare the labels of both engines")
+    parser.add_argument("--cuda", action="store_true", help="also time the torch engine on a GPU")
     args = parser.parse_args()
     photos = load_photos(args.data, args.weights, args.count)
     active = statistics.mean((probs.max((1, 2)) >= DenseCRF.active_threshold).sum() for probs, _ in photos)

@@ -1,17 +1,17 @@
-"""Images a second of the training loader against the data set class that people write by hand.
+"""Time the training loader, in images per second, against a data set class as people write it by hand.
 
-The peer is what the projects did that segkit grew from: per item it asks pycocotools for the annotations,
-rasterises them one by one, turns the image into float32, augments and normalises. `uint8` is a kinder peer
-that stays in uint8 until the normalisation. The augmentation is the same on all sides (`seed2`). Ours gives
-uint8, which the model normalises as a batch: on a GPU for nothing, on a CPU as the last line shows. Epochs
-take turns; the first one, in which our masks are drawn, is timed apart.
+For each item, the class by hand asks pycocotools for the annotations, rasterises them one by one, converts the image
+to float32, augments and normalises it. `by hand, uint8` is faster: it stays in uint8 until the normalisation. All
+sides use the same augmentation (`seed2`). segkit's loader returns uint8 batches, which the model normalises: on a GPU
+this costs nothing, on a CPU it costs what the last line shows. The sides take turns, epoch by epoch; the first epoch,
+in which segkit draws its masks, is reported separately.
 
     python benchmarks/data.py --data facade/train.json
     python benchmarks/data.py --data facade/train.json --profile
     python benchmarks/data.py --decode
 
-`--memory` loads generated images with 100,000 annotations for six epochs and tells after each how much
-memory the workers share with nobody; it needs Linux.
+`--memory` loads generated images with 100,000 annotations for six epochs, and prints the private memory of each
+worker after each epoch. It needs Linux.
 
     python benchmarks/data.py --memory
 """
@@ -45,7 +45,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ByHand(Dataset):
-    """The usual class of a competition notebook."""
+    """A data set class as in many competition notebooks."""
 
     def __init__(self, file: Path, crop: int, *, as_float: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -76,6 +76,7 @@ def ours(file: Path, crop: int, batch_size: int, workers: int, cache: Path) -> D
 
 
 def epoch(batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing | None) -> int:
+    """Load one epoch, normalise its batches if asked, and return the number of images."""
     images = 0
     for batch, _ in batches:
         if preprocessing is not None:
@@ -111,7 +112,7 @@ def measure(args: argparse.Namespace, cache: Path) -> None:
 
 
 def profile(args: argparse.Namespace, cache: Path) -> None:
-    """Where the time of one of our samples goes, in this process, with the masks drawn."""
+    """Split the time of one of segkit's samples into its parts, in this process, with the masks in the cache."""
     cv2.setNumThreads(0)
     data = CocoSegmentation(args.data, mask_cache=cache)
     transform = create_transform("seed2", crop=args.crop)
@@ -130,17 +131,17 @@ def profile(args: argparse.Namespace, cache: Path) -> None:
         started = time.perf_counter()
         for i in range(count):
             part(i)
-        print(f"  {name:<22} {1000 * (time.perf_counter() - started) / count:6.2f} ms an image")
+        print(f"  {name:<22} {1000 * (time.perf_counter() - started) / count:6.2f} ms per image")
     batch = torch.zeros(args.batch_size, 3, args.crop, args.crop, dtype=torch.uint8)
     preprocessing = Preprocessing(MEAN, STD)
     started = time.perf_counter()
     for _ in range(10):
         preprocessing(batch)
-    print(f"  {'normalised':<22} {100 * (time.perf_counter() - started) / args.batch_size:6.2f} ms an image")
+    print(f"  {'normalised':<22} {100 * (time.perf_counter() - started) / args.batch_size:6.2f} ms per image")
 
 
 def write_many_annotations(folder: Path, images: int = 4000, of_each: int = 25) -> Path:
-    """A JSON of images x of_each polygons of twenty points, on one picture that all images are links to."""
+    """Write a COCO JSON with `of_each` polygons of 20 points per image; all images are hard links to one picture."""
     random = np.random.default_rng(0)
     cv2.imwrite(str(folder / "picture.png"), np.zeros((128, 128, 3), np.uint8))
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
@@ -160,11 +161,13 @@ def write_many_annotations(folder: Path, images: int = 4000, of_each: int = 25) 
 
 
 def private_megabytes(process: int) -> float:
+    """Return the memory in MB that a process shares with no other process."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def memory(workers: int) -> None:
+    """Print the private memory of each worker after each of six epochs over 100,000 annotations."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_many_annotations(Path(folder))
         started = time.perf_counter()
@@ -181,7 +184,7 @@ def memory(workers: int) -> None:
 
 
 def decode() -> None:
-    """A photograph of 4000 x 3000 pixels, decoded whole and smaller."""
+    """Time the decoding of a JPEG of 4000 x 3000 pixels, at full size and reduced."""
     random = np.random.default_rng(0)
     picture = cv2.GaussianBlur(random.integers(0, 256, (3000, 4000, 3), dtype=np.uint8), (0, 0), 3)
     with tempfile.TemporaryDirectory() as folder:
@@ -198,14 +201,14 @@ def decode() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help="COCO JSON of the photographs")
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--runs", type=int, default=3, help="timed epochs of each side")
+    parser.add_argument("--profile", action="store_true", help="split the time of one sample into its parts")
+    parser.add_argument("--memory", action="store_true", help="print the private memory of the workers")
+    parser.add_argument("--decode", action="store_true", help="time the decoding of a large JPEG")
     args = parser.parse_args()
     if args.memory:
         memory(args.workers)
@@ -214,8 +217,8 @@ def main() -> None:
         decode()
         return
     if args.data is None:
-        parser.error("one of --data, --memory and --decode is needed")
-    torch.set_num_threads(1)  # the workers have the cores; two threads would wait for each other's
+        parser.error("give one of --data, --memory, --decode")
+    torch.set_num_threads(1)  # the workers use the cores; more threads here would only compete with them
     with tempfile.TemporaryDirectory() as cache:
         (profile if args.profile else measure)(args, Path(cache))
 

@@ -1,7 +1,7 @@
-"""How learnable is the demo, and is it more than colour?
+"""Measure how well the demo can be learned, and whether the colour of single pixels would be enough.
 
-Trains the demo from random weights with three seeds, each as `python train.py --seed N` in a process of its own, and
-scores a classifier that sees the colour of single pixels alone.
+Trains the demo from random weights with three seeds, each as `python train.py --seed N` in a separate process, and
+scores a classifier that sees only the colour of each pixel.
 
     python benchmarks/demo.py
 """
@@ -21,17 +21,20 @@ from segkit.data import CocoSegmentation, write_demo
 from segkit.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).parents[1]
-BINS = 16  # of each colour channel
+BINS = 16  # bins per colour channel
 
 
 def colour_bins(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) number of the colour's bin."""
+    """Map an (H, W, 3) uint8 image to the (H, W) numbers of its colour bins."""
     red, green, blue = np.moveaxis(image.astype(np.int64) * BINS // 256, -1, 0)
     return (red * BINS + green) * BINS + blue
 
 
 def colour_miou(train: CocoSegmentation, val: CocoSegmentation, *, balanced: bool) -> float:
-    """mIoU of the class that is most frequent in a pixel's colour bin, counted over all training pixels."""
+    """Return the mIoU of predicting, for each pixel, the most frequent training class of its colour bin.
+
+    `balanced` divides the counts of each class by its pixels first.
+    """
     classes = len(train.class_names)
     counts = np.zeros((BINS**3, classes))
     for image, mask in (train[i] for i in range(len(train))):
@@ -45,7 +48,7 @@ def colour_miou(train: CocoSegmentation, val: CocoSegmentation, *, balanced: boo
 
 
 def network_miou(seed: int, folder: Path) -> tuple[float, float]:
-    """Best validation mIoU of `python train.py --seed N`, and its wall time in seconds."""
+    """Run `python train.py --seed N`; return its best validation mIoU and its wall time in seconds."""
     out = folder / f"seed{seed}"
     started = time.monotonic()
     command = [sys.executable, ROOT / "train.py", "--seed", str(seed), "--out", out]

@@ -1,8 +1,9 @@
-"""How fast are folds made, and how even are they?
+"""Measure how fast segkit makes folds, and how even they are.
 
-On 3,272 images with 26,401 annotations of eleven classes, generated, or on COCO JSON files of your own: seconds to
-read, divide and write, and the unevenness of each split, over several seeds. Beside it stand splits by chance, and the
-greedy one by annotation counts with the standard deviations counted anew for each image and fold, as in notebooks.
+Uses 3,272 generated images with 26,401 annotations of eleven classes, or your own COCO JSON files. Prints the seconds
+to read, divide and write, and the unevenness of the split over several seeds. For comparison it also makes random
+splits, and a greedy split by annotation counts; the greedy split also in the form usual in notebooks, which recomputes
+all standard deviations for each image and fold.
 
     python benchmarks/folds.py
     python benchmarks/folds.py facade/train.json trashnet_seg/train.json
@@ -21,12 +22,12 @@ from segkit.folds.counts import ClassCounts, count_classes
 from segkit.folds.files import read_fold_source, write_fold_files
 
 IMAGES, ANNOTATIONS, SIDE = 3272, 26401, 512
-# Shares of the classes, from a frequent one to one of a few dozen annotations.
+# The share of each class: the first is frequent, the last has a few dozen annotations.
 FREQUENCY = np.array([0.35, 0.24, 0.15, 0.06, 0.05, 0.03, 0.02, 0.02, 0.02, 0.005, 0.002])
 
 
 def write_generated(file: Path, seed: int = 0) -> None:
-    """A set of that size: each image has a theme, areas are log-normal, outlines have 12 to 60 points."""
+    """Write a generated set: each image favours some classes, areas are log-normal, polygons have 12 to 60 points."""
     random = np.random.default_rng(seed)
     extra = random.multinomial(ANNOTATIONS - IMAGES, random.dirichlet(np.full(IMAGES, 0.5)))
     annotations = []
@@ -42,7 +43,7 @@ def write_generated(file: Path, seed: int = 0) -> None:
 
 
 def outline(random: np.random.Generator) -> tuple[list[float], float]:
-    """Points of a polygon around a circle, and its area."""
+    """Return a polygon around a circle as x, y, x, y, ... in pixels, and the area of the circle."""
     area = round(min(float(np.exp(random.normal(8, 1.6))), SIDE**2 / 2) + 1, 1)
     angles = np.linspace(0, 2 * np.pi, random.integers(12, 61), endpoint=False)
     circle = SIDE / 2 + np.sqrt(area / np.pi) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -50,7 +51,7 @@ def outline(random: np.random.Generator) -> tuple[list[float], float]:
 
 
 def naive_one_by_one(annotations: np.ndarray, k: int) -> np.ndarray:
-    """The greedy split, every standard deviation counted from the start."""
+    """Make the greedy split, and compute every standard deviation from scratch."""
     total = np.maximum(annotations.sum(0), 1)
     sums, folds = np.zeros((k, annotations.shape[1])), np.empty(len(annotations), dtype=int)
     for image in np.argsort(-annotations.std(1), kind="stable"):
@@ -72,6 +73,7 @@ def timed(function, *args, **kwargs):
 
 
 def figures(counts: ClassCounts, folds: np.ndarray, k: int) -> np.ndarray:
+    """Return the unevenness in percent: of images, annotations, pixels, their mean, and the sizes of the folds."""
     values = [unevenness(count, folds, k) for count in counts]
     return 100 * np.array([*values, np.mean(values), np.bincount(folds, minlength=k).std() / len(folds) * k])
 
@@ -95,11 +97,11 @@ def measure(file: Path, k: int, seeds: int) -> None:
     dividing = float(np.median([seconds for _, seconds in ours]))
     report("assign_folds", [figures(counts, folds, k) for folds, _ in ours], dividing)
     chance = [timed(random_folds, groups, k, seed) for seed in range(seeds)]
-    report("by chance", [figures(counts, folds, k) for folds, _ in chance], chance[0][1])
+    report("random", [figures(counts, folds, k) for folds, _ in chance], chance[0][1])
     greedy, seconds = timed(one_by_one_folds, counts.annotations, groups, k)
     report("greedy by annotations", [figures(counts, greedy, k)], seconds)
     naive, seconds = timed(naive_one_by_one, counts.annotations, k)
-    report("the same, counted anew", [figures(counts, naive, k)], seconds)
+    report("the same, recomputed", [figures(counts, naive, k)], seconds)
     with tempfile.TemporaryDirectory() as out:
         _, writing = timed(write_fold_files, source, ours[0][0], k, Path(out))
     total = reading + counting + dividing + writing
@@ -110,9 +112,9 @@ def measure(file: Path, k: int, seeds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("files", nargs="*", type=Path, help="COCO JSON files; by default a generated set")
+    parser.add_argument("--k", type=int, default=5, help="number of folds")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = arguments.files or [Path(folder, "generated.json")]

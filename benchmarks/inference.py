@@ -1,9 +1,10 @@
-"""Photographs a minute of the whole inference, against the script that people write today on SMP, ttach and pydensecrf.
+"""Time the whole inference against a script on SMP, ttach and pydensecrf as people write it.
 
-DeepLabV3+ on resnext50_32x4d and FPN on tf_efficientnet_b4, averaged; vertical flip x scales 0.75, 1, 1.25; a
-dense CRF with the parameters of the script; PNG out. The weights on both sides are the same: SMP models, trained
-here for some steps first so that their probabilities are real, and read by load_smp_checkpoint. Lots of
-photographs take turns, and the order of the sides within a lot. Compile time is stated apart.
+Both sides average DeepLabV3+ on resnext50_32x4d and FPN on tf_efficientnet_b4, over a vertical flip and the scales
+0.75, 1 and 1.25, refine with a dense CRF with the parameters of the script, and write PNG files. Both use the same
+weights: SMP models that are first trained here for some steps, so that their probabilities are realistic; segkit
+reads them with load_smp_checkpoint. The sides take turns on small lots of photographs, in a random order within each
+lot. Compile time is reported separately.
 
     python benchmarks/inference.py --data facade/train.json --photographs 40
     python benchmarks/inference.py --data facade/train.json --tta
@@ -53,7 +54,7 @@ BF16 = torch.bfloat16
 
 
 def trained(data: Path, cache: Path, steps: int) -> list[torch.nn.Module]:
-    """The SMP models; trained once, then kept in the cache folder."""
+    """Return the SMP models; they are trained once, then read from the cache folder."""
     cache.mkdir(parents=True, exist_ok=True)
     models = []
     for name, (architecture, encoder) in MEMBERS.items():
@@ -103,7 +104,7 @@ def timed(stages: Stages, stage: str) -> Iterator[None]:
 
 
 class Reference:
-    """The usual script, image by image; with `workers` its CRF runs in a pool of processes."""
+    """The script as usual: image by image; with `workers` its CRF runs in a pool of processes."""
 
     def __init__(self, models: list[torch.nn.Module], out: Path, workers: int = 0) -> None:
         transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
@@ -141,6 +142,7 @@ class Reference:
 
 
 def reference_crf(probs: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Refine (C, H, W) probabilities with the calls and parameters of the script."""
     classes, height, width = probs.shape
     crf = pydensecrf.densecrf.DenseCRF2D(width, height, classes)
     crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs)))
@@ -150,6 +152,8 @@ def reference_crf(probs: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 class Ours:
+    """segkit's Predictor, stream and writer, with the same views and CRF parameters."""
+
     def __init__(self, models: list[Segmenter], names: list[Path], out: Path, *, workers: int, tta: TTA) -> None:
         self.predictor = Predictor(models, tta=tta, crf=DenseCRF(workers=workers))
         self.writer = PredictionWriter(out, self.predictor.class_names, names, kinds=["mask"])
@@ -169,6 +173,7 @@ class Ours:
 
 
 def segmenters(models: list[torch.nn.Module], **options: object) -> list[torch.nn.Module]:
+    """Load the weights of the SMP models into segkit and optimize them with `options`."""
     return [
         optimize(
             load_smp_checkpoint(model.state_dict(), *names, num_classes=model.segmentation_head[0].out_channels),
@@ -179,10 +184,11 @@ def segmenters(models: list[torch.nn.Module], **options: object) -> list[torch.n
 
 
 def warmed_up(name: str, make: Callable[[], object], path: Path) -> object:
+    """Make a side and run it twice, so that compiling and first calls are not timed."""
     started = time.perf_counter()
     side = make()
     side.run([path, path])
-    print(f"{name}: made, compiled and run twice in {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{name}: built, compiled and run twice in {time.perf_counter() - started:.0f} s", flush=True)
     side.stages.clear()
     return side
 
@@ -222,7 +228,7 @@ def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
         ratio = statistics.median(b / s for b, s in zip(seconds[base], seconds[name], strict=True))
         equal = np.mean([np.mean(masks[name][path] == masks[base][path]) for path in masks[base]])
         print(
-            f"  {name:<22} {statistics.median(seconds[name]):6.2f} s a photograph  {ratio:5.2f} x  "
+            f"  {name:<22} {statistics.median(seconds[name]):6.2f} s per photograph  {ratio:5.2f} x  "
             f"equal labels {100 * equal:.3f} %"
         )
         for stage, total in side.stages.most_common():
@@ -230,7 +236,7 @@ def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
 
 
 def measure_bound(args: argparse.Namespace) -> None:
-    """What the multiplications alone take: those of all views of a photograph, at the speed of a large product."""
+    """Print a lower bound: the multiplications of all views of a photograph, at the speed of a large matmul."""
     models = trained(args.data, args.cache, args.steps)
     a = torch.randn(2048, 2048)
     speed = max(2 * 2048**3 / seconds_of(lambda: a @ a) for _ in range(20))
@@ -240,9 +246,9 @@ def measure_bound(args: argparse.Namespace) -> None:
             side = int(512 * scale)
             with FlopCounterMode(display=False) as counter, torch.inference_mode():
                 model(torch.randn(1, 3, side, side))
-            total += 2 * counter.get_total_flops()  # each scale as it is and flipped
+            total += 2 * counter.get_total_flops()  # each scale runs plain and flipped
     print(
-        f"{total / 1e9:.0f} GFLOP a photograph at {speed / 1e9:.0f} GFLOP/s of a 2048 x 2048 product: "
+        f"{total / 1e9:.0f} GFLOP per photograph at {speed / 1e9:.0f} GFLOP/s of a 2048 x 2048 matmul: "
         f"{total / speed:.2f} s, without CRF, reading and writing"
     )
 
@@ -254,7 +260,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def measure_tta(args: argparse.Namespace) -> None:
-    """Test-time augmentation alone, on the same model: ttach, and segkit's without a faster model."""
+    """Time only the test-time augmentation, with the same SMP model: ttach against segkit's TTA."""
     (model, _) = trained(args.data, args.cache, args.steps)
     images = torch.randn(1, 3, 512, 512)
     transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
@@ -271,13 +277,13 @@ def measure_tta(args: argparse.Namespace) -> None:
     ratio = statistics.median(s / t for s, t in zip(seconds["segkit"], seconds["ttach"], strict=True))
     difference = (found["ttach"] - found["segkit"]).abs().max() / found["ttach"].abs().max()
     print(
-        f"TTA alone: ttach {statistics.median(seconds['ttach']):.2f} s, segkit {ratio:.2f} of it; "
-        f"logits differ by {difference:.1e} of the largest"
+        f"TTA only: ttach {statistics.median(seconds['ttach']):.2f} s, segkit {ratio:.2f} of that time; "
+        f"logits differ by {difference:.1e} of the largest logit"
     )
 
 
 def measure_window() -> None:
-    """Memory above a (small) model for an image of 8000 x 6000 pixels, 12 classes, through windows of 512."""
+    """Measure the memory above a small model for an image of 8000 x 6000 pixels, 12 classes, windows of 512."""
     model = create_model("fpn", backbone="mobilenetv3_small_100", num_classes=12, pretrained=False).eval()
     predictor = Predictor(model, window=SlidingWindow(512, overlap=0.25), probs="none")
     predictor(np.zeros((600, 600, 3), dtype=np.uint8))
@@ -292,23 +298,25 @@ def measure_window() -> None:
 def main() -> None:
     sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16", "segkit, compiled", "segkit, compiled, bf16"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--window", action="store_true")
+    parser.add_argument("--window", action="store_true", help="measure the memory of a sliding window")
     parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir(), "segkit-benchmark"))
-    parser.add_argument("--steps", type=int, default=150, help="training steps of each model")
-    parser.add_argument("--photographs", type=int, default=40)
-    parser.add_argument("--lot", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2, help="CRF processes, on both sides")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir(), "segkit-benchmark"), help="keeps the models"
+    )
+    parser.add_argument("--steps", type=int, default=150, help="training steps for each model")
+    parser.add_argument("--photographs", type=int, default=40, help="number of photographs")
+    parser.add_argument("--lot", type=int, default=8, help="photographs per turn")
+    parser.add_argument("--workers", type=int, default=2, help="CRF processes on both sides")
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
-    parser.add_argument("--tta", action="store_true")
-    parser.add_argument("--bound", action="store_true")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--tta", action="store_true", help="time only the test-time augmentation")
+    parser.add_argument("--bound", action="store_true", help="print a lower bound from the multiplications")
+    parser.add_argument("--runs", type=int, default=5, help="timed rounds of --tta")
     args = parser.parse_args()
     if args.window:
         measure_window()
         return
     if args.data is None:
-        parser.error("--data is needed")
+        parser.error("give --data")
     if args.bound:
         measure_bound(args)
         return

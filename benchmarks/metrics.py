@@ -1,11 +1,12 @@
-"""Speed and memory of our metrics against torchmetrics, segmentation_models_pytorch (SMP) and mmseg's formula.
+"""Measure speed and memory of segkit's metrics against torchmetrics, SMP and the formula of mmseg.
 
-All sides run in one process, in turn; the figures are medians, and ratios of medians to torchmetrics. The side of
-mmseg is its three histograms an image, written here, since mmseg does not install beside a current torch.
+All sides take turns in one process; the figures are medians, and ratios of medians to torchmetrics. The formula of
+mmseg, three histograms per image, is written out here, because mmseg cannot be installed next to a current torch. SMP
+is segmentation_models_pytorch.
 
     pip install torchmetrics segmentation-models-pytorch
-    python benchmarks/metrics.py                # update from labels and from logits, and our other metrics
-    python benchmarks/metrics.py --memory       # peak memory, each figure from a process of its own
+    python benchmarks/metrics.py                # update from labels and from logits, and all metrics of segkit
+    python benchmarks/metrics.py --memory       # peak memory, each figure from a separate process
 """
 
 import argparse
@@ -29,7 +30,7 @@ LAST = torch.channels_last
 
 
 def example(case: str) -> tuple[Tensor, Tensor]:
-    """Prediction and target: blobs, not noise, since equal neighbours are what real maps are made of."""
+    """Return prediction and target: blobs instead of noise, because in real maps neighbours are mostly equal."""
     kind, size, *dtype = case.split()
     n, height, width = map(int, size.split("x"))
     random = torch.Generator().manual_seed(0)
@@ -44,7 +45,7 @@ def example(case: str) -> tuple[Tensor, Tensor]:
 
 
 def plain_example(case: str) -> tuple[Tensor, Tensor]:
-    """The same sizes and types, made without a temporary array that would hide the peak."""
+    """Return the same sizes and types, made without temporary arrays that would hide the peak."""
     kind, size, *dtype = case.split()
     n, height, width = map(int, size.split("x"))
     if kind == "logits":
@@ -54,7 +55,7 @@ def plain_example(case: str) -> tuple[Tensor, Tensor]:
 
 
 def mmseg_formula(prediction: Tensor, target: Tensor) -> list[Tensor]:
-    """Intersection and areas as three histograms of floats over the pixels that are not ignored."""
+    """Return intersection and areas per image: three float histograms over the pixels that are not ignored."""
     labels = prediction.argmax(1) if prediction.ndim > target.ndim else prediction
     counts = []
     for one, truth in zip(labels, target, strict=True):
@@ -83,7 +84,7 @@ def sides(prediction: Tensor, target: Tensor) -> dict[str, Callable[[], object]]
 
 
 def others(prediction: Tensor, target: Tensor) -> dict[str, Callable[[], object]]:
-    """Our further metrics, and what they may be measured by."""
+    """Return calls of all metrics of segkit, and of torch's softmax and argmax for comparison."""
     last = prediction.to(memory_format=LAST)
     confusion = ConfusionMatrix(CLASSES)
     calls = {
@@ -101,7 +102,7 @@ def others(prediction: Tensor, target: Tensor) -> dict[str, Callable[[], object]
 
 
 def interleave(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, after a round that is not counted."""
+    """Return the median seconds of each call; the calls take turns, and the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for counted in (False, *[True] * runs):
         for name, call in calls.items():
@@ -127,11 +128,11 @@ def measure_memory(case: str) -> None:
 
 
 def peak_of(case: str, side: str) -> int:
-    """Peak memory of this process in MB, less what it had with the prediction and the target."""
+    """Return the peak memory of this process in MB, minus the memory before the call."""
     prediction, target = plain_example(case)
     call = sides(prediction, target)[side]
     small = tuple(x[..., :8, :8].contiguous() for x in (prediction, target))
-    sides(*small)[side]()  # what is loaded on first use
+    sides(*small)[side]()  # loads everything that is loaded on first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         call()
@@ -140,10 +141,10 @@ def peak_of(case: str, side: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--cases", nargs="+", default=CASES, help="kind, size and type of the prediction")
+    parser.add_argument("--runs", type=int, default=9, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -156,7 +157,7 @@ def main() -> None:
         else:
             show(f"{case}, {CLASSES} classes", interleave(sides(*example(case)), args.runs), "torchmetrics")
     if not args.memory:
-        show("logits 4x512x512, all our metrics", interleave(others(*example(CASES[2])), args.runs), "torch softmax")
+        show("logits 4x512x512, all of segkit", interleave(others(*example(CASES[2])), args.runs), "torch softmax")
 
 
 if __name__ == "__main__":

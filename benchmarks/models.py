@@ -1,12 +1,13 @@
-"""Speed and memory of our models against segmentation_models_pytorch (SMP) with the same backbone and decoder.
+"""Measure speed and memory of segkit's models against SMP's with the same backbone and decoder settings.
 
-Both sides run in one process, in turn; the figures are medians, and ratios of medians to SMP's eager mode.
+Both sides take turns in one process; the figures are medians, and ratios of medians to SMP in eager mode. SMP is
+segmentation_models_pytorch.
 
     pip install segmentation-models-pytorch
     python benchmarks/models.py                 # forward at batch 1 and 4, and the training step
-    python benchmarks/models.py --fast          # the fast path for inference as well: minutes of compiling
-    python benchmarks/models.py --memory        # peak memory, each figure from a process of its own
-    python benchmarks/models.py --device cuda   # larger batches; float32 as torch has it by default, and bf16
+    python benchmarks/models.py --fast          # `optimize`, the fast path for inference: compiles for minutes
+    python benchmarks/models.py --memory        # peak memory, each figure from a separate process
+    python benchmarks/models.py --device cuda   # larger batches; float32 with torch's defaults, and bf16
 """
 
 import argparse
@@ -31,7 +32,7 @@ LAST, FIRST = torch.channels_last, torch.contiguous_format
 
 
 def ours(case: str) -> nn.Module:
-    """Our model with SMP's decoder settings."""
+    """Return segkit's model with SMP's decoder settings."""
     name, backbone = case.split("/")
     options = {
         "deeplabv3plus": {"atrous_rates": (12, 24, 36), "aspp_refine": True, "fuse_convs": 1, "dropout": 0.5},
@@ -43,14 +44,14 @@ def ours(case: str) -> nn.Module:
 
 
 def peer(case: str) -> nn.Module:
-    """SMP's model on the same timm backbone."""
+    """Return SMP's model on the same timm backbone."""
     name, backbone = case.split("/")
     architecture = {"deeplabv3plus": smp.DeepLabV3Plus, "fpn": smp.FPN, "unet": smp.Unet}[name]
     return architecture(encoder_name=f"tu-{backbone}", encoder_weights=None, classes=CLASSES)
 
 
 def interleave(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, after a round that is not counted."""
+    """Return the median seconds of each call; the calls take turns, and the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for counted in (False, *[True] * runs):
         for name, call in calls.items():
@@ -127,7 +128,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def same_calls(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What `optimize` calls, done to another library's model."""
+    """Treat another library's model as `optimize` treats ours: channels last, compiled, with frozen weights."""
     compiled = torch.compile(model.eval().to(dtype=dtype, memory_format=LAST))
 
     def call(images: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def measure_fast(case: str, runs: int) -> None:
         expected, got = model(images), fast(images)
     saved = medians["SMP"] - medians["segkit.optimize"]
     print(f"  largest difference {(got - expected).abs().max() / expected.abs().max():.1e} of the largest logit")
-    print(f"  compiling took {compile_time:.0f} s, paid after {compile_time / saved:.0f} images")
+    print(f"  compiling took {compile_time:.0f} s, which pays off after {compile_time / saved:.0f} images")
 
 
 def measure_memory(case: str) -> None:
@@ -167,7 +168,7 @@ def measure_memory(case: str) -> None:
 
 
 def peak_of(case: str, side: str, work: str) -> int:
-    """Peak memory of this process in MB, less what it had before the model was built."""
+    """Return the peak memory of this process in MB, minus the memory before the model was built."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = peer(case) if side == "SMP" else ours(case)
     batch, size, kind = (4, 512, forward_call) if work == "forward" else (8, 256, training_call)
@@ -179,16 +180,16 @@ def peak_of(case: str, side: str, work: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--cases", nargs="+", default=CASES, help="decoder/backbone")
+    parser.add_argument("--runs", type=int, default=7, help="timed rounds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--fast", action="store_true", help="measure the fast path for inference")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and (args.fast or args.memory):
-        parser.error("--fast and --memory measure on the CPU")
+        parser.error("--fast and --memory run only on the CPU")
     torch.set_num_threads(args.threads)
     if args.peak_of:
         print(peak_of(*args.peak_of))

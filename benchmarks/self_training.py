@@ -1,14 +1,15 @@
-"""What is a round of self-training worth where few photographs are labelled?
+"""Measure what one round of self-training gains if few photographs are labelled.
 
-Takes the labels from all but a seeded share of a COCO file's images. Then, each by the command that it prints:
+Keeps the labels of a random share of the images of a COCO file and removes all others. Then it runs these steps, and
+prints the command of each:
 
     teacher        trains on the labelled images
-    pseudo labels  of the others, by the teacher; the file's own labels say how many of the pixels are right
-    self-trained   trains from the start on both
-    control        trains from the start on the labelled images alone, for as many steps as the self-trained
+    pseudo labels  are predicted by the teacher for the other images; the removed labels say how many pixels are right
+    self-trained   trains from scratch on both
+    control        trains from scratch on only the labelled images, for as many steps as the self-trained model
 
-All start from the same backbone weights and are scored once, at the end, on all images of --val, so that no epoch is
-chosen by them.
+"From scratch" is from the same backbone weights for all three. Each model is scored once, after its last epoch, on all
+images of --val, so that no epoch is selected on the validation set.
 
     python benchmarks/self_training.py --data facade/train.json --val facade/val.json --pretrained lite0.safetensors
 """
@@ -39,7 +40,7 @@ def run(command: str, *arguments: object) -> None:
 
 
 def divide(file: Path, share: float, seed: int, out: Path) -> tuple[Path, Path]:
-    """Writes the labelled images of a COCO file, and the others without annotations."""
+    """Write two COCO files: the labelled images, and the other images without annotations; return their paths."""
     content = json.loads(file.read_text())
     order = np.random.default_rng(seed).permutation(len(content["images"]))
     labelled = set(order[: round(share * len(order))].tolist())
@@ -66,7 +67,7 @@ def scores(run_folder: Path) -> dict[str, float]:
 
 
 def describe_pseudo(args: argparse.Namespace, pseudo: Path) -> tuple[int, str]:
-    """The number of pseudo labels, and how much of them is sure and right, by the labels that were taken away."""
+    """Return the number of pseudo-labelled images, and a text: the share of sure pixels, and how many are right."""
     root = args.data.parent
     truth, guess = (CocoSegmentation(file, root=root, mask_cache=None) for file in (args.data, pseudo))
     place = {item.file_name: i for i, item in enumerate(truth.items)}
@@ -76,12 +77,12 @@ def describe_pseudo(args: argparse.Namespace, pseudo: Path) -> tuple[int, str]:
         total += mask.size
         sure += (mask != IGNORE_INDEX).sum()
         right += ((mask == target) & (mask != IGNORE_INDEX)).sum()
-    return len(
-        guess
-    ), f"{len(guess)} images, {sure / total:.1%} of their pixels sure, {right / sure:.1%} of these right"
+    text = f"{len(guess)} images, {sure / total:.1%} of their pixels are sure, {right / sure:.1%} of these are right"
+    return len(guess), text
 
 
 def steps_of(images: int) -> int:
+    """Return the steps of an epoch; train.py drops a last batch of one image."""
     full, rest = divmod(images, BATCH)
     return full + (rest > 1)
 
@@ -105,11 +106,11 @@ def one_round(args: argparse.Namespace, seed: int, out: Path) -> dict[str, dict[
 
 
 def print_table(rounds: Sequence[dict[str, dict[str, float]]]) -> None:
-    """The mean over the seeds, and each seed's mIoU, in percent."""
+    """Print the IoU of each class as a mean over the seeds, and the mIoU of each seed, in percent."""
     arms = list(rounds[0])
     names = list(rounds[0][arms[0]])
     width = max(map(len, names)) + 8
-    print(f"\n{'IoU %':<{width}}" + "".join(f"{arm:>14}" for arm in arms) + "   self-trained less control")
+    print(f"\n{'IoU %':<{width}}" + "".join(f"{arm:>14}" for arm in arms) + "   self-trained - control")
     rows = [(name, [np.nanmean([r[arm].get(name, np.nan) for r in rounds]) for arm in arms]) for name in names]
     if len(rounds) > 1:
         rows[1:1] = [(f"  mIoU, seed {i}", [r[arm]["mIoU"] for arm in arms]) for i, r in enumerate(rounds)]
@@ -121,14 +122,14 @@ def print_table(rounds: Sequence[dict[str, dict[str, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="COCO file to train on; images lie beside it")
+    parser.add_argument("--data", type=Path, required=True, help="COCO file to train on, in the folder of the images")
     parser.add_argument("--val", type=Path, required=True, help="COCO file to score on, in the same folder")
     parser.add_argument("--pretrained", required=True, help="weights of tf_efficientnet_lite0, or true for timm's hub")
-    parser.add_argument("--share", type=float, default=1 / 3, help="of the images that keep their labels")
-    parser.add_argument("--epochs", type=int, default=6, help="of the teacher")
-    parser.add_argument("--longer", type=float, default=2, help="steps of the others, in teachers")
-    parser.add_argument("--threshold", type=float, default=0.8, help="of the probability of a pseudo label")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--share", type=float, default=1 / 3, help="share of the images that keep their labels")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of the teacher")
+    parser.add_argument("--longer", type=float, default=2, help="steps of the other two, in multiples of its steps")
+    parser.add_argument("--threshold", type=float, default=0.8, help="lowest probability of a pseudo label")
+    parser.add_argument("--seeds", type=int, default=1, help="number of rounds with different seeds")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/self-training"))
     args = parser.parse_args()

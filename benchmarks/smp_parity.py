@@ -1,9 +1,10 @@
-"""Do SMP's models give the same logits in segkit? Largest difference over SMP's largest absolute logit, in eval mode.
+"""Check that SMP's models return the same logits in segkit.
 
-Each combination has random weights and running statistics. In float64 only a difference of the networks is left, in
-float32 the rounding as well. Needs `pip install segmentation-models-pytorch==0.6.0`.
+Prints the largest difference, divided by SMP's largest absolute logit, in eval mode. Each combination has random
+weights and running statistics. In float64 a difference means that the networks differ; in float32 it includes
+rounding. Needs `pip install segmentation-models-pytorch==0.6.0`.
 
-    python benchmarks/smp_parity.py                                 # the whole matrix: some minutes
+    python benchmarks/smp_parity.py                                 # all combinations: some minutes
     python benchmarks/smp_parity.py --architectures FPN --encoders resnet18 efficientnet-b0
 """
 
@@ -25,10 +26,10 @@ CLASSES = 5
 
 @torch.no_grad()
 def randomise(model: nn.Module, in_channels: int = 3) -> nn.Module:
-    """Fills weights and running statistics so that errors of padding, dilation and eps show in the logits.
+    """Fill weights and running statistics so that a wrong padding, dilation or eps shows in the logits.
 
-    The statistics are those of one batch: with others the maps of a deep network fade, or drown in a few channels.
-    Small variances are raised, since a chain of them makes rounding as large as the logits.
+    The running statistics come from one batch: with random ones, the feature maps of a deep network vanish, or a few
+    channels dominate. Small variances are raised, because many of them in a row make rounding as large as the logits.
     """
     random = torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
@@ -56,7 +57,7 @@ def combinations(architectures: list[str], encoders: list[str]) -> Iterator[tupl
 
 @torch.inference_mode()
 def differences(architecture: str, encoder: str, stride: int) -> tuple[float, float]:
-    """Relative difference of the logits in float32 and in float64."""
+    """Return the relative difference of the logits in float32 and in float64."""
     options = {"encoder_output_stride": stride} if architecture == "DeepLabV3Plus" else {}
     peer = randomise(getattr(smp, architecture)(encoder, encoder_weights=None, classes=CLASSES, **options))
     model = load_smp_checkpoint(peer.state_dict(), architecture, encoder, num_classes=CLASSES, **options)
@@ -79,7 +80,7 @@ def main() -> None:
     encoders = [*ENCODERS, *UNIVERSAL]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="+", choices=OUTPUT_STRIDES, default=list(OUTPUT_STRIDES))
-    parser.add_argument("--encoders", nargs="+", default=encoders)
+    parser.add_argument("--encoders", nargs="+", default=encoders, help="SMP's names; tu-... is a timm backbone")
     arguments = parser.parse_args()
     worst: dict[str, list[tuple[float, float]]] = {}
     for architecture, encoder, stride in combinations(arguments.architectures, arguments.encoders):

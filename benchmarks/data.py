@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segkit.data import CocoSegmentation, create_transform, read_image, train_loader
-from segkit.models.preprocessing import Preprocessing
+from segkit.models import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data import CocoSegmentation, write_demo
+from segkit.data import CocoSegmentation
+from segkit.demo import write_demo
 from segkit.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).parents[1]

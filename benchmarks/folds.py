@@ -17,9 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.folds.assign import assign_folds, one_by_one_folds, random_folds, unevenness
-from segkit.folds.counts import ClassCounts, count_classes
-from segkit.folds.files import read_fold_source, write_fold_files
+from segkit.folds import (
+    ClassCounts,
+    assign_folds,
+    count_classes,
+    one_by_one_folds,
+    random_folds,
+    read_fold_source,
+    unevenness,
+    write_fold_files,
+)
 
 IMAGES, ANNOTATIONS, SIDE = 3272, 26401, 512
 # The share of each class: the first is frequent, the last has a few dozen annotations.

@@ -38,8 +38,7 @@ from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation, create_transform, train_loader
 from segkit.inference import Clock, PredictionWriter, Predictor, SourceImage, segment
 from segkit.losses import create_loss
-from segkit.models import Segmenter, create_model, load_smp_checkpoint, optimize
-from segkit.models.preprocessing import Preprocessing
+from segkit.models import Preprocessing, Segmenter, create_model, load_smp_checkpoint, optimize
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 

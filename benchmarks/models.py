@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import segkit
-from segkit.models.optimized import optimize
+from segkit.models import optimize
 
 CLASSES = 12
 BF16 = torch.bfloat16

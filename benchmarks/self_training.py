@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from segkit.data import CocoSegmentation
-from segkit.data.dataset import IGNORE_INDEX
+from segkit.labels import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8

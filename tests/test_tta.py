@@ -267,11 +267,11 @@ def test_the_plan_is_readable():
     [
         ({"flips": "x"}, "unknown flips"),
         ({"flips": ["rot45"]}, "unknown turn 'rot45'.*rot90"),
-        ({"scales": (0,)}, "scales must be positive"),
-        ({"scales": ()}, "scales must be positive"),
-        ({"scales": (float("nan"),)}, "scales must be positive"),
-        ({"brightness": (-1,)}, "brightness must be positive"),
-        ({"merge": "meen"}, "unknown merge 'meen', expected one of mean"),
+        ({"scales": (0,)}, "`scales` must be positive"),
+        ({"scales": ()}, "`scales` must be positive"),
+        ({"scales": (float("nan"),)}, "`scales` must be positive"),
+        ({"brightness": (-1,)}, "`brightness` must be positive"),
+        ({"merge": "meen"}, "unknown merge 'meen'; did you mean 'mean'"),
         ({"fit": "crop"}, "unknown fit"),
         ({"multiple": 0}, "at least 1"),
     ],
@@ -287,5 +287,5 @@ def test_brightness_for_a_model_without_preprocessing_is_named():
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown preset 'seed', expected one of seed_vflip_multiscale"):
+    with pytest.raises(ValueError, match=r"unknown preset 'seed'.* Known: seed_vflip_multiscale"):
         TTA.preset("seed")

@@ -1,6 +1,5 @@
 """DenseCRF: refine class probabilities by the colours of the image."""
 
-import difflib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -12,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.crf._inputs import MAX_PIXELS, check_image, check_probs
+from segkit.crf._inputs import MAX_CRF_PIXELS, check_image, check_probs
 from segkit.crf.lattice_engine import LatticeEngine
 from segkit.crf.pool import Engine, WorkerPool, then
 from segkit.crf.presets import PRESETS, CRFParameters
 from segkit.crf.pydensecrf_engine import PydensecrfEngine, import_pydensecrf
 from segkit.errors import UsageError
+from segkit.names import check_known
 
 Array = np.ndarray | Tensor
 ENGINES = {"torch": LatticeEngine, "pydensecrf": PydensecrfEngine}
@@ -57,7 +57,7 @@ class DenseCRF(CRFParameters):
         UsageError: a parameter is outside its range.
     """
 
-    max_pixels: ClassVar[int] = MAX_PIXELS
+    max_pixels: ClassVar[int] = MAX_CRF_PIXELS
     active_threshold: float = 1e-4
     tolerance: float = 0.0
     backend: Literal["auto", "torch", "pydensecrf"] = "auto"
@@ -67,11 +67,10 @@ class DenseCRF(CRFParameters):
         super().__post_init__()
         for name in ("active_threshold", "tolerance"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+                raise UsageError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}")
         if not isinstance(self.workers, int) or self.workers < 0:
-            raise UsageError(f"workers must be a whole number of at least 0, got {self.workers!r}")
-        if self.backend not in ENGINES:
-            raise UsageError(f"backend must be one of {', '.join(ENGINES)}, got {self.backend!r}")
+            raise UsageError(f"`workers` must be a whole number of at least 0, got {self.workers!r}")
+        check_known("backend", self.backend, ENGINES)
         if self.backend == "pydensecrf":
             import_pydensecrf()  # fail here, not after the first image was predicted
 
@@ -86,10 +85,7 @@ class DenseCRF(CRFParameters):
         Raises:
             UsageError: there is no preset of that name.
         """
-        if name not in PRESETS:
-            near = difflib.get_close_matches(name, PRESETS, n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
-            raise UsageError(f"there is no preset {name!r}{hint}; known: {', '.join(PRESETS)}")
+        check_known("preset", name, PRESETS)
         return cls(**{**vars(PRESETS[name]), **changes})
 
     def __call__(self, probs: Array, image: Array) -> Array:
@@ -127,7 +123,7 @@ class DenseCRF(CRFParameters):
         """
         values = check_probs(probs)
         if values.ndim != 3:
-            raise UsageError(f"submit takes one image, probs (C, H, W), got {tuple(values.shape)}")
+            raise UsageError(f"submit takes one image, `probs` (C, H, W), got {tuple(values.shape)}")
         return then(self._submit(values, check_image(image, values)), partial(_like, probs))
 
     def map(self, pairs: Iterable[tuple[Array, Array]]) -> Iterator[Array]:

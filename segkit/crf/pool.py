@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.errors import MachineError
+
 Engine = Callable[[Tensor, Tensor], Tensor]
 Result = TypeVar("Result")
 
@@ -54,7 +56,7 @@ class WorkerPool:
         if not isinstance(error, BrokenProcessPool):
             return error
         self._executor = None  # the next image starts new workers
-        return RuntimeError(
+        return MachineError(
             "a worker of DenseCRF ended before its image was done: either it was killed (out of memory?), or the "
             'script needs `if __name__ == "__main__":` around its code'
         )

@@ -23,15 +23,15 @@ class CRFParameters:
 
     def __post_init__(self) -> None:
         if not isinstance(self.iterations, int) or self.iterations < 0:
-            raise UsageError(f"iterations must be a whole number of at least 0, got {self.iterations!r}")
+            raise UsageError(f"`iterations` must be a whole number of at least 0, got {self.iterations!r}")
         for name in ("gaussian_sigma", "bilateral_sigma", "bilateral_colour_sigma"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be positive, got {value}")
+                raise UsageError(f"`{name}` must be positive, got {value}")
         for name in ("gaussian_weight", "bilateral_weight"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be 0 or more, got {value}")
+                raise UsageError(f"`{name}` must be 0 or more, got {value}")
 
 
 # Order: iterations; sigma and weight of the smoothness kernel; sigma, colour sigma and weight of the appearance kernel.

@@ -15,11 +15,11 @@ def check_classes(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the class names, `class_0 ...` by default, and a (C,) bool mask of the classes that enter the means."""
     if num_classes < 1:
-        raise UsageError(f"num_classes must be 1 or more, got {num_classes}")
+        raise UsageError(f"`num_classes` must be 1 or more, got {num_classes}")
     if class_names is not None and len(class_names) != num_classes:
-        raise UsageError(f"num_classes is {num_classes}, but class_names has {len(class_names)} names")
+        raise UsageError(f"`num_classes` is {num_classes}, but `class_names` has {len(class_names)} names")
     if unknown := [label for label in exclude if not 0 <= label < num_classes]:
-        raise UsageError(f"exclude must be labels in [0, {num_classes}), got {unknown}")
+        raise UsageError(f"`exclude` must be labels in [0, {num_classes}), got {unknown}")
     included = np.ones(num_classes, dtype=bool)
     included[list(exclude)] = False
     return tuple(class_names or (f"class_{i}" for i in range(num_classes))), included
@@ -29,7 +29,7 @@ def read_arrays(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) ->
     """Return both as tensors on one device: the accelerator if one of them is there, else the CPU."""
     prediction, target = _to_tensor(prediction), _to_tensor(target)
     if target.is_floating_point() or target.is_complex():
-        raise UsageError(f"target must be integer labels, got {target.dtype}")
+        raise UsageError(f"`target` must be integer labels, got {target.dtype}")
     device = target.device if prediction.device.type == "cpu" else prediction.device
     return prediction.to(device, non_blocking=True), target.to(device, non_blocking=True)
 
@@ -43,7 +43,7 @@ def read_labels(
         return argmax_channels(prediction), target
     if prediction.shape != target.shape:
         raise UsageError(
-            f"prediction must have the target's shape {tuple(target.shape)}, or be logits with "
+            f"`prediction` must have the target's shape {tuple(target.shape)}, or be logits with "
             f"{num_classes} channels before (H, W), got {tuple(prediction.shape)}"
         )
     if prediction.is_floating_point() or prediction.is_complex():
@@ -60,7 +60,7 @@ def is_logits(prediction: Tensor, target: Tensor, num_classes: int) -> bool:
 def as_images(labels: Tensor) -> Tensor:
     """Reshape (H, W) or (..., H, W) to (N, H, W)."""
     if labels.ndim < 2:
-        raise UsageError(f"target must be (N, H, W) or (H, W), got {tuple(labels.shape)}")
+        raise UsageError(f"`target` must be (N, H, W) or (H, W), got {tuple(labels.shape)}")
     return as_batch(labels, inner=2)
 
 

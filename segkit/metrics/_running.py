@@ -80,7 +80,7 @@ class RunningCounts:
         """
         if set(state) != {"counts"} or not self._fits(state["counts"]):
             shapes = {name: tuple(value.shape) for name, value in state.items()}
-            raise UsageError(f"the state must be counts {self._shape}, got {shapes}")
+            raise UsageError(f"`state` must be counts {self._shape}, got {shapes}")
         self.counts = state["counts"].to(self._dtype, copy=True)
 
     def _add(self, counts: Tensor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from segkit.errors import UsageError
 from segkit.metrics.per_image import PerImageConfusion
 from segkit.metrics.scores import Scores, score_counts
+from segkit.names import check_known
 
 BLOCK = 64  # resamples in one matrix product
 
@@ -91,7 +92,7 @@ def bootstrap_difference(
         UsageError: the two have counted different targets; also the errors of `bootstrap_interval`.
     """
     if not np.array_equal(_target_pixels(first), _target_pixels(second)):
-        raise UsageError("first and second must have counted the same targets in the same order")
+        raise UsageError("`first` and `second` must have counted the same targets in the same order")
     function = _as_function(score)
     estimates = [function(score_counts(_matrices(x).sum(0), x.class_names, x.included)) for x in (first, second)]
     draws = [function(a) - function(b) for a, b in _resample([first, second], resamples, seed)]
@@ -102,8 +103,7 @@ def _as_function(score: str | Callable[[Scores], float | np.ndarray]) -> Callabl
     if callable(score):
         return score
     known = [name for name in Scores.__dataclass_fields__ if name != "class_names"]
-    if score not in known:
-        raise UsageError(f"unknown score {score!r}, expected a function of Scores or one of {', '.join(known)}")
+    check_known("score", score, known)
     return attrgetter(score)
 
 
@@ -133,7 +133,7 @@ def _resample(sets: list[PerImageConfusion], resamples: int, seed: int) -> Itera
 
 def _interval(estimate: float | np.ndarray, draws: np.ndarray, level: float) -> Interval:
     if not 0 < level < 1:
-        raise UsageError(f"level must be in (0, 1), got {level}")
+        raise UsageError(f"`level` must be in (0, 1), got {level}")
     tails = ((1 - level) / 2, (1 + level) / 2)
     if draws.ndim == 1:
         low, high = _quantiles(draws, tails).tolist()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.labels import class_index, is_ignored
@@ -70,12 +71,12 @@ class BoundaryIoU(RunningCounts):
         num_classes: int,
         *,
         dilation_ratio: float = 0.02,
-        ignore_index: int | None = 255,
+        ignore_index: int | None = IGNORE_INDEX,
         class_names: Sequence[str] | None = None,
         exclude: Sequence[int] = (),
     ) -> None:
         if dilation_ratio <= 0:
-            raise UsageError(f"dilation_ratio must be positive, got {dilation_ratio}")
+            raise UsageError(f"`dilation_ratio` must be positive, got {dilation_ratio}")
         shape = (num_classes + 2, num_classes + 1)
         super().__init__(shape, torch.int64, num_classes, ignore_index, class_names, exclude)
         self.dilation_ratio = dilation_ratio

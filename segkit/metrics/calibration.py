@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, histogram, is_logits, read_arrays
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.labels import as_batch, class_index, is_ignored, pixels_at_a_time
@@ -78,12 +79,12 @@ class CalibrationError(RunningCounts):
         *,
         bins: int = 15,
         from_logits: bool = True,
-        ignore_index: int | None = 255,
+        ignore_index: int | None = IGNORE_INDEX,
         class_names: Sequence[str] | None = None,
         exclude: Sequence[int] = (),
     ) -> None:
         if bins < 1:
-            raise UsageError(f"bins must be 1 or more, got {bins}")
+            raise UsageError(f"`bins` must be 1 or more, got {bins}")
         shape = (3, num_classes + 1, bins + 2)
         super().__init__(shape, torch.float64, num_classes, ignore_index, class_names, exclude)
         self.bins, self.from_logits = bins, from_logits
@@ -101,7 +102,7 @@ class CalibrationError(RunningCounts):
         prediction, target = read_arrays(prediction, target)
         if not is_logits(prediction, target, self.num_classes) or not prediction.is_floating_point():
             raise UsageError(
-                f"prediction must be floating, with {self.num_classes} channels before the (H, W) of the target "
+                f"`prediction` must be floating, with {self.num_classes} channels before the (H, W) of the target "
                 f"{tuple(target.shape)}, got {tuple(prediction.shape)} {prediction.dtype}"
             )
         if prediction.device.type == "mps":  # MPS has no float64 for the sums

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import count_pairs, read_labels
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.scores import Scores, score_counts
@@ -30,7 +31,7 @@ class ConfusionMatrix(RunningCounts):
         self,
         num_classes: int,
         *,
-        ignore_index: int | None = 255,
+        ignore_index: int | None = IGNORE_INDEX,
         class_names: Sequence[str] | None = None,
         exclude: Sequence[int] = (),
     ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segkit.labels import IGNORE_INDEX
 from segkit.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from segkit.metrics.boundary import BoundaryIoU
 from segkit.metrics.calibration import CalibrationError
@@ -21,7 +22,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, class_names: Sequence[str], *, ignore_index: int | None = 255, exclude: Sequence[int] = ()
+        self, class_names: Sequence[str], *, ignore_index: int | None = IGNORE_INDEX, exclude: Sequence[int] = ()
     ) -> None:
         options = {"ignore_index": ignore_index, "class_names": class_names, "exclude": exclude}
         self.images = PerImageConfusion(len(class_names), **options)

@@ -50,7 +50,7 @@ class HeldOutSearch(Generic[Choice]):
 
     def __init__(self, count: Count, images: int, *, folds: int = 5, seed: int = 0) -> None:
         if not 2 <= folds <= images:
-            raise UsageError(f"folds must be at least 2 and no more than the {images} images, got {folds}")
+            raise UsageError(f"`folds` must be at least 2 and no more than the {images} images, got {folds}")
         self.count = count
         self.folds = np.array_split(np.random.default_rng(seed).permutation(images), folds)
         self._sums: dict[Choice, np.ndarray] = {}  # one matrix per fold: one per image would not fit in memory

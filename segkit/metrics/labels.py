@@ -22,7 +22,7 @@ def argmax_channels(logits: Tensor) -> Tensor:
         UsageError: `logits` has fewer than three dimensions, or no channels.
     """
     if logits.ndim < 3 or logits.shape[-3] == 0:
-        raise UsageError(f"logits must be (..., C, H, W), got {tuple(logits.shape)}")
+        raise UsageError(f"`logits` must be (..., C, H, W), got {tuple(logits.shape)}")
     channels, height, width = logits.shape[-3:]
     logits, dtype = computable(logits.detach()), smallest_dtype(channels)
     if logits.device.type != "cpu":

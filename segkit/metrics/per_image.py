@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts, sum_over_ranks
 from segkit.metrics.confusion import ConfusionMatrix
@@ -117,7 +118,7 @@ class PerImageConfusion(RunningCounts):
         self,
         num_classes: int,
         *,
-        ignore_index: int | None = 255,
+        ignore_index: int | None = IGNORE_INDEX,
         class_names: Sequence[str] | None = None,
         exclude: Sequence[int] = (),
     ) -> None:
@@ -187,6 +188,6 @@ class PerImageConfusion(RunningCounts):
 
 def _mean_of_worst(values: np.ndarray, share: float) -> float:
     if not 0 < share <= 1:
-        raise UsageError(f"share must be in (0, 1], got {share}")
+        raise UsageError(f"`share` must be in (0, 1], got {share}")
     values = np.sort(values[~np.isnan(values)])
     return mean_of_present(values[: max(1, int(share * len(values) + 1e-9))])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
+from segkit.names import check_known
 from segkit.tta.merge import MERGES, Accumulator
 from segkit.tta.views import TURNS, View, turns_of
 
@@ -85,15 +86,14 @@ class TTA:
         for name in ("scales", "brightness"):
             values = tuple(dict.fromkeys(float(v) for v in getattr(self, name)))
             if not values or not min(values) > 0:
-                raise UsageError(f"{name} must be positive numbers, got {getattr(self, name)}")
+                raise UsageError(f"`{name}` must be positive numbers, got {getattr(self, name)}")
             object.__setattr__(self, name, values)
         for name, known in (("merge", tuple(MERGES)), ("fit", ("resize", "pad"))):
-            if getattr(self, name) not in known:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+            check_known(name, getattr(self, name), known)
         for name in ("multiple", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+                raise UsageError(f"`{name}` must be at least 1, got {value}")
         turns_of(self.flips)
 
     @classmethod
@@ -103,8 +103,7 @@ class TTA:
         Raises:
             UsageError: there is no preset of that name.
         """
-        if name not in PRESETS:
-            raise UsageError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")
+        check_known("preset", name, PRESETS)
         return PRESETS[name]
 
     @property
@@ -200,7 +199,7 @@ class TTA:
         if self.brightness == (1.0,):
             return [Member(model, lambda x: x)], images  # everything except brightness commutes with the normalisation
         if not hasattr(model, "preprocessing"):
-            raise UsageError("brightness needs a model with `preprocessing`, to undo the normalisation of its images")
+            raise UsageError("`brightness` needs a model with `preprocessing`, to undo the normalisation of its images")
         return [Member(model, model.preprocessing.normalise)], model.preprocessing.denormalise(images)
 
     def _scores(self, members: Sequence[Member], images: Tensor, *, each: bool) -> Iterator[tuple[Tensor, float]]:

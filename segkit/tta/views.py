@@ -1,12 +1,11 @@
 """Views of an image: the eight symmetries of the square, with scales and brightness."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from segkit.errors import UsageError
+from segkit.names import check_known
 
 
 class Turn(NamedTuple):
@@ -72,12 +71,8 @@ def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
         UsageError: a name is unknown.
     """
     if isinstance(flips, str):
-        if flips not in FLIPS:
-            raise UsageError(f"unknown flips {flips!r}, expected one of {', '.join(FLIPS)}, or names of turns")
+        check_known("flips", flips, FLIPS)
         return FLIPS[flips]
     for name in flips:
-        if name not in TURNS:
-            near = difflib.get_close_matches(name, TURNS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UsageError(f"unknown turn {name!r}{hint}, expected some of {', '.join(TURNS)}")
+        check_known("turn", name, TURNS)
     return tuple(dict.fromkeys(("identity", *flips)))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from segkit.crf import DenseCRF
+from segkit.errors import MachineError
 
 
 def scenes(count=4):
@@ -75,7 +76,7 @@ def test_a_dead_worker_is_one_sentence_and_the_next_call_has_new_ones():
     assert np.array_equal(crf(probs, image), expected)
     (pid,) = pids_of(crf)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a worker of DenseCRF ended"):
+    with pytest.raises(MachineError, match="a worker of DenseCRF ended"):
         crf(probs, image)
     assert np.array_equal(crf(probs, image), expected)
     pids = pids_of(crf)

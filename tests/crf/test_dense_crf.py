@@ -147,9 +147,9 @@ def wrong_inputs():
     nan = probs.copy()
     nan[0, 3, 3] = np.nan
     return [
-        (probs[0], image, "probs must be"),
+        (probs[0], image, "`probs` must be"),
         (probs.tolist(), image, "got list"),
-        ((probs * 255).astype(np.uint8), image, "probs must be"),
+        ((probs * 255).astype(np.uint8), image, "`probs` must be"),
         (probs, image.astype(np.float32), "must be uint8 RGB"),
         (probs, image.transpose(2, 0, 1), "uint8 RGB"),
         (probs, image[..., 0], "uint8 RGB"),

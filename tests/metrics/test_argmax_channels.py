@@ -59,5 +59,5 @@ def test_a_gpu_gives_the_same_labels():
 
 
 def test_too_few_dimensions_are_named():
-    with pytest.raises(ValueError, match=r"logits must be \(\.\.\., C, H, W\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"`logits` must be \(\.\.\., C, H, W\), got \(3, 4\)"):
         argmax_channels(torch.zeros(3, 4))

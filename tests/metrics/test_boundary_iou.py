@@ -160,7 +160,7 @@ def test_the_table_and_the_flat_scores_name_the_classes():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="dilation_ratio must be positive, got 0"):
+    with pytest.raises(ValueError, match="`dilation_ratio` must be positive, got 0"):
         BoundaryIoU(2, dilation_ratio=0)
-    with pytest.raises(ValueError, match=r"target must be \(N, H, W\) or \(H, W\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"`target` must be \(N, H, W\) or \(H, W\), got \(4,\)"):
         BoundaryIoU(2).update(np.zeros(4, int), np.zeros(4, int))

@@ -159,5 +159,5 @@ def test_bad_input_is_named():
         calibration(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="must be floating, with 4 channels before"):
         calibration(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="bins must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="`bins` must be 1 or more, got 0"):
         CalibrationError(4, bins=0)

@@ -144,9 +144,9 @@ def test_flat_floats_for_a_logger():
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match="prediction must have the target's shape"):
+    with pytest.raises(ValueError, match="`prediction` must have the target's shape"):
         ConfusionMatrix(2).update(np.zeros((2, 2), int), np.zeros((2, 3), int))
-    with pytest.raises(ValueError, match="class_names has 1"):
+    with pytest.raises(ValueError, match="`class_names` has 1"):
         ConfusionMatrix(2, class_names=("a",))
     with pytest.raises(ValueError, match="cannot merge"):
         ConfusionMatrix(2).merge(ConfusionMatrix(3))
@@ -452,16 +452,16 @@ def test_bad_input_is_named():
     confusion, labels = ConfusionMatrix(3), np.zeros((4, 4), int)
     with pytest.raises(ValueError, match="3 channels before"):
         confusion.update(torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"target must be integer labels, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"`target` must be integer labels, got torch\.float32"):
         confusion.update(labels, torch.zeros(4, 4))
     with pytest.raises(ValueError, match=r"predicted labels must be integers, got torch\.float64"):
         confusion.update(np.zeros((4, 4)), labels)
     with pytest.raises(ValueError, match="cannot merge int into ConfusionMatrix of 3 classes"):
         confusion += 1
-    with pytest.raises(ValueError, match=r"the state must be counts \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"`state` must be counts \(5, 4\)"):
         confusion.load_state_dict(ConfusionMatrix(2).state_dict())
-    with pytest.raises(ValueError, match="num_classes must be 1 or more"):
+    with pytest.raises(ValueError, match="`num_classes` must be 1 or more"):
         ConfusionMatrix(0)
-    with pytest.raises(ValueError, match=r"exclude must be labels in \[0, 3\), got \[3\]"):
+    with pytest.raises(ValueError, match=r"`exclude` must be labels in \[0, 3\), got \[3\]"):
         ConfusionMatrix(3, exclude=(1, 3))
     assert confusion.counts.sum() == 0

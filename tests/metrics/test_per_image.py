@@ -96,7 +96,7 @@ def test_a_saved_state_keeps_every_image():
     assert torch.equal(other.counts, images.counts)
     other.reset()
     assert len(other.counts) == 0
-    with pytest.raises(ValueError, match="the state must be counts"):
+    with pytest.raises(ValueError, match="`state` must be counts"):
         PerImageConfusion(3).load_state_dict(images.state_dict())
     with pytest.raises(ValueError, match="cannot merge"):
         PerImageConfusion(3).merge(images)
@@ -148,7 +148,7 @@ def test_the_table_shows_the_worst_five_percent():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"share must be in \(0, 1\], got 5"):
+    with pytest.raises(ValueError, match=r"`share` must be in \(0, 1\], got 5"):
         per_image(*example()).compute().worst_image_miou(5)
-    with pytest.raises(ValueError, match=r"target must be \(N, H, W\) or \(H, W\)"):
+    with pytest.raises(ValueError, match=r"`target` must be \(N, H, W\) or \(H, W\)"):
         PerImageConfusion(2).update(np.zeros(3, int), np.zeros(3, int))

@@ -1,4 +1,4 @@
-"""The settings of the commands that run models: infer.py, evaluate, tune."""
+"""Settings of the commands that run models: infer.py, evaluate, tune."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,48 +6,48 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.checks import check, check_finite, check_workers, default_of, expand_user
+from segkit.config.checks import check, check_finite, check_workers, default_of
 from segkit.config.sources import LabelConfig
-from segkit.config.words import NO_CRF, CRFWords, Folder, OfClasses, Sources
+from segkit.config.words import NO_CRF, CRFWords, Folder, OfClasses, PathOrWord, Sources
 from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How models turn an image into a label map; shared by the commands that infer."""
+    """How models turn an image into a mask. The base of all commands that predict."""
 
     weights: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
-    """Model files or run folders, one of --fold all for its folds; several are averaged. By default the newest run."""
-    member_weights: tuple[float, ...] = ()
-    """Weight of each model in the average. By default equal."""
+    """Model files or run folders; several are averaged, as are the folds of a run. By default the newest run."""
+    member_weights: Annotated[tuple[float, ...], arg(metavar="WEIGHT ...")] = ()
+    """Weight of each model in the average. By default all equal."""
     tta: Annotated[str | None, arg(metavar="PRESET")] = None
-    """Test-time augmentation by name, such as seed_vflip_multiscale, in place of the next four."""
+    """Test-time augmentation by name, such as seed_vflip_multiscale, instead of --flips, --scales and the like."""
     flips: Literal["none", "h", "v", "hv", "d4"] = "none"
-    """Test-time flips, beside the image as it is: h(orizontal), v(ertical), both, d4 with quarter turns."""
-    scales: tuple[float, ...] = (1.0,)
-    """Test-time scales."""
-    brightness: tuple[float, ...] = (1.0,)
-    """Test-time factors of brightness."""
+    """Test-time flips: h (horizontal), v (vertical), hv (both), d4 (flips and quarter turns)."""
+    scales: Annotated[tuple[float, ...], arg(metavar="SCALE ...")] = (1.0,)
+    """Test-time scales of the image, such as 0.75 1 1.25."""
+    brightness: Annotated[tuple[float, ...], arg(metavar="FACTOR ...")] = (1.0,)
+    """Test-time brightness factors."""
     merge: Literal["mean", "gmean", "max", "min", "vote", "sharpened"] = "mean"
-    """What becomes of the views' probabilities; gmean is the softmax of the mean logits."""
-    window: int = 0
-    """Side of a sliding window for images that are larger, in pixels; 0 runs them whole."""
-    window_overlap: float = 0.5
-    """Share of a window that the next one covers again."""
+    """How the probabilities of the test-time views are merged; gmean is the softmax of the mean logits."""
+    window: Annotated[int, arg(metavar="PIXELS")] = 0
+    """Predict larger images in sliding windows with sides of this length. 0: predict whole images."""
+    window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
+    """Share of a window that overlaps with the next one, at least 0 and less than 1."""
     class_bias: OfClasses = field(default_factory=dict)
-    """Added to the log-probabilities of single classes: above 0 a class is found more often; see segkit tune."""
+    """Add to the log-probabilities of a class; above 0 it is predicted more often. `segkit tune` finds values."""
     crf: CRFWords = None
-    """Refine with a dense CRF: a preset (seed, deeplab_v2_resnet101, ...) and NAME=VALUE for single parameters."""
+    """Refine masks with a dense CRF: a preset (seed, deeplab_v2_resnet101 ...), or parameters. off: no CRF."""
     compile: bool = False
-    """Compile the models for each size of image, in half a minute or so; pays after dozens of images of a size."""
+    """Compile the models: takes about half a minute per image size, pays after dozens of images of that size."""
     amp: Literal["off", "bf16"] = "off"
-    """bf16: half the time or less where the processor computes in bfloat16."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """bf16: half the time or less, if the processor computes in bfloat16."""
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.crf is not None and list(self.crf) in NO_CRF:  # as the word of a file
+        if self.crf is not None and list(self.crf) in NO_CRF:  # a file may say `crf: off`
             object.__setattr__(self, "crf", None)
         check_finite(self)
         for name in ("scales", "brightness"):
@@ -59,45 +59,46 @@ class PredictConfig:
                 f"--member-weights needs one weight for each of the {len(self.weights)} --weights, "
                 f"got {len(self.member_weights)}"
             )
-        given = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != default_of(self, n)]
-        if self.tta is not None and given:
-            raise UsageError(f"--tta {self.tta} says it all; it does not go with --{given[0]}")
+        changed = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != default_of(self, n)]
+        if self.tta is not None and changed:
+            raise UsageError(f"--tta {self.tta} sets all test-time options; it does not go with --{changed[0]}")
 
 
 @dataclass(frozen=True)
 class InferConfig(PredictConfig):
-    """Segment photographs: index PNGs, overlays and a manifest. Without arguments, the newest run on the demo set."""
+    """Segment images and write masks and overlays. By default the newest run."""
 
-    source: Annotated[str | None, arg(metavar="FOLDER|IMAGE|GLOB|LIST.txt|JSON|VIDEO")] = None
-    """What to segment; a list has a path in each line. By default the demo's validation images."""
+    source: Annotated[PathOrWord | None, arg(metavar="FOLDER|IMAGE|GLOB|LIST.txt|JSON|VIDEO")] = None
+    """What to segment; a list has one path per line. By default the validation images of the demo."""
     images: Folder = None
-    """Folder of the images of a COCO JSON or a list. By default its own."""
+    """Image folder of a COCO JSON file or a list. By default the folder of that file."""
     exif: Literal["apply", "ignore"] = "apply"
-    """Turn images as their EXIF orientation says, or none."""
+    """apply: rotate images by their EXIF orientation. ignore: never rotate."""
     max_pixels: Annotated[int, arg(metavar="N")] = MAX_PIXELS
-    """Refuse larger images, before they are decoded; for larger ones see --window."""
+    """Refuse images with more pixels than this, before decoding them. For large images see --window."""
     out: Folder = None
-    """Folder for the results. By default a new one below runs/."""
-    save: tuple[Literal["mask", "overlay", "probs", "coco", "submission", "pseudo"], ...] = ("mask", "overlay")
-    """Results: index PNGs; overlays; probabilities (.npz); COCO JSON; submission CSV; pseudo labels for training."""
+    """Folder for the results. By default a new folder in runs/."""
+    save: Annotated[
+        tuple[Literal["mask", "overlay", "probs", "coco", "submission", "pseudo"], ...], arg(metavar="KIND ...")
+    ] = ("mask", "overlay")
+    """What to write: mask (PNG), overlay, probs (.npz), coco (JSON), submission (CSV), pseudo (labels to train on)."""
     submission_sample: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Sample submission whose ids and order the submission takes; they must be those of the images."""
-    submission_size: int = 256
-    """Height and width of the submission's maps, in pixels."""
-    pseudo_threshold: float = 0.8
-    """Lowest probability of a pseudo label; less sure pixels are ignored in training."""
+    """Sample submission that defines the ids and their order; they must match the images."""
+    submission_size: Annotated[int, arg(metavar="PIXELS")] = 256
+    """Height and width of the masks in the submission."""
+    pseudo_threshold: Annotated[float, arg(metavar="PROB")] = 0.8
+    """Lowest probability of a pseudo label, 0 to 1; training ignores pixels below it."""
     pseudo_class_thresholds: OfClasses = field(default_factory=dict)
-    """The same for single classes."""
-    pseudo_min_share: float = 0.5
-    """Least share of sure pixels of an image that becomes a pseudo label."""
+    """Thresholds of single classes, instead of --pseudo-threshold."""
+    pseudo_min_share: Annotated[float, arg(metavar="SHARE")] = 0.5
+    """Write pseudo labels only for images with at least this share of labelled pixels, 0 to 1."""
     skip_existing: bool = False
-    """Go on in --out: images whose results are there are left out."""
-    workers: int | None = None
-    """Processes of the CRF. By default one for each core, at most eight."""
+    """Continue in --out: skip images whose results exist."""
+    workers: Annotated[int | None, arg(metavar="N")] = None
+    """Processes of the CRF. By default one per core, at most eight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expand_user(self, "source")
         check_workers(self)
         check(self, "submission_size", self.submission_size >= 1, "at least 1")
         for name in ("pseudo_threshold", "pseudo_min_share"):
@@ -105,41 +106,40 @@ class InferConfig(PredictConfig):
         if not self.save:
             raise UsageError("--save needs at least one kind of result")
         if self.skip_existing and self.out is None:
-            raise UsageError("--skip-existing needs --out, the folder to go on in")
-        if self.skip_existing and not {"mask"} <= set(self.save):
-            raise UsageError("--skip-existing goes by the masks: add mask to --save")
+            raise UsageError("--skip-existing needs --out, the folder to continue in")
+        if self.skip_existing and "mask" not in self.save:
+            raise UsageError("--skip-existing looks for the masks: add mask to --save")
         if self.skip_existing and "pseudo" in self.save:
-            raise UsageError("--skip-existing cannot make pseudo labels of images that it leaves out")
+            raise UsageError("--skip-existing does not go with --save pseudo, which needs the skipped images too")
         if self.submission_sample and "submission" not in self.save:
             raise UsageError("--submission-sample needs --save submission")
 
 
 @dataclass(frozen=True)
 class ScoreConfig(PredictConfig, LabelConfig):
-    """Images whose truth is known, and how models predict them; shared by the commands that score."""
+    """Labelled images and how models predict them. The base of the commands that score."""
 
     data: Sources = ()
     """COCO JSON files to score on; or folders of images, with --masks."""
-    workers: int | None = None
-    """Processes of the CRF. By default one for each core, at most eight."""
+    workers: Annotated[int | None, arg(metavar="N")] = None
+    """Processes of the CRF. By default one per core, at most eight."""
     out: Folder = None
-    """Folder for the results. By default a new one below runs/."""
+    """Folder for the results. By default a new folder in runs/."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expand_user(self, "mask_cache")
         check_workers(self)
-        check(self, "data", bool(self.data), "a COCO JSON file or more")
+        check(self, "data", bool(self.data), "one COCO JSON file or more")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(ScoreConfig):
-    """Score models on images whose truth is known: table, CSVs, worst images; or compare them with others."""
+    """Score models on labelled images, alone or in comparison with other models."""
 
     compare: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
-    """Models to compare with, under the same options; differences are --weights less --compare."""
-    worst: int = 6
-    """Images in the pictures of the worst ones."""
+    """Models to compare with, under the same options. Differences are --weights minus --compare."""
+    worst: Annotated[int, arg(metavar="N")] = 6
+    """Number of images in the pictures of the worst images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,29 +148,32 @@ class EvaluateConfig(ScoreConfig):
 
 @dataclass(frozen=True)
 class TuneConfig(ScoreConfig):
-    """Find member weights, flips, scales, class biases and a CRF that help on images held out; print the infer command.
+    """Find model weights, flips, scales, class biases and a CRF with a higher mIoU.
 
-    --flips and --scales are what there is to choose from, and --crf lets dense CRFs take part.
+    Chooses among --flips and --scales, and among dense CRFs if --crf is set.
     """
 
     flips: Literal["none", "h", "v", "hv", "d4"] = "h"
-    """Flips to choose from."""
-    scales: tuple[float, ...] = (0.75, 1.0, 1.25)
+    """Flips to choose from: h (horizontal), v (vertical), hv (both), d4 (flips and quarter turns)."""
+    scales: Annotated[tuple[float, ...], arg(metavar="SCALE ...")] = (0.75, 1.0, 1.25)
     """Scales to choose from."""
-    pixels: int = 8192
-    """Pixels of an image, on average, at which the probabilities are kept; the CRF is judged on all of them."""
-    folds: int = 5
-    """Parts of the images; what is chosen on all but one is scored on that one."""
-    margin: float = 0.001
-    """Gain of mIoU on images held out, beyond which an ingredient is kept."""
-    seed: int = 0
-    """Of the folds and of the pixels."""
+    pixels: Annotated[int, arg(metavar="N")] = 8192
+    """Pixels per image, on average, whose probabilities are kept. CRFs are scored on all pixels."""
+    folds: Annotated[int, arg(metavar="K")] = 5
+    """Folds of the images, at least 2; each is scored with what was chosen on the others."""
+    margin: Annotated[float, arg(metavar="GAIN")] = 0.001
+    """Keep a change only if it raises the held-out mIoU by more than this, 0 or more."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Seed of the folds and of the kept pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tta", "member_weights", "brightness", "merge", "class_bias"):
+        for name in CHOSEN_BY_TUNE:
             if getattr(self, name) != default_of(self, name):
                 raise UsageError(f"--{name.replace('_', '-')} does not go with tune, which chooses for --merge mean")
         check(self, "pixels", self.pixels >= 1, "at least 1")
         check(self, "folds", self.folds >= 2, "at least 2")
         check(self, "margin", self.margin >= 0, "0 or more")
+
+
+CHOSEN_BY_TUNE = ("tta", "member_weights", "brightness", "merge", "class_bias")

@@ -1,45 +1,37 @@
-"""From defaults, recipes, YAML files and the command line to settings, in this order: the later one wins."""
+"""Read settings from defaults, a recipe, YAML files and the command line; the later one wins."""
 
 import dataclasses
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from segkit.config.checks import default_of
 from segkit.config.files import Setting, format_settings, read_settings
-from segkit.config.names import nearest_name
-from segkit.config.recipes import list_recipes, read_recipe
+from segkit.config.help import PAGES, help_texts, in_groups
+from segkit.config.recipes import RECIPES, list_recipes, read_recipe
+from segkit.config.words import ALSO_CALLED
 from segkit.errors import UsageError
+from segkit.names import nearest
 
 Config = TypeVar("Config")
 COMMAND_LINE = "command line"
-# Beside the settings of a command: where they come from.
-ABOUT_SETTINGS = [
-    (
-        "config",
-        Annotated[
-            tuple[Path, ...],
-            tyro.conf.arg(
-                metavar="FILE|RUN ...",
-                help="YAML files of settings, merged from left to right; the command line wins. A run: its args.yaml.",
-            ),
-        ],
-        (),
-    ),
-    (
-        "print_config",
-        Annotated[
-            bool,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.arg(help="Print the settings, with where each comes from, as a file for --config, and stop."),
-        ],
-        False,
-    ),
-]
+SHOWN = {"": "none", "None": "none", "False": "off", "True": "on"}  # default values in the help
+
+
+@dataclasses.dataclass(frozen=True)
+class FileOptions:
+    """Options that every command has in addition to its settings."""
+
+    config: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE|RUN ...")] = ()
+    """YAML files with settings, merged from left to right; the command line wins. RUN: the args.yaml of that run."""
+    print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print all settings and where each comes from, as a file for --config, and exit."""
 
 
 def parse_args(
@@ -48,124 +40,163 @@ def parse_args(
     *,
     prog: str,
     start_from: Callable[[Config], Mapping[str, Setting]] | None = None,
+    recipes: Path = RECIPES,
 ) -> Config:
-    """Reads the command line, and the recipe and YAML files that it names; --print-config ends the process.
+    """Read the command line, and the recipe and YAML files that it names.
+
+    --help, --print-config and --recipe help print and exit with SystemExit(0).
 
     Args:
-        cls: The command's settings.
-        argv: The arguments; by default those of the process.
-        prog: What the help calls the command.
-        start_from: Gives settings that come before recipe and files, for the settings as they are without; those
-            have not been checked yet.
+        cls: The settings class of the command.
+        argv: The arguments. By default those of the process.
+        prog: Name of the command in the help.
+        start_from: Function from the settings to settings of lower priority than recipe and files, such as those
+            of the run to resume. It gets settings that are not checked yet.
+        recipes: Folder of the recipes.
 
     Raises:
-        ValueError: an option, a recipe or a setting that does not exist, or a value that cannot be.
+        UsageError: an option, a recipe or a setting does not exist, or a value is invalid.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    unchecked = _unchecked(cls)
-    _check_options(argv, unchecked)
-    if _words_after(argv, "recipe") == ["help"]:
-        print(list_recipes())
+    given = _given_options(cls, argv)
+    if given.get("recipe") == ["help"]:
+        print(list_recipes(recipes))
         sys.exit(0)
-    found = _read_layers(cls, argv)
-    parsed = _read_command_line(unchecked, found, argv, prog)
-    below = start_from(parsed) if start_from else {}
-    if below:
-        found = {**below, **found}
-        parsed = _read_command_line(unchecked, found, argv, prog)
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls)}
-    origins = {name: _origin(cls, name, value, found) for name, value in values.items()}
+    found = _read_layers(cls, given, recipes)
+    values = _parse(cls, argv, found, prog, is_help="help" in given)
+    if start_from:
+        below = start_from(_unchecked(cls, values))
+        below = {name: setting for name, setting in below.items() if name not in found and name not in given}
+        found |= below
+        values |= {name: setting.value for name, setting in below.items()}
+    origins = {name: _origin(cls, name, value, found, given) for name, value in values.items()}
     settings = _checked(cls, values, origins)
-    if parsed.print_config:
+    if "print_config" in given:
         print(format_settings(settings, origins), end="")
         sys.exit(0)
     return settings
 
 
-def _unchecked(cls: type) -> type:
-    """The same settings, not checked yet, and those of `ABOUT_SETTINGS`."""
-    namespace = {"__post_init__": lambda self: None, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    return dataclasses.make_dataclass(cls.__name__, ABOUT_SETTINGS, bases=(cls,), namespace=namespace, frozen=True)
+def _given_options(cls: type, argv: Sequence[str]) -> dict[str, list[str]]:
+    """Return the options of a command line by setting, with the words that follow them.
 
-
-def _check_options(argv: Sequence[str], unchecked: type) -> None:
-    fields = dataclasses.fields(unchecked)
-    names = [field.name for field in fields]
-    known = {"help", *names, *(f"no_{field.name}" for field in fields if field.type is bool)}
-    for option in (word.partition("=")[0] for word in argv if _is_option(word) and word != "-h"):
-        name = _name_of(option)
-        if not name.startswith("tyro_") and (name not in known or not option.startswith("--")):
-            near = nearest_name(name, known)
+    Raises:
+        UsageError: an option does not exist.
+    """
+    fields = [*dataclasses.fields(cls), *dataclasses.fields(FileOptions)]
+    known = {name: name for name in ("help", *(field.name for field in fields))}
+    known |= {f"no_{field.name}": field.name for field in fields if field.type is bool}
+    given: dict[str, list[str]] = {}
+    words: list[str] = []  # words before the first option are positional
+    for word in argv:
+        if not re.match("--?[A-Za-z]", word):
+            words.append(word)
+            continue
+        option, _, value = word.partition("=")
+        name = "help" if option == "-h" else option.lstrip("-").replace("-", "_")
+        if name.startswith("tyro_"):
+            continue
+        if name not in known or not (option.startswith("--") or option == "-h"):
+            near = nearest(name, known, ALSO_CALLED)
             hint = f"did you mean --{near.replace('_', '-')}?" if near else "--help lists them all"
             raise UsageError(f"unknown option {option}; {hint}")
+        words = given.setdefault(known[name], [])
+        words += [value] if value else []
+    return given
 
 
-def _read_layers(cls: type, argv: Sequence[str]) -> dict[str, Setting]:
-    """What the recipe says, and the files, which win."""
-    files = _words_after(argv, "config")
-    if files == []:
-        raise UsageError("--config needs a YAML file, or more")
+def _read_layers(cls: type, given: Mapping[str, Sequence[str]], recipes: Path) -> dict[str, Setting]:
+    """Return the settings of the recipe and of the files, which win over the recipe."""
+    if "config" in given and not given["config"]:
+        raise UsageError("--config needs at least one YAML file")
     found: dict[str, Setting] = {}
-    for file in files or ():
+    for file in given.get("config", ()):
         found.update(read_settings(cls, Path(file)))
-    if "recipe" not in {field.name for field in dataclasses.fields(cls)}:
+    names = {field.name for field in dataclasses.fields(cls)}
+    if "recipe" in given:
+        name, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
+    elif "recipe" in found and found.keys() != names:
+        name, origin = found["recipe"].value, found["recipe"].origin
+    else:  # a file with all settings, such as a run's args.yaml, leaves nothing for the recipe that it names
         return found
-    words = _words_after(argv, "recipe")
-    if words is not None:
-        name, origin = "".join(words[-1:]), COMMAND_LINE
-    else:
-        name, origin = found.get("recipe", Setting(None, ""))
-        name = None if _is_complete(cls, found) else name
-    if name in (None, "None"):
-        return found
-    return {**read_recipe(cls, name, origin), **found}
+    return found if name in (None, "None") else {**read_recipe(cls, name, origin, recipes), **found}
 
 
-def _is_complete(cls: type, found: Mapping[str, Setting]) -> bool:
-    """Whether nothing is left for a recipe to say, as in a run's args.yaml, which outlives the recipe that it names."""
-    return len(found) == len(dataclasses.fields(cls))
+def _parse(cls: type, argv: Sequence[str], found: Mapping[str, Setting], prog: str, *, is_help: bool) -> dict[str, Any]:
+    """Return all settings by name: from the command line, or else from `found`, or else the defaults.
+
+    tyro shows nested dataclasses as groups, so the flat settings are nested for tyro and flattened again.
+    """
+    options = [cls, FileOptions]
+    defaults = {field.name: default_of(part, field.name) for part in options for field in dataclasses.fields(part)}
+    defaults |= {name: setting.value for name, setting in found.items()}
+    hints = {name: hint for part in options for name, hint in get_type_hints(part, include_extras=True).items()}
+    texts = help_texts(cls) | help_texts(FileOptions)
+
+    def make(names: Sequence[str], **groups: Any) -> Any:
+        types = {name: Annotated[hints[name], _with_help(texts[name])] for name in names}
+        types |= {name: Annotated[type(group), tyro.conf.arg(name=name[1:], help="")] for name, group in groups.items()}
+        form = dataclasses.make_dataclass(cls.__name__, types.items(), namespace={"__doc__": ""}, eq=False, repr=False)
+        values = [tyro.MISSING if defaults[name] is dataclasses.MISSING else defaults[name] for name in names]
+        return form(*values, **groups)
+
+    page = PAGES[cls]
+    names = defaults.keys() - (page.hidden if is_help else ())
+    groups = {f"_{name}": make(members) for name, members in in_groups(names, page.first).items()}
+    form = make(page.first, **groups)
+    try:
+        parsed = tyro.cli(
+            type(form),
+            prog=prog,
+            description=inspect.cleandoc(cls.__doc__),
+            args=argv,
+            default=form,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as stop:
+        if not stop.code:  # tyro has printed the help
+            print(f"\nexample:\n{textwrap.indent(page.example, '  ')}")
+        raise
+    values = {**vars(parsed)}
+    for name in groups:
+        values |= vars(values.pop(name))
+    return {field.name: values[field.name] for field in dataclasses.fields(cls)}
 
 
-def _read_command_line(unchecked: type, found: Mapping[str, Setting], argv: Sequence[str], prog: str) -> Any:
-    values = {field.name: default_of(unchecked, field.name) for field in dataclasses.fields(unchecked)}
-    values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
-    default = unchecked(**{**values, **{name: setting.value for name, setting in found.items()}})
-    return tyro.cli(unchecked, prog=prog, args=argv, default=default, config=(tyro.conf.OmitArgPrefixes,))
+def _with_help(text: str) -> object:
+    """Return the help of an option, with "By default ..." only as long as it is true: a recipe may set a value."""
+    text, by_default, meaning = text.partition("By default")
+
+    def hint(default: str) -> str:
+        if by_default and default in ("", "None"):
+            return by_default + meaning
+        return f"(default: {SHOWN.get(default, default)})"
+
+    return tyro.conf.arg(help=text.rstrip(), help_behavior_hint=hint)
 
 
-def _origin(cls: type, name: str, value: Any, found: Mapping[str, Setting]) -> str | None:
-    """Where a value comes from; None for a default that nobody has named."""
-    if name in found and found[name].value == value:
-        return found[name].origin
-    return None if name not in found and value == default_of(cls, name) else COMMAND_LINE
+def _unchecked(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Return settings without running their checks."""
+    config = object.__new__(cls)
+    vars(config).update(values)
+    return config
+
+
+def _origin(
+    cls: type, name: str, value: Any, found: Mapping[str, Setting], given: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Return where a value comes from, or None for a default."""
+    below = found[name].value if name in found else default_of(cls, name)
+    if name in given or value != below:  # a positional argument is known by its value only
+        return COMMAND_LINE
+    return found[name].origin if name in found else None
 
 
 def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str, str | None]) -> Config:
+    """Return the settings, or name the file or recipe of the first option that an error is about."""
     try:
         return cls(**values)
-    except ValueError as error:
+    except UsageError as error:
         names = [word.replace("-", "_") for word in re.findall(r"--([a-z][a-z-]*)", str(error))]
         origin = origins.get(names[0]) if names else None
         raise UsageError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None
-
-
-def _words_after(argv: Sequence[str], name: str) -> list[str] | None:
-    """The words that an option is given, wherever it stands; None if it does not."""
-    found, taken = None, False
-    for word in argv:
-        if _is_option(word):
-            option, _, value = word.partition("=")
-            taken = _name_of(option) == name
-            if taken:
-                found = [*(found or ()), *([value] if value else ())]
-        elif taken:
-            found.append(word)
-    return found
-
-
-def _is_option(word: str) -> bool:
-    return re.match("--?[A-Za-z]", word) is not None
-
-
-def _name_of(option: str) -> str:
-    return option.lstrip("-").replace("-", "_")

@@ -1,47 +1,48 @@
-"""Recipes: settings that go together, under a name. A YAML file in segkit/recipes is all that one takes."""
+"""Recipes: named sets of settings. Each YAML file in segkit/recipes is a recipe."""
 
 from pathlib import Path
 
 from segkit.config.files import Setting, read_settings
-from segkit.config.names import nearest_name
 from segkit.errors import UsageError
+from segkit.names import nearest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def read_recipe(cls: type, name: str, origin: str) -> dict[str, Setting]:
-    """The settings of a recipe, and its name as `recipe`.
+def read_recipe(cls: type, name: str, origin: str, folder: Path = RECIPES) -> dict[str, Setting]:
+    """Return the settings of a recipe, and its name as the setting `recipe`.
 
     Args:
-        cls: The command's settings.
-        name: The recipe's name.
-        origin: Where it is named.
+        cls: The settings class of the command.
+        name: Name of the recipe.
+        origin: Where the name comes from, for messages.
+        folder: Folder of the recipes.
 
     Raises:
-        ValueError: there is none of that name; the message lists them all.
+        UsageError: there is no recipe of that name; the message lists all recipes.
     """
-    names = recipe_names()
+    names = recipe_names(folder)
     if name not in names:
         if name.endswith((".yaml", ".yml")):
-            raise UsageError(f"--recipe takes a name; settings of your own are --config {name}")
-        near = nearest_name(name, names)
+            raise UsageError(f"--recipe takes a name; read a file of your own with --config {name}")
+        near = nearest(name, names)
         said = f"unknown recipe {name!r} ({origin})" if name else "--recipe needs a name"
         hint = f", did you mean {near}? The" if near else "; the"
-        raise UsageError(f"{said}{hint} recipes are\n{list_recipes()}")
-    settings = read_settings(cls, RECIPES / f"{name}.yaml", f"recipe {name}")
+        raise UsageError(f"{said}{hint} recipes are\n{list_recipes(folder)}")
+    settings = read_settings(cls, folder / f"{name}.yaml", f"recipe {name}")
     return {**settings, "recipe": Setting(name, origin)}
 
 
-def recipe_names() -> list[str]:
-    """All names, in order."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """Return the names of all recipes, sorted."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def list_recipes() -> str:
-    """A line for each recipe: its name, and the first line of its comment."""
-    names = recipe_names()
+def list_recipes(folder: Path = RECIPES) -> str:
+    """Return one line per recipe: its name, and the first line of its comment."""
+    names = recipe_names(folder)
     width = max(map(len, names))
-    return "\n".join(f"  {name:{width}}  {_summary(RECIPES / f'{name}.yaml')}" for name in names)
+    return "\n".join(f"  {name:{width}}  {_summary(folder / f'{name}.yaml')}" for name in names)
 
 
 def _summary(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The settings of the data that is learnt from, scored or checked."""
+"""Settings of labelled images, for training, scoring and checking."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,47 +6,47 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.words import Folders, Sources
+from segkit.config.words import Folders, PathOrWord, Sources
 from segkit.files import MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Images whose labels are known, and where they are; shared by the commands that need both."""
+    """Labelled images and where they are. The base of all commands that need both."""
 
     data: Sources = ()
     """COCO JSON files; or folders of images, with --masks."""
     images: Folders = ()
-    """Folder of the images: one for all JSON files, or one for each of them in turn. By default each's own."""
+    """Image folders: one for all JSON files, or one for each. By default the folder of the JSON file."""
     masks: Folders = ()
-    """Folders of masks (index PNGs, or in colours with --palette), one for each folder of images."""
+    """Mask folders, one for each image folder: PNGs of class indices, or of colours with --palette."""
     class_names: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Class names of the masks, one in each line, in the order of the pixel values."""
+    """Text file with the class names of the masks, one per line, in the order of the pixel values."""
     palette: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What the colours of the masks mean: in each line a name and its red, green and blue."""
+    """Text file with the colours of the masks, one class per line: name red green blue."""
     allow_outside_root: bool = False
-    """Let JSON files name images outside their image folder."""
+    """Allow JSON files to name images outside the image folder."""
     exif: Literal["apply", "ignore"] = "apply"
-    """Turn images as their EXIF orientation says, where that fits the sizes of JSON or mask; or none."""
+    """apply: rotate images by their EXIF orientation, if the JSON or mask has that size. ignore: never rotate."""
     max_pixels: Annotated[int, arg(metavar="N")] = MAX_PIXELS
-    """Refuse larger images, before they are decoded."""
+    """Refuse images with more pixels than this, before decoding them."""
     rescale_annotations: bool = False
-    """Fit annotations to images of another size than their JSON says."""
+    """Rescale annotations if an image does not have the size that its JSON file says."""
     merge_same_name: bool = False
-    """Make categories with one name one class."""
+    """Treat categories with the same name as one class, instead of reporting an error."""
     bbox_as_mask: bool = False
-    """Paint the box of annotations that have nothing else."""
+    """Paint the bounding box of annotations that have no segmentation."""
 
 
 @dataclass(frozen=True)
 class LabelConfig(SourceConfig):
-    """What becomes of the labels; shared by the commands that learn from them or score by them."""
+    """How annotations become labels. The base of the commands that train or score."""
 
     overlap: Literal["smallest", "last", "max-id"] = "smallest"
-    """What lies on top where objects overlap: the smallest, the last in the file, or the highest category id."""
+    """Object on top where objects overlap: the smallest, the last in the file, or the highest category id."""
     crowd: Literal["paint", "ignore"] = "paint"
-    """Whether crowds (iscrowd) are painted like other objects, or ignored."""
+    """Crowd annotations (iscrowd): paint them like other objects, or ignore their pixels."""
     ignore_classes: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
-    """Classes that are neither learnt nor scored."""
-    mask_cache: Annotated[str, arg(metavar="auto|memory|off|DIR")] = "auto"
-    """Where the masks of JSON files are kept once they are drawn. auto: in the user's cache folder."""
+    """Classes to ignore in training and in scores."""
+    mask_cache: Annotated[PathOrWord, arg(metavar="auto|memory|off|DIR")] = "auto"
+    """Where masks drawn from JSON files are cached. auto: in the user's cache folder."""

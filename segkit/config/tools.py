@@ -1,4 +1,4 @@
-"""The settings of the smaller commands: export, folds, check."""
+"""Settings of the smaller commands: export, folds, check."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,38 +15,38 @@ from segkit.errors import UsageError
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a trained model as ONNX, for any batch and image size, and compare it with torch."""
+    """Export a model to ONNX, for any batch and image size; compare it with torch."""
 
     model: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE|RUN")]
     """Model file or run folder."""
     onnx: Annotated[Path | None, arg(metavar="FILE")] = None
-    """The file to write. By default the model's, with the suffix .onnx."""
+    """ONNX file to write. By default the path of the model, with the suffix .onnx."""
     overwrite: bool = False
-    """Replace the file if it exists."""
+    """Replace the ONNX file if it exists."""
 
 
 @dataclass(frozen=True)
 class FoldsConfig:
-    """Divide a COCO JSON into k folds with even shares of every class: train_data0.json, valid_data0.json ..."""
+    """Divide a COCO JSON file into k folds with an even share of every class."""
 
     data: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE")]
     """COCO JSON file of all images."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for the files."""
-    k: int = 5
-    """Number of folds."""
+    """Folder for the folds: train_data0.json, valid_data0.json and so on."""
+    k: Annotated[int, arg(metavar="N")] = 5
+    """Number of folds, at least 2."""
     group_by: Annotated[str | None, arg(metavar="KEY")] = None
-    """Key of the image records; images with the same value stay in one fold."""
+    """Key of the image records in the JSON file; images with the same value stay in the same fold."""
     near_duplicates: bool = False
-    """Keep images that look alike in one fold; reads every image."""
+    """Keep images that look alike in the same fold. This reads every image."""
     train_only: Files = ()
-    """COCO JSON files, such as pseudo labels, whose images only ever train."""
+    """COCO JSON files, such as pseudo labels, whose images are in every training set and never validate."""
     images: Folder = None
-    """Folder from which the file names start. By default the JSON's own."""
-    seed: int = 0
-    """Another seed gives another split."""
+    """Image folder. By default the folder of the JSON file."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Seed of the division, 0 or more."""
     overwrite: bool = False
-    """Replace the folds that are in --out."""
+    """Replace the folds that are already in --out."""
 
     def __post_init__(self) -> None:
         check(self, "k", self.k >= 2, "at least 2")
@@ -55,14 +55,14 @@ class FoldsConfig:
 
 @dataclass(frozen=True)
 class CheckConfig(SourceConfig):
-    """Check data before training: classes, overlaps, faults, oddities, duplicates; changes nothing."""
+    """Check data before training: classes, overlaps, errors, oddities, duplicates."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="FILE|DIR ...")] = ()
     """COCO JSON files, such as those of training and validation; or folders of images, with --masks."""
     full: bool = False
-    """Decode every image, to find damaged ones, those of one colour, and those that look alike."""
+    """Decode every image, to find damaged images, images of one colour, and images that look alike."""
     out: Folder = None
-    """Folder for tables and pictures. By default a new one below runs/."""
+    """Folder for tables and pictures. By default a new folder in runs/."""
 
     def __post_init__(self) -> None:
         if not self.data:

@@ -1,21 +1,31 @@
-"""Values in YAML, read as the type that is declared for them: 1e-4 is a number where a number belongs, `off` a word."""
+"""Read YAML values as the declared type of a setting: 1e-4 is a number, and `off` is text if text is expected."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NewType, Union, get_args, get_origin
 
 import yaml
 
 from segkit.errors import UsageError
 
+TextOrPath = NewType("TextOrPath", str)  # a word such as `auto`, or a path whose `~` is expanded
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "null"}
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    TextOrPath: "text",
+    Path: "a path",
+    NoneType: "null",
+}
 MANY = {int: "whole numbers", float: "numbers", str: "words", Path: "paths", Any: "values"}
-# The first that a value fits wins, so that words come last.
-ORDER = (NoneType, bool, int, float, Literal, tuple, dict, Path, str)
+# Members of a union are tried in this order. Text comes last, because every value is valid text.
+ORDER = (NoneType, bool, int, float, Literal, tuple, dict, Path, TextOrPath, str)
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")}
 
 
@@ -24,16 +34,17 @@ class Mismatch(ValueError):
 
 
 def read_value(node: yaml.Node, kind: Any) -> Any:
-    """The value of a node as the type that is declared for it.
+    """Return the value of a node as the declared type.
 
-    Numbers and switches may be quoted, one value may stand for a list of one, and `None` for null.
+    Numbers and booleans may be quoted. A single value may stand for a list of one, and `None` for null.
 
     Args:
-        node: As `yaml.compose` gives it.
-        kind: NoneType, bool, int, float, str, Path, a Literal, tuple[X, ...], dict[str, X], a union of these, or Any.
+        node: A node from `yaml.compose`.
+        kind: NoneType, bool, int, float, str, TextOrPath, Path, a Literal, tuple[X, ...], dict[str, X], a union of
+            these, or Any.
 
     Raises:
-        Mismatch: it cannot be read as that.
+        Mismatch: the value does not have this type.
     """
     origin = get_origin(kind)
     if origin in (Union, UnionType):
@@ -53,7 +64,12 @@ def read_value(node: yaml.Node, kind: Any) -> Any:
 
 
 def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
-    """The nodes of a mapping by name; a name that comes twice is a ValueError."""
+    """Return the nodes of a mapping by name.
+
+    Raises:
+        Mismatch: the node is no mapping of names.
+        UsageError: a name occurs twice.
+    """
     if not isinstance(node, yaml.MappingNode):
         raise Mismatch
     found: dict[str, yaml.Node] = {}
@@ -61,13 +77,13 @@ def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
         if not isinstance(key, yaml.ScalarNode):
             raise Mismatch
         if key.value in found:
-            raise UsageError(f"{key.value!r} comes twice")
+            raise UsageError(f"{key.value!r} occurs twice")
         found[key.value] = value
     return found
 
 
 def read_any(node: yaml.Node | None) -> Any:
-    """The value of a node whose type nobody declares."""
+    """Return the value of a node without a declared type."""
     if isinstance(node, yaml.MappingNode):
         return {key: read_any(item) for key, item in read_mapping(node).items()}
     if isinstance(node, yaml.SequenceNode):
@@ -87,12 +103,12 @@ def read_any(node: yaml.Node | None) -> Any:
 
 
 def parse_any(text: str) -> Any:
-    """The value that `text` is in YAML."""
+    """Return the value of YAML text."""
     return read_any(yaml.compose(text, Loader=yaml.SafeLoader))
 
 
 def describe(kind: Any) -> str:
-    """What a value must be, for messages."""
+    """Describe a type for messages, such as `a list of paths`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(describe(member) for member in sorted(args, key=_rank, reverse=True))
@@ -106,7 +122,7 @@ def describe(kind: Any) -> str:
 
 
 def show(node: yaml.Node) -> str:
-    """What a node says, on one line, for messages."""
+    """Return the text of a node on one line of at most 60 characters, for messages."""
     if isinstance(node, yaml.SequenceNode):
         text = f"[{', '.join(map(show, node.value))}]"
     elif isinstance(node, yaml.MappingNode):
@@ -120,7 +136,7 @@ def show(node: yaml.Node) -> str:
 
 def _read_union(node: yaml.Node, kinds: tuple[Any, ...]) -> Any:
     if NoneType in kinds and isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "None":
-        return None  # as on the command line
+        return None  # the same word as on the command line
     for kind in sorted(kinds, key=_rank):
         try:
             return read_value(node, kind)
@@ -178,5 +194,6 @@ READERS: Mapping[Any, Any] = {
     int: _read_int,
     float: _read_float,
     str: str,
+    TextOrPath: os.path.expanduser,
     Path: _read_path,
 }

@@ -1,5 +1,6 @@
-"""How settings are written on the command line, where a plain type does not say it."""
+"""Types of settings whose form on the command line does not follow from a plain type."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,9 +8,29 @@ import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from segkit.config.typed import parse_any
+from segkit.config.typed import TextOrPath, parse_any
 from segkit.errors import UsageError
 
+# Names of our settings in other tools, for hints; too different from ours to be found by spelling.
+ALSO_CALLED = {
+    "learning_rate": "lr",
+    "lr0": "lr",
+    "wd": "weight_decay",
+    "encoder": "backbone",
+    "arch": "model",
+    "architecture": "model",
+    "batch": "batch_size",
+    "imgsz": "crop",
+    "img_size": "crop",
+    "image_size": "crop",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "scheduler": "schedule",
+    "criterion": "loss",
+    "output_dir": "out",
+    "input": "source",
+    "checkpoint": "weights",
+}
 NO_CRF = (["off"], ["None"])
 
 
@@ -48,6 +69,10 @@ def _parse_crf(words: list[str]) -> tuple[str, ...] | None:
     return None if words in NO_CRF else tuple(words)
 
 
+def _expand_user(words: list[str]) -> str:
+    return os.path.expanduser(words[0])
+
+
 def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -61,7 +86,7 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
 Losses = Annotated[dict[str, float], _mapping_spec(_parse_losses, "NAME[=WEIGHT] ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
 OfClasses = Annotated[dict[str, float], _mapping_spec(_parse_classes, "CLASS=VALUE ...")]
-# None, or off, for no CRF; no word for the default one.
+# None or `off`: no CRF. No word: the default CRF.
 CRFWords = Annotated[
     tuple[str, ...] | None,
     PrimitiveConstructorSpec(
@@ -72,15 +97,26 @@ CRFWords = Annotated[
         str_from_instance=lambda value: ["off"] if value is None else list(value),
     ),
 ]
-# False for a new run; True, or no word, for the one in --out; "auto" for that one if there is one.
+# False: a new run. True, or no word: the run in --out. "auto": the run in --out if there is one.
 ResumeWords = Annotated[
     Path | Literal["auto"] | bool,
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[RUN|FILE|auto]",
-        instance_from_str=lambda words: _parse_resume(words),
+        instance_from_str=_parse_resume,
         is_instance=lambda value: isinstance(value, Path | str | bool),
         str_from_instance=lambda value: [] if value is True else ["off" if value is False else str(value)],
+    ),
+]
+# Text such as `auto`, or a path whose `~` is expanded.
+PathOrWord = Annotated[
+    TextOrPath,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=_expand_user,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
     ),
 ]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]

@@ -114,8 +114,8 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("lr: .inf", "/cfg.yaml:1: lr must be a number, got .inf"),
         ("lr: nan", "/cfg.yaml:1: lr must be a number, got nan"),
         ("lr: yes", "/cfg.yaml:1: lr must be a number, got yes"),
-        ("epochs: 4\nepochs: 5", "/cfg.yaml:2: epochs comes twice, first in /cfg.yaml:1"),
-        ("batch_size: 4\nbatch-size: 5", "/cfg.yaml:2: batch_size comes twice, first in /cfg.yaml:1"),
+        ("epochs: 4\nepochs: 5", "/cfg.yaml:2: epochs occurs twice, first in /cfg.yaml:1"),
+        ("batch_size: 4\nbatch-size: 5", "/cfg.yaml:2: batch_size occurs twice, first in /cfg.yaml:1"),
         ("epochs: 4.0", "/cfg.yaml:1: epochs must be a whole number, got 4.0"),
         ("epochs: 'four'", "/cfg.yaml:1: epochs must be a whole number, got 'four'"),
         ("\nepochs: [4]", "/cfg.yaml:2: epochs must be a whole number, got [4]"),
@@ -129,7 +129,7 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("val: null", "/cfg.yaml:1: val must be a list of paths, got null"),
         ("loss: ce", "/cfg.yaml:1: loss must be a mapping of names to numbers, got ce"),
         ("loss: {ce: much}", "/cfg.yaml:1: loss must be a mapping of names to numbers, got {ce: much}"),
-        ("loss: {ce: 1, ce: 2}", "/cfg.yaml:1: loss: 'ce' comes twice"),
+        ("loss: {ce: 1, ce: 2}", "/cfg.yaml:1: loss: 'ce' occurs twice"),
         ("leraning_rate: 1", "/cfg.yaml:1: unknown setting 'leraning_rate', did you mean lr?"),
         ("batchsize: 1", "/cfg.yaml:1: unknown setting 'batchsize', did you mean batch_size?"),
         ("qqq: 1", "/cfg.yaml:1: unknown setting 'qqq'"),
@@ -141,9 +141,9 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("# lr: 1", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("- lr", "/cfg.yaml holds [lr], expected lines such as `epochs: 40`"),
-        ("data: " + 1200 * "[", "/cfg.yaml: lists and mappings lie too deep within each other"),
-        ("data: &a [*a]", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
-        ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias stands for this; write the value where it belongs"),
+        ("data: " + 1200 * "[", "/cfg.yaml: lists and mappings are nested too deeply"),
+        ("data: &a [*a]", "/cfg.yaml:1: an alias is used for this value; write the value itself in each place"),
+        ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias is used for this value; write the value itself in each place"),
     ],
 )
 def test_what_cannot_be_is_refused_with_key_file_line_and_expected_type(text, message, tmp_path):
@@ -168,7 +168,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("out: für".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.yaml: it is not text in UTF-8$"):
         read_settings(TrainConfig, tmp_path / "latin.yaml")
-    with pytest.raises(ValueError, match=r"no\.yaml: No such file or directory$"):
+    with pytest.raises(ValueError, match=r"there is no file .*no\.yaml$"):
         read_settings(TrainConfig, tmp_path / "no.yaml")
 
 

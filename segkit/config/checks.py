@@ -14,9 +14,9 @@ def default_of(config: object, name: str) -> Any:
 
 
 def check(config: object, name: str, holds: bool, expected: str) -> None:
-    """Raise an error that names the option and the expected value, unless the check holds."""
+    """Raise an error that names the setting and the expected value, unless the check holds."""
     if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}")
+        raise UsageError(f"`{name}` must be {expected}, got {getattr(config, name)}")
 
 
 def check_workers(config: Any) -> None:

@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from segkit.config.checks import default_of
-from segkit.config.typed import describe
+from segkit.config.typed import ORDER, TextOrPath, describe
 from segkit.errors import UsageError
 from segkit.names import unknown
 
@@ -100,9 +100,10 @@ def _convert(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is float:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return is_number, float(value) if is_number else value
-    if kind is str:
+    if kind in (str, TextOrPath):
         is_text = isinstance(value, str | os.PathLike)
-        return is_text, os.fspath(value) if is_text else value
+        text = os.fspath(value) if is_text else value
+        return is_text, os.path.expanduser(text) if is_text and kind is TextOrPath else text
     if kind is Path:
         is_plain = isinstance(value, bool | numbers.Number)
         return not is_plain, Path(value).expanduser() if isinstance(value, str | os.PathLike) else value
@@ -110,6 +111,5 @@ def _convert(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
 
 
 def _rank(kind: Any) -> int:
-    """Return the place of a type in the order in which those of a union are tried: what takes anything comes last."""
-    order = (NoneType, bool, int, float, Literal, tuple, dict, Path, str, Any)
-    return order.index(get_origin(kind) or kind)
+    """Return the place of a type in the order in which the members of a union are tried."""
+    return (*ORDER, Any).index(get_origin(kind) or kind)

@@ -56,12 +56,12 @@ class PredictConfig:
         check(self, "window_overlap", 0 <= self.window_overlap < 1, "at least 0 and less than 1")
         if self.member_weights and len(self.member_weights) != len(self.weights):
             raise UsageError(
-                f"--member-weights needs one weight for each of the {len(self.weights)} --weights, "
+                f"`member_weights` needs one weight for each of the {len(self.weights)} `weights`, "
                 f"got {len(self.member_weights)}"
             )
         changed = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != default_of(self, n)]
         if self.tta is not None and changed:
-            raise UsageError(f"--tta {self.tta} sets all test-time options; it does not go with --{changed[0]}")
+            raise UsageError(f"`tta` sets all test-time options, so it does not go with `{changed[0]}`")
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ class InferConfig(PredictConfig):
         for name in ("pseudo_threshold", "pseudo_min_share"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         if not self.save:
-            raise UsageError("--save needs at least one kind of result")
+            raise UsageError("`save` needs at least one kind of result")
         if self.skip_existing and self.out is None:
-            raise UsageError("--skip-existing needs --out, the folder to continue in")
+            raise UsageError("`skip_existing` needs `out`, the folder to continue in")
         if self.skip_existing and "mask" not in self.save:
-            raise UsageError("--skip-existing looks for the masks: add mask to --save")
+            raise UsageError("`skip_existing` looks for the masks: add mask to `save`")
         if self.skip_existing and "pseudo" in self.save:
-            raise UsageError("--skip-existing does not go with --save pseudo, which needs the skipped images too")
+            raise UsageError('`skip_existing` does not go with `save="pseudo"`, which needs the skipped images too')
         if self.submission_sample and "submission" not in self.save:
-            raise UsageError("--submission-sample needs --save submission")
+            raise UsageError('`submission_sample` needs `save="submission"`')
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class TuneConfig(ScoreConfig):
         super().__post_init__()
         for name in CHOSEN_BY_TUNE:
             if getattr(self, name) != default_of(self, name):
-                raise UsageError(f"--{name.replace('_', '-')} does not go with tune, which chooses for --merge mean")
+                raise UsageError(f'`{name}` does not go with tune, which chooses for `merge="mean"`')
         check(self, "pixels", self.pixels >= 1, "at least 1")
         check(self, "folds", self.folds >= 2, "at least 2")
         check(self, "margin", self.margin >= 0, "0 or more")

@@ -193,10 +193,10 @@ def _origin(
 
 
 def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str, str | None]) -> Config:
-    """Return the settings, or name the file or recipe of the first option that an error is about."""
+    """Return the settings; an error says which file or recipe has the setting that it names first."""
     try:
         return cls(**values)
     except UsageError as error:
-        names = [word.replace("-", "_") for word in re.findall(r"--([a-z][a-z-]*)", str(error))]
+        names = re.findall(r"`([a-z_]+)", str(error))
         origin = origins.get(names[0]) if names else None
         raise UsageError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None

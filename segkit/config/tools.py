@@ -66,4 +66,4 @@ class CheckConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UsageError("give the COCO JSON files to check, or folders of images with --masks")
+            raise UsageError("give the COCO JSON files to check, or folders of images with `masks`")

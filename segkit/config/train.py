@@ -148,7 +148,7 @@ class TrainConfig(LabelConfig):
         for name in ("crop", "epochs", "batch_size", "accumulate", "val_every"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "lr", self.lr > 0, "positive")
-        check(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and --lr ({self.lr})")
+        check(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and `lr` ({self.lr})")
         check(self, "plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1")
         check(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
         for name in ("label_smoothing", "rare_threshold", "rare_crops", "max_bad", "warmup_factor"):
@@ -173,30 +173,26 @@ class TrainConfig(LabelConfig):
         check(self, "milestones", all(epoch > 0 for epoch in self.milestones), "positive")
         check_workers(self)
         if (self.schedule == "multistep") != bool(self.milestones):
-            raise UsageError(
-                "--schedule multistep and --milestones belong together: --schedule multistep --milestones 20 30"
-            )
+            raise UsageError('`schedule="multistep"` and `milestones` belong together, such as epochs 20 and 30')
         self._check_folds()
         if self.resume == "auto" and self.out is None:
-            raise UsageError("--resume auto needs --out, the folder of the run to start or resume")
+            raise UsageError('`resume="auto"` needs `out`, the folder of the run to start or resume')
         if self.resume is True and self.out is None:
-            raise UsageError("--resume needs --out, or the run to resume: --resume runs/x")
+            raise UsageError("`resume` needs `out`, or the run to resume, such as runs/x")
         if isinstance(self.resume, Path) and self.out not in (None, self.resume, self.resume.parent):
-            raise UsageError("--resume RUN continues in the folder of that run; drop --out")
+            raise UsageError("`resume` continues in the folder of the run that it names; drop `out`")
 
     def _check_folds(self) -> None:
         if self.train_only and not self.data:
-            raise UsageError("--train-only needs --data, whose images it adds to")
+            raise UsageError("`train_only` needs `data`, whose images it adds to")
         if self.folds is None and self.fold is None:
             return
         if self.folds is None or self.fold is None:
-            raise UsageError(
-                "--folds and --fold belong together: --folds 5 --fold 0 validates on the first of five folds"
-            )
+            raise UsageError("`folds` and `fold` belong together: 5 and 0 validate on the first of five folds")
         if self.val:
-            raise UsageError("--folds takes the validation images from --data; leave out --val, or --folds and --fold")
+            raise UsageError("`folds` takes the validation images from `data`; leave out `val`, or `folds` and `fold`")
         if not self.data:
-            raise UsageError("--folds needs --data, the images to divide")
+            raise UsageError("`folds` needs `data`, the images to divide")
         check(self, "folds", self.folds >= 2, "at least 2")
         in_range = self.fold == "all" or 0 <= self.fold < self.folds
         check(self, "fold", in_range, f"in 0..{self.folds - 1}, or all")

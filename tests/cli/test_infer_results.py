@@ -161,7 +161,7 @@ def test_torchrun_divides_the_images_and_gives_the_same(model, shapes, tmp_path)
     ("arguments", "message"),
     [
         (["--skip-existing", "--save", "overlay"], "add mask to --save"),
-        (["--skip-existing", "--save", "mask", "pseudo"], "cannot make pseudo labels"),
+        (["--skip-existing", "--save", "mask", "pseudo"], "does not go with --save pseudo"),
         (["--submission-sample", "x.csv"], "needs --save submission"),
         (["--tta", "seed_vflip_multiscale", "--flips", "h"], "does not go with --flips"),
         (["--tta", "seed"], "unknown preset 'seed'"),

@@ -299,7 +299,7 @@ def test_resume_auto_begins_nothing_in_a_folder_of_something_else(shapes, tmp_pa
 
 def test_resume_and_out_must_agree(out, tmp_path, capsys):
     assert fails(train, "--resume", out, "--out", tmp_path / "b") == 2
-    assert "--resume RUN goes on in the run's own folder" in capsys.readouterr().err
+    assert "--resume continues in the folder of the run that it names" in capsys.readouterr().err
 
 
 def test_an_unwritable_folder_is_an_error_at_the_start(shapes, tmp_path, capsys, monkeypatch):

@@ -30,6 +30,13 @@ def test_text_stands_for_a_path_and_one_value_for_a_list_of_one():
     assert from_keywords(Settings, {"data": ["a.json", Path("b.json")]}).data == (Path("a.json"), Path("b.json"))
 
 
+def test_text_that_may_be_a_path_is_expanded():
+    settings = from_keywords(TrainConfig, {"pretrained": "~/w.safetensors", "mask_cache": Path("~/masks")})
+    assert settings.pretrained == str(Path.home() / "w.safetensors")
+    assert settings.mask_cache == str(Path.home() / "masks")
+    assert from_keywords(InferConfig, {"source": "~/photos"}).source == str(Path.home() / "photos")
+
+
 def test_another_object_may_take_the_place_of_a_path():
     data = object()
     assert from_keywords(Settings, {"data": data}).data == (data,)

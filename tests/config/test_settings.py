@@ -109,7 +109,7 @@ def test_a_file_that_says_everything_outlives_its_recipe(folder, capsys):
     text = printed(capsys, "--recipe", "quick")
     Path("args.cfg").write_text(text.replace("recipe: quick", "recipe: gone"))
     assert parse("--config", "args.cfg") == dataclasses.replace(parse("--recipe", "quick"), recipe="gone")
-    with pytest.raises(ValueError, match=r"--recipe takes a name; read a file of your own with --config mine\.yaml"):
+    with pytest.raises(ValueError, match=r"`recipe` takes a name; read a file of your own with --config mine\.yaml"):
         parse("--config", "args.cfg", "--recipe", "mine.yaml")
     with pytest.raises(ValueError, match=r"unknown recipe 'never' \(command line\)"):
         parse("--config", "args.cfg", "--recipe", "never")
@@ -141,22 +141,22 @@ def test_required_settings_may_stand_in_a_file(folder):
             ["--recipe", "quik"],
             "unknown recipe 'quik' (command line), did you mean quick? The recipes are\n  quick  Quick\n  slow   Slow",
         ),
-        (["--recipe"], "--recipe needs a name; the recipes are\n  quick  Quick\n  slow   Slow"),
-        (["--data", "a", "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--data", "a", "--workers", "-1"], "--workers must be 0 or more, got -1"),
-        (["--data", "a", "--lr", "-1"], "--lr must be positive, got -1.0"),
-        (["--data", "a", "--lr", "inf"], "--lr must be finite, got inf"),
+        (["--recipe"], "`recipe` needs a name; the recipes are\n  quick  Quick\n  slow   Slow"),
+        (["--data", "a", "--epochs", "0"], "`epochs` must be at least 1, got 0"),
+        (["--data", "a", "--workers", "-1"], "`workers` must be 0 or more, got -1"),
+        (["--data", "a", "--lr", "-1"], "`lr` must be positive, got -1.0"),
+        (["--data", "a", "--lr", "inf"], "`lr` must be finite, got inf"),
         (
             ["--data", "a", "--schedule", "multistep", "--milestones", "2", "inf"],
-            "--milestones must be finite, got (2.0, inf)",
+            "`milestones` must be finite, got (2.0, inf)",
         ),
-        (["--data", "a", "--seed", str(2**63)], f"--seed must be less than 2^63, got {2**63}"),
+        (["--data", "a", "--seed", str(2**63)], f"`seed` must be less than 2^63, got {2**63}"),
         (
             ["--data", "a", "--schedule", "multistep"],
-            "--schedule multistep and --milestones belong together: --schedule multistep --milestones 20 30",
+            '`schedule="multistep"` and `milestones` belong together, such as epochs 20 and 30',
         ),
-        (["--data", "a", "--config", "bad.cfg"], "--batch-size must be at least 1, got 0 (bad.cfg:2)"),
-        (["--recipe", "quick", "--min-lr", "1"], "--min-lr must be between 0 and --lr (0.01), got 1.0"),
+        (["--data", "a", "--config", "bad.cfg"], "`batch_size` must be at least 1, got 0 (bad.cfg:2)"),
+        (["--recipe", "quick", "--min-lr", "1"], "`min_lr` must be between 0 and `lr` (0.01), got 1.0"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, message, folder):
@@ -325,5 +325,5 @@ def test_help_of_tune_does_not_show_what_it_chooses_itself(capsys, monkeypatch):
     shown = boxes(help_of(TuneConfig, capsys, monkeypatch))
     assert not {"merge", "class_bias", "brightness"}.intersection(*shown.values())
     assert shown["prediction options"] == ["window", "window_overlap", "margin"]
-    with pytest.raises(UsageError, match="--merge does not go with tune"):
+    with pytest.raises(UsageError, match="`merge` does not go with tune"):
         parse("--data", "a.json", "--merge", "max", cls=TuneConfig)

@@ -57,8 +57,10 @@ def shard_of_this_process() -> Iterator[Shard]:
         return
     import torch.distributed as dist
 
+    from segkit.compat import leave_process_group
+
     dist.init_process_group("gloo", timeout=WAIT)
     try:
         yield Shard(rank, count, local)
     finally:
-        dist.destroy_process_group()
+        leave_process_group()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from segkit.compat import end_workers, loader_workers
 from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
@@ -35,7 +36,7 @@ class Loader(DataLoader):
     def _get_iterator(self) -> Any:
         with _signals_held():
             iterator = super()._get_iterator()
-        self._workers.extend((os.getpid(), worker) for worker in getattr(iterator, "_workers", ()))
+        self._workers.extend((os.getpid(), worker) for worker in loader_workers(iterator))
         return iterator
 
     def start(self) -> None:
@@ -52,9 +53,7 @@ class Loader(DataLoader):
         Without it, a loader that an error has left in a reference cycle makes the collector wait up to ten seconds for
         each worker.
         """
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator._shutdown_workers()
+        end_workers(self)
 
     @classmethod
     def end_workers(cls) -> None:

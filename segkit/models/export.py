@@ -5,18 +5,15 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
-import timm.layers.padding
 import torch
-import torch.fx.experimental._config as tracing
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from segkit.compat import free_sizes
 from segkit.errors import MissingPackageError, UsageError
 from segkit.models.model_file import describe_model
 from segkit.models.segmenter import Segmenter
@@ -113,39 +110,20 @@ def _trace(model: Segmenter) -> ExportedProgram:
     height, width = model.backbone.size_multiple
     images = _images(model, (2, 24 * height + 1, 25 * width + 2))
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    try:
-        with _free_sizes(), torch.no_grad():
+    with free_sizes(), torch.no_grad():
+        try:
             return torch.export.export(model, (images,), dynamic_shapes=(free,))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"the backbone {_name(model)} cannot be traced for any image size: {_first_line(error)}"
-        ) from error
-
-
-@contextmanager
-def _free_sizes() -> Iterator[None]:
-    """Keeps conditions on the image size out of what is traced."""
-    if not hasattr(tracing, "backed_size_oblivious"):
-        raise MissingPackageError(f"export needs torch 2.7, this is {torch.__version__}: pip install 'torch>=2.7'")
-    # Without the first, a program traced on a batch of 2 refuses a batch, height or width of 1. The second
-    # saves minutes: a layer padded as in TensorFlow asks the size of its map, layer upon layer.
-    with (
-        tracing.patch(backed_size_oblivious=True),
-        patch.object(timm.layers.padding, "get_same_padding", _same_padding_of_whole_strides),
-    ):
-        yield
-
-
-def _same_padding_of_whole_strides(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """timm's `get_same_padding` where the stride divides the size, as `Segmenter` sees to."""
-    return max((kernel_size - 1) * dilation + 1 - stride, 0)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UsageError(
+                f"the backbone {_name(model)} cannot be traced for any image size: {_first_line(error)}"
+            ) from error
 
 
 def _translate(model: Segmenter) -> "ONNXProgram":
     axes = {"images": {0: "batch", 2: "height", 3: "width"}}
     program = _trace(model)
     try:
-        with _free_sizes():
+        with free_sizes():
             return torch.onnx.export(
                 program,
                 dynamo=True,

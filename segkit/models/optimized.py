@@ -6,17 +6,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from segkit.compat import compiled_for_inference, has_cpp_compiler
 from segkit.errors import UsageError
 from segkit.models.folding import fold_fpn, fold_norms
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
-
-# The compiler's settings, for the call alone. Frozen weights become constants, so that norms are folded, weights
-# reordered beforehand and activations joined to convolutions; torch.compile(options={"freezing": True}) takes effect
-# too late for that. All models share the code of `Segmenter.forward`, and by default torch compiles it for eight of
-# them and runs the others slowly.
-INDUCTOR = {"freezing": True}
-DYNAMO = {"recompile_limit": 256}
 
 
 class OptimizedSegmenter(nn.Module):
@@ -47,7 +41,7 @@ class OptimizedSegmenter(nn.Module):
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
         if not self.compiled:
             return self.run(images).float()
-        with torch._inductor.config.patch(INDUCTOR), torch._dynamo.config.patch(DYNAMO):
+        with compiled_for_inference():
             return self.run(images).float()
 
     def train(self, mode: bool = True) -> "OptimizedSegmenter":
@@ -75,7 +69,7 @@ def optimize(
     Returns:
         A module that stands for the model wherever it infers: in `Predictor`, in `TTA`.
     """
-    compiled = compile and (_on_gpu(model) or _has_cpp_compiler())
+    compiled = compile and (_on_gpu(model) or has_cpp_compiler())
     if compile and not compiled:
         warnings.warn("optimize: there is no C++ compiler, so the model is not compiled", stacklevel=2)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
@@ -88,14 +82,3 @@ def optimize(
 
 def _on_gpu(model: nn.Module) -> bool:
     return next(model.parameters()).is_cuda
-
-
-def _has_cpp_compiler() -> bool:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True

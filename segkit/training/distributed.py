@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from segkit.compat import data_parallel, leave_process_group
 from segkit.errors import RanksError, UsageError
 from segkit.models import Segmenter
 from segkit.training.signals import Interrupted
@@ -126,7 +127,7 @@ class Ranks:
             check_stop()
         except Interrupted as stop:
             if self.store is not None:
-                self.store.set(STOP, str(stop.number))
+                self.store.set(STOP, str(int(stop.number)))
             raise
         if self.store is not None and self.store.check([STOP]):
             raise Interrupted(int(self.store.get(STOP)))
@@ -138,9 +139,7 @@ class Ranks:
         """
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(
-            model, forward_sync_buffers=False, find_unused_parameters=has_idle_parameters(model)
-        )
+        return data_parallel(model, find_unused_parameters=has_idle_parameters(model))
 
     def holding_back(self, wrapped: nn.Module, hold: bool) -> AbstractContextManager:
         """While it is open and `hold` is true, gradients add up in each process by itself."""
@@ -202,7 +201,7 @@ def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
             f"process {rank} of {count} cannot go on: another one has ended or does not answer, see its message"
         ) from error
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def _store() -> "Store":

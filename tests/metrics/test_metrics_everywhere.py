@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from segkit.compat import leave_process_group
 from segkit.metrics import BoundaryIoU, CalibrationError, ConfusionMatrix, PerImageConfusion
 from segkit.metrics._inputs import histogram, scatter_histogram
 
@@ -86,7 +87,7 @@ def run_rank(rank, folder):
             metric.all_reduce()
             results[kind.__name__] = {"counts": metric.counts, **metric.compute().to_dict()}
         torch.save(results, folder / f"{world}-{rank}.pt")
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -68,16 +68,6 @@ def test_export_leaves_the_model_as_it_is():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 1), (5, 3), (7, 1)])
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_same_padding_is_timms_where_the_stride_divides_the_size(kernel_size, stride, dilation):
-    from timm.layers.padding import get_same_padding
-
-    for size in (stride, 2 * stride, 12 * stride):
-        expected = get_same_padding(size, kernel_size, stride, dilation)
-        assert export._same_padding_of_whole_strides(size, kernel_size, stride, dilation) == expected
-
-
 def onnx_logits(path, images):
     import onnxruntime
 

@@ -81,7 +81,7 @@ def test_optimize_in_bfloat16_gives_float32_logits_near_the_model():
 
 
 def test_without_a_compiler_optimize_says_so_in_one_line(monkeypatch):
-    monkeypatch.setattr("segkit.models.optimized._has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("segkit.models.optimized.has_cpp_compiler", lambda: False)
     with pytest.warns(UserWarning, match="there is no C\\+\\+ compiler"):
         fast = optimize(trained_like("fpn"))
     assert isinstance(fast, OptimizedSegmenter)

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from segkit.compat import leave_process_group
 from segkit.training import Ranks
 
 TIMEOUT = 60  # seconds
@@ -35,7 +36,7 @@ def group(rank, count, folder):
     try:
         yield Ranks(rank, count, store=dist.PrefixStore("word", store))
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def _start(rank, count, function, folder):

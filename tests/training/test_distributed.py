@@ -12,6 +12,7 @@ from tiny_training import NAMES, Drawn, build_state, outcome, same
 from tiny_training import run as run_tiny
 from torch import nn
 
+from segkit.compat import data_parallel
 from segkit.data import DataError, create_transform, train_loader, val_loader
 from segkit.data.batches import PADDING, TrainBatches
 from segkit.losses import create_loss
@@ -333,6 +334,19 @@ def test_an_error_in_one_process_is_one_in_all_and_told_once(tmp_path):
         return [*told, not getattr(caught.value, "is_reported", False)]
 
     assert on_ranks(2, fail, tmp_path) == [[False, True], [True, False]]
+
+
+def test_buffers_are_copied_once_when_a_model_is_wrapped_and_not_before_each_forward(tmp_path):
+    def wrap(ranks):
+        norm = nn.BatchNorm2d(1).eval()
+        norm.running_mean.fill_(5.0 + ranks.rank)
+        wrapped = data_parallel(norm)
+        at_start = norm.running_mean.item()
+        norm.running_mean.fill_(float(ranks.rank))
+        wrapped(torch.zeros(1, 1, 2, 2))
+        return at_start, norm.running_mean.item()
+
+    assert on_ranks(2, wrap, tmp_path) == [(5.0, 0.0), (5.0, 1.0)]
 
 
 def test_buffers_of_any_type_become_those_of_the_first(tmp_path):

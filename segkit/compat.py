@@ -1,0 +1,133 @@
+"""What segkit uses of torch and timm beyond their public interface, so that a new release breaks one file.
+
+`tests/test_compat.py` has a test for each function. A use that has a public equivalent in the oldest supported torch
+does not belong here.
+"""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from segkit.errors import MissingPackageError
+
+# --- torch.utils.data ------------------------------------------------------------------------------------------
+
+
+def loader_workers(iterator: Any) -> list[BaseProcess]:
+    """Return the worker processes of a DataLoader's iterator; an iterator without workers has none.
+
+    Private, because a DataLoader does not say which processes it starts, and ours must be killed when a program ends.
+    """
+    return list(getattr(iterator, "_workers", ()))
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the persistent workers of `loader`; its next pass starts new ones.
+
+    Private, because torch ends persistent workers only when the garbage collector finds their loader.
+    """
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
+# --- torch.distributed -------------------------------------------------------------------------------------
+
+
+def data_parallel(model: nn.Module, **options: Any) -> nn.parallel.DistributedDataParallel:
+    """Return a DistributedDataParallel that copies buffers between processes once, now, and not before each forward.
+
+    The argument for this is public, but only since torch 2.13. `broadcast_buffers=False`, the older one, would not
+    copy buffers at the start either, so on older releases the attribute of that name is set afterwards.
+    """
+    if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
+        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False, **options)
+    wrapped = nn.parallel.DistributedDataParallel(model, **options)
+    wrapped.broadcast_buffers = False
+    return wrapped
+
+
+def leave_process_group() -> None:
+    """Leave the process group that `torch.distributed.init_process_group` joined.
+
+    Until torch 2.7 at least, gloo can hang here: the group waits for its threads while it holds Python's lock, and a
+    thread that still has to release the tensor of the last exchange waits for that lock. The pause lets the thread do
+    so; sleeping releases the lock.
+    """
+    time.sleep(0.1)
+    torch.distributed.destroy_process_group()
+
+
+# --- The compiler ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def compiled_for_inference() -> Iterator[None]:
+    """Compile what runs inside with frozen weights, and one model for each of up to 256 sizes.
+
+    Frozen weights are constants: norms are folded, weights are reordered once, and activations are joined to
+    convolutions. `torch.compile(options={"freezing": True})` takes effect too late for that. All models share the
+    code of `Segmenter.forward`; by default torch compiles one function at most eight times, and runs it uncompiled
+    after that.
+    """
+    dynamo = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the name until torch 2.5
+    with torch._inductor.config.patch(freezing=True), dynamo.patch({limit: 256}):
+        yield
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether torch.compile finds a C++ compiler, which it needs on the CPU.
+
+    Private, because the list of compilers that torch tries is.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+# --- Export ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def free_sizes() -> Iterator[None]:
+    """Keep conditions on the size of the images out of a program that `torch.export` traces inside.
+
+    Without torch's `backed_size_oblivious`, a program traced on a batch of 2 refuses a batch, height or width of 1.
+    timm computes the padding of TensorFlow's convolutions from the size of each map, layer after layer; `Segmenter`
+    pads its images to whole strides, so that padding is a constant, and the trace takes seconds instead of minutes.
+
+    Raises:
+        MissingPackageError: torch is older than 2.7.
+    """
+    # Loaders use this module as well, and need neither.
+    import timm.layers.padding
+    from torch.fx.experimental import _config as tracing
+
+    if not hasattr(tracing, "backed_size_oblivious"):
+        raise MissingPackageError(
+            f"the export of a model needs torch 2.7, this is torch {torch.__version__}: pip install 'torch>=2.7'"
+        )
+    with (
+        tracing.patch(backed_size_oblivious=True),
+        patch.object(timm.layers.padding, "get_same_padding", _same_padding_of_whole_strides),
+    ):
+        yield
+
+
+def _same_padding_of_whole_strides(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return timm's `get_same_padding` for a size that the stride divides."""
+    return max((kernel_size - 1) * dilation + 1 - stride, 0)

@@ -18,16 +18,16 @@ class SameDepthwiseConv2d(Conv2dSame):
     @classmethod
     def from_conv(cls, conv: Conv2dSame) -> "SameDepthwiseConv2d":
         """One with the very parameters of `conv`."""
-        same = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            device="meta",
-        )
+        with torch.device("meta"):  # timm's class takes no device before 1.0.16
+            same = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                bias=conv.bias is not None,
+            )
         same.weight, same.bias = conv.weight, conv.bias
         return same
 

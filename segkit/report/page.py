@@ -1,4 +1,4 @@
-"""report.html: all that a run folder tells, on one page that needs nothing beside itself."""
+"""report.html: one page that shows a run, with all pictures and styles inside the file."""
 
 import base64
 import math
@@ -15,14 +15,14 @@ from segkit.metrics import ConfusionMatrix
 from segkit.report.charts import line_chart
 from segkit.visualize import create_palette
 
-QUALITY = 82  # of JPEG
-CONFUSIONS = 8  # named below the matrix
+QUALITY = 82  # JPEG quality, 0 to 100
+CONFUSIONS = 8  # rows of the table next to the matrix
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its caption, encoded already."""
+    """An encoded picture with its caption and alternative text."""
 
     caption: str
     alt: str
@@ -31,35 +31,35 @@ class Picture:
 
     @classmethod
     def photograph(cls, caption: str, alt: str, pixels: np.ndarray) -> "Picture":
-        """Of (H, W, 3) uint8 RGB, as JPEG."""
+        """Encode (H, W, 3) uint8 RGB pixels as JPEG."""
         _, content = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         return cls(caption, alt, "jpeg", content.tobytes())
 
     @classmethod
     def drawing(cls, caption: str, alt: str, path: Path) -> "Picture":
-        """Of a PNG file."""
+        """Read a PNG file as it is."""
         return cls(caption, alt, "png", path.read_bytes())
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What the page shows; all texts are taken literally, whatever they hold.
+    """The content of the page. All texts are escaped, so they may contain any characters.
 
     Attributes:
-        name: Of the run.
-        status: How far it is, in a sentence.
-        summary: Short texts by their title.
-        history: The rows of results.csv.
-        best_epoch: The epoch of the best weights; 0 for none yet.
-        class_names: In label order.
-        iou: IoU of each class by the best weights, NaN where there is none.
-        confusion: Of the best weights, at the end.
-        confusion_picture: The same as a picture.
-        pictures: What else there is to look at.
-        commands: How to go on, by what for.
-        changed: The settings that are not the default, by name.
-        settings: All settings.
-        environment: Versions, device and time, by name.
+        name: Name of the run.
+        status: Progress of the run, as a sentence.
+        summary: The tiles at the top: title -> large text.
+        history: Rows of results.csv.
+        best_epoch: Epoch of the best weights; 0 if there are none yet.
+        class_names: Class names in label order.
+        iou: IoU of each class with the best weights, 0 to 1; NaN for classes without a score.
+        confusion: Confusion matrix of the best weights; None until training ends.
+        confusion_picture: Picture of that matrix.
+        pictures: Further pictures, in this order.
+        commands: Next steps: purpose -> command line.
+        changed: Settings that differ from the defaults: name -> value.
+        settings: All settings: name -> value.
+        environment: Versions, device and time: name -> value.
     """
 
     name: str
@@ -79,14 +79,14 @@ class RunPage:
 
 
 def render(page: RunPage) -> str:
-    """The page as HTML, with styles and pictures inside it and without scripts."""
+    """Return the page as HTML, with styles and pictures inside it and without scripts."""
     sections = {
         "": _summary(page),
         "Curves": _curves(page),
         "Classes": _classes(page),
         "Confusions": _confusions(page),
         "Pictures": "\n".join(map(_figure, page.pictures)),
-        "How to go on": "\n".join(f"<p>{escape(k)}</p><pre>{escape(v)}</pre>" for k, v in page.commands.items()),
+        "Next steps": "\n".join(f"<p>{escape(k)}</p><pre>{escape(v)}</pre>" for k, v in page.commands.items()),
         "Settings": _settings(page),
         "Environment": _plain_table(page.environment),
     }
@@ -128,12 +128,12 @@ def _curves(page: RunPage) -> str:
         )
         for title, (lines, high) in charts.items()
     ]
-    note = '<p class="note">The dashed line is the best epoch.</p>' if marked else ""
+    note = '<p class="note">Horizontal axis: epochs. The dashed line marks the best one.</p>' if marked else ""
     return f'<div class="charts">{"".join(drawn)}</div>{note}'
 
 
 def _classes(page: RunPage) -> str:
-    """The classes from the best to the worst; those without a score last."""
+    """Return the table of classes, from the highest IoU to the lowest; classes without a score come last."""
     if not page.best_epoch:
         return ""
     palette = create_palette(len(page.class_names))
@@ -182,9 +182,8 @@ def _confusions(page: RunPage) -> str:
         f'<td class="number">{_percent(wrong[truth, said] / total)}</td></tr>'
         for truth, said in largest
     )
-    head = (
-        '<th>truth</th><th>taken for</th><th class="number">% of the class</th><th class="number">% of all pixels</th>'
-    )
+    head = "<th>truth</th><th>predicted as</th>"
+    head += "".join(f'<th class="number">{title}</th>' for title in ("% of the class", "% of all pixels"))
     table = f'<div class="scroll"><table class="plain"><tr>{head}</tr>{rows}</table></div>' if rows else ""
     picture = _figure(page.confusion_picture) if page.confusion_picture else ""
     return f'<div class="beside">{picture}{table}</div>'
@@ -199,8 +198,9 @@ def _figure(picture: Picture) -> str:
 
 
 def _settings(page: RunPage) -> str:
-    changed = _plain_table(page.changed) if page.changed else '<p class="note">All are the defaults.</p>'
-    everything = f"<details><summary>all settings</summary>{_plain_table(page.settings)}</details>"
+    note = "These settings differ from the defaults." if page.changed else "All settings have their default values."
+    changed = f'<p class="note">{note}</p>{_plain_table(page.changed)}'
+    everything = f"<details><summary>All settings</summary>{_plain_table(page.settings)}</details>"
     return changed + (everything if page.settings else "")
 
 

@@ -2,10 +2,10 @@
 
 import math
 
-import loss_oracles
 import pytest
 import torch
-from loss_examples import MODES, example, ignored_entries, loss_and_gradient
+from helpers import loss_oracles
+from helpers.loss_examples import MODES, example, ignored_entries, loss_and_gradient
 
 from segkit.losses import BoundaryLoss, boundary_loss
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, build, example
+from helpers.loss_examples import DEFAULTS, build, example
 
 from segkit.losses import LOSSES, bce_loss, create_loss, cross_entropy_loss, dice_loss, ohem_loss
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_examples import CLASSES, WEIGHTS, example, loss_and_gradient
+from helpers.loss_examples import CLASSES, WEIGHTS, example, loss_and_gradient
 
 from segkit.losses import bce_loss, cross_entropy_loss, focal_loss, ohem_loss
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, ignored_entries, loss_and_gradient
+from helpers.loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, ignored_entries, loss_and_gradient
 
 from segkit.losses import LOSSES, create_loss, dice_loss
 from segkit.testing import check_loss

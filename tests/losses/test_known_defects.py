@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_examples import SIGMOID, WEIGHTS, build, example, ignored_entries, loss_and_gradient
+from helpers.loss_examples import SIGMOID, WEIGHTS, build, example, ignored_entries, loss_and_gradient
 
 from segkit.losses import (
     LOSSES,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, loss_and_gradient
+from helpers.loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, loss_and_gradient
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segkit.losses import (

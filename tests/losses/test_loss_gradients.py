@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, VARIANTS, build, example, loss_and_gradient
+from helpers.loss_examples import DEFAULTS, VARIANTS, build, example, loss_and_gradient
 from torch.autograd import gradcheck, gradgradcheck
 
 SMALL = (2, 2, 2)

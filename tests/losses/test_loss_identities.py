@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_examples import DEFAULTS, VARIANTS, build, example, ignored_entries, modes_of
+from helpers.loss_examples import DEFAULTS, VARIANTS, build, example, ignored_entries, modes_of
 
 from segkit.losses import (
     LOSSES,

@@ -1,10 +1,10 @@
 """Each loss against its formula, written as loops over pixels in numpy."""
 
-import loss_oracles
 import numpy as np
 import pytest
 import torch
-from loss_examples import CLASSES, VARIANTS, build, example
+from helpers import loss_oracles
+from helpers.loss_examples import CLASSES, VARIANTS, build, example
 
 REDUCED = [case for case in VARIANTS if case.values[0] in loss_oracles.SUMS]
 

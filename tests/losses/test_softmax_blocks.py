@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_examples import example, ignored_entries, loss_and_gradient
+from helpers.loss_examples import example, ignored_entries, loss_and_gradient
 
 from segkit.losses import LOSSES, BCELoss, CrossEntropyLoss, DiceLoss, WeightedSum, _blocks, _inputs, create_loss
 from segkit.losses._softmax import SoftmaxTerms, _plain_terms, softmax_terms

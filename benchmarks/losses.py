@@ -1,27 +1,26 @@
 """Speed and memory of our losses, forward and backward, against SMP, pytorch-toolbelt, kornia and torch.
 
-All take turns in one process; the figures are medians, and ratios of medians to SMP's (to torch's for the
-cross entropy). Memory is the peak of a process of its own, less what it had with the logits in place, in
-units of the logits.
+All losses take turns in one process. The figures are medians, and ratios of medians to the first loss of a table, which
+is SMP's or torch's. Packages that are not installed are skipped. Memory is the peak of a process, minus the memory that
+it used with the logits in place, as a multiple of the logits.
 
     pip install segmentation-models-pytorch pytorch-toolbelt kornia
     python benchmarks/losses.py                      # (4, 12, 512, 512)
     python benchmarks/losses.py --batch 8
     python benchmarks/losses.py --memory
-    python benchmarks/losses.py --device cuda
+    python benchmarks/losses.py --device cuda --runs 50
 """
 
 import argparse
+import importlib
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 
-import kornia.losses
-import pytorch_toolbelt.losses
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,16 +31,25 @@ CLASSES, SIZE = 12, 512
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+def installed(name: str) -> ModuleType | None:
+    """Return the module, or None if its package is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
 def table() -> dict[str, dict[str, LossFunction]]:
-    """For each kind of loss: who computes it; the first is what the others are compared with."""
-    theirs, belt = smp.losses, pytorch_toolbelt.losses
-    kornia_options = {"average": "macro"}
+    """Return, for each kind of loss, who computes it; the others are compared with the first."""
+    smp, belt, kornia = (
+        installed(f"{name}.losses") for name in ("segmentation_models_pytorch", "pytorch_toolbelt", "kornia")
+    )
     ce, dice = losses.create_loss("ce", label_smoothing=0.1), losses.DiceLoss()
-    return {
+    kinds = {
         "ce, smoothing 0.1": {
             "torch": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1, ignore_index=255),
-            "SMP": theirs.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
-            "toolbelt": belt.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
+            "SMP": smp and smp.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
+            "toolbelt": belt and belt.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
             "segkit": ce,
         },
         "ce": {
@@ -49,40 +57,40 @@ def table() -> dict[str, dict[str, LossFunction]]:
             "segkit": losses.CrossEntropyLoss(),
         },
         "dice": {
-            "SMP": theirs.DiceLoss("multiclass", ignore_index=255),
-            "toolbelt": belt.DiceLoss("multiclass", ignore_index=255),
-            "kornia": lambda z, y: kornia.losses.dice_loss(z, y, **kornia_options, ignore_index=255),
+            "SMP": smp and smp.DiceLoss("multiclass", ignore_index=255),
+            "toolbelt": belt and belt.DiceLoss("multiclass", ignore_index=255),
+            "kornia": kornia and (lambda z, y: kornia.dice_loss(z, y, average="macro", ignore_index=255)),
             "segkit": dice,
         },
         "jaccard": {
-            "SMP": theirs.JaccardLoss("multiclass", ignore_index=255),
+            "SMP": smp and smp.JaccardLoss("multiclass", ignore_index=255),
             "segkit": losses.JaccardLoss(),
         },
         "tversky": {
-            "SMP": theirs.TverskyLoss("multiclass", ignore_index=255),
-            "kornia": lambda z, y: kornia.losses.tversky_loss(z, y, alpha=0.5, beta=0.5, ignore_index=255),
+            "SMP": smp and smp.TverskyLoss("multiclass", ignore_index=255),
+            "kornia": kornia and (lambda z, y: kornia.tversky_loss(z, y, alpha=0.5, beta=0.5, ignore_index=255)),
             "segkit": losses.TverskyLoss(),
         },
         "focal": {
-            "SMP": theirs.FocalLoss("multiclass", ignore_index=255),
-            "toolbelt": belt.CrossEntropyFocalLoss(ignore_index=255),
-            "kornia": lambda z, y: kornia.losses.focal_loss(
-                z, y, alpha=None, gamma=2.0, reduction="mean", ignore_index=255
-            ),
+            "SMP": smp and smp.FocalLoss("multiclass", ignore_index=255),
+            "toolbelt": belt and belt.CrossEntropyFocalLoss(ignore_index=255),
+            "kornia": kornia
+            and (lambda z, y: kornia.focal_loss(z, y, alpha=None, gamma=2.0, reduction="mean", ignore_index=255)),
             "segkit": losses.FocalLoss(),
         },
         "lovasz": {
-            "SMP": theirs.LovaszLoss("multiclass", ignore_index=255),
-            "toolbelt": belt.LovaszLoss(ignore=255),
+            "SMP": smp and smp.LovaszLoss("multiclass", ignore_index=255),
+            "toolbelt": belt and belt.LovaszLoss(ignore=255),
             "segkit": losses.LovaszLoss(),
         },
         "ce + dice": {
-            "SMP": _sum_of(
-                theirs.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
-                theirs.DiceLoss("multiclass", ignore_index=255),
+            "SMP": smp
+            and _sum_of(
+                smp.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255),
+                smp.DiceLoss("multiclass", ignore_index=255),
             ),
-            "segkit, ce alone": ce,
-            "segkit, dice alone": dice,
+            "segkit, only ce": ce,
+            "segkit, only dice": dice,
             "segkit": losses.create_loss({"ce": 0.6, "dice": 0.4}, label_smoothing=0.1),
         },
         "bce, a sigmoid per class": {
@@ -94,6 +102,7 @@ def table() -> dict[str, dict[str, LossFunction]]:
         "ohem": {"segkit, ce": losses.CrossEntropyLoss(), "segkit": losses.OHEMLoss()},
         "mcc": {"segkit, dice": losses.DiceLoss(), "segkit": losses.MCCLoss()},
     }
+    return {kind: {name: loss for name, loss in by.items() if loss is not None} for kind, by in kinds.items()}
 
 
 def _sum_of(*terms: LossFunction) -> LossFunction:
@@ -101,12 +110,12 @@ def _sum_of(*terms: LossFunction) -> LossFunction:
 
 
 def example(batch: int, ignored: float, size: int = SIZE) -> tuple[Tensor, Tensor]:
-    """Logits, and labels in blobs of 32 x 32 pixels; a share of the pixels is 255."""
+    """Return logits, and labels in squares of 32 x 32 pixels; a share of the pixels is 255."""
     torch.manual_seed(0)
     coarse = torch.randint(CLASSES, (batch, size // 32, size // 32))
     target = coarse.repeat_interleave(32, 1).repeat_interleave(32, 2)
     logits = torch.randn(batch, CLASSES, size, size)
-    for image, labels in zip(logits, target, strict=True):  # one by one, so that no copy raises the peak
+    for image, labels in zip(logits, target, strict=True):  # One by one, so that no copy raises the peak.
         image.scatter_add_(0, labels.unsqueeze(0), torch.full((1, size, size), 2.0))
     target[torch.rand(target.shape) < ignored] = 255
     return logits.requires_grad_(), target
@@ -120,10 +129,13 @@ def step(loss: LossFunction, logits: Tensor, target: Tensor) -> None:
 def measure(kinds: list[str], batch: int, ignored: float, runs: int, device: str) -> None:
     logits, target = example(batch, ignored)
     logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, {ignored:.0%} of the pixels ignored")
     for kind in kinds:
-        times: dict[str, list[float]] = {name: [] for name in table()[kind]}
-        for counted in (False, *[True] * runs):
-            for name, loss in table()[kind].items():
+        competitors = table()[kind]
+        times: dict[str, list[float]] = {name: [] for name in competitors}
+        for counted in (*[False] * (1 if device == "cpu" else 5), *[True] * runs):
+            for name, loss in competitors.items():
                 started = time.perf_counter()
                 step(loss, logits, target)
                 if device == "cuda":
@@ -131,10 +143,10 @@ def measure(kinds: list[str], batch: int, ignored: float, runs: int, device: str
                 if counted:
                     times[name].append(time.perf_counter() - started)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        first = next(iter(medians.values()))
-        print(f"\n{kind}  {tuple(logits.shape)}, forward and backward")
+        reference, first = next(iter(medians.items()))
+        print(f"\n{kind}  {tuple(logits.shape)}, forward and backward, ratio to {reference}")
         for name, seconds in medians.items():
-            print(f"  {name:<20} {1000 * seconds:8.1f} ms  {seconds / first:6.2f} x", flush=True)
+            print(f"  {name:<20} {1000 * seconds:8.2f} ms  {seconds / first:6.2f} x", flush=True)
 
 
 def measure_memory(kinds: list[str], batch: int) -> None:
@@ -146,9 +158,9 @@ def measure_memory(kinds: list[str], batch: int) -> None:
 
 
 def peak_of(kind: str, name: str, batch: int) -> float:
-    """Peak memory of a step beyond the inputs, in units of the logits."""
+    """Return the peak memory of a step in addition to the inputs, as a multiple of the logits."""
     loss = table()[kind][name]
-    step(loss, *example(1, 0.05, size=64))  # whatever libraries load on first use
+    step(loss, *example(1, 0.05, size=64))  # Libraries load parts of themselves on first use.
     logits, target = example(batch, 0.05)
     before = _resident()
     step(loss, logits, target)

@@ -1,4 +1,4 @@
-"""Losses on logits (N, C, H, W), as functions and as modules; ignored pixels count for nothing."""
+"""Losses of logits (N, C, H, W), as functions and as modules; all of them can ignore pixels."""
 
 from segkit.losses.boundary import BoundaryLoss, boundary_loss
 from segkit.losses.class_weights import class_weights

@@ -1,69 +1,92 @@
-"""What every loss shares: checked inputs without the ignored pixels, and the sums that several losses need."""
+"""What every loss needs: checked inputs without the ignored pixels, checked options, and the base of the modules."""
 
-from typing import Literal, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
-from segkit.losses._blocks import exact_type, masked
-from segkit.losses._softmax import SoftmaxTerms, softmax_terms
+from segkit.labels import IGNORE_INDEX
+from segkit.losses._softmax import DeviceTraits, PlainTerms, device_traits, masked
+from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
+from segkit.names import nearest
 
 Mode = Literal["multiclass", "binary", "multilabel"]
 Reduction = Literal["mean", "sum", "none"]
-MODES = ("multiclass", "binary", "multilabel")
-REDUCTIONS = ("mean", "sum", "none")
+Absent = Literal["skip", "penalise", "zero"]
+CHOICES = {
+    "mode": ("multiclass", "binary", "multilabel"),
+    "reduction": ("mean", "sum", "none"),
+    "absent": ("skip", "penalise", "zero"),
+}
 
 
 class Counts(NamedTuple):
-    """Soft counts of each class in each image, (N, C) in `exact_type`; ignored pixels are in none of them."""
+    """Soft counts of each class in each image, (N, C) each, without ignored pixels, in the `sum_type` of the device."""
 
     true_positive: Tensor
     prob_sum: Tensor  # true positives and false positives
     support: Tensor  # true positives and false negatives
-    pixels: Tensor
+    pixels: Tensor  # (N, 1) if all classes have the same pixels
 
 
 class Inputs:
-    """Checked logits and target of a loss, with what it takes to leave ignored pixels out.
+    """Checked logits and target of a loss, ready to be summed without the ignored pixels.
 
-    Whatever the logits hold at ignored pixels, it reaches neither a loss nor a gradient. Half-precision
-    logits are raised to float32. What several losses need of the same inputs is computed once.
+    The logits of ignored pixels, even inf or NaN, change neither a loss nor a gradient. Half-precision logits are
+    computed with in float32. Losses that share the same Inputs share its softmax and its counts.
 
     Args:
-        logits: (N, C, H, W), or any number of axes after the classes; C is 1 in mode `binary`.
-        target: `multiclass`: (N, H, W) integer labels, or (N, C, H, W) float shares of the classes.
+        logits: (N, C, H, W), or with any other number of axes after the classes; C is 1 in mode `binary`.
+        target: `multiclass`: (N, H, W) integer labels, or (N, C, H, W) floats, the share of each class.
             `binary`: (N, H, W) or (N, 1, H, W), `multilabel`: (N, C, H, W): 0 and 1, or floats between.
-        mode: A softmax over the classes, one sigmoid, or a sigmoid for each class.
-        ignore_index: Target value of what counts for nothing; None for none. In float targets of mode
-            `multiclass`, a pixel is ignored that holds it in all classes.
+        mode: `multiclass` for a softmax over the classes, `binary` for one sigmoid, `multilabel` for a sigmoid of
+            each class.
+        ignore_index: Target value to ignore; None to ignore nothing. In float targets of mode `multiclass` a pixel is
+            ignored if it holds this value in all classes.
+        traits: How to compute; by default as is best on the device of the logits.
 
     Raises:
-        ValueError: a wrong mode, shape or type, or labels outside the classes.
+        UsageError: The mode, a shape or a type is wrong, or labels are outside the classes. On CUDA labels are not
+            checked here, because reading them would wait for the device: all losses except Lovasz stop with a device
+            error instead.
 
     Attributes:
         logits: (N, C, P) with P = H * W.
-        target: (N, P) int64 labels, 0 at ignored pixels; else (N, C, P) floats in the sums' type.
-        valid: Of the target's shape, or (N, P), bool; None where everything counts.
-        shape: The target's shape, for losses that are not reduced.
+        target: (N, P) int64 labels, 0 at ignored pixels; or (N, C, P) floats in `dtype`.
+        valid: (N, P), or (N, C, P) with sigmoids, bool; None if nothing is ignored.
+        has_labels: Whether the target holds class indices.
+        shape: Shape of the target, for losses that are not reduced.
+        dtype: Type of the losses.
     """
 
-    def __init__(self, logits: Tensor, target: Tensor, mode: Mode, ignore_index: int | None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        mode: Mode,
+        ignore_index: int | None,
+        *,
+        traits: DeviceTraits | None = None,
+    ) -> None:
         _check(logits, target, mode)
+        self.traits = traits or device_traits(logits.device.type)
         self.mode, self.shape = mode, target.shape
         self.num_classes = logits.shape[1]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        self.labelled = mode == "multiclass" and not target.is_floating_point()
+        self.has_labels = mode == "multiclass" and not target.is_floating_point()
         self.logits = logits.flatten(2)
         valid = _valid(target, ignore_index)
-        if valid is not None and mode == "multiclass" and not self.labelled:
+        if valid is not None and mode == "multiclass" and not self.has_labels:
             valid = valid.any(1, keepdim=True)
-        if valid is not None and not target.is_cuda and not torch.compiler.is_compiling() and valid.all():
+        if valid is not None and self.traits.can_be_read and valid.all():
             valid = None
         if valid is not None:
             target = torch.where(valid, target, 0)
-        if self.labelled:
+        if self.has_labels:
             self.target = target.flatten(1).long()
             self.valid = None if valid is None else valid.flatten(1)
         else:
@@ -73,87 +96,136 @@ class Inputs:
             else:
                 self.valid = None if valid is None else valid.reshape(self.logits.shape)
             self.logits = masked(self.logits, self.valid, self.dtype)
-        high = self.num_classes - 1 if self.labelled else 1
-        _check_range(self.target, high, ignore_index, what="labels" if self.labelled else "values")
-        self._terms: SoftmaxTerms | None = None
+        if self.traits.can_be_read:
+            _check_range(self.target, self.num_classes - 1 if self.has_labels else 1, self.has_labels, ignore_index)
+        self._softmax: SoftmaxTerms | PlainTerms | None = None
+        self._counts: Counts | None = None
+
+    @classmethod
+    def of(cls, logits: "Tensor | Inputs", target: Tensor, mode: Mode, ignore_index: int | None) -> "Inputs":
+        """Return the checked inputs, or `logits` itself if a module passes inputs that were checked before."""
+        return logits if isinstance(logits, Inputs) else cls(logits, target, mode, ignore_index)
 
     @property
-    def softmax(self) -> SoftmaxTerms:
-        """The sums of the softmax losses; of inputs with labels alone."""
-        if self._terms is None:
-            self._terms = softmax_terms(self.logits, self.target, self.valid)
-        return self._terms
+    def softmax(self) -> SoftmaxTerms | PlainTerms:
+        """The sums of `_softmax`, for inputs with labels."""
+        if self._softmax is None:
+            if self.traits.has_kernel:
+                self._softmax = softmax_terms(self.logits, self.target, self.valid)
+            else:
+                self._softmax = PlainTerms(self.logits, self.target, self.valid, self.traits.sum_type)
+        return self._softmax
 
     @property
     def dense_logits(self) -> Tensor:
-        """(N, C, P) in the sums' type, 0 at ignored pixels."""
-        return masked(self.logits, self.valid, self.dtype) if self.labelled else self.logits
+        """(N, C, P) in `dtype`, 0 at ignored pixels."""
+        return masked(self.logits, self.valid, self.dtype) if self.has_labels else self.logits
 
-    def weigh(self, x: Tensor) -> Tensor:
-        """`x`, of the shape of `valid`, with 0 at ignored pixels."""
-        return x if self.valid is None else x * self.valid
+    def zero_ignored(self, values: Tensor) -> Tensor:
+        """Return `values`, which have the shape of `valid`, with 0 at ignored pixels."""
+        return values if self.valid is None else values * self.valid
 
     def num_valid(self) -> Tensor:
-        """How many entries of the target count, as a scalar."""
+        """Return the number of pixels, or with sigmoids of entries, that are not ignored, as a scalar in `dtype`."""
         if self.valid is not None:
             return self.valid.sum().to(self.dtype)
         numel = self.target.shape[0] * self.target.shape[-1] if self.mode == "multiclass" else self.target.numel()
-        return torch.tensor(numel, dtype=self.dtype, device=self.target.device)
+        return torch.full((), numel, dtype=self.dtype, device=self.target.device)
 
     def entry_losses(self) -> Tensor:
-        """Cross entropy of each pixel (N, P) or, with sigmoids, of each entry (N, C, P); 0 where ignored."""
-        if self.labelled:
+        """Return the cross entropy of each pixel (N, P) or, with sigmoids, of each entry (N, C, P); 0 if ignored."""
+        if self.has_labels:
             return self.softmax.nll
         if self.mode == "multiclass":
             return -(self.target * self.logits.log_softmax(1)).sum(1)
-        return self.weigh(F.binary_cross_entropy_with_logits(self.logits, self.target, reduction="none"))
+        return self.zero_ignored(F.binary_cross_entropy_with_logits(self.logits, self.target, reduction="none"))
 
     def counts(self) -> Counts:
-        """Soft counts by softmax or sigmoid."""
-        exact = exact_type(self.logits.device)
-        support, pixels = self.support().to(exact), self._pixels().to(exact)
-        if self.labelled:
+        """Return the soft counts of the softmax or of the sigmoids."""
+        if self._counts is None:
+            self._counts = self._count()
+        return self._counts
+
+    def _count(self) -> Counts:
+        sum_type = self.traits.sum_type
+        support, pixels = self._support().to(sum_type), self._pixels().to(sum_type)
+        if self.has_labels:
             return Counts(self.softmax.true_positive, self.softmax.prob_sum, support, pixels)
         probs = self.logits.softmax(1) if self.mode == "multiclass" else self.logits.sigmoid()
         probs = masked(probs, self.valid, self.dtype)
-        # For shares between 0 and 1, the overlap is the smaller of the two: only so is p = t the best prediction
-        # (Wang et al., "Dice Semimetric Losses", 2023, section 3). For 0 and 1 that is p * t.
-        hits = torch.minimum(probs, self.target)
-        return Counts(hits.sum(2).to(exact), probs.sum(2).to(exact), support, pixels)
+        # The overlap is min(p, t) instead of p * t, which is the same for a target of 0 or 1: for a target between,
+        # only the minimum makes p = t the best prediction (Wang et al., "Dice Semimetric Losses", 2023, section 3).
+        overlap = torch.minimum(probs, self.target)
+        return Counts(overlap.sum(2).to(sum_type), probs.sum(2).to(sum_type), support, pixels)
 
-    def support(self) -> Tensor:
-        """(N, C): how many pixels are of the class."""
-        if not self.labelled:
+    def _support(self) -> Tensor:
+        """Return the number of pixels of each class, (N, C)."""
+        if not self.has_labels:
             return self.target.sum(2)
+        if isinstance(self.softmax, PlainTerms):
+            return self.softmax.support
         ones = torch.ones_like(self.target) if self.valid is None else self.valid.long()
         zeros = self.target.new_zeros(self.target.shape[0], self.num_classes)
-        return zeros.scatter_add(1, self.target, ones).to(self.dtype)
+        return zeros.scatter_add(1, self.target, ones)
 
     def _pixels(self) -> Tensor:
         n, pixels = self.logits.shape[0], self.logits.shape[2]
         if self.valid is None:
-            return torch.full((n, 1), pixels, dtype=self.dtype, device=self.logits.device)
-        return self.valid.sum(-1).to(self.dtype).view(n, -1)
+            return torch.full((n, 1), pixels, device=self.logits.device)
+        return self.valid.sum(-1).view(n, -1)
 
 
 class Loss(nn.Module):
-    """A loss of logits and target. What it computes is in `evaluate`, so that several can share their inputs."""
+    """Base of the loss modules, which call a function with options that were checked when the module was built.
 
-    def __init__(self, mode: Mode, ignore_index: int | None, **options: object) -> None:
+    A subclass names the function. The keyword arguments of the function, with their defaults, are the keyword
+    arguments of the constructor.
+
+    Attributes:
+        function: The loss as a function: (logits, target, **options) -> scalar.
+        defaults: Options whose default is not the default of the function.
+        fixed: Options of the function that the module sets and does not take.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    defaults: ClassVar[dict[str, Any]] = {}
+    fixed: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = cls.defaults | cls.fixed
+        parameters = [
+            parameter.replace(default=own.get(parameter.name, parameter.default))
+            for parameter in inspect.signature(cls.function).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        cls._defaults = {parameter.name: parameter.default for parameter in parameters}
+        accepted = [parameter for parameter in parameters if parameter.name not in cls.fixed]
+        cls.__signature__ = inspect.Signature(accepted, return_annotation=None)
+
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        self.mode = mode
-        self.ignore_index = ignore_index
-        self.options = options
+        accepted = type(self).__signature__.parameters
+        for name in options:
+            if name not in accepted:
+                near = nearest(name, accepted)
+                hint = f", did you mean {near!r}?" if near else f"; its options are {', '.join(accepted)}"
+                raise TypeError(f"{type(self).__name__} has no option {name!r}{hint}")
+        options = self._defaults | options
+        check_options(**options)
+        self.mode: Mode = options.pop("mode", "multiclass")
+        self.ignore_index: int | None = options.pop("ignore_index", IGNORE_INDEX)
         weights = options.pop("class_weights", None)
+        self.options = options
         self.register_buffer("class_weights", None if weights is None else torch.as_tensor(weights).float())
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.evaluate(Inputs(logits, target, self.mode, self.ignore_index))
 
     def evaluate(self, inputs: Inputs) -> Tensor:
-        raise NotImplementedError
+        """Return the loss of checked inputs, which several losses may share."""
+        weights = {} if self.class_weights is None else {"class_weights": self.class_weights}
+        return type(self).function(inputs, inputs.target, **self.options, **weights)
 
     def extra_repr(self) -> str:
         shown = {"mode": self.mode, "ignore_index": self.ignore_index} | self.options
@@ -161,25 +233,40 @@ class Loss(nn.Module):
 
 
 def reduce(losses: Tensor, total: Tensor, reduction: Reduction, shape: torch.Size) -> Tensor:
-    """The sum of `losses`, the sum divided by `total` (0 where that is 0), or the losses in `shape`."""
-    check_choice("reduction", reduction, REDUCTIONS)
+    """Return the sum of `losses`, the sum divided by `total` (0 if that is 0), or the losses in `shape`."""
     if reduction == "none":
         return losses.view(shape)
     return losses.sum() if reduction == "sum" else divide(losses.sum(), total)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """`a / b`, and 0 with a graph where `b` is 0."""
+    """Return `a / b`, and `a`, which is 0 then but has a graph, if `b` is 0."""
     return a / torch.where(b > 0, b, 1)
 
 
+def check_options(**options: Any) -> None:
+    """Raise UsageError if an option that means the same in all losses has a wrong value.
+
+    Args:
+        **options: `mode`, `reduction`, `absent`, `label_smoothing` and `threshold` are checked.
+    """
+    for name, value in options.items():
+        if name in CHOICES:
+            check_choice(name, value, CHOICES[name])
+    if not 0 <= options.get("label_smoothing", 0) <= 1:
+        raise UsageError(f"`label_smoothing` must be in [0, 1], got {options['label_smoothing']}")
+    if not 0 < options.get("threshold", 1) <= 1:
+        raise UsageError(f"`threshold` must be in (0, 1], got {options['threshold']}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError if the value of option `name` is not one of `choices`."""
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UsageError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_weights(weights: Tensor | None, inputs: Inputs) -> Tensor | None:
-    """The class weights as (C,) beside the logits."""
+def check_weights(weights: Any, inputs: Inputs) -> Tensor | None:
+    """Return the class weights as (C,) in the type and on the device of the losses."""
     if weights is None:
         return None
     weights = torch.as_tensor(weights).to(inputs.logits.device, inputs.dtype)
@@ -189,18 +276,18 @@ def check_weights(weights: Tensor | None, inputs: Inputs) -> Tensor | None:
 
 
 def _valid(target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Where the target is not `ignore_index`; None where its type cannot hold that, as uint8 cannot hold -100."""
+    """Return where the target is not `ignore_index`; None if its type cannot hold that, as uint8 cannot hold -100."""
     if ignore_index is None:
         return None
     if target.dtype != torch.bool and not target.is_floating_point():
         limits = torch.iinfo(target.dtype)
-        if not limits.min <= ignore_index <= limits.max:  # torch would compare with the number that it wraps to
+        if not limits.min <= ignore_index <= limits.max:  # torch would wrap ignore_index and compare with the result.
             return None
     return target != ignore_index
 
 
 def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
-    check_choice("mode", mode, MODES)
+    check_options(mode=mode)
     n, *_ = logits.shape
     per_pixel, per_class = (n, *logits.shape[2:]), tuple(logits.shape)
     if not logits.is_floating_point():
@@ -212,8 +299,7 @@ def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
     if mode == "multiclass":
         if tuple(target.shape) not in (per_pixel, per_class):
             raise UsageError(
-                f"target must be (N, H, W) like logits (N, C, H, W), got {tuple(target.shape)} for "
-                f"{tuple(logits.shape)}"
+                f"target must be (N, H, W) for logits (N, C, H, W), got {tuple(target.shape)} for {tuple(logits.shape)}"
             )
         if target.dtype == torch.bool or target.is_floating_point() != (tuple(target.shape) == per_class):
             raise UsageError(
@@ -221,17 +307,19 @@ def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
                 f"{target.dtype} {tuple(target.shape)}"
             )
     elif mode == "binary" and logits.shape[1] != 1:
-        raise UsageError(f"mode 'binary' takes logits (N, 1, H, W), got {tuple(logits.shape)}")
+        raise UsageError(f'`mode="binary"` takes logits (N, 1, H, W), got {tuple(logits.shape)}')
     elif tuple(target.shape) not in ((per_pixel, per_class) if mode == "binary" else (per_class,)):
-        raise UsageError(f"target must be {per_class} like the logits in mode {mode!r}, got {tuple(target.shape)}")
+        raise UsageError(
+            f'target must be {per_class}, as the logits are, for `mode="{mode}"`, got {tuple(target.shape)}'
+        )
 
 
-def _check_range(target: Tensor, highest: int, ignore_index: int | None, *, what: str) -> None:
-    # On a GPU the check would wait for the device; there the data pipeline has checked already.
-    if target.is_cuda or torch.compiler.is_compiling() or target.numel() == 0:
+def _check_range(target: Tensor, highest: int, has_labels: bool, ignore_index: int | None) -> None:
+    if target.numel() == 0:
         return
     low, high = (value.item() for value in target.aminmax())
     if not (low >= 0 and high <= highest):
         raise UsageError(
-            f"target has {what} from {low} to {high}, expected 0 to {highest} or ignore_index={ignore_index}"
+            f"target has {'labels' if has_labels else 'values'} from {low} to {high}, expected 0 to {highest} or "
+            f"{ignore_index=}"
         )

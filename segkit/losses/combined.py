@@ -1,6 +1,5 @@
-"""create_loss: losses by name, summed with weights."""
+"""create_loss: losses by name, and their weighted sum."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
 from segkit.losses._inputs import Inputs, Loss
 from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss, OHEMLoss
 from segkit.losses.focal import FocalLoss
@@ -20,6 +20,7 @@ from segkit.losses.overlap import (
     MCCLoss,
     TverskyLoss,
 )
+from segkit.names import check_known
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "ce": CrossEntropyLoss,
@@ -37,7 +38,14 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of losses that take the same logits and target; they share one softmax."""
+    """The weighted sum of losses of the same logits and target.
+
+    Losses of this package with the same `mode` and `ignore_index` share one softmax.
+
+    Args:
+        losses: Modules (logits, target) -> scalar, by name.
+        weights: The weight of each name.
+    """
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -58,48 +66,38 @@ class WeightedSum(nn.Module):
         return total
 
 
-def create_loss(spec: str | Mapping[str, float], *, ignore_index: int | None = 255, **options: Any) -> nn.Module:
-    """Builds a loss by name, or a weighted sum of several.
+def create_loss(
+    spec: str | Mapping[str, float], *, ignore_index: int | None = IGNORE_INDEX, **options: Any
+) -> nn.Module:
+    """Build a loss by name, or a weighted sum of several.
 
     Args:
         spec: A name (`"ce"`) or names with weights (`{"bce": 0.6, "dice": 0.4}`); see `LOSSES`.
-        ignore_index: The label of pixels that count for nothing; None for none.
-        **options: Arguments of the losses, each given to those that know it (`label_smoothing=0.1`).
+        ignore_index: Target value to ignore; None to ignore nothing.
+        **options: Options of the losses (`label_smoothing=0.1`); each goes to all losses that have it.
 
     Returns:
         A module: logits (N, C, H, W), target (N, H, W) -> scalar.
 
     Raises:
-        ValueError: an unknown name, a weight that is not positive, or an option that none of the
-            losses knows.
+        UsageError: A name is unknown, a weight is not positive, an option has a wrong value, or none of the losses
+            has the option.
     """
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
     if not weights:
         raise UsageError(f"no loss given, expected some of {', '.join(LOSSES)}")
     for name, weight in weights.items():
-        _check_name(name)
+        check_known("loss", name, LOSSES)
         if not weight > 0:
             raise UsageError(f"the weight of loss {name!r} must be positive, got {weight}")
     known = {name: set(inspect.signature(LOSSES[name]).parameters) for name in weights}
     for option in options:
-        if not any(option in names for names in known.values()):
-            raise UsageError(f"no option {option!r} in the loss {' + '.join(weights)}; {_describe(known)}")
+        check_known(f"{' + '.join(weights)} option", option, sorted(set().union(*known.values())))
     for name, names in known.items():
         if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:
-            raise UsageError(f"loss {name!r} is of mode multiclass alone; for mode {options['mode']!r} take bce")
+            raise UsageError(f"loss {name!r} has only mode multiclass; for mode {options['mode']!r} use 'bce'")
     losses = {
         name: LOSSES[name](ignore_index=ignore_index, **{k: v for k, v in options.items() if k in known[name]})
         for name in weights
     }
     return losses[spec] if isinstance(spec, str) else WeightedSum(losses, weights)
-
-
-def _check_name(name: str) -> None:
-    if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown loss {name!r}{hint} The losses are {', '.join(LOSSES)}")
-
-
-def _describe(known: Mapping[str, set[str]]) -> str:
-    return "; ".join(f"{name} knows {', '.join(sorted(options))}" for name, options in known.items())

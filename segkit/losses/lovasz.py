@@ -1,4 +1,4 @@
-"""Lovasz losses: the convex extension of the IoU to predictions that are not sure."""
+"""Lovasz losses: the convex extension of 1 - IoU from hard to soft predictions."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
 from segkit.losses._inputs import Inputs, Loss, Mode, check_choice, divide
 
 
@@ -15,13 +16,13 @@ def lovasz_loss(
     target: Tensor,
     *,
     mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
+    ignore_index: int | None = IGNORE_INDEX,
     classes: Literal["present", "all"] = "present",
     per_image: bool = False,
 ) -> Tensor:
-    """Lovasz-softmax in mode `multiclass`, Lovasz hinge in the others: the mean over the classes.
+    """Compute the Lovasz-softmax loss (mode `multiclass`) or the Lovasz hinge, the mean over the classes.
 
-    Where the prediction is sure, the softmax loss of a class is 1 - IoU. 0 where all pixels are ignored.
+    For probabilities of 0 and 1 the softmax loss of a class is 1 - IoU. The loss is 0 if all pixels are ignored.
 
     Source: Berman et al., "The Lovasz-Softmax Loss", 2018, equations 8, 9 and 11; hinge: Yu & Blaschko,
     "Learning Submodular Losses with the Lovasz Hinge", 2015.
@@ -31,60 +32,60 @@ def lovasz_loss(
         target: `multiclass`: (N, H, W) class indices; `binary`: (N, H, W) or (N, 1, H, W), `multilabel`:
             (N, C, H, W): 0 and 1.
         mode: `multiclass`, `binary` or `multilabel`.
-        ignore_index: The target value of what counts for nothing; None for none.
-        classes: `present`: classes without a pixel in the target are left out, or `all`. The hinge
-            counts all, since an empty frame is to stay empty.
-        per_image: The loss of each image, then the mean over images.
+        ignore_index: Target value to ignore; None to ignore nothing.
+        classes: `present` to skip classes without a pixel in the target, or `all`. The hinge always takes all
+            classes, so that it learns to leave an empty image empty.
+        per_image: Compute the loss of each image and average over images.
 
     Returns:
         A scalar; float32 for half-precision logits.
+
+    Raises:
+        UsageError: An option, a shape or a type is wrong, the target is soft, or labels are outside the classes.
     """
-    return _lovasz(Inputs(logits, target, mode, ignore_index), classes=classes, per_image=per_image)
-
-
-def _lovasz(inputs: Inputs, *, classes: str, per_image: bool) -> Tensor:
     check_choice("classes", classes, ("present", "all"))
+    inputs = Inputs.of(logits, target, mode, ignore_index)
     softmax = inputs.mode == "multiclass"
-    if softmax and not inputs.labelled:
+    if softmax and not inputs.has_labels:
         raise UsageError("the Lovasz loss takes class indices (N, H, W), not shares of the classes")
     if not softmax and not torch.compiler.is_compiling() and (inputs.target.frac() != 0).any():
-        raise UsageError("the Lovasz loss takes targets 0 and 1, not values between")
+        raise UsageError("the Lovasz loss takes targets of 0 and 1, not values between")
     scores = inputs.dense_logits
     scores = (scores.softmax(1) if softmax else scores).unbind(1)
-    losses, counted = [], []
-    for index, score in enumerate(scores):  # each (N, P)
+    losses, included = [], []
+    for index, score in enumerate(scores):  # (N, P) each
         positive = inputs.target == index if softmax else inputs.target[:, index] == 1
         valid = torch.ones_like(positive) if inputs.valid is None else inputs.valid
         valid = valid if valid.ndim == 2 else valid[:, index]
         positive = positive & valid
         errors = torch.where(positive, 1 - score, score) if softmax else 1 - torch.where(positive, score, -score)
         errors = errors if softmax else errors.relu()
-        for rows in range(len(errors)) if per_image else [slice(None)]:
-            losses.append(_Extension.apply(*(x[rows].flatten() for x in (errors, positive, valid))))
-            counts = positive if softmax and classes == "present" else valid
-            counted.append(counts[rows].any())
+        for images in range(len(errors)) if per_image else [slice(None)]:
+            losses.append(_Extension.apply(*(x[images].flatten() for x in (errors, positive, valid))))
+            needed = positive if softmax and classes == "present" else valid
+            included.append(needed[images].any())
     if not losses:
         return inputs.logits.sum() * 0
-    losses, counted = torch.stack(losses), torch.stack(counted)
-    losses, counted = losses.view(len(scores), -1), counted.view(len(scores), -1)
-    by_image = divide(torch.where(counted, losses, 0).sum(0), counted.sum(0))
-    seen = counted.any(0)
-    return divide(torch.where(seen, by_image, 0).sum(), seen.sum())
+    losses, included = torch.stack(losses), torch.stack(included)
+    losses, included = losses.view(len(scores), -1), included.view(len(scores), -1)
+    image_losses = divide(torch.where(included, losses, 0).sum(0), included.sum(0))
+    image_included = included.any(0)
+    return divide(torch.where(image_included, image_losses, 0).sum(), image_included.sum())
 
 
 class _Extension(Function):
     """Lovasz extension of the Jaccard loss: errors (P,) at least 0, positive (P,), valid (P,) -> scalar.
 
-    With the errors sorted from the largest down, each is weighted by what its pixel adds to 1 - IoU when
-    the pixels before it are wrong already. The weights are the gradient.
+    With the errors in descending order, each is weighted by the increase of 1 - IoU if its pixel becomes wrong after
+    all pixels before it. These weights are also the gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, errors: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
-        # Ignored pixels go last and are neither hit nor miss there, so that they weigh nothing.
+        # Ignored pixels come last, where they are neither positive nor negative and so have weight 0.
         order = _descending(errors.masked_fill(~valid, 0))
         positives, negatives = positive[order], (valid & ~positive)[order]
-        # Counts are exact in int32, and their order of summation does not matter.
+        # Counts in int32 are exact in any order of summation.
         remaining = positive.sum(dtype=torch.int32) - positives.cumsum(0, dtype=torch.int32)
         union = positive.sum(dtype=torch.int32) + negatives.cumsum(0, dtype=torch.int32)
         jaccard = 1 - remaining.to(errors.dtype) / union.clamp_min(1)
@@ -100,26 +101,15 @@ class _Extension(Function):
 
 
 def _descending(errors: Tensor) -> Tensor:
-    """The order that sorts errors (P,) that are not negative from the largest down, equal ones by index."""
+    """Return the order that sorts errors (P,) of at least 0 from the largest down, equal ones by index."""
     if errors.dtype != torch.float32 or errors.is_cuda:
         return errors.sort(descending=True, stable=True).indices
-    # On a CPU torch sorts integers by their digits, some fifteen times faster than it compares floats. The bits of a
-    # float that is not negative, read as an integer, keep the order; a complement turns it round.
+    # On a CPU torch sorts integers by radix sort, about fifteen times faster than floats. The bits of a float of at
+    # least 0, read as an integer, have the same order, and their complement has the opposite order.
     return (~errors.contiguous().view(torch.int32)).sort(stable=True).indices
 
 
 class LovaszLoss(Loss):
     """`lovasz_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        classes: Literal["present", "all"] = "present",
-        per_image: bool = False,
-    ) -> None:
-        super().__init__(mode, ignore_index, classes=classes, per_image=per_image)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _lovasz(inputs, **self.options)
+    function = staticmethod(lovasz_loss)

@@ -1,18 +1,17 @@
-"""Losses on the overlap of the predicted and the true region of each class, from its soft counts alone."""
+"""Losses on the overlap of the predicted and the true region of each class: functions of their soft counts."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from segkit.errors import UsageError
-from segkit.losses._inputs import Counts, Inputs, Loss, Mode, check_choice, divide
+from segkit.labels import IGNORE_INDEX
+from segkit.losses._inputs import Absent, Counts, Inputs, Loss, Mode, check_options, divide
 
-Absent = Literal["skip", "penalise", "zero"]
-ABSENT = ("skip", "penalise", "zero")
-SMALLEST_SHARE = 1e-9  # of all pixels; keeps the slope of a root finite where nothing is predicted
-SMALLEST = 1e-7  # of a score under a logarithm, and of a loss under a root, whose slopes are infinite at 0
+SMALLEST_SHARE = 1e-9  # Added to a share of the pixels under a root, whose slope is infinite at 0.
+SMALLEST = 1e-7  # Least score under a logarithm and least loss under a root: their slopes are infinite at 0.
 
 
 def dice_loss(
@@ -20,17 +19,17 @@ def dice_loss(
     target: Tensor,
     *,
     mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
+    ignore_index: int | None = IGNORE_INDEX,
     smooth: float = 0.0,
     absent: Absent = "skip",
     per_image: bool = False,
     log: bool = False,
     classes: Sequence[int] | None = None,
 ) -> Tensor:
-    """1 minus the soft Dice coefficient of each class, the mean over the classes.
+    """Compute 1 - Dice of each class and return the mean over the classes.
 
-    Dice of a class is (2 TP + smooth) / (2 TP + FP + FN + smooth) with soft counts over all pixels of
-    the batch that are not ignored. 0 where all pixels are ignored.
+    The Dice coefficient of a class is (2 TP + smooth) / (2 TP + FP + FN + smooth), with soft counts over all pixels
+    of the batch that are not ignored. The loss is 0 if all pixels are ignored.
 
     Source: Milletari et al., "V-Net", 2016, section 3. Targets between 0 and 1: Wang et al., "Dice
     Semimetric Losses", 2023, section 3.
@@ -38,46 +37,30 @@ def dice_loss(
 
     Args:
         logits: (N, C, H, W); C is 1 in mode `binary`.
-        target: `multiclass`: (N, H, W) class indices or (N, C, H, W) float shares; `binary`: (N, H, W) or
-            (N, 1, H, W), `multilabel`: (N, C, H, W): 0 and 1, or floats between.
+        target: `multiclass`: (N, H, W) class indices or (N, C, H, W) floats, the share of each class; `binary`:
+            (N, H, W) or (N, 1, H, W), `multilabel`: (N, C, H, W): 0 and 1, or floats between.
         mode: `multiclass` (softmax), `binary` or `multilabel` (sigmoid).
-        ignore_index: The target value of what counts for nothing; None for none.
+        ignore_index: Target value to ignore; None to ignore nothing.
         smooth: Added to numerator and denominator.
-        absent: What a class does that has no pixel in the target. `skip`: it is left out of the mean; its
-            false positives are false negatives of the others. `penalise`: it counts, with the loss
-            1 - smooth / (FP + smooth), which needs smooth > 0. `zero`: its loss is 0 and it counts in the
-            mean, as in SMP. On an empty frame (mode `binary`), `skip` and `zero` give 0 without a
-            gradient, `penalise` pushes all predictions down.
-        per_image: Dice of each image, then the mean over images, in place of counts over the batch.
-        log: -log(Dice) in place of 1 - Dice.
-        classes: The classes that count; all by default.
+        absent: What to do with a class that has no pixel in the target. `skip`: leave it out of the mean; its false
+            positives still count as false negatives of other classes. `penalise`: include its loss, which is
+            1 - smooth / (FP + smooth) and needs `smooth` > 0. `zero`: include a loss of 0, as SMP does. On an image
+            without any object (mode `binary`), `skip` and `zero` return 0 with a gradient of 0, `penalise` pushes all
+            predictions down.
+        per_image: Compute Dice for each image and average over images, instead of counting over the batch.
+        log: Use -log(Dice) instead of 1 - Dice.
+        classes: Indices of the classes to average over; by default all.
 
     Returns:
         A scalar, in [0, 1] without `log`; float32 for half-precision logits.
+
+    Raises:
+        UsageError: An option, a shape or a type is wrong, or labels are outside the classes.
     """
-    inputs = Inputs(logits, target, mode, ignore_index)
-    return _dice(inputs, smooth=smooth, absent=absent, per_image=per_image, log=log, classes=classes)
-
-
-def jaccard_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
-    smooth: float = 0.0,
-    absent: Absent = "skip",
-    per_image: bool = False,
-    log: bool = False,
-    classes: Sequence[int] | None = None,
-) -> Tensor:
-    """1 minus the soft Jaccard index (IoU) of each class: (TP + smooth) / (TP + FP + FN + smooth).
-
-    Source: Rahman & Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
-    Segmentation", 2016, section 3. Arguments and result as in `dice_loss`.
-    """
-    inputs = Inputs(logits, target, mode, ignore_index)
-    return _tversky(inputs, 1.0, 1.0, 1.0, smooth=smooth, absent=absent, per_image=per_image, log=log, classes=classes)
+    inputs = Inputs.of(logits, target, mode, ignore_index)
+    counts = _select(inputs.counts(), per_image, classes)
+    score = _ratio(2 * counts.true_positive + smooth, counts.prob_sum + counts.support + smooth)
+    return _mean(_loss_of(score, log), counts, absent, smooth).to(inputs.dtype)
 
 
 def tversky_loss(
@@ -85,7 +68,7 @@ def tversky_loss(
     target: Tensor,
     *,
     mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
+    ignore_index: int | None = IGNORE_INDEX,
     alpha: float = 0.5,
     beta: float = 0.5,
     gamma: float = 1.0,
@@ -95,90 +78,31 @@ def tversky_loss(
     log: bool = False,
     classes: Sequence[int] | None = None,
 ) -> Tensor:
-    """1 minus the Tversky index of each class: (TP + smooth) / (TP + alpha FP + beta FN + smooth).
+    """Compute 1 - Tversky index of each class and return the mean over the classes.
 
-    `alpha = beta = 0.5` is Dice (with half its `smooth`), `alpha = beta = 1` is Jaccard. With `gamma`, the
-    focal Tversky loss: each class's loss to the power of 1 / gamma.
+    The index of a class is (TP + smooth) / (TP + alpha FP + beta FN + smooth). `alpha = beta = 0.5` is Dice (with half
+    its `smooth`), `alpha = beta = 1` is Jaccard. With `gamma` this is the focal Tversky loss: the loss of each class
+    to the power of 1 / gamma.
 
     Source: Salehi et al., "Tversky Loss Function for Image Segmentation", 2017, section 2.2; Abraham &
     Khan, "A Novel Focal Tversky Loss Function", 2019, equation 4 (gamma 4/3).
 
     Args:
+        logits: (N, C, H, W), as in `dice_loss`; so are all arguments that are not listed here.
+        target: See `dice_loss`.
         alpha: Weight of false positives.
         beta: Weight of false negatives.
-        gamma: Above 1 for more weight on classes that overlap well, below 1 on those that do not.
-
-    The other arguments and the result are those of `dice_loss`.
-    """
-    inputs = Inputs(logits, target, mode, ignore_index)
-    options = {"smooth": smooth, "absent": absent, "per_image": per_image, "log": log, "classes": classes}
-    return _tversky(inputs, alpha, beta, gamma, **options)
-
-
-def generalized_dice_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
-    per_image: bool = False,
-    classes: Sequence[int] | None = None,
-) -> Tensor:
-    """1 minus one Dice coefficient for all classes, in which each weighs 1 / (number of its pixels)^2.
-
-    Source: Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly
-    Unbalanced Segmentations", 2017, section 2.
-    Differs: a class without a pixel in the target, whose weight would be infinite, is left out.
-    Arguments and result as in `dice_loss`.
-    """
-    return _generalized_dice(Inputs(logits, target, mode, ignore_index), per_image=per_image, classes=classes)
-
-
-def mcc_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    mode: Mode = "multiclass",
-    ignore_index: int | None = 255,
-    per_image: bool = False,
-    classes: Sequence[int] | None = None,
-) -> Tensor:
-    """1 minus Matthews' correlation coefficient of each class against the rest, the mean over the classes.
-
-    A class to which no pixel belongs, or every pixel, has no coefficient and is left out.
-
-    Source: Abhishek & Hamarneh, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks",
-    2021, section 2.
-    Arguments as in `dice_loss`.
+        gamma: Above 0; above 1 it puts more weight on classes that overlap well, below 1 on those that do not.
 
     Returns:
-        A scalar in [0, 2]; float32 for half-precision logits.
+        A scalar, in [0, 1] without `log`; float32 for half-precision logits.
+
+    Raises:
+        UsageError: An option, a shape or a type is wrong, or labels are outside the classes.
     """
-    return _mcc(Inputs(logits, target, mode, ignore_index), per_image=per_image, classes=classes)
-
-
-def _dice(
-    inputs: Inputs, *, smooth: float, absent: Absent, per_image: bool, log: bool, classes: Sequence[int] | None
-) -> Tensor:
-    counts = _select(inputs.counts(), per_image, classes)
-    score = _ratio(2 * counts.true_positive + smooth, counts.prob_sum + counts.support + smooth)
-    return _mean(_loss_of(score, log), counts, absent, smooth).to(inputs.dtype)
-
-
-def _tversky(
-    inputs: Inputs,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    *,
-    smooth: float,
-    absent: Absent,
-    per_image: bool,
-    log: bool,
-    classes: Sequence[int] | None,
-) -> Tensor:
     if not gamma > 0:
-        raise UsageError(f"gamma must be positive, got {gamma}")
+        raise UsageError(f"`gamma` must be positive, got {gamma}")
+    inputs = Inputs.of(logits, target, mode, ignore_index)
     counts = _select(inputs.counts(), per_image, classes)
     hits = counts.true_positive
     false_positive, false_negative = counts.prob_sum - hits, counts.support - hits
@@ -189,40 +113,104 @@ def _tversky(
     return _mean(losses, counts, absent, smooth).to(inputs.dtype)
 
 
-def _generalized_dice(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> Tensor:
+def jaccard_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode = "multiclass",
+    ignore_index: int | None = IGNORE_INDEX,
+    smooth: float = 0.0,
+    absent: Absent = "skip",
+    per_image: bool = False,
+    log: bool = False,
+    classes: Sequence[int] | None = None,
+) -> Tensor:
+    """Compute 1 - Jaccard index (IoU) of each class and return the mean over the classes.
+
+    The index of a class is (TP + smooth) / (TP + FP + FN + smooth). Arguments, result and errors are those of
+    `dice_loss`.
+
+    Source: Rahman & Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
+    Segmentation", 2016, section 3.
+    """
+    inputs = Inputs.of(logits, target, mode, ignore_index)
+    options = {"smooth": smooth, "absent": absent, "per_image": per_image, "log": log, "classes": classes}
+    return tversky_loss(inputs, target, alpha=1.0, beta=1.0, **options)
+
+
+def generalized_dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode = "multiclass",
+    ignore_index: int | None = IGNORE_INDEX,
+    per_image: bool = False,
+    classes: Sequence[int] | None = None,
+) -> Tensor:
+    """Compute 1 - one Dice coefficient for all classes, each with weight 1 / (number of its pixels)^2.
+
+    Arguments, result and errors are those of `dice_loss`.
+
+    Source: Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly
+    Unbalanced Segmentations", 2017, section 2.
+    Differs: skips classes without a pixel in the target, whose weight would be infinite.
+    """
+    inputs = Inputs.of(logits, target, mode, ignore_index)
     counts = _select(inputs.counts(), per_image, classes)
-    # Shares of one number of pixels in place of numbers: the score is the same, and the squares stay small.
+    # Supports are divided by the number of pixels: a common factor of all weights does not change the score, and
+    # 1 / support^2 stays in range.
     share = counts.support / counts.pixels.amax(1, keepdim=True).clamp_min(1)
     weights = torch.where(share > 0, 1 / torch.where(share > 0, share, 1) ** 2, 0)
     hits = 2 * (weights * counts.true_positive).sum(1)
     scores = divide(hits, (weights * (counts.prob_sum + counts.support)).sum(1))
-    seen = (share > 0).any(1)
-    return divide(torch.where(seen, 1 - scores, 0).sum(), seen.sum()).to(inputs.dtype)
+    present = (share > 0).any(1)
+    return divide(torch.where(present, 1 - scores, 0).sum(), present.sum()).to(inputs.dtype)
 
 
-def _mcc(inputs: Inputs, *, per_image: bool, classes: Sequence[int] | None) -> Tensor:
+def mcc_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: Mode = "multiclass",
+    ignore_index: int | None = IGNORE_INDEX,
+    per_image: bool = False,
+    classes: Sequence[int] | None = None,
+) -> Tensor:
+    """Compute 1 - Matthews' correlation coefficient of each class against the rest; return the mean over the classes.
+
+    Skips a class that has no pixel or every pixel in the target, because its coefficient is undefined. Arguments and
+    errors are those of `dice_loss`.
+
+    Source: Abhishek & Hamarneh, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks",
+    2021, section 2.
+
+    Returns:
+        A scalar in [0, 2]; float32 for half-precision logits.
+    """
+    inputs = Inputs.of(logits, target, mode, ignore_index)
     counts = _select(inputs.counts(), per_image, classes)
+    # With all counts divided by the number of pixels, predicted P and true T: MCC = (TP - P T) / sqrt(P (1-P) T (1-T)).
     total = counts.pixels.clamp_min(1)
-    hits, predicted, true = (x / total for x in counts[:3])
-    # With shares of all pixels: TP TN - FP FN = TP - predicted true, and the four sums are these and their rests.
-    spread = predicted * (1 - predicted) * true * (1 - true)
-    scores = (hits - predicted * true) / (spread.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
+    hits, predicted, true = (count / total for count in counts[:3])
+    variances = predicted * (1 - predicted) * true * (1 - true)
+    scores = (hits - predicted * true) / (variances.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
+    # A class with every pixel is skipped as one without a pixel is.
     counts = counts._replace(support=torch.where(counts.support < counts.pixels, counts.support, 0))
     return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0).to(inputs.dtype)
 
 
 def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> Counts:
-    """Counts (1, C), or (N, C) per image, of the classes asked for."""
+    """Return the counts of the chosen classes, (N, C) per image or (1, C) of the batch."""
     if not per_image:
-        counts = Counts(*(x.sum(0, keepdim=True) for x in counts))
+        counts = Counts(*(count.sum(0, keepdim=True) for count in counts))
     if classes is None:
         return counts
     highest = counts.support.shape[1] - 1
     if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
-        raise UsageError(f"classes must be a sequence of indices from 0 to {highest}, got {classes!r}")
+        raise UsageError(f"`classes` must be a sequence of indices from 0 to {highest}, got {classes!r}")
     index = torch.as_tensor(classes, device=counts.support.device)
     pixels = counts.pixels if counts.pixels.shape[1] == 1 else counts.pixels[:, index]
-    return Counts(*(x[:, index] for x in counts[:3]), pixels)
+    return Counts(*(count[:, index] for count in counts[:3]), pixels)
 
 
 def _ratio(hits: Tensor, total: Tensor) -> Tensor:
@@ -234,138 +222,55 @@ def _loss_of(score: Tensor, log: bool) -> Tensor:
 
 
 def _mean(losses: Tensor, counts: Counts, absent: Absent, smooth: float) -> Tensor:
-    """The mean over the classes (see `absent`), then over the rows that have something to count."""
-    check_choice("absent", absent, ABSENT)
+    """Return the mean of losses (N, C) over the classes, as `absent` says, then over images with valid pixels."""
+    check_options(absent=absent)
     if absent == "penalise" and not smooth > 0:
         raise UsageError(
-            "absent='penalise' needs smooth > 0: without it the loss of an absent class is 1 whatever it is"
+            '`absent="penalise"` needs `smooth` > 0: with 0 the loss of an absent class is always 1, without a gradient'
         )
     present = counts.support > 0
     if absent == "skip":
-        rows = present.any(1)
+        images = present.any(1)
         losses = divide(torch.where(present, losses, 0).sum(1), present.sum(1))
     else:
-        rows = (counts.pixels > 0).any(1)
+        images = (counts.pixels > 0).any(1)
         losses = losses if absent == "penalise" else torch.where(present, losses, 0)
         losses = losses.mean(1)
-    return divide(torch.where(rows, losses, 0).sum(), rows.sum())
+    return divide(torch.where(images, losses, 0).sum(), images.sum())
 
 
 class DiceLoss(Loss):
     """`dice_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        smooth: float = 0.0,
-        absent: Absent = "skip",
-        per_image: bool = False,
-        log: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        options = {"smooth": smooth, "absent": absent, "per_image": per_image, "log": log, "classes": classes}
-        super().__init__(mode, ignore_index, **options)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _dice(inputs, **self.options)
+    function = staticmethod(dice_loss)
 
 
 class JaccardLoss(Loss):
     """`jaccard_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        smooth: float = 0.0,
-        absent: Absent = "skip",
-        per_image: bool = False,
-        log: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        options = {"smooth": smooth, "absent": absent, "per_image": per_image, "log": log, "classes": classes}
-        super().__init__(mode, ignore_index, **options)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _tversky(inputs, 1.0, 1.0, 1.0, **self.options)
+    function = staticmethod(jaccard_loss)
 
 
 class TverskyLoss(Loss):
     """`tversky_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        gamma: float = 1.0,
-        smooth: float = 0.0,
-        absent: Absent = "skip",
-        per_image: bool = False,
-        log: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        options = {"smooth": smooth, "absent": absent, "per_image": per_image, "log": log, "classes": classes}
-        super().__init__(mode, ignore_index, alpha=alpha, beta=beta, gamma=gamma, **options)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _tversky(inputs, **self.options)
+    function = staticmethod(tversky_loss)
 
 
 class FocalTverskyLoss(TverskyLoss):
-    """`tversky_loss` as a module, with the paper's gamma and weights of false positives and negatives."""
+    """`tversky_loss` as a module, with the gamma of the focal Tversky paper and its weights of FP and FN."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        alpha: float = 0.3,
-        beta: float = 0.7,
-        gamma: float = 4 / 3,
-        smooth: float = 0.0,
-        absent: Absent = "skip",
-        per_image: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        options = {"smooth": smooth, "absent": absent, "per_image": per_image, "classes": classes}
-        super().__init__(mode=mode, ignore_index=ignore_index, alpha=alpha, beta=beta, gamma=gamma, **options)
+    defaults: ClassVar = {"alpha": 0.3, "beta": 0.7, "gamma": 4 / 3}
+    fixed: ClassVar = {"log": False}
 
 
 class GeneralizedDiceLoss(Loss):
     """`generalized_dice_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        per_image: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(mode, ignore_index, per_image=per_image, classes=classes)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _generalized_dice(inputs, **self.options)
+    function = staticmethod(generalized_dice_loss)
 
 
 class MCCLoss(Loss):
     """`mcc_loss` as a module."""
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "multiclass",
-        ignore_index: int | None = 255,
-        per_image: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(mode, ignore_index, per_image=per_image, classes=classes)
-
-    def evaluate(self, inputs: Inputs) -> Tensor:
-        return _mcc(inputs, **self.options)
+    function = staticmethod(mcc_loss)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from segkit.losses import LOSSES
+from segkit.losses._inputs import Inputs
+from segkit.losses._softmax import device_traits
 
 MODES = ("multiclass", "binary", "multilabel")
 SOFTMAX, SIGMOID = MODES[:1], MODES[1:]
@@ -58,11 +60,18 @@ def modes_of(name):
     return MODES if "mode" in inspect.signature(LOSSES[name]).parameters else SOFTMAX
 
 
+def mainly(cases, fast):
+    """Return the cases, each marked slow unless its id is in `fast`."""
+    return [
+        case if case.id in fast else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in cases
+    ]
+
+
 def _id(*parts):
     return "-".join(part if isinstance(part, str) else "-".join(part) for part in parts if part)
 
 
-# All losses in all modes, as they are by default and with each set of options; and each set in one mode.
+# All losses in all modes with default options; the same with each set of options; each set of options in one mode.
 DEFAULTS = [pytest.param(name, mode, id=_id(name, mode)) for name in LOSSES for mode in modes_of(name)]
 VARIANTS = [
     pytest.param(name, mode, options, id=_id(name, mode, options))
@@ -78,14 +87,19 @@ ONE_MODE = [
 ]
 
 
+# All of VARIANTS, but without `-m slow` only the cases in ONE_MODE, or only those with the first set of options.
+MAINLY_ONE_MODE = mainly(VARIANTS, {case.id for case in ONE_MODE})
+MAINLY_DEFAULTS = mainly(VARIANTS, {case.id for case in VARIANTS if case.values[2] == OPTIONS[case.values[0]][0][0]})
+
+
 def build(name, mode="multiclass", **options):
     return LOSSES[name](**options) if mode == "multiclass" else LOSSES[name](mode=mode, **options)
 
 
 def example(mode="multiclass", size=(2, 4, 5), *, soft=False, ignored=0.3, ignore_index=255, classes=CLASSES, seed=0):
-    """float64 logits (N, C, H, W) and a target of one or several axes more or less, a part of it ignored.
+    """Return float64 logits (N, C, *size) and a target with a share `ignored` of its pixels set to `ignore_index`.
 
-    In mode multilabel, entries are ignored each for itself.
+    In mode multilabel, single entries are ignored instead of pixels.
     """
     random = torch.Generator().manual_seed(seed)
     n, *space = size
@@ -107,9 +121,19 @@ def example(mode="multiclass", size=(2, 4, 5), *, soft=False, ignored=0.3, ignor
 
 
 def ignored_entries(logits, target, ignore_index=255):
-    """Where the logits are to count for nothing, of their shape."""
+    """Return a mask in the shape of the logits, true where they must be ignored."""
     where = target == ignore_index
     return (where if where.ndim == logits.ndim else where.unsqueeze(1)).expand(logits.shape)
+
+
+def as_on(device_type, loss):
+    """Return a function that computes a loss module as on that type of device, but on the CPU."""
+
+    def compute(logits, target):
+        inputs = Inputs(logits, target, loss.mode, loss.ignore_index, traits=device_traits(device_type))
+        return loss.evaluate(inputs)
+
+    return compute
 
 
 def loss_and_gradient(loss, logits, *others):

@@ -1,4 +1,4 @@
-"""The losses once more, from their formulas: numpy in float64, one pixel after the other, without torch."""
+"""The losses again, from their formulas: numpy in float64, pixel by pixel, without torch."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Pixel(NamedTuple):
     probs: np.ndarray  # (C,)
     target: np.ndarray  # (C,) shares of the classes
     counts: np.ndarray  # (C,) bool, false where ignored
-    label: int | None  # where the target was a label
+    label: int | None  # None if the target holds shares
 
 
 def pixels(logits, target, mode, ignore_index):
@@ -39,7 +39,7 @@ def pixels(logits, target, mode, ignore_index):
 
 
 def ce(found, label_smoothing=0.0, class_weights=None):
-    """Losses of the pixels, and what their sum is divided by for the mean."""
+    """Return the loss of each pixel, and the number that divides their sum for the mean."""
     losses, total = {}, 0.0
     for pixel in found:
         losses[pixel.at] = 0.0
@@ -55,7 +55,7 @@ def ce(found, label_smoothing=0.0, class_weights=None):
 
 
 def bce(found, multiclass, label_smoothing=0.0, pos_weight=1.0):
-    """Losses of the entries, in mode multiclass of the pixels; and their number."""
+    """Return the loss of each entry, in mode multiclass of each pixel, and their number."""
     losses, total = {}, 0.0
     for pixel in found:
         classes = len(pixel.logits)
@@ -72,7 +72,7 @@ def bce(found, multiclass, label_smoothing=0.0, pos_weight=1.0):
 
 
 def focal(found, multiclass, gamma=2.0, alpha=None, class_weights=None):
-    """Losses of the entries, in mode multiclass of the pixels; and what their sum is divided by for the mean."""
+    """Return the loss of each entry, in mode multiclass of each pixel, and the number that divides their sum."""
     losses, total = {}, 0.0
     for pixel in found:
         own = [0.0] * len(pixel.probs)
@@ -100,7 +100,7 @@ def _enter(losses, pixel, values):
 
 
 class Regions(NamedTuple):
-    """Soft counts of one class."""
+    """Soft counts of one class, without ignored pixels."""
 
     hits: float
     predicted: float
@@ -109,7 +109,7 @@ class Regions(NamedTuple):
 
 
 def regions(found, per_image, classes=None):
-    """A list of `Regions`, one a class, for the batch or for each image."""
+    """Return a list of `Regions`, one for each class, of the batch or of each image."""
     rows = {}
     for pixel in found:
         row = rows.setdefault(pixel.at[0] if per_image else 0, np.zeros((len(pixel.probs), 4)))
@@ -121,7 +121,7 @@ def regions(found, per_image, classes=None):
 
 
 def overlap(found, score, *, absent="skip", per_image=False, log=False, classes=None, power=1.0):
-    """The mean of a loss of each class over classes and images."""
+    """Return the mean of the class losses over classes and images."""
     means = []
     for row in regions(found, per_image, classes):
         losses = []
@@ -177,7 +177,7 @@ def mcc(found, **options):
 
 
 def lovasz(found, multiclass, per_image=False, classes="present"):
-    """By the definition: each error times what its pixel adds to the Jaccard loss of those wrong before it."""
+    """Return the sum of errors, each times the increase of the Jaccard loss when its pixel becomes wrong too."""
     found, means = list(found), []
     for image in sorted({pixel.at[0] for pixel in found}) if per_image else [None]:
         counted = [pixel for pixel in found if image in (None, pixel.at[0])]
@@ -231,7 +231,7 @@ def boundary(found, distance_maps):
     return total / number
 
 
-SUMS = {"ce": ce, "bce": bce, "focal": focal}  # losses of pixels or entries, which can be left unreduced
+SUMS = {"ce": ce, "bce": bce, "focal": focal}  # losses with reduction="none"
 SCORES = {
     "dice": dice,
     "jaccard": jaccard,

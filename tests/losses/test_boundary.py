@@ -1,4 +1,4 @@
-"""The boundary loss, which takes distance maps beside logits and target."""
+"""The boundary loss, which takes distance maps in addition to logits and target."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from helpers import loss_oracles
 from helpers.loss_examples import MODES, example, ignored_entries, loss_and_gradient
 
+from segkit.errors import UsageError
 from segkit.losses import BoundaryLoss, boundary_loss
 
 
@@ -78,5 +79,5 @@ def test_compiled_whole_it_is_the_same():
 
 def test_maps_of_another_shape_are_named():
     logits, target, maps = example_with_maps("multiclass")
-    with pytest.raises(ValueError, match=r"distance_maps must be .* like the logits .* got \(2, 2, 4, 5\)"):
+    with pytest.raises(UsageError, match=r"`distance_maps` must be .* like the logits .* got \(2, 2, 4, 5\)"):
         boundary_loss(logits, target, maps[:, :2])

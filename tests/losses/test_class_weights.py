@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from segkit.errors import UsageError
 from segkit.losses import class_weights, create_loss
 
 
@@ -17,7 +18,7 @@ from segkit.losses import class_weights, create_loss
 )
 def test_weights_worked_out_by_hand(scheme, options, ratios):
     weights = class_weights([100, 4], scheme, **options)
-    expected = [2 * ratio / sum(ratios) for ratio in ratios]  # their mean is 1
+    expected = [2 * ratio / sum(ratios) for ratio in ratios]  # Their mean is 1.
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -40,7 +41,7 @@ def test_weights_go_into_a_loss_as_they_are(name):
     logits, target = torch.zeros(1, 2, 1, 4), torch.tensor([[[0, 0, 0, 1]]])
     logits[:, 1] = 1.0
     single = create_loss(name, reduction="none")(logits, target)[0, 0]
-    weights = class_weights([3, 1], "inverse")  # the classes then weigh alike as a whole
+    weights = class_weights([3, 1], "inverse")  # Both classes then have the same total weight.
     loss = create_loss(name, class_weights=weights)(logits, target)
     torch.testing.assert_close(loss, (single[0] + single[3]) / 2)
 
@@ -48,13 +49,13 @@ def test_weights_go_into_a_loss_as_they_are(name):
 @pytest.mark.parametrize(
     ("counts", "options", "message"),
     [
-        ([1, -1], {}, "counts must be"),
-        ([0, 0], {}, "counts must be"),
-        ([[1, 2]], {}, "counts must be"),
-        ([1, 2], {"scheme": "log"}, "scheme must be one of inverse, sqrt, effective, got 'log'"),
-        ([1, 2], {"scheme": "effective", "beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+        ([1, -1], {}, "`counts` must be"),
+        ([0, 0], {}, "`counts` must be"),
+        ([[1, 2]], {}, "`counts` must be"),
+        ([1, 2], {"scheme": "log"}, "`scheme` must be one of inverse, sqrt, effective, got 'log'"),
+        ([1, 2], {"scheme": "effective", "beta": 1.0}, r"`beta` must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_a_wrong_argument_is_named(counts, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         class_weights(counts, **options)

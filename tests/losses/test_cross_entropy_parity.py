@@ -1,4 +1,6 @@
-"""Cross entropy, and what is one in disguise, against torch's own."""
+"""Cross entropy, and the losses that equal it for some options, against the functions of torch."""
+
+from itertools import product
 
 import pytest
 import torch
@@ -10,10 +12,16 @@ from segkit.losses import bce_loss, cross_entropy_loss, focal_loss, ohem_loss
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("weights", [None, WEIGHTS, (0.0, 1.0, 3.0)])
-@pytest.mark.parametrize("ignore_index", [255, 1, -100])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def all_pairs():
+    """Yield all combinations of options; those that are not slow contain each pair of values of any two options."""
+    options = [0.0, 0.1, 1.0], [None, WEIGHTS, (0.0, 1.0, 3.0)], [255, 1, -100], ["mean", "sum", "none"]
+    for a, b, c, d in product(range(3), repeat=4):
+        values = [option[i] for option, i in zip(options, (a, b, c, d), strict=True)]
+        is_fast = (a + b + c) % 3 == 0 and (a + 2 * b + d) % 3 == 0
+        yield pytest.param(*values, marks=[] if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("label_smoothing", "weights", "ignore_index", "reduction"), list(all_pairs()))
 @pytest.mark.parametrize("dtype", CLOSE)
 def test_loss_and_gradient_of_labels_are_those_of_torch(label_smoothing, weights, ignore_index, reduction, dtype):
     logits, target = example(size=(2, 7, 9), ignore_index=ignore_index)

@@ -1,15 +1,24 @@
-"""What is ignored counts for nothing, in every loss, mode and option; beyond the defaults that check_loss tries."""
+"""Ignored pixels change nothing, in every loss, mode and option."""
 
 import math
 
 import pytest
 import torch
-from helpers.loss_examples import DEFAULTS, ONE_MODE, VARIANTS, build, example, ignored_entries, loss_and_gradient
+from helpers.loss_examples import (
+    DEFAULTS,
+    MAINLY_ONE_MODE,
+    ONE_MODE,
+    build,
+    example,
+    ignored_entries,
+    loss_and_gradient,
+)
 
+from segkit.errors import UsageError
 from segkit.losses import LOSSES, create_loss, dice_loss
 from segkit.testing import check_loss
 
-SOFT_VARIANTS = [case for case in VARIANTS if case.values[0] != "lovasz"]
+SOFT_TARGETS = [case for case in MAINLY_ONE_MODE if case.values[0] != "lovasz"]
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), ONE_MODE)
@@ -17,7 +26,7 @@ def test_with_any_options_a_loss_conforms(name, mode, options):
     check_loss(build(name, mode, **options), num_classes=3, mode=mode)
 
 
-@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
 def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, options):
     logits, target = example(mode)
     ignored = ignored_entries(logits, target)
@@ -29,7 +38,7 @@ def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, 
         torch.testing.assert_close((loss, gradient), poisoned, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "mode", "options"), SOFT_VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "options"), SOFT_TARGETS)
 def test_soft_targets_can_be_ignored_too(name, mode, options):
     logits, target = example(mode, soft=True)
     ignored = ignored_entries(logits, target)
@@ -65,7 +74,7 @@ def test_shares_are_ignored_where_all_classes_hold_the_value(name, ignore_index)
 def test_a_value_that_the_target_cannot_hold_ignores_nothing():
     logits, target = example(ignored=0)
     target[0, 0, 0] = 2
-    wrapped = 2 - 256  # uint8 would take it for 2
+    wrapped = 2 - 256  # In uint8 this wraps to 2.
     torch.testing.assert_close(
         dice_loss(logits, target.to(torch.uint8), ignore_index=wrapped), dice_loss(logits, target, ignore_index=None)
     )
@@ -73,5 +82,5 @@ def test_a_value_that_the_target_cannot_hold_ignores_nothing():
 
 def test_without_an_ignore_index_255_is_a_wrong_label():
     logits, target = example()
-    with pytest.raises(ValueError, match="labels from 0 to 255, expected 0 to 2 or ignore_index=None"):
+    with pytest.raises(UsageError, match="labels from 0 to 255, expected 0 to 2 or ignore_index=None"):
         dice_loss(logits, target, ignore_index=None)

@@ -1,4 +1,4 @@
-"""Defects that losses of other libraries had or have, each with where it was reported; none is ours."""
+"""Defects of losses in other libraries, each with the place of its report; our losses have none of them."""
 
 import math
 
@@ -25,7 +25,7 @@ IGNORED = torch.full((2, 4, 5), 255)
 
 
 def even(classes, *labels):
-    """Logits without an opinion, for one row of pixels with these labels."""
+    """Return logits of 0 and a target for one row of pixels with these labels."""
     return torch.zeros(1, classes, 1, len(labels)), torch.tensor([[labels]])
 
 
@@ -36,7 +36,7 @@ def test_the_mean_is_over_the_pixels_that_count(name, expected, labels):
     assert build(name)(*even(2, *labels)).item() == pytest.approx(expected)
 
 
-# mmsegmentation #1088 and PR 2996: a Dice of 0.5 where all is ignored; kornia: such an image enters the mean as 1.
+# mmsegmentation #1088 and PR 2996: a Dice of 0.5 if all pixels are ignored; kornia: such an image counts as 1.
 @pytest.mark.parametrize("per_image", [False, True])
 def test_an_ignored_image_is_no_miss(per_image):
     logits, target = example()
@@ -45,7 +45,7 @@ def test_an_ignored_image_is_no_miss(per_image):
     torch.testing.assert_close(dice_loss(logits, target, per_image=per_image), alone)
 
 
-# mmsegmentation's DiceLoss: `ignore_index` takes a channel of the prediction out, and leaves the pixels in.
+# mmsegmentation's DiceLoss: `ignore_index` drops a channel of the prediction and keeps the pixels.
 def test_an_ignored_class_stays_a_class_that_can_be_predicted():
     logits, target = example(ignore_index=1)
     _, gradient = loss_and_gradient(lambda z: dice_loss(z, target, ignore_index=1), logits)
@@ -78,17 +78,17 @@ def test_smoothing_does_not_reach_ignored_pixels(name):
     assert (gradient[ignored_entries(logits, target)] == 0).all()
 
 
-# torch #104776: which weight has the part that smoothing gives to the other classes? Its own, as in torch.
+# torch #104776: the share that smoothing assigns to another class has the weight of that class, as in torch.
 def test_with_smoothing_each_class_has_its_own_weight():
     logits = torch.tensor([[[[1.0]], [[0.0]]]])
-    other = math.log(1 + math.e)  # -log p of class 1; that of class 0 is less by 1
+    other = math.log(1 + math.e)  # -log p of class 1; -log p of class 0 is `other - 1`
     expected = (0.8 * 3 * (other - 1) + 0.1 * 3 * (other - 1) + 0.1 * 5 * other) / 3
     loss = cross_entropy_loss(logits, torch.tensor([[[0]]]), class_weights=[3.0, 5.0], label_smoothing=0.2)
-    # (1 - eps) of the label and eps / C of each class: 0.8 + 0.1 and 0.1.
+    # The target is 1 - eps for the label plus eps / C for each class: 0.8 + 0.1 and 0.1.
     assert loss.item() == pytest.approx(expected)
 
 
-# NaN, no graph, a Python number or the shape (0, 3) where all is ignored: torch #70348, SMP, mmsegmentation's OHEM.
+# NaN, no graph, a Python number or the shape (0, 3) if all is ignored: torch #70348, SMP, mmsegmentation's OHEM.
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_a_pixel_that_counts_the_loss_is_a_0_to_train_with(name):
     loss, gradient = loss_and_gradient(build(name), example()[0], IGNORED)
@@ -97,7 +97,7 @@ def test_without_a_pixel_that_counts_the_loss_is_a_0_to_train_with(name):
     assert (gradient == 0).all()
 
 
-# Sums in float16 end at 65,504: SMP #463.
+# Sums in float16 overflow at 65,504: SMP #463.
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky"])
 def test_half_precision_sums_of_large_images_do_not_overflow(name):
     logits = torch.zeros(2, 3, 512, 512, dtype=torch.float16)
@@ -106,7 +106,7 @@ def test_half_precision_sums_of_large_images_do_not_overflow(name):
     assert build(name)(logits, target).item() == pytest.approx(1 - score, abs=1e-4)
 
 
-# SMP: SoftCrossEntropyLoss() raises TypeError, and its unreduced loss has an axis too many.
+# SMP: SoftCrossEntropyLoss() raises TypeError, and its unreduced loss has one axis too many.
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_can_be_built_without_arguments(name):
     assert LOSSES[name]()(*example()) > 0
@@ -143,7 +143,7 @@ def test_a_reduction_is_what_its_name_says(name):
     torch.testing.assert_close(mean, total / (inputs[1] != 255).sum())
 
 
-# A loss multiplied in place by its mask cannot be differentiated twice; 0 * inf is NaN besides.
+# A loss multiplied in place by its mask cannot be differentiated twice, and 0 * inf is NaN.
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_penalty_on_the_gradient_can_be_trained_with(name):
     logits, target = example()
@@ -156,7 +156,7 @@ def test_a_penalty_on_the_gradient_can_be_trained_with(name):
     assert (second != 0).any()
 
 
-# Loss and metric at odds over classes without a pixel: ivadomed #183, MONAI #4160; SMP divides by them, as `zero` does.
+# Loss and metric disagree about classes without a pixel: ivadomed #183, MONAI #4160; SMP counts them, as `zero` does.
 @pytest.mark.parametrize("loss", [jaccard_loss, lovasz_loss])
 def test_a_class_neither_there_nor_predicted_is_left_out_by_loss_and_metric(loss):
     target = torch.tensor([[[0, 0, 0, 2, 2, 255]]])
@@ -168,7 +168,7 @@ def test_a_class_neither_there_nor_predicted_is_left_out_by_loss_and_metric(loss
 
 
 def test_what_an_absent_class_costs_is_a_choice():
-    inputs = even(5, 0, 1)  # p = 0.2: Dice is 2 * 0.2 / (0.4 + 1) = 2 / 7 of both classes there
+    inputs = even(5, 0, 1)  # p = 0.2: Dice is 2 * 0.2 / (0.4 + 1) = 2 / 7 for both classes that occur
     assert dice_loss(*inputs).item() == pytest.approx(5 / 7)
     assert dice_loss(*inputs, absent="zero").item() == pytest.approx(2 / 5 * 5 / 7)
     present, absent = 1 - (0.4 + 1) / (1.4 + 1), 1 - 1 / (0.4 + 1)
@@ -182,19 +182,19 @@ def test_an_empty_frame_is_learned_from_if_asked_for(absent, moves):
     assert (gradient > 0).all() if moves else (gradient == 0).all()
 
 
-# SMP: `smooth` of Dice became twice as large when it was rewritten by way of Tversky.
+# SMP: `smooth` of Dice doubled when Dice was rewritten as a Tversky index.
 def test_smooth_is_added_once():
     assert dice_loss(*even(2, 0, 1), smooth=1.0).item() == pytest.approx(1 - (2 * 0.5 + 1) / (2 + 1))
 
 
-# Products of two shares: a prediction equal to a soft target has a Dice of 0.66 (Wang et al. 2023).
+# With products of two shares, a prediction equal to a soft target has a Dice of 0.66 (Wang et al. 2023).
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "generalized_dice"])
 def test_a_prediction_equal_to_a_soft_target_costs_nothing(name):
     logits, _ = example()
     assert build(name)(logits, logits.softmax(1)).item() == pytest.approx(0, abs=1e-12)
 
 
-# SMP #734: focal Tversky takes the power of the mean; below 1 its slope at 0 is infinite.
+# SMP #734: focal Tversky takes the power of the mean; for a power below 1 the slope at 0 is infinite.
 def test_the_power_of_focal_tversky_is_that_of_each_class():
     logits, target = even(2, 0, 0, 0, 1)
     scores = [1.5 / (1.5 + 0.3 * 0.5 + 0.7 * 1.5), 0.5 / (0.5 + 0.3 * 1.5 + 0.7 * 0.5)]
@@ -209,7 +209,7 @@ def test_generalised_dice_leaves_absent_classes_out():
     assert gradient.isfinite().all()
 
 
-# SMP #671 and #808: the multiclass focal loss is made of sigmoids, and is another for logits that are larger by 5.
+# SMP #671 and #808: the multiclass focal loss is made of sigmoids, so that adding 5 to all logits changes it.
 def test_multiclass_focal_loss_is_made_of_a_softmax():
     logits, target = even(3, 0)
     expected = (2 / 3) ** 2 * math.log(3)
@@ -217,7 +217,7 @@ def test_multiclass_focal_loss_is_made_of_a_softmax():
     assert focal_loss(logits + 5, target).item() == pytest.approx(expected)
 
 
-# pow(0, gamma - 1) is infinite; the seed's focal loss detached the factor altogether.
+# pow(0, gamma - 1) is infinite; detaching the factor avoids that, but the gradient is wrong then.
 def test_the_focal_factor_has_a_gradient():
     logits = torch.tensor([[[[0.3]], [[0.0]]]])
     _, gradient = loss_and_gradient(lambda z: focal_loss(z, torch.tensor([[[0]]])), logits)
@@ -226,23 +226,23 @@ def test_the_focal_factor_has_a_gradient():
     assert gradient[0, 0].item() == pytest.approx(by_p * p * (1 - p))
 
 
-# The seed's Lovasz loss took pixels for classes (SMP PR 461, toolbelt #61): 0.878 for a perfect prediction.
+# Pixels confused with classes: 0.878 for a perfect prediction (SMP PR 461, toolbelt #61).
 def test_a_perfect_prediction_has_a_lovasz_loss_of_0():
     _, target = example(ignored=0)
     logits = 100.0 * F.one_hot(target, 3).movedim(-1, 1)
     assert lovasz_loss(logits, target).item() == pytest.approx(0, abs=1e-6)
 
 
-# SMP's Lovasz loss: all classes of a multilabel target as one, torch.dot of two types.
+# SMP's Lovasz loss: treats all classes of a multilabel target as one, calls torch.dot with two types.
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_lovasz_hinge_of_each_class_counts_alike_in_any_precision(dtype):
     logits = torch.tensor([[[[0.5, -2.0]], [[3.0, 0.0]]]], dtype=dtype)
     target = torch.tensor([[[[1, 0]], [[0, 1]]]])
-    # Class 0: errors 0.5 (a hit of the region of one) and 0. Class 1: 4 (no hit: Jaccard loss 1 / 2), then 1 (1).
+    # Class 0: errors 0.5 (its only pixel) and 0. Class 1: 4 (a false positive, Jaccard loss 1 / 2), then 1 (loss 1).
     assert lovasz_loss(logits, target, mode="multilabel").item() == pytest.approx((0.5 + (4 / 2 + 1 / 2)) / 2)
 
 
-# The seed: classes=[1, 2] read uninitialised memory, classes=12 meant all of them.
+# classes=[1, 2] that selects other classes, or classes=12 that means all of them.
 def test_a_choice_of_classes_is_taken_at_its_word():
     inputs = example(classes=4)
     singles = torch.stack([dice_loss(*inputs, classes=[c]) for c in range(4)])
@@ -250,7 +250,7 @@ def test_a_choice_of_classes_is_taken_at_its_word():
     torch.testing.assert_close(dice_loss(*inputs, classes=range(4)), dice_loss(*inputs))
 
 
-# mmsegmentation's OHEM: NaN where all probabilities tie. PaddleSeg's: drops ties, takes ignored pixels for easy ones.
+# mmsegmentation's OHEM: NaN if all probabilities are equal. PaddleSeg's: drops ties, keeps ignored pixels.
 @pytest.mark.parametrize("min_kept", [1, 2, 100])
 def test_pixels_as_hard_as_the_last_one_kept_are_kept(min_kept):
     assert ohem_loss(*even(2, 0, 1, 0, 255), threshold=0.1, min_kept=min_kept).item() == pytest.approx(math.log(2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import loss_oracles
-from helpers.loss_examples import CLASSES, VARIANTS, build, example
+from helpers.loss_examples import CLASSES, MAINLY_ONE_MODE, VARIANTS, as_on, build, example
 
 REDUCED = [case for case in VARIANTS if case.values[0] in loss_oracles.SUMS]
 
@@ -23,8 +23,22 @@ def expected(name, logits, target, mode, ignore_index, options, reduction="mean"
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
-@pytest.mark.parametrize("ignore_index", [255, 1, None])
-def test_a_loss_is_its_formula_over_the_pixels_that_count(name, mode, options, ignore_index):
+def test_a_loss_is_its_formula_over_the_pixels_that_count(name, mode, options):
+    logits, target = example(mode)
+    loss = build(name, mode, **options)(logits, target)
+    assert loss.item() == pytest.approx(expected(name, logits, target, mode, 255, options), rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
+def test_computed_as_on_a_gpu_a_loss_is_its_formula(name, mode, options):
+    logits, target = example(mode)
+    loss = as_on("cuda", build(name, mode, **options))(logits, target)
+    assert loss.item() == pytest.approx(expected(name, logits, target, mode, 255, options), rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
+@pytest.mark.parametrize("ignore_index", [1, None])
+def test_any_label_or_none_can_be_ignored(name, mode, options, ignore_index):
     logits, target = example(mode, ignored=0 if ignore_index is None else 0.3, ignore_index=ignore_index)
     loss = build(name, mode, ignore_index=ignore_index, **options)(logits, target)
     assert loss.item() == pytest.approx(expected(name, logits, target, mode, ignore_index, options), rel=1e-6)
@@ -51,7 +65,7 @@ def test_losses_can_be_summed_or_left_as_they_are(name, mode, options, soft):
     assert summed.item() == pytest.approx(sum(by_pixel.values()), rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "mode", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
 def test_an_absent_class_counts_as_documented(name, mode, options):
     logits, target = example(mode)
     if mode == "multilabel":

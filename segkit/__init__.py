@@ -17,6 +17,10 @@ _PUBLIC = {
     "SlidingWindow": "segkit.sliding_window",
     "DenseCRF": "segkit.crf",
     "Predictor": "segkit.inference",
+    "predict": "segkit.workflows.infer",
+    "evaluate": "segkit.workflows.evaluate",
+    "tune": "segkit.workflows.tune",
+    "export": "segkit.workflows.export",
 }
 _MODULES = (
     "crf",

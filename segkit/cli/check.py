@@ -46,8 +46,8 @@ def check_data(config: CheckConfig) -> list["SetReport"]:
 
 
 def _open_sets(config: CheckConfig) -> list["CheckedSet"]:
-    from segkit.cli.sources import check_kinds, share_out
     from segkit.data.mask_files import MaskReader
+    from segkit.workflows.datasets import check_kinds, share_out
 
     check_kinds(config.data, config.images, config.masks, (config.class_names, config.palette))
     (masks,) = share_out(config.masks, (config.data,), "--masks")
@@ -69,10 +69,10 @@ def _open_coco(
 ) -> "CheckedSet":
     """A COCO file; `categories` are the names of those before it, whose labels it takes."""
     from segkit.checks.measure import CheckedSet
-    from segkit.cli.sources import ALLOWED
     from segkit.data.coco_file import Allowed, read_coco
     from segkit.data.coco_images import find_shared_files
     from segkit.data.rasterize import rasterize
+    from segkit.workflows.datasets import ALLOWED
 
     allowed = Allowed(**{name: getattr(config, name) for name in ALLOWED})
     content = read_coco(file, root, reading=_reading(config), allowed=allowed, names=categories)

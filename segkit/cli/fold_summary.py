@@ -68,14 +68,15 @@ def score_fold(
     """The confusion of a run's best weights on its validation images, in the precision that it was validated in."""
     import torch
 
-    from segkit.cli.evaluate import show_progress
+    from segkit.console import Console
     from segkit.inference import Predictor, segment_dataset
     from segkit.models import load_model
 
     model = load_model(run).to(device, memory_format=torch.channels_last)  # as it was validated, to the last pixel
     confusion = _new_confusion(data)
     with autocast():
-        for one in show_progress(segment_dataset(data, Predictor(model, device=device, probs="none")), len(data)):
+        found = segment_dataset(data, Predictor(model, device=device, probs="none"))
+        for one in Console(verbose=True).progress(found, total=len(data)):
             confusion.update(one.prediction.mask, one.target)
     return confusion
 

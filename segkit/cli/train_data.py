@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
     """Training and validation images, as --data, --val, --folds and --train-only say."""
-    from segkit.cli.sources import share_out
     from segkit.cli.train_folds import add_train_only
+    from segkit.workflows.datasets import share_out
 
     if config.folds is not None:
         return open_folds(config)[config.fold]
@@ -33,8 +33,8 @@ def load_data(config: TrainConfig) -> tuple["SegmentationDataset", "Segmentation
 
 def open_folds(config: TrainConfig) -> "Folds":
     """The images of --data as --folds divides them, and with them those of --train-only."""
-    from segkit.cli.sources import share_out
     from segkit.cli.train_folds import Folds, count_sources
+    from segkit.workflows.datasets import share_out
 
     roots, _, extra_roots = _split_roots(config)
     masks, _, extra_masks = share_out(config.masks, _sources(config), "--masks")
@@ -47,7 +47,7 @@ def open_folds(config: TrainConfig) -> "Folds":
 def _open(
     config: TrainConfig, flag: str, paths: Sequence[Path], roots: Sequence[Path] | None, masks: Sequence[Path]
 ) -> "CocoSegmentation | FolderSegmentation":
-    from segkit.cli.sources import open_labelled
+    from segkit.workflows.datasets import open_labelled
 
     return open_labelled(
         config,
@@ -79,7 +79,7 @@ def _sources(config: TrainConfig) -> tuple[Sequence[Path], ...]:
 
 def _split_roots(config: TrainConfig) -> list[Sequence[Path] | None]:
     """The image folders of --data, --val and --train-only."""
-    from segkit.cli.sources import share_out
+    from segkit.workflows.datasets import share_out
 
     sources = _sources(config)
     if len(config.images) <= 1:

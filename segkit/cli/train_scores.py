@@ -98,7 +98,7 @@ def score_best(
     """
     import torch
 
-    from segkit.cli.evaluate import show_progress
+    from segkit.console import Console
     from segkit.inference import Predictor, segment_dataset
     from segkit.metrics import ConfusionMatrix, PerImageConfusion
     from segkit.models import load_model
@@ -109,7 +109,7 @@ def score_best(
     total, gallery = ConfusionMatrix(len(data.class_names), **options), Gallery(len(data), side)
     with autocast():
         found = segment_dataset(data, Predictor(model, device=device, probs="none"))
-        for index, labelled in enumerate(show_progress(found, len(data))):
+        for index, labelled in enumerate(Console(verbose=True).progress(found, total=len(data))):
             confusion = PerImageConfusion(len(data.class_names), **options)
             confusion.update(labelled.prediction.mask, labelled.target)
             total += confusion.total()
@@ -118,8 +118,8 @@ def score_best(
 
 
 def _shrunk(labelled: "Labelled", name: str, confusion: "PerImageConfusion", side: int) -> Scored:
-    from segkit.cli.score_tables import image_caption
     from segkit.visualize import shrink
+    from segkit.workflows.score_tables import image_caption
 
     image, target, mask = (shrink(x, side) for x in (labelled.image, labelled.target, labelled.prediction.mask))
     return Scored(image, target, mask, (name, "", image_caption(confusion, 0)))

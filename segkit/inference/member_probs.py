@@ -15,7 +15,7 @@ from segkit.errors import UsageError
 from segkit.inference.predictor import Predictor
 from segkit.tta import Member, View
 
-Progress = Callable[[Iterable[int], int], Iterable[int]]
+Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class MemberProbs:
@@ -60,9 +60,9 @@ class MemberProbs:
         start = self._ends[index - 1] if index else 0
         return self._values[start : self._ends[index]].reshape(*self._shape, -1)
 
-    def run(self, data: SegmentationDataset, progress: Progress = lambda items, count: items) -> None:
+    def run(self, data: SegmentationDataset, progress: Progress = iter) -> None:
         """Runs every member on every view of every image, once."""
-        for i in progress(range(len(data)), len(data)):
+        for i in progress(range(len(data))):
             image = torch.from_numpy(data.image(i)).permute(2, 0, 1)
             for kept, model in zip(self[i], self.predictor.members, strict=True):
                 _keep(kept, self._scores(model, image), self.pixels[i], image.shape[2])

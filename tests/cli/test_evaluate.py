@@ -135,7 +135,7 @@ def test_what_cannot_be_scored_is_told_in_a_sentence(models, shapes, tmp_path, c
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}))
     for arguments, code, message in (
-        ((other, shapes[1], tmp_path / "o"), 3, "but those of --data background, square, disc"),
+        ((other, shapes[1], tmp_path / "o"), 3, "but the classes of --data are background, square, disc"),
         ((models[0], shapes[1], tmp_path / "o", "--compare", other), 3, "the classes of"),
         ((models[0], empty, tmp_path / "o"), 3, "--data has no images"),
         ((tmp_path / "missing", shapes[1], tmp_path / "o"), 2, "missing"),

@@ -45,7 +45,7 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
         path.write_bytes(b"new")
         return 0.0
 
-    monkeypatch.setattr("segkit.models.export_onnx", write)
+    monkeypatch.setattr("segkit.workflows.export.export_onnx", write)
     target, run = tmp_path / "new" / "out.onnx", shutil.copytree(run, tmp_path / "run")
     (run / "best.onnx").unlink(missing_ok=True)
     export.main([str(run)])

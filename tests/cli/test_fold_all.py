@@ -19,13 +19,13 @@ from helpers.commands import SMALL, fails
 
 import segkit.training
 from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
-from segkit.cli.predictors import with_members
-from segkit.config import InferConfig, TrainConfig, parse_args
+from segkit.config import TrainConfig, parse_args
 from segkit.data import CocoSegmentation
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
 from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
+from segkit.workflows.predictors import find_members
 
 K = 3
 NAMES = ("background", "square", "disc")
@@ -337,9 +337,9 @@ def test_the_folder_stands_for_its_folds(whole, shapes, tmp_path, capsys):
 
 
 def test_folds_share_the_weight_of_their_folder(whole):
-    config = with_members(InferConfig(weights=(whole / "fold0", whole), member_weights=(0.4, 0.6)))
-    assert config.weights == (whole / "fold0", *(whole / f"fold{i}" for i in range(K)))
-    assert config.member_weights == pytest.approx((0.4, 0.2, 0.2, 0.2))
+    members = find_members([whole / "fold0", whole], [0.4, 0.6])
+    assert [member.name for member in members] == [str(whole / f"fold{i}") for i in (0, *range(K))]
+    assert [member.weight for member in members] == pytest.approx([0.4, 0.2, 0.2, 0.2])
 
 
 def test_a_folder_with_a_missing_fold_says_how_to_get_it(out, shapes, capsys):

@@ -13,12 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segkit.cli import infer, train
-from segkit.cli.predictors import build_crf
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
 from segkit.inference import Prediction, PredictionWriter, SourceImage
 from segkit.models import create_model, save_model
 from segkit.models.preprocessing import Preprocessing
+from segkit.workflows.infer import _divide
+from segkit.workflows.predictors import build_crf
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("background", "square", "disc")
@@ -121,7 +122,7 @@ def test_failures_are_tabled_and_a_later_run_that_has_none_clears_the_table(mode
     assert row["image"] == "bad.jpg"
     assert "bad.jpg is not an image" in row["error"]
     assert not (tmp_path / "o/submission.csv").exists()
-    assert "no submission.csv, since 1 images are missing" in capsys.readouterr().err
+    assert "warning: no submission.csv, because 1 images are missing" in capsys.readouterr().err
     Image.new("RGB", (20, 30)).save(tmp_path / "in/bad.jpg")
     run(*arguments, "--skip-existing")
     assert not (tmp_path / "o/failed.csv").exists()
@@ -167,7 +168,7 @@ def test_torchrun_divides_the_images_and_gives_the_same(model, shapes, tmp_path)
         (["--tta", "seed"], "unknown preset 'seed'"),
         (["--window", "-1"], "--window must be 0 or more"),
         (["--crf", "seeed"], "did you mean 'seed'"),
-        (["--crf", "iterations=many"], "expected a number"),
+        (["--crf", "iterations=many"], "--crf: iterations must be a number"),
         (["--crf", "iteration=3"], "no parameter 'iteration'"),
         (["--save", "pseudo", "--pseudo-class-thresholds", "can=0.5"], "no class 'can'"),
     ],
@@ -229,7 +230,7 @@ def test_a_larger_image_than_allowed_fails_alone(model, shapes, tmp_path):
         Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "in" / name)
     assert fails(model, tmp_path / "in", tmp_path / "out", "--max-pixels", "1000") == 5
     assert (tmp_path / "out/mask/small.png").is_file()
-    assert "--max-pixels" in (tmp_path / "out/failed.csv").read_text()
+    assert "max_pixels" in (tmp_path / "out/failed.csv").read_text()
 
 
 def test_an_image_too_large_for_the_crf_fails_alone(model, tmp_path, monkeypatch):
@@ -282,7 +283,7 @@ def test_what_is_there_already_is_found_on_the_way_and_keeps_no_frame(tmp_path):
             taken.append(name)
             yield SourceImage(name, frame=np.zeros((4, 5, 3), np.uint8))
 
-    todo, done = infer._divide(frames(), writer, skip_existing=True)
+    todo, done = _divide(frames(), writer, skip_existing=True)
     assert taken == []
     assert next(todo).name == names[1]
     assert taken == names[:2]

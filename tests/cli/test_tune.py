@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from segkit.cli import tune
-from segkit.cli.tune_plan import Plan, crf_words, first_plan, infer_command, steps_of
 from segkit.config import InferConfig, TuneConfig, parse_args
+from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
+from segkit.workflows.tune import count_crfs
+from segkit.workflows.tune_plan import Plan, crf_words, first_plan, infer_command, steps_of
 
 NAMES = ("background", "square", "disc")
 
@@ -89,7 +91,7 @@ def test_a_broken_member_gets_no_weight_and_is_not_in_the_command(models, shapes
     printed = capsys.readouterr().out
     assert found["command"] in printed
     assert "member weights" in printed
-    assert "alone" in printed
+    assert f"only {models[1]}" in printed
     assert [file.name for file in (tmp_path / "o").iterdir()] == ["tune.json"]
 
 
@@ -108,7 +110,7 @@ def test_what_does_not_help_held_out_is_left_out(models, shapes, tmp_path, capsy
     assert found["plan"] == {"weights": [20], "flips": "none", "scales": [1.0], "bias": [0.0] * 3, "crf": None}
     config = infer_config(found["command"])
     assert (config.flips, config.scales, config.member_weights, config.class_bias) == ("none", (1.0,), (), {})
-    assert "left out" in capsys.readouterr().out
+    assert "dropped" in capsys.readouterr().out
 
 
 def test_a_crf_takes_part_only_when_it_is_asked_for(models, shapes, tmp_path):
@@ -120,7 +122,7 @@ def test_a_crf_takes_part_only_when_it_is_asked_for(models, shapes, tmp_path):
     assert ("seed", "gaussian_weight=3.33", "bilateral_weight=3.33") in crf_words(())
 
 
-def test_of_several_crfs_one_at_a_time_holds_its_kernels(models, shapes, tmp_path, monkeypatch):
+def test_of_several_crfs_one_at_a_time_holds_its_kernels(models, shapes, monkeypatch):
     used, refine = [], DenseCRF.__call__
 
     def refine_alone(crf, *arguments):
@@ -129,17 +131,16 @@ def test_of_several_crfs_one_at_a_time_holds_its_kernels(models, shapes, tmp_pat
         return refine(crf, *arguments)
 
     monkeypatch.setattr(DenseCRF, "__call__", refine_alone)
-    monkeypatch.setattr("segkit.cli.tune_plan.crf_words", lambda _: [None, ("iterations=1",), ("iterations=2",)])
-    run(models[:1], shapes[1], tmp_path / "o", "--flips", "none", "--scales", 1, "--folds", 2, "--crf")
+    crfs = {None: None, ("1",): DenseCRF(iterations=1), ("2",): DenseCRF(iterations=2)}
+    counts = count_crfs(CocoSegmentation(shapes[1]), Predictor(load_model(models[0])), crfs, Console())
     assert len(used) == 8
+    assert list(counts) == list(crfs)
 
 
 def test_the_command_says_everything_that_is_in_a_plan(tmp_path):
-    config = TuneConfig(
-        weights=("a", "b", "c d"), data=(tmp_path,), window=512, amp="bf16", exif="ignore", max_pixels=1000
-    )
+    config = TuneConfig(data=(tmp_path,), window=512, amp="bf16", exif="ignore", max_pixels=1000)
     plan = Plan((15, 0, 45), "hv", (0.75, 1.25), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
-    read = infer_config(infer_command(plan, config, ("background", "a=b", "two words")))
+    read = infer_config(infer_command(plan, config, ["a", "b", "c d"], ("background", "a=b", "two words")))
     assert [str(path) for path in read.weights] == ["a", "c d"]
     assert read.member_weights == (0.25, 0.75)
     assert (read.flips, read.scales, read.window, read.amp) == ("hv", (0.75, 1.25), 512, "bf16")

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segkit.config import LabelConfig
+from segkit.config import LabelConfig, ScoreConfig
+from segkit.console import Console
+from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
+from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
 
-if TYPE_CHECKING:
-    from segkit.data import SegmentationDataset
-
 Roots = Sequence[Path] | None
+SHOWN = Console(verbose=True)
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
 
@@ -27,7 +28,8 @@ def open_labelled(
     max_bad: float = 0.0,
     may_be_bare: bool = False,
     is_scored: bool = False,
-) -> "SegmentationDataset":
+    console: Console = SHOWN,
+) -> SegmentationDataset:
     """Opens what a flag names by the settings of a command, and prints what is remarkable about it.
 
     Args:
@@ -40,6 +42,7 @@ def open_labelled(
         max_bad: Largest share of them that is skipped.
         may_be_bare: Whether no image need have an annotation.
         is_scored: Whether each image counts in a score, so that none may come twice.
+        console: Prints what is remarkable.
 
     Raises:
         DataError: there are no images, none has an annotation, or one that is scored comes twice.
@@ -63,7 +66,7 @@ def open_labelled(
     )
     for note in data.notes:
         if note.severity != "warning":  # which Python has shown
-            print(f"{flag}: " + "left out: " * (note.severity == "error") + str(note))
+            console.print(f"{flag}: " + "left out: " * (note.severity == "error") + str(note))
     if len(data) == 0:
         raise DataError(f"{flag} has no images")
     if not may_be_bare and not any(getattr(data, "annotations", [True])):
@@ -87,7 +90,7 @@ def open_data(
     exif: str = "apply",
     max_pixels: int = MAX_PIXELS,
     **coco_options: Any,
-) -> "SegmentationDataset":
+) -> SegmentationDataset:
     """COCO JSON files with their image folders, or folders of images with those of their masks.
 
     Args:
@@ -103,8 +106,6 @@ def open_data(
         max_pixels: Larger images are refused.
         **coco_options: Further ones of `CocoSegmentation`.
     """
-    from segkit.data import CocoSegmentation, FolderSegmentation
-
     check_kinds(paths, roots, masks, (class_names, palette))
     common = {
         "ignore_classes": ignore_classes,
@@ -145,6 +146,30 @@ def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], flag: st
 
 
 def _mask_cache(setting: str) -> Path | str | None:
-    from segkit.data.mask_cache import default_folder
-
     return {"auto": default_folder(), "off": None}.get(setting, setting)
+
+
+def open_scored(config: ScoreConfig, console: Console) -> SegmentationDataset:
+    """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing."""
+    if isinstance(config.data[0], SegmentationDataset):
+        if len(config.data) > 1:
+            raise UsageError("`data` takes files, or a single data set")
+        return config.data[0]
+    return open_labelled(
+        config, "--data", config.data, roots=config.images or None, masks=config.masks, is_scored=True, console=console
+    )
+
+
+def check_model_classes(class_names: Sequence[str], data: SegmentationDataset, model: str) -> None:
+    """Raise DataError if a model was trained for other classes than those of the data.
+
+    Args:
+        class_names: The classes of the model.
+        data: The data.
+        model: What the message calls the model.
+    """
+    if tuple(class_names) != tuple(data.class_names):
+        raise DataError(
+            f"the classes of {model} are {', '.join(class_names)}, but the classes of `data` are "
+            f"{', '.join(data.class_names)}; they must be the same in the same order"
+        )

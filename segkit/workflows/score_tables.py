@@ -1,33 +1,33 @@
-"""What evaluate prints, and writes as CSV and JSON."""
+"""The scores of an evaluation as tables: printed, and as records for CSV and JSON."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from segkit.metrics import Evaluation, Interval, PerImageConfusion, PerImageScores
+from segkit.console import table
+from segkit.metrics import Evaluation, Interval, PerImageConfusion, PerImageScores
 
 Row = dict[str, Any]
 
 
 def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> str:
-    """The table of the classes and the scores of the set, in percent; see `class_rows` and `set_scores`."""
-    named = {"mean Dice": "mean_dice", "pixel accuracy": "pixel_accuracy", "boundary mIoU": "boundary_miou"}
-    by_image = {"image by image: mIoU": "image_miou", "that of the worst 5 %": "worst_image_miou"}
+    """Return the table of the classes and the scores of the set, in percent.
+
+    Args:
+        rows: See `class_rows`.
+        values: See `set_scores`.
+        images: Number of images.
+    """
+    of_set = {"mean Dice": "mean_dice", "pixel accuracy": "pixel_accuracy", "boundary mIoU": "boundary_miou"}
+    of_images = {"mean over images: mIoU": "image_miou", "mIoU of the worst 5 % of images": "worst_image_miou"}
     lines = [
         ", ".join(f"{text} {_percent(values[name])}" for text, name in part.items())
-        for part in (named | {"calibration error": "ece"}, by_image)
+        for part in (of_set | {"calibration error": "ece"}, of_images)
     ]
     span = _span(values["miou_low"], values["miou_high"])
-    head = f"mIoU {_percent(values['miou'])} {span}, 95 % of resamples of the {images} images"
-    return "\n".join([*_class_table(rows), "", head, *lines])
-
-
-def _class_table(rows: Sequence[Row]) -> list[str]:
+    head = f"mIoU {_percent(values['miou'])} {span}, in 95 % of resamples of the {images} images"
     total = max(1, sum(row["support"] for row in rows))
     header = ["class", "IoU %", "95 % of resamples", "Dice", "precision", "recall", "boundary IoU", "pixels %"]
     names = ("dice", "precision", "recall", "boundary_iou")
@@ -39,17 +39,17 @@ def _class_table(rows: Sequence[Row]) -> list[str]:
         ]
         for row in rows
     ]
-    return _table(header, cells)
+    return "\n".join([*table(header, cells), "", head, *lines])
 
 
 def describe_difference(rows: Sequence[Row]) -> str:
-    """What `difference_rows` gives, in percentage points."""
+    """Return the table of the rows of `difference_rows`, in percentage points."""
     cells = [[row["class"], *_signed(row["difference"], row["low"], row["high"])] for row in rows]
-    return "\n".join(_table(["class", "IoU difference", "95 % of resamples", ""], cells))
+    return "\n".join(table(["class", "IoU difference", "95 % of resamples", ""], cells))
 
 
-def class_rows(evaluation: "Evaluation", intervals: "Interval") -> list[Row]:
-    """A row a class: scores in 0..1, NaN where it is not scored; support in pixels."""
+def class_rows(evaluation: Evaluation, intervals: Interval) -> list[Row]:
+    """Return one record per class: scores in 0..1, NaN if it is not scored; support in pixels."""
     scores = evaluation.scores
     columns = {
         **{"iou": scores.iou, "iou_low": intervals.low[:-1], "iou_high": intervals.high[:-1]},
@@ -62,22 +62,28 @@ def class_rows(evaluation: "Evaluation", intervals: "Interval") -> list[Row]:
     return [dict(zip(("class", *columns, "support"), row, strict=True)) for row in rows]
 
 
-def set_scores(evaluation: "Evaluation", intervals: "Interval") -> dict[str, float]:
-    """All scores of the set by name, with miou_low and miou_high."""
+def set_scores(evaluation: Evaluation, intervals: Interval) -> dict[str, float]:
+    """Return all scores of the set by name, with miou_low and miou_high."""
     miou = {"miou_low": float(intervals.low[-1]), "miou_high": float(intervals.high[-1])}
     return {**evaluation.to_dict(), **miou}
 
 
-def difference_rows(names: Sequence[str], included: np.ndarray, intervals: "Interval") -> list[Row]:
-    """A row a class, NaN where it is not scored, and one of the mean: difference of the IoU, and its interval."""
+def difference_rows(names: Sequence[str], included: np.ndarray, intervals: Interval) -> list[Row]:
+    """Return the IoU difference of each class, NaN if it is not scored, and of mIoU, each with its interval."""
     scored = np.append(included, True)
     columns = [np.where(scored, x, np.nan).tolist() for x in (intervals.estimate, intervals.low, intervals.high)]
     rows = zip((*names, "mIoU"), *columns, strict=True)
     return [dict(zip(("class", "difference", "low", "high"), row, strict=True)) for row in rows]
 
 
-def image_rows(names: Sequence[str], scores: "PerImageScores", other: "PerImageScores | None" = None) -> list[Row]:
-    """A row an image: mean IoU over its classes, and the IoU of each; empty for a class that it does not have."""
+def image_rows(names: Sequence[str], scores: PerImageScores, other: PerImageScores | None = None) -> list[Row]:
+    """Return one record per image: mIoU over its classes, and the IoU of each; empty for a class that it lacks.
+
+    Args:
+        names: The names of the images.
+        scores: Their scores.
+        other: Scores of the same images to compare with.
+    """
     rows = []
     for i, name in enumerate(names):
         row = {"image": name, "miou": _cell(scores.of_image[i])}
@@ -89,34 +95,33 @@ def image_rows(names: Sequence[str], scores: "PerImageScores", other: "PerImageS
     return rows
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes numbers by name; what is not a number (NaN) is null."""
-    plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in content.items()}
-    file.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the numbers with None for NaN, which JSON lacks."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def plain_rows(rows: Sequence[Row]) -> list[Row]:
-    """The same with six digits for a fraction and nothing for NaN."""
+    """Return the records for a CSV: six digits for fractions, and an empty cell for NaN."""
     return [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
-def image_caption(images: "PerImageConfusion", image: int, count: int = 2) -> str:
-    """mIoU of an image and its largest confusions with their share of its pixels, a line each."""
+def image_caption(images: PerImageConfusion, image: int, count: int = 2) -> str:
+    """Return lines: the mIoU of an image, then its largest confusions with their shares of its pixels."""
     counts = images.counts[image].cpu().numpy()
     names = (*images.class_names, "no class")
     pairs = counts[: len(names) - 1]
     wrong = np.where(np.eye(*pairs.shape, dtype=bool), 0, pairs)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     lines = [
-        f"{names[truth]} as {names[said]}: {100 * wrong[truth, said] / pairs.sum():.1f} %"
-        for truth, said in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[truth, said]
+        f"{names[truth]} as {names[predicted]}: {100 * wrong[truth, predicted] / pairs.sum():.1f} %"
+        for truth, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[truth, predicted]
     ]
     return "\n".join([f"mIoU {100 * images.compute().of_image[image]:.1f} %", *lines])
 
 
 def _signed(difference: float, low: float, high: float) -> list[str]:
-    """Difference and interval in percentage points; a word where the interval leaves zero out."""
+    """Return cells: difference and interval in percentage points, and a word if the interval excludes zero."""
     if math.isnan(difference):
         return ["-", "", ""]
     verdict = "better" if low > 0 else "worse" if high < 0 else ""
@@ -133,12 +138,3 @@ def _span(low: float, high: float) -> str:
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [header, *rows]
-    ]

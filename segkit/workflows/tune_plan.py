@@ -1,4 +1,4 @@
-"""Plan: all that tune chooses, the steps from one plan to others, and the infer command of a plan."""
+"""Plan: everything that tune chooses, the steps from one plan to others, and the infer command of a plan."""
 
 import math
 import shlex
@@ -8,12 +8,13 @@ from functools import partial
 from itertools import permutations
 
 from segkit.config import TuneConfig, default_of
+from segkit.crf.presets import PRESETS
 from segkit.tta import FLIPS
 
-UNITS = 20  # of weight for each member, so that equal weights and halves, quarters, fifths of them are exact
-SHIFTS = (0.2, 0.1, 0.05)  # of all weight, that one step takes from a member and gives to another
-BIASES = (0.5, 0.25)  # steps of a class's log-probability
-LARGEST_BIAS = 2.0
+UNITS = 20  # units of weight per member, so that equal weights and halves, quarters, fifths of them are exact
+SHIFTS = (0.2, 0.1, 0.05)  # shares of the whole weight that one step moves from a member to another
+BIASES = (0.5, 0.25)  # steps of the log-probability of a class
+LARGEST_STEPPED_BIAS = 2.0
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Plan:
     """How an ensemble predicts.
 
     Attributes:
-        weights: Units of weight of each member, of `UNITS` for each in sum.
+        weights: Units of weight of each member; their sum is `UNITS` times the number of members.
         flips: As in `TTA`.
-        scales: Ascending.
-        bias: What each class's log-probability is raised by.
-        crf: Words of --crf; None for no CRF.
+        scales: As in `TTA`, ascending.
+        bias: Addition to the log-probability of each class.
+        crf: The setting `crf`; None for no CRF.
     """
 
     weights: tuple[int, ...]
@@ -39,13 +40,13 @@ Step = Callable[[Plan], Plan]
 
 
 def first_plan(config: TuneConfig, members: int, classes: int) -> Plan:
-    """Equal weights, the image as it is, no bias, no CRF."""
+    """Return the plan to start from: equal weights, the unchanged image, no bias, no CRF."""
     scale = min(config.scales, key=lambda s: abs(math.log(s)))
     return Plan((UNITS,) * members, "none", (scale,), (0.0,) * classes)
 
 
 def steps_of(ingredient: str, config: TuneConfig, plan: Plan) -> list[Step]:
-    """The steps that change one ingredient of a plan."""
+    """Return the steps that change one ingredient of a plan."""
     members, labels = range(len(plan.weights)), range(len(plan.bias))
     shares = [max(1, round(share * UNITS * len(members))) for share in SHIFTS]
     flips = [name for name, turns in FLIPS.items() if set(turns) <= set(FLIPS[config.flips])]
@@ -62,9 +63,10 @@ def steps_of(ingredient: str, config: TuneConfig, plan: Plan) -> list[Step]:
 
 
 def crf_words(given: Sequence[str] | None) -> list[tuple[str, ...] | None]:
-    """No CRF, and those to choose from: what --crf says, or each preset, as it is and at a third of its weights."""
-    from segkit.crf.presets import PRESETS
+    """Return the values of `crf` to choose from: none, and the given one or all presets.
 
+    Each preset is tried as it is, and with a third of its weights.
+    """
     if given is None:
         return [None]
     if given:
@@ -78,10 +80,17 @@ def crf_words(given: Sequence[str] | None) -> list[tuple[str, ...] | None]:
     return [None, *((name, *words) for name in PRESETS for words in ((), third[name]))]
 
 
-def infer_command(plan: Plan, config: TuneConfig, class_names: Sequence[str]) -> str:
-    """The command that predicts as a plan says; members without weight are left out."""
-    members = [(path, units) for path, units in zip(config.weights, plan.weights, strict=True) if units]
-    words = ["python", "infer.py", "--weights", *(str(path) for path, _ in members)]
+def infer_command(plan: Plan, config: TuneConfig, models: Sequence[str], class_names: Sequence[str]) -> str:
+    """Return the command that predicts by a plan.
+
+    Args:
+        plan: The plan; members without weight are not in the command.
+        config: The settings that stay: windows, precision, reading.
+        models: The paths of the members.
+        class_names: The classes of the models.
+    """
+    members = [(path, units) for path, units in zip(models, plan.weights, strict=True) if units]
+    words = ["python", "infer.py", "--weights", *(path for path, _ in members)]
     if len({units for _, units in members}) > 1:
         words += ["--member-weights", *(f"{units / sum(plan.weights):.4g}" for _, units in members)]
     if plan.flips != "none":
@@ -101,7 +110,7 @@ def infer_command(plan: Plan, config: TuneConfig, class_names: Sequence[str]) ->
 
 
 def bias_words(plan: Plan, class_names: Sequence[str]) -> list[str]:
-    """The words of --class-bias."""
+    """Return the setting `class_bias` of a plan as CLASS=VALUE words."""
     return [f"{name}={value:g}" for name, value in zip(class_names, plan.bias, strict=True) if value]
 
 
@@ -124,5 +133,5 @@ def _toggle(plan: Plan, scale: float) -> Plan:
 
 def _raise(plan: Plan, label: int, by: float) -> Plan:
     bias = list(plan.bias)
-    bias[label] = min(LARGEST_BIAS, max(-LARGEST_BIAS, bias[label] + by))
+    bias[label] = min(LARGEST_STEPPED_BIAS, max(-LARGEST_STEPPED_BIAS, bias[label] + by))
     return replace(plan, bias=tuple(bias))

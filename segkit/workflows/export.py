@@ -1,0 +1,56 @@
+"""export: write a trained model as ONNX."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from segkit.console import Console
+from segkit.errors import UsageError
+from segkit.models import export_onnx, find_model_file, load_model
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote.
+
+    Attributes:
+        file: The ONNX file.
+        difference: Largest difference between the logits of ONNX and torch, as a share of the largest logit.
+    """
+
+    file: Path
+    difference: float
+
+
+def export(
+    model: str | os.PathLike,
+    onnx: str | os.PathLike | None = None,
+    *,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> ExportResult:
+    """Write a trained model as ONNX, for any batch and image size, and compare it with torch.
+
+    Args:
+        model: A model file or a run folder.
+        onnx: The file to write. By default the name of the model file, with the suffix .onnx.
+        overwrite: Replace the file if it exists.
+        verbose: Print what is done.
+
+    Raises:
+        UsageError: There is no such model, or the file cannot be written.
+        MissingPackageError: A package for ONNX is not installed.
+    """
+    console = Console(verbose=verbose)
+    source = find_model_file(model)
+    target = source.with_suffix(".onnx") if onnx is None else Path(onnx)
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; `onnx` takes a file")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists already; choose another `onnx`, or replace it by `overwrite`")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    console.print(f"model  {source}")
+    difference = export_onnx(load_model(source), target)
+    console.print(f"onnx   {target}, {target.stat().st_size / 1e6:.1f} MB, any batch, height and width")
+    console.print(f"check  differs from torch by at most {difference:.1e} of the largest logit")
+    return ExportResult(target, difference)

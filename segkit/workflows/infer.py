@@ -1,0 +1,258 @@
+"""predict: segment photographs and write masks, overlays and everything that is made of them."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from segkit.config import InferConfig, from_keywords, takes_settings
+from segkit.console import Console
+from segkit.data.images import Reading
+from segkit.demo import write_demo
+from segkit.errors import DataError
+from segkit.files import write_records
+from segkit.inference import (
+    Clock,
+    PredictionWriter,
+    Predictor,
+    PseudoLabels,
+    Segmented,
+    SourceImage,
+    check_sample,
+    open_source,
+    segment,
+    write_coco,
+    write_submission,
+)
+from segkit.inference.coco_results import annotations_of, check_background, image_record
+from segkit.inference.stream import ahead
+from segkit.runs import DEMO, create_run_folder
+from segkit.workflows.devices import pick_device, pick_workers
+from segkit.workflows.predictors import Member, find_members, load_predictor
+from segkit.workflows.shards import Shard, shard_of_this_process
+
+WRITERS = 2  # threads
+FILES = ("mask", "overlay", "probs")  # the results in `save` that are one file per image
+
+_log = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """An image that could not be segmented.
+
+    Attributes:
+        image: Its name: the path below the source.
+        error: What is wrong with it.
+    """
+
+    image: str
+    error: str
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` wrote.
+
+    Attributes:
+        folder: The folder of the results.
+        rows: The rows of manifest.csv, one per segmented image: its name, its files, its size, the share of each class.
+        failures: The images that could not be segmented, as in failed.csv.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    failures: list[Failure]
+
+
+class _Result(NamedTuple):
+    """The row of an image in the manifest, or why there is none."""
+
+    source: SourceImage
+    row: dict[str, Any] | None
+    error: str | None = None
+    pseudo: list[dict[str, Any]] | None = None
+
+
+@takes_settings(InferConfig)
+def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
+    """Segment every image of a source and write the results, as `python infer.py` does.
+
+        result = segkit.predict(weights="runs/x", source="photographs/", out="masks/")
+
+    Under torchrun, each process segments its share of the images, and the first one returns the result of all.
+
+    Args:
+        verbose: Print models, progress and what is written.
+        **settings: The settings of the command, see `python infer.py --help`. `weights` also takes loaded models.
+
+    Returns:
+        The folder, its manifest, and the images that could not be read.
+
+    Raises:
+        UsageError: A setting cannot be used.
+        DataError: The source does not exist, or has other classes than the model.
+    """
+    config = from_keywords(InferConfig, settings)
+    members = find_members(config.weights, config.member_weights)
+    images = _open_source(config, members[0])
+    names = [source.name for source in images] if isinstance(images, list) else images.names()
+    ids = _submission_ids(config, names)
+    with shard_of_this_process() as shard:
+        console = Console(verbose=verbose and shard.is_first)
+        predictor = load_predictor(
+            config,
+            members,
+            device=_device(config, shard),
+            crf_workers=pick_workers(config.workers) if len(images) > 1 else 0,
+            probs="memory" if config.crf is not None or {"probs", "pseudo"} & set(config.save) else "none",
+            console=console,
+        )
+        pseudo = _pseudo_labels(config, predictor)
+        out = shard.from_first(_open_out(config) if shard.is_first else None)
+        needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # those two are made of the masks
+        writer = PredictionWriter(
+            out, predictor.class_names, names, [kind for kind in FILES if kind in {*config.save, *needed}]
+        )
+        clock = Clock()
+        todo, done = _divide(shard.share(images), writer, config.skip_existing)
+        segmented = _shown(segment(todo, predictor, clock), len(names) // shard.count, clock, console)
+        written = list(_write(segmented, writer, pseudo, clock))
+        results = shard.gather([*done, *written])
+    if clock.seconds:
+        console.print(f"time   {clock.shares()}")
+    return _conclude(config, writer, results, ids, console) if shard.is_first else PredictResult(out, [], [])
+
+
+def _open_source(config: InferConfig, member: Member) -> Sequence[SourceImage]:
+    source = write_demo(DEMO)[1] if config.source is None else config.source
+    images = open_source(source, config.images, member.class_names, Reading(config.exif, config.max_pixels))
+    if not config.skip_existing or not isinstance(images, list):
+        return images
+    own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
+    return [image for image in images if own.isdisjoint(image.path.resolve().parents)]
+
+
+def _device(config: InferConfig, shard: Shard) -> torch.device:
+    device = pick_device(config.device)
+    several = shard.count > 1 and config.device == "auto" and device.type == "cuda"
+    return pick_device(f"cuda:{shard.local_rank}") if several else device
+
+
+def _open_out(config: InferConfig) -> Path:
+    if config.skip_existing and config.out.is_dir():
+        return config.out
+    return create_run_folder(config.out, "infer")
+
+
+def _submission_ids(config: InferConfig, names: Sequence[Path]) -> list[str]:
+    ids = [name.as_posix() for name in names]
+    return check_sample(config.submission_sample, ids) if config.submission_sample else ids
+
+
+def _pseudo_labels(config: InferConfig, predictor: Predictor) -> PseudoLabels | None:
+    if "coco" in config.save:
+        check_background(predictor.class_names)
+    if "pseudo" not in config.save:
+        return None
+    return PseudoLabels(
+        predictor.class_names, config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share
+    )
+
+
+def _divide(
+    images: Iterable[SourceImage], writer: PredictionWriter, skip_existing: bool
+) -> tuple[Iterator[SourceImage], list[_Result]]:
+    """Return the images to segment, and a list that is filled with the results that exist while they are iterated."""
+    done: list[_Result] = []
+
+    def todo() -> Iterator[SourceImage]:
+        for source in images:
+            row = _row_if_done(source.name, writer) if skip_existing else None
+            if row is None:
+                yield source
+            else:
+                done.append(_Result(replace(source, frame=None), row))
+
+    return todo(), done
+
+
+def _row_if_done(name: Path, writer: PredictionWriter) -> dict[str, Any] | None:
+    try:
+        return writer.row(name) if writer.is_done(name) else None
+    except DataError:  # a damaged mask is made again
+        return None
+
+
+def _shown(segmented: Iterable[Segmented], count: int, clock: Clock, console: Console) -> Iterator[Segmented]:
+    """Yield the same under a progress bar, which names what takes longest."""
+    with console.progress(segmented, total=count) as bar:
+        for one in bar:
+            bar.set_postfix_str(f"limited by {clock.bottleneck()}", refresh=False)
+            yield one
+
+
+def _write(
+    segmented: Iterable[Segmented], writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock
+) -> Iterator[_Result]:
+    def write(one: Segmented) -> _Result:
+        if one.error is not None:
+            return _Result(one.source, None, str(one.error))
+        row = writer.write(one.source.name, one.image, one.prediction)
+        return _Result(one.source, row, pseudo=None if pseudo is None else pseudo(one.prediction))
+
+    def submitted() -> Iterator[tuple[SourceImage, Future]]:
+        for one in segmented:
+            yield one.source, pool.submit(write, one)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _, result in ahead(submitted(), 2 * WRITERS, clock, "writing"):
+            yield result._replace(source=replace(result.source, frame=None))
+
+
+def _conclude(
+    config: InferConfig, writer: PredictionWriter, results: Iterable[_Result], ids: Sequence[str], console: Console
+) -> PredictResult:
+    """Write what is made of all images together: tables, COCO JSON, pseudo labels, submission."""
+    order = {name: number for number, name in enumerate(writer.targets)}
+    results = sorted(results, key=lambda result: order[result.source.name])
+    good = [result for result in results if result.row is not None]
+    rows = [result.row for result in good]
+    failures = [Failure(r.source.name.as_posix(), r.error) for r in results if r.error is not None]
+    out = writer.out
+    write_records(out / "manifest.csv", rows)
+    (out / "failed.csv").unlink(missing_ok=True)
+    write_records(out / "failed.csv", [failure._asdict() for failure in failures])
+    written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"]
+    # Masks are read back from their files: all masks of a large source would not fit in memory, and with
+    # `skip_existing` those of the run before exist only there.
+    if "coco" in config.save:
+        masks = ((result.source, writer.read_mask(result.source.name)) for result in good)
+        records = [
+            (image_record(source, mask.shape, number), annotations_of(mask))
+            for number, (source, mask) in enumerate(masks, start=1)
+        ]
+        write_coco(out / "predictions.json", writer.class_names, records)
+        written.append("predictions.json")
+    if "pseudo" in config.save:
+        taken = [result for result in good if result.pseudo is not None]
+        write_coco(out / "pseudo.json", writer.class_names, list(_pseudo_records(taken)))
+        console.print(f"{len(taken)} of {len(good)} images are sure enough for pseudo labels")
+        written.append("pseudo.json")
+    if "submission" in config.save and failures:
+        _log.warning("no submission.csv, because %d images are missing in it", len(failures))
+    elif "submission" in config.save:
+        file = out / "submission.csv"
+        write_submission(file, ids, lambda name: writer.read_mask(Path(name)), size=config.submission_size)
+        written.append(file.name)
+    console.print(f"{len(good)} of {len(results)} images segmented. In {out}: {', '.join(written)}")
+    return PredictResult(out, rows, failures)
+
+
+def _pseudo_records(taken: Sequence[_Result]) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
+    for number, result in enumerate(taken, start=1):
+        size = (result.row["height"], result.row["width"])
+        yield image_record(result.source, size, number), result.pseudo

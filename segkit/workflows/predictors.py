@@ -1,0 +1,141 @@
+"""The models of a workflow, joined to a Predictor by its settings."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from segkit.config import PredictConfig
+from segkit.console import Console
+from segkit.crf import DenseCRF
+from segkit.crf.presets import CRFParameters
+from segkit.errors import UsageError
+from segkit.inference import Predictor
+from segkit.models import Segmenter, find_folds, find_model_file, load_model, optimize, read_header
+from segkit.runs import newest_run
+from segkit.sliding_window import SlidingWindow
+from segkit.tta import TTA
+
+
+class Member(NamedTuple):
+    """A model of an ensemble.
+
+    Attributes:
+        name: The file or run folder, as it was given.
+        model: The model file, or a loaded model.
+        weight: Weight of the model in the average, before the weights are scaled to sum to 1.
+    """
+
+    name: str
+    model: Path | Segmenter
+    weight: float
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the model; a file is not loaded for it."""
+        return self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
+
+    def load(self, device: torch.device) -> Segmenter:
+        """Return the model on `device`; a loaded model is copied, so that the caller's stays as it is."""
+        model = copy.deepcopy(self.model) if isinstance(self.model, Segmenter) else load_model(self.model)
+        return model.to(device)
+
+
+def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = ()) -> list[Member]:
+    """Return the models that `weights` names.
+
+    Args:
+        weights: Model files, run folders or loaded models. A folder of a cross-validation stands for the models of all
+            its folds. By default the newest run.
+        shares: Weight of each of them in the average; folds share it equally. By default all models weigh the same.
+
+    Raises:
+        MissingFileError: There is no such model.
+        UsageError: Something else than a path or a `Segmenter` is given.
+    """
+    weights = weights or (newest_run(),)
+    members = []
+    for number, given in enumerate(weights):
+        if isinstance(given, Segmenter):
+            members.append(Member(f"model {number + 1}", given, shares[number] if shares else 1.0))
+            continue
+        if not isinstance(given, Path):
+            raise UsageError(f"`weights` takes paths and Segmenter objects, got {type(given).__name__}")
+        folds = find_folds(given)
+        weight = shares[number] / len(folds) if shares else 1.0
+        members += [Member(str(fold), find_model_file(fold), weight) for fold in folds]
+    return members
+
+
+def load_predictor(
+    config: PredictConfig,
+    members: Sequence[Member],
+    *,
+    device: torch.device,
+    crf_workers: int,
+    probs: str,
+    console: Console,
+) -> Predictor:
+    """Load the models and join them with test-time augmentation, window and CRF.
+
+    Args:
+        config: The settings.
+        members: See `find_members`.
+        device: The device of the models.
+        crf_workers: Number of processes of a CRF on the CPU.
+        probs: See `Predictor`.
+        console: Prints what is joined.
+    """
+    dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
+    tta, crf = build_tta(config), build_crf(config.crf, crf_workers)
+    predictor = Predictor(
+        [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],
+        member_weights=[member.weight for member in members],
+        tta=tta,
+        window=SlidingWindow(config.window, overlap=config.window_overlap) if config.window else None,
+        class_bias=config.class_bias,
+        crf=crf,
+        device=device,
+        probs=probs,
+    )
+    for member, weight in zip(members, predictor.member_weights, strict=True):
+        name = member.name if isinstance(member.model, Segmenter) else member.model
+        console.print(f"model  {name}" + (f", weight {weight:.3f}" if len(members) > 1 else ""))
+    console.print(f"views  {tta}" + (f"; windows of {config.window} pixels" if config.window else ""))
+    if config.class_bias:
+        console.print("bias   " + ", ".join(f"{name} {value:+g}" for name, value in config.class_bias.items()))
+    if crf is not None:
+        console.print(f"crf    {crf}")
+    return predictor
+
+
+def build_tta(config: PredictConfig) -> TTA:
+    """Return the test-time augmentation of a preset, or of the single settings."""
+    if config.tta is not None:
+        return TTA.preset(config.tta)
+    return TTA(scales=config.scales, flips=config.flips, brightness=config.brightness, merge=config.merge)
+
+
+def build_crf(words: Sequence[str] | None, workers: int = 0) -> DenseCRF | None:
+    """Return a CRF from the name of a preset and NAME=VALUE words; None if `words` is None.
+
+    Raises:
+        UsageError: There is no such preset or parameter, or a value is not a number.
+    """
+    if words is None:
+        return None
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UsageError(f"`crf` takes one preset, got {' and '.join(names)}")
+    options: dict[str, Any] = dict(word.split("=", 1) for word in words if "=" in word)
+    types = {name: type(value) for name, value in vars(CRFParameters()).items()} | {"tolerance": float}
+    for name, value in options.items():
+        if name not in types:
+            raise UsageError(f"`crf` has no parameter {name!r}, it has {', '.join(types)}")
+        try:
+            options[name] = types[name](value)
+        except ValueError:
+            raise UsageError(f"`crf`: {name} must be a number, got {value!r}") from None
+    return DenseCRF.preset(*(names or ["seed"]), workers=workers, **options)

@@ -1,0 +1,228 @@
+"""tune: find the weights, views, class biases and CRF that help on labelled images held out from the choice."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.config import TuneConfig, from_keywords, takes_settings
+from segkit.console import Console
+from segkit.crf import DenseCRF
+from segkit.data import SegmentationDataset
+from segkit.errors import UsageError
+from segkit.files import write_json
+from segkit.inference import MemberProbs, Predictor, sample_pixels
+from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, bootstrap_interval, gain
+from segkit.runs import create_run_folder
+from segkit.tta import FLIPS, TTA
+from segkit.workflows.datasets import open_scored
+from segkit.workflows.evaluate import open_predictor
+from segkit.workflows.predictors import Member, build_crf, find_members
+from segkit.workflows.tune_plan import Plan, bias_words, crf_words, first_plan, infer_command, steps_of
+
+KEPT_BYTES = 2**30  # of mixtures in memory
+
+CrfWords = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What `tune` chose.
+
+    Attributes:
+        folder: The folder with tune.json.
+        plan: The chosen weights, views, class biases and CRF.
+        held_out_miou: mIoU of the choice before the CRF, each image scored under what was chosen without it.
+        gains: Gain of mIoU of each ingredient that was tried, with its 95 % bootstrap interval.
+        command: The infer command of the plan.
+    """
+
+    folder: Path
+    plan: Plan
+    held_out_miou: float
+    gains: dict[str, Interval]
+    command: str
+
+
+@takes_settings(TuneConfig)
+def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
+    """Find what helps on images held out, as `python -m segkit tune` does.
+
+    The models run once; member weights, flips, scales and class biases are then tried on their kept probabilities.
+
+    Args:
+        verbose: Print what each ingredient brings, and the infer command.
+        **settings: The settings of the command, see `python -m segkit tune --help`. `data` also takes a
+            `SegmentationDataset`; `weights` also takes loaded models.
+
+    Raises:
+        UsageError: A setting cannot be used.
+        DataError: An image or an annotation cannot be used, or a model has other classes than the data.
+    """
+    config = from_keywords(TuneConfig, settings)
+    console = Console(verbose=verbose)
+    members = find_members(config.weights, config.member_weights)
+    data = open_scored(config, console)
+    crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
+    if config.folds > len(data):
+        raise UsageError(f"`folds` must be no more than the {len(data)} images, got {config.folds}")
+    predictor = open_predictor(config, members, data, console, with_crf=False)
+    out = create_run_folder(config.out, "tune")
+    probs, targets = _keep_probs(config, data, predictor, out, console)
+    search = _search(config, data, PlanCounter(probs, targets, data))
+    start = search.fixed(first_plan(config, len(members), len(data.class_names)))
+    _print_start(config, search, start, members, console)
+    chosen, gains = _try_all(config, search, start, ("member weights", "flips", "scales", "class bias"), data, console)
+    console.print(_score_line("on images held out, with the ingredients that were kept", chosen.held_out))
+    plan = chosen.final
+    if config.crf is not None:
+        # The models run again, now by the plan and on whole images: only the CRF is chosen by folds here.
+        counts = count_crfs(data, planned_predictor(predictor, plan, data.class_names), crfs, console)
+        search = _search(config, data, lambda plan: deepcopy(counts[plan.crf]))
+        refined, more = _try_all(config, search, search.fixed(plan), ("crf",), data, console)
+        plan, gains = refined.final, gains | more
+    command = infer_command(plan, config, [member.name for member in members], data.class_names)
+    held_out = chosen.held_out.total().compute().miou
+    numbers = {name: {k: float(v) for k, v in asdict(interval).items()} for name, interval in gains.items()}
+    content = {"held_out_miou": held_out, "gains": numbers, "plan": asdict(plan), "command": command}
+    write_json(out / "tune.json", content, indent=2)
+    console.print(f"\n{command}\n\n{out}: tune.json")
+    return TuneResult(out, plan, held_out, gains, command)
+
+
+class PlanCounter:
+    """Counts the confusion of every image under a plan, at the pixels whose probabilities are kept."""
+
+    def __init__(self, probs: MemberProbs, targets: Sequence[np.ndarray], data: SegmentationDataset) -> None:
+        self.probs, self.targets, self.data = probs, targets, data
+        self._of: tuple | None = None
+        self._mixtures: dict[int, np.ndarray] = {}  # shared by plans that differ only in their biases
+
+    def __call__(self, plan: Plan) -> PerImageConfusion:
+        views = [
+            number
+            for number, view in enumerate(self.probs.views)
+            if view.scale in plan.scales and view.turn in FLIPS[plan.flips]
+        ]
+        factors = np.exp(np.array(plan.bias, dtype=np.float32))[:, None]
+        weights = np.array(plan.weights) / sum(plan.weights)
+        images = _new_confusion(self.data)
+        for i, target in enumerate(self.targets):
+            biased = self._mixture(i, tuple(weights), tuple(views)) * factors
+            images.update(biased[:, None], target[None])
+        return images
+
+    def _mixture(self, image: int, weights: tuple[float, ...], views: tuple[int, ...]) -> np.ndarray:
+        if self._of != (weights, views):
+            self._of, self._mixtures = (weights, views), {}
+        found = self._mixtures.get(image)
+        if found is None:
+            found = self.probs.mixture(image, weights, views)
+            if (len(self._mixtures) + 1) * found.nbytes <= KEPT_BYTES:
+                self._mixtures[image] = found
+        return found
+
+
+def _keep_probs(
+    config: TuneConfig, data: SegmentationDataset, predictor: Predictor, out: Path, console: Console
+) -> tuple[MemberProbs, list[np.ndarray]]:
+    pixels = sample_pixels([data.target(i).size for i in range(len(data))], config.pixels, config.seed)
+    probs = MemberProbs(predictor, pixels, out)
+    count = sum(map(len, pixels))
+    console.print(
+        f"probs  {len(predictor.members)} members x {len(probs.views)} views at {count} pixels of {len(data)} images: "
+        f"{probs.bytes / 1e9:.2f} GB in {out} until the end"
+    )
+    probs.run(data, console.progress)
+    return probs, [data.target(i).ravel()[chosen] for i, chosen in enumerate(pixels)]
+
+
+def _search(config: TuneConfig, data: SegmentationDataset, count: Any) -> HeldOutSearch:
+    return HeldOutSearch(count, len(data), folds=config.folds, seed=config.seed)
+
+
+def _print_start(
+    config: TuneConfig, search: HeldOutSearch, start: Chosen, members: Sequence[Member], console: Console
+) -> None:
+    """Print the score of each member, and of all of them with equal weights."""
+    if len(members) > 1:
+        for member, only in zip(members, steps_of("member weights", config, start.final), strict=False):
+            console.print(_score_line(f"only {member.name}", search.count(only(start.final))))
+    console.print(_score_line("at the start: equal weights, one view", start.held_out))
+    console.print(
+        f"\nan ingredient is kept if it brings more than {100 * config.margin:g} points of mIoU on images held out"
+    )
+
+
+def _try_all(
+    config: TuneConfig,
+    search: HeldOutSearch,
+    chosen: Chosen,
+    ingredients: Iterable[str],
+    data: SegmentationDataset,
+    console: Console,
+) -> tuple[Chosen, dict[str, Interval]]:
+    """Try the ingredients one after another, each on top of those that were kept."""
+    gains = {}
+    for ingredient in ingredients:
+        steps = steps_of(ingredient, config, chosen.final)
+        if all(step(chosen.final) == chosen.final for step in steps):
+            continue
+        later = search.improve(chosen, steps)
+        gains[ingredient] = gain(later, chosen)
+        kept = gains[ingredient].estimate > config.margin
+        console.print(_gain_line(ingredient, later.final, gains[ingredient], kept, data.class_names))
+        chosen = later if kept else chosen
+    return chosen, gains
+
+
+def count_crfs(
+    data: SegmentationDataset, predictor: Predictor, crfs: Mapping[CrfWords, DenseCRF | None], console: Console
+) -> dict[CrfWords, PerImageConfusion]:
+    """Return the confusion of every image with each CRF, and without."""
+    counts = {words: _new_confusion(data) for words in crfs}
+    for i in console.progress(range(len(data))):
+        image, target = data[i]
+        before = predictor(image)
+        for words, crf in crfs.items():
+            with crf or nullcontext():  # the kernels of only one CRF are in memory
+                counts[words].update(before.mask if crf is None else crf(before.probs, image), target)
+    return counts
+
+
+def planned_predictor(predictor: Predictor, plan: Plan, class_names: Sequence[str]) -> Predictor:
+    """Return a Predictor of the same models that predicts by a plan, without its CRF."""
+    return Predictor(
+        predictor.members,
+        member_weights=plan.weights,
+        tta=TTA(scales=plan.scales, flips=plan.flips),
+        window=predictor.window,
+        class_bias=dict(zip(class_names, plan.bias, strict=True)),
+        device=predictor.device,
+        probs=predictor.probs,
+    )
+
+
+def _new_confusion(data: SegmentationDataset) -> PerImageConfusion:
+    return PerImageConfusion(len(data.class_names), class_names=data.class_names, exclude=data.ignored_labels)
+
+
+def _score_line(what: str, images: PerImageConfusion) -> str:
+    miou = bootstrap_interval(images)
+    return f"mIoU {100 * miou.estimate:.2f} [{100 * miou.low:.2f}, {100 * miou.high:.2f}]  {what}"
+
+
+def _gain_line(ingredient: str, plan: Plan, gain: Interval, kept: bool, class_names: Sequence[str]) -> str:
+    chosen = {
+        "member weights": [f"{units / sum(plan.weights):.3g}" for units in plan.weights],
+        "flips": [plan.flips],
+        "scales": [f"{scale:g}" for scale in plan.scales],
+        "class bias": bias_words(plan, class_names) or ["none"],
+        "crf": ["none"] if plan.crf is None else plan.crf or ["seed"],
+    }[ingredient]
+    numbers = f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+    return f"{ingredient:<14}  {numbers:<22}  {'kept' if kept else 'dropped':<7}  {' '.join(chosen)}"

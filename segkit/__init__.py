@@ -3,9 +3,7 @@
 The names below are imported on first use, so `import segkit` costs neither torch nor timm.
 """
 
-from importlib import import_module
-from typing import Any
-
+from segkit._lazy import lazy_names
 from segkit._version import __version__
 
 _PUBLIC = {
@@ -38,15 +36,4 @@ _MODULES = (
 )
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    if name in _MODULES:
-        return import_module(f"segkit.{name}")
-    raise AttributeError(f"module 'segkit' has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC | {name: f"segkit.{name}" for name in _MODULES})

@@ -10,7 +10,7 @@ import segkit
 from segkit.models import DECODERS
 
 PACKAGE = Path(segkit.__file__).parent
-GROUND = {"errors", "files", "names", "labels", "runs", "console", "compat", "_version"}
+GROUND = {"errors", "files", "names", "labels", "runs", "console", "compat", "_lazy", "_version"}
 PARTS = {
     *("models", "losses", "metrics", "tta", "crf", "data", "demo", "config"),
     *("sliding_window", "visualize", "testing"),
@@ -49,6 +49,15 @@ def test_importing_segkit_costs_no_heavy_package():
     code = f"import sys, segkit, segkit.config; print([m for m in {heavy} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_a_model_needs_neither_exporters_nor_readers_of_other_formats():
+    code = "import sys, segkit; segkit.create_model('fpn', backbone='test_resnet', num_classes=2); print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = {name for name in printed.split() if name.startswith("segkit.")}
+    assert loaded & {"segkit.models.export", "segkit.models.optimized", "segkit.models.smp_checkpoints"} == set()
+    assert "segkit.models.fpn" in loaded
+    assert "segkit.compat" not in loaded
 
 
 @pytest.mark.parametrize("name", segkit.__all__)

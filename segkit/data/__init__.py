@@ -3,8 +3,7 @@
 The names below are imported on first use: commands that only read files need neither torch nor albumentations.
 """
 
-from importlib import import_module
-from typing import Any
+from segkit._lazy import lazy_names
 
 _PUBLIC = {
     "AUGMENTATIONS": "segkit.data.transforms",
@@ -27,13 +26,4 @@ _PUBLIC = {
 }
 
 __all__ = [*_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'segkit.data' has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

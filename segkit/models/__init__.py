@@ -1,36 +1,31 @@
-"""Segmentation models: hand-written decoders on timm backbones."""
+"""Segmentation models: hand-written decoders on timm backbones.
 
-from segkit.models.backbone import Backbone
-from segkit.models.deeplabv3plus import DeepLabV3Plus
-from segkit.models.export import export_onnx, export_program
-from segkit.models.factory import DECODERS, create_model
-from segkit.models.fpn import FPN
-from segkit.models.model_file import find_folds, find_model_file, load_model, read_header, save_model
-from segkit.models.optimized import optimize
-from segkit.models.preprocessing import Preprocessing
-from segkit.models.segmenter import SegmentationHead, Segmenter
-from segkit.models.smp_checkpoints import load_smp_checkpoint
-from segkit.models.transfer import transfer_weights
-from segkit.models.unet import UNet
+The names below are imported on first use: a model needs neither the exporters nor the readers of other formats.
+"""
 
-__all__ = [
-    "DECODERS",
-    "FPN",
-    "Backbone",
-    "DeepLabV3Plus",
-    "Preprocessing",
-    "SegmentationHead",
-    "Segmenter",
-    "UNet",
-    "create_model",
-    "export_onnx",
-    "export_program",
-    "find_folds",
-    "find_model_file",
-    "load_model",
-    "load_smp_checkpoint",
-    "optimize",
-    "read_header",
-    "save_model",
-    "transfer_weights",
-]
+from segkit._lazy import lazy_names
+
+_PUBLIC = {
+    "DECODERS": "segkit.models.factory",
+    "FPN": "segkit.models.fpn",
+    "Backbone": "segkit.models.backbone",
+    "DeepLabV3Plus": "segkit.models.deeplabv3plus",
+    "Preprocessing": "segkit.models.preprocessing",
+    "SegmentationHead": "segkit.models.segmenter",
+    "Segmenter": "segkit.models.segmenter",
+    "UNet": "segkit.models.unet",
+    "create_model": "segkit.models.factory",
+    "export_onnx": "segkit.models.export",
+    "export_program": "segkit.models.export",
+    "find_folds": "segkit.models.model_file",
+    "find_model_file": "segkit.models.model_file",
+    "load_model": "segkit.models.model_file",
+    "load_smp_checkpoint": "segkit.models.smp_checkpoints",
+    "optimize": "segkit.models.optimized",
+    "read_header": "segkit.models.model_file",
+    "save_model": "segkit.models.model_file",
+    "transfer_weights": "segkit.models.transfer",
+}
+
+__all__ = [*_PUBLIC]
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -1,4 +1,4 @@
-"""Small data made on the spot, and a network that is off."""
+"""Fixtures of all tests, and the order in which test files run."""
 
 import gc
 import socket
@@ -9,18 +9,25 @@ import torch
 from helpers.shapes import write_shapes
 from PIL import Image
 
-torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
+torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
-FORKING = ("test_distributed", "test_kill", "test_runs")
+FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test process
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that fork this process go first: once torch has started threads for autograd, a child cannot use it."""
-    items.sort(key=lambda item: item.path.stem not in FORKING)
+    """Run the test files that import a forking helper first, before any other test trains.
+
+    Once torch has started threads for autograd, a fork of the process cannot train. The helpers fork instead of starting
+    new processes because importing torch again takes seconds.
+    """
+    items.sort(key=lambda item: not any(hasattr(item.module, name) for name in FORKING_HELPERS))
 
 
 def pytest_collection_finish():
-    """Training collects garbage; leaving out the packages, imported by now, saves a tenth to a fifth of a command."""
+    """Exclude the packages imported so far from garbage collection.
+
+    Training collects garbage; without these objects a small training takes a tenth to a fifth less time.
+    """
     gc.collect()
     gc.freeze()
 
@@ -31,7 +38,7 @@ def pytest_sessionfinish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Under pytest-xdist a file is one process's, for its fixtures, and files are taken in the order above."""
+    """With pytest-xdist, run a file in one process, so that its tests share fixtures, and keep the order above."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
@@ -57,6 +64,8 @@ def blank_charts(request):
 
 @pytest.fixture
 def no_network(monkeypatch):
+    """Make every attempt to reach the network fail."""
+
     def refuse(*args, **kwargs):
         raise OSError("the network is off in this test")
 
@@ -66,6 +75,6 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> tuple[Path, Path]:
-    """COCO files of 12 training and 4 validation photographs."""
+    """Write and return two COCO files: 12 training and 4 validation photographs."""
     folder = tmp_path_factory.mktemp("shapes")
     return write_shapes(folder, "train", 12, seed=1), write_shapes(folder, "val", 4, seed=2)

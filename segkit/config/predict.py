@@ -134,7 +134,7 @@ class ScoreConfig(PredictConfig, LabelConfig):
 
 @dataclass(frozen=True)
 class EvaluateConfig(ScoreConfig):
-    """Score models on labelled images, alone or in comparison with other models."""
+    """Score models on labelled images, and compare them with other models."""
 
     compare: Annotated[tuple[Path, ...], arg(metavar="FILE|RUN ...")] = ()
     """Models to compare with, under the same options. Differences are --weights minus --compare."""

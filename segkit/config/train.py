@@ -124,7 +124,7 @@ class TrainConfig(LabelConfig):
     nan_policy: Literal["stop", "restart"] = "stop"
     """If more than two steps (in long epochs 1 %) of an epoch are not finite: stop, or restart once at half --lr."""
     deterministic: bool = False
-    """Make runs on CUDA repeatable as far as torch can; slower. Runs on a CPU are always repeatable."""
+    """Use repeatable algorithms on CUDA if torch has them; slower. Runs on a CPU are always repeatable."""
 
     out: Folder = None
     """Run folder. By default a new folder in runs/."""

@@ -30,7 +30,7 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float",
 
 
 class Mismatch(ValueError):
-    """A value that does not have the declared type."""
+    """Raised for a value that does not have the declared type."""
 
 
 def read_value(node: yaml.Node, kind: Any) -> Any:
@@ -67,7 +67,7 @@ def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
     """Return the nodes of a mapping by name.
 
     Raises:
-        Mismatch: the node is no mapping of names.
+        Mismatch: the node is not a mapping of names.
         UsageError: a name occurs twice.
     """
     if not isinstance(node, yaml.MappingNode):

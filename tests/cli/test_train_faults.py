@@ -19,7 +19,7 @@ from torch import nn
 
 import segkit.training
 from segkit.cli import environment, train, train_report
-from segkit.data import demo
+from segkit.demo import write
 from segkit.runs import RunLock
 from segkit.training import fit
 
@@ -237,7 +237,7 @@ def test_sigterm_while_the_demo_is_drawn_leaves_nothing_of_it(tmp_path, monkeypa
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "write_image", signalled)
+    monkeypatch.setattr(write, "write_image", signalled)
     assert fails(train) == 143
     assert list((tmp_path / "runs").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

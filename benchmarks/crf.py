@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="COCO JSON of the photographs")
     parser.add_argument("--weights", type=Path, help="model file or run folder that predicts the probabilities")
-    parser.add_argument("--preset", choices=PRESETS, default="seed")
+    parser.add_argument("--preset", choices=PRESETS, default="seed", help="parameters of the CRF")
     parser.add_argument("--count", type=int, default=12, help="number of photographs")
     parser.add_argument("--workers", type=int, default=2, help="worker processes, on both sides")
     parser.add_argument("--breakdown", action="store_true", help="split the time into lattice and iterations")

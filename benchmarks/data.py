@@ -202,9 +202,9 @@ def decode() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="COCO JSON of the photographs")
-    parser.add_argument("--crop", type=int, default=512)
+    parser.add_argument("--crop", type=int, default=512, help="side of the crops in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--runs", type=int, default=3, help="timed epochs of each side")
     parser.add_argument("--profile", action="store_true", help="split the time of one sample into its parts")
     parser.add_argument("--memory", action="store_true", help="print the private memory of the workers")

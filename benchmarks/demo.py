@@ -61,7 +61,7 @@ def network_miou(seed: int, folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training for each seed")
     seeds = parser.parse_args().seeds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

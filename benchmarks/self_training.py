@@ -130,8 +130,8 @@ def main() -> None:
     parser.add_argument("--longer", type=float, default=2, help="steps of the other two, in multiples of its steps")
     parser.add_argument("--threshold", type=float, default=0.8, help="lowest probability of a pseudo label")
     parser.add_argument("--seeds", type=int, default=1, help="number of rounds with different seeds")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/self-training"))
+    parser.add_argument("--workers", type=int, default=1, help="loader processes of a training")
+    parser.add_argument("--out", type=Path, default=Path("runs/self-training"), help="folder for all runs")
     args = parser.parse_args()
     print_table([one_round(args, seed, args.out / f"seed{seed}") for seed in range(args.seeds)])
 

@@ -17,7 +17,7 @@ FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test proc
 def pytest_collection_modifyitems(items):
     """Run the test files that import a forking helper first, before any other test trains.
 
-    Once torch has started threads for autograd, a fork of the process cannot train. The helpers fork instead of starting
+    Once torch has started threads for autograd, a fork of the process cannot train. The helpers fork and do not start
     new processes because importing torch again takes seconds.
     """
     items.sort(key=lambda item: not any(hasattr(item.module, name) for name in FORKING_HELPERS))

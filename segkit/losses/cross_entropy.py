@@ -107,7 +107,7 @@ def bce_loss(
     """
     check_options(label_smoothing=label_smoothing, reduction=reduction)
     inputs = Inputs.of(logits, target, mode, ignore_index)
-    if isinstance(pos_weight, int | float):
+    if isinstance(pos_weight, (int, float)):  # torch 2.7 does not compile `int | float`.
         pos_weight = torch.full((inputs.num_classes,), float(pos_weight))
     weights = check_weights(pos_weight, inputs)
     weights = None if weights is None else weights.view(-1, 1)

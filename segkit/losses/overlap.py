@@ -191,11 +191,12 @@ def mcc_loss(
     counts = _select(inputs.counts(), per_image, classes)
     # With all counts divided by the number of pixels, predicted P and true T: MCC = (TP - P T) / sqrt(P (1-P) T (1-T)).
     total = counts.pixels.clamp_min(1)
-    hits, predicted, true = (count / total for count in counts[:3])
+    hits, predicted, true = counts.true_positive / total, counts.prob_sum / total, counts.support / total
     variances = predicted * (1 - predicted) * true * (1 - true)
     scores = (hits - predicted * true) / (variances.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
     # A class with every pixel is skipped as one without a pixel is.
-    counts = counts._replace(support=torch.where(counts.support < counts.pixels, counts.support, 0))
+    support = torch.where(counts.support < counts.pixels, counts.support, 0)
+    counts = Counts(counts.true_positive, counts.prob_sum, support, counts.pixels)
     return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0).to(inputs.dtype)
 
 
@@ -209,8 +210,7 @@ def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> C
     if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
         raise UsageError(f"`classes` must be a sequence of indices from 0 to {highest}, got {classes!r}")
     index = torch.as_tensor(classes, device=counts.support.device)
-    pixels = counts.pixels if counts.pixels.shape[1] == 1 else counts.pixels[:, index]
-    return Counts(*(count[:, index] for count in counts[:3]), pixels)
+    return Counts(*(count if count.shape[1] == 1 else count[:, index] for count in counts))
 
 
 def _ratio(hits: Tensor, total: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ Groups exist only here. The settings objects and args.yaml are flat.
 import ast
 import dataclasses
 import inspect
+import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 from segkit.config.predict import CHOSEN_BY_TUNE, EvaluateConfig, InferConfig, TuneConfig
@@ -101,7 +101,7 @@ def help_texts(cls: type) -> dict[str, str]:
     """Return the help of each setting: the docstring below its field, in the source of the class or its bases."""
     texts: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        module = ast.parse(Path(inspect.getfile(base)).read_text(encoding="utf-8"))
+        module = ast.parse(inspect.getsource(sys.modules[base.__module__]))
         (body,) = [node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == base.__name__]
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Inputs, Loss, Mode, divide
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Inputs, Mode, divide
 from segkit.losses._softmax import masked
 
 

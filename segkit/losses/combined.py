@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Inputs, Loss
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Inputs
 from segkit.losses.cross_entropy import BCELoss, CrossEntropyLoss, OHEMLoss
 from segkit.losses.focal import FocalLoss
 from segkit.losses.lovasz import LovaszLoss

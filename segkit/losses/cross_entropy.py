@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_options, check_weights, divide, reduce
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Inputs, Mode, Reduction, check_options, check_weights, divide, reduce
 from segkit.losses._softmax import masked
 from segkit.losses._softmax_cpu import blocks
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Inputs, Loss, Mode, Reduction, check_options, check_weights, reduce
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Inputs, Mode, Reduction, check_options, check_weights, reduce
 
 # For gamma below 1 the slope of the modulating factor is infinite at 0; below this value it is cut, as the loss is 0.
 SMALLEST = 1e-12

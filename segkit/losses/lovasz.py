@@ -8,7 +8,8 @@ from torch.autograd import Function
 
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Inputs, Loss, Mode, check_choice, divide
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Inputs, Mode, check_choice, divide
 
 
 def lovasz_loss(

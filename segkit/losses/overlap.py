@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
-from segkit.losses._inputs import Absent, Counts, Inputs, Loss, Mode, check_options, divide
+from segkit.losses._base import Loss
+from segkit.losses._inputs import Absent, Counts, Inputs, Mode, check_options, divide
 
 SMALLEST_SHARE = 1e-9  # Added to a share of the pixels under a root, whose slope is infinite at 0.
 SMALLEST = 1e-7  # Least score under a logarithm and least loss under a root: their slopes are infinite at 0.

@@ -242,4 +242,4 @@ SCORES = {
     "ohem": ohem,
     "mcc": mcc,
 }
-KNOW_THE_MODE = ("bce", "focal", "lovasz", "ohem")
+DEPEND_ON_MULTICLASS = ("bce", "focal", "lovasz", "ohem")

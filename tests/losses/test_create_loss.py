@@ -28,7 +28,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_name_gives_its_loss(name):
+def test_a_name_creates_its_loss(name):
     loss = create_loss(name, ignore_index=1)
     assert isinstance(loss, LOSSES[name])
     assert loss.ignore_index == 1
@@ -40,7 +40,7 @@ def test_a_combination_is_the_weighted_sum():
     torch.testing.assert_close(create_loss({"bce": 0.6, "dice": 0.4})(logits, target), expected)
 
 
-def test_an_option_reaches_the_losses_that_know_it():
+def test_an_option_reaches_the_losses_that_have_it():
     logits, target = example()
     expected = cross_entropy_loss(logits, target, label_smoothing=0.1) + dice_loss(logits, target)
     torch.testing.assert_close(create_loss({"ce": 1, "dice": 1}, label_smoothing=0.1)(logits, target), expected)

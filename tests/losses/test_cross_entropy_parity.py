@@ -59,7 +59,7 @@ def test_a_class_that_minus_infinity_rules_out_leaves_the_loss_that_of_torch():
 
 
 @pytest.mark.parametrize("name", ["focal", "ohem"])
-def test_with_nothing_left_out_a_relative_is_the_cross_entropy(name):
+def test_focal_and_ohem_without_their_effect_are_the_cross_entropy(name):
     logits, target = example()
     relatives = {
         "focal": lambda z: focal_loss(z, target, gamma=0),

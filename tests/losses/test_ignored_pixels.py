@@ -57,7 +57,7 @@ def test_unreduced_losses_are_0_where_ignored_and_nowhere_else(name, mode):
 
 
 @pytest.mark.parametrize("ignore_index", [1, 255, -100])
-def test_each_loss_of_a_sum_leaves_the_ignored_pixels_out(ignore_index):
+def test_each_loss_of_a_sum_drops_the_ignored_pixels(ignore_index):
     loss = create_loss({"ce": 0.5, "bce": 0.2, "dice": 0.3, "lovasz": 0.1}, ignore_index=ignore_index)
     check_loss(loss, ignore_index=ignore_index)
 

@@ -158,7 +158,7 @@ def test_a_penalty_on_the_gradient_can_be_trained_with(name):
 
 # Loss and metric disagree about classes without a pixel: ivadomed #183, MONAI #4160; SMP counts them, as `zero` does.
 @pytest.mark.parametrize("loss", [jaccard_loss, lovasz_loss])
-def test_a_class_neither_there_nor_predicted_is_left_out_by_loss_and_metric(loss):
+def test_a_class_neither_there_nor_predicted_is_skipped_by_loss_and_metric(loss):
     target = torch.tensor([[[0, 0, 0, 2, 2, 255]]])
     predicted = torch.tensor([[[0, 0, 2, 2, 2, 1]]])
     metric = ConfusionMatrix(num_classes=5, ignore_index=255)
@@ -203,7 +203,7 @@ def test_the_power_of_focal_tversky_is_that_of_each_class():
 
 
 # MONAI #369 and #4510: the weight of an absent class is infinite.
-def test_generalised_dice_leaves_absent_classes_out():
+def test_generalised_dice_skips_absent_classes():
     loss, gradient = loss_and_gradient(generalized_dice_loss, *even(4, 0, 1))
     assert loss.item() == pytest.approx(1 - 2 * 0.25 / (0.5 + 1))
     assert gradient.isfinite().all()
@@ -235,7 +235,7 @@ def test_a_perfect_prediction_has_a_lovasz_loss_of_0():
 
 # SMP's Lovasz loss: treats all classes of a multilabel target as one, calls torch.dot with two types.
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_lovasz_hinge_of_each_class_counts_alike_in_any_precision(dtype):
+def test_the_lovasz_hinge_weighs_classes_equally_in_any_precision(dtype):
     logits = torch.tensor([[[[0.5, -2.0]], [[3.0, 0.0]]]], dtype=dtype)
     target = torch.tensor([[[[1, 0]], [[0, 1]]]])
     # Class 0: errors 0.5 (its only pixel) and 0. Class 1: 4 (a false positive, Jaccard loss 1 / 2), then 1 (loss 1).

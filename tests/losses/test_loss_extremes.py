@@ -139,7 +139,7 @@ def test_a_device_without_float64_has_the_same_losses(name, mode, options):
 
 @pytest.mark.parametrize(("name", "mode", "options"), MAINLY_DEFAULTS)
 @pytest.mark.parametrize("size", [(0, 4, 5), (2, 0, 5)], ids=["no-images", "no-pixels"])
-def test_of_nothing_the_loss_is_0_with_a_graph(name, mode, options, size):
+def test_without_pixels_the_loss_is_0_with_a_graph(name, mode, options, size):
     logits, target = example(mode, size, ignored=0)
     loss, gradient = loss_and_gradient(build(name, mode, **options), logits, target)
     assert loss == 0
@@ -147,7 +147,7 @@ def test_of_nothing_the_loss_is_0_with_a_graph(name, mode, options, size):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "bce"])
-def test_one_class_alone_is_always_right(name):
+def test_a_single_class_is_always_right(name):
     loss = build(name)(torch.randn(1, 1, 3, 3), torch.zeros(1, 3, 3, dtype=torch.long))
     assert loss.item() == pytest.approx(0, abs=1e-4)
 

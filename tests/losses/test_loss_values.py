@@ -12,7 +12,7 @@ REDUCED = [case for case in VARIANTS if case.values[0] in loss_oracles.SUMS]
 def expected(name, logits, target, mode, ignore_index, options, reduction="mean"):
     found = list(loss_oracles.pixels(logits.numpy(), target.numpy(), mode, ignore_index))
     options = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
-    if name in loss_oracles.KNOW_THE_MODE:
+    if name in loss_oracles.DEPEND_ON_MULTICLASS:
         options["multiclass"] = mode == "multiclass"
     if name not in loss_oracles.SUMS:
         return loss_oracles.SCORES[name](found, **options)

@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from pydensecrf.utils import unary_from_softmax
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.crf import DenseCRF
-from segkit.data import CocoSegmentation, create_transform, train_loader
+from segkit.data import CocoSegmentation, create_transform, read_image, train_loader
 from segkit.inference import Clock, PredictionWriter, Predictor, SourceImage, segment
 from segkit.losses import create_loss
 from segkit.models import Preprocessing, Segmenter, create_model, load_smp_checkpoint, optimize
@@ -164,7 +165,9 @@ class Ours:
 
     def run(self, paths: list[Path]) -> dict[Path, np.ndarray]:
         masks = {}
-        for one in segment([SourceImage(Path(p.name), p) for p in paths], self.predictor, self.clock):
+        for one in segment(
+            [SourceImage(Path(p.name), partial(read_image, p), p) for p in paths], self.predictor, self.clock
+        ):
             with self.clock("PNG"):
                 self.writer.write(one.source.name, one.image, one.prediction)
             masks[one.source.path] = one.prediction.mask

@@ -51,14 +51,14 @@ class SlidingWindow:
         height, width = (min(side, length) for side, length in zip(self.size, image.shape[1:], strict=True))
         tops = _starts(image.shape[1], height, self.overlap)
         lefts = _starts(image.shape[2], width, self.overlap)
-        down, across = self._weights(height, image.device), self._weights(width, image.device)
-        row_sums, column_sums = _sums(tops, down, image.shape[1]), _sums(lefts, across, image.shape[2])
         band = None  # (C, height, W), whose first row is the image's row `top`
         for top, after in zip(tops, [*tops[1:], image.shape[1]], strict=True):
             strip = image[:, top : top + height]
             for left, probs in self._windows(predict, strip, lefts, width):
-                if band is None:
+                if band is None:  # on the device of the predictions, which the image need not be on
                     band = probs.new_zeros(len(probs), height, image.shape[2])
+                    down, across = self._weights(height, probs.device), self._weights(width, probs.device)
+                    row_sums, column_sums = _sums(tops, down, image.shape[1]), _sums(lefts, across, image.shape[2])
                 band[:, :, left : left + width].add_(probs * down[:, None] * across)
             done = after - top
             yield top, band[:, :done] / (row_sums[top:after, None] * column_sums)

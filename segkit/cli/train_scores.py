@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from segkit.data import SegmentationDataset
-    from segkit.inference.labelled import Labelled
+    from segkit.inference import Labelled
     from segkit.metrics import ConfusionMatrix, PerImageConfusion
     from segkit.training.evaluation import Precision
 

@@ -105,9 +105,13 @@ class DenseCRF(CRFParameters):
         values = check_probs(probs)
         pixels = check_image(image, values)
         if values.ndim == 3:
-            return _like(probs, self._submit(values, pixels).result())
+            return _as_kind(_kind(probs), self._submit(values, pixels).result())
         futures = [self._submit(v, p) for v, p in zip(values, pixels, strict=True)]
-        return _like(probs, torch.stack([future.result() for future in futures]) if futures else values)
+        return _as_kind(_kind(probs), torch.stack([future.result() for future in futures]) if futures else values)
+
+    def runs_on(self, device: torch.device) -> torch.device:
+        """Return the device that refines probabilities which are on `device`."""
+        return device if device.type == "cuda" and self.backend != "pydensecrf" else torch.device("cpu")
 
     def submit(self, probs: Array, image: Array) -> "Future[Array]":
         """Refine one image in a worker, so that the caller can continue with the next image.
@@ -124,7 +128,8 @@ class DenseCRF(CRFParameters):
         values = check_probs(probs)
         if values.ndim != 3:
             raise UsageError(f"submit takes one image, `probs` (C, H, W), got {tuple(values.shape)}")
-        return then(self._submit(values, check_image(image, values)), partial(_like, probs))
+        # Only their kind is kept, not the probabilities: many images may wait for the workers.
+        return then(self._submit(values, check_image(image, values)), partial(_as_kind, _kind(probs)))
 
     def map(self, pairs: Iterable[tuple[Array, Array]]) -> Iterator[Array]:
         """Refine pairs (probs, image) of any sizes, in order; only a few of them are in memory at a time."""
@@ -165,7 +170,7 @@ class DenseCRF(CRFParameters):
     def _submit(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
         peaks = probs.flatten(1).amax(1)
         active = (peaks >= self.active_threshold) | (peaks == peaks.max())
-        device = probs.device if probs.is_cuda and self.backend != "pydensecrf" else torch.device("cpu")
+        device = self.runs_on(probs.device)
         refined = self._refine(probs[active].to(device), image.to(device))
         return then(refined, partial(_restored, active.to(device)))
 
@@ -184,5 +189,10 @@ def _restored(active: Tensor, probs: Tensor) -> Tensor:
     return full
 
 
-def _like(given: Array, probs: Tensor) -> Array:
-    return probs.to(given.device) if isinstance(given, Tensor) else probs.numpy()
+def _kind(given: Array) -> torch.device | None:
+    """Return the device of a tensor, or None for a numpy array."""
+    return given.device if isinstance(given, Tensor) else None
+
+
+def _as_kind(kind: torch.device | None, probs: Tensor) -> Array:
+    return probs.numpy() if kind is None else probs.to(kind)

@@ -75,7 +75,7 @@ def read_image(
         # Its squares begin at the corner where the file begins: one that is turned must hold whole ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
         is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
-        rgb = _to_rgb(_turn(image, header.orientation, turn))
+        rgb = to_rgb(_turn(image, header.orientation, turn))
         return np.array(rgb if is_small else rgb.reduce(reduce))
 
 
@@ -216,7 +216,8 @@ def _turn(image: Image.Image, orientation: int, turn: bool) -> Image.Image:
     return image.transpose(_TURNS[orientation if turn else _BACK.get(orientation, orientation)])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; values of 16 bits are scaled to 8."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
         values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.uint8(np.clip(values / 257, 0, 255).round())).convert("RGB")

@@ -1,11 +1,11 @@
-"""From photographs to label maps and files."""
+"""From photographs to label maps and files: Predictor, streams of images, writers."""
 
 from segkit.inference.coco_results import PseudoLabels, write_coco
-from segkit.inference.labelled import Labelled, segment_dataset
 from segkit.inference.member_probs import MemberProbs, sample_pixels
-from segkit.inference.predictor import Prediction, Predictor
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import Predictor, predict_photo
 from segkit.inference.source import SourceImage, open_source
-from segkit.inference.stream import Clock, Segmented, segment
+from segkit.inference.stream import Clock, Labelled, Segmented, segment, segment_dataset
 from segkit.inference.submission import check_sample, write_submission
 from segkit.inference.writers import PredictionWriter
 
@@ -21,6 +21,7 @@ __all__ = [
     "SourceImage",
     "check_sample",
     "open_source",
+    "predict_photo",
     "sample_pixels",
     "segment",
     "segment_dataset",

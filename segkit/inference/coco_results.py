@@ -1,7 +1,5 @@
-"""Label maps as a COCO JSON that other tools, and a training run, take as it is."""
+"""Label maps as a COCO JSON, for other tools and for training on pseudo labels."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +8,28 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from segkit.errors import DataError, UsageError
-from segkit.inference.predictor import Prediction
-from segkit.inference.source import SourceImage
+from segkit.files import write_json
+from segkit.inference.prediction import Prediction
+from segkit.labels import BACKGROUND
 
 Record = dict[str, Any]
 
 
 class PseudoLabels:
-    """What of a prediction is sure enough to be learnt.
+    """Select the pixels of a prediction that are sure enough to train on.
 
-    A pixel is sure where the probability of its class reaches the class's threshold. The others become
-    one region with `"ignore": 1`, which `CocoSegmentation` paints 255.
+    A pixel is sure if the probability of its class reaches the threshold of the class. The other pixels become one
+    region with `"ignore": 1`, which `CocoSegmentation` paints 255.
 
     Args:
-        class_names: In label order, background first.
+        class_names: The names of the classes, background first.
         threshold: Lowest probability of a sure pixel.
-        class_thresholds: Of single classes, by name.
-        min_share: Least share of sure pixels of an image that is taken at all.
+        class_thresholds: Thresholds of single classes, by name.
+        min_share: Least share of sure pixels of an image that is used.
+
+    Raises:
+        UsageError: A class does not exist, or a threshold is not in 0..1.
+        DataError: The first class is not background, see `check_background`.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class PseudoLabels:
         self.min_share = min_share
 
     def __call__(self, prediction: Prediction) -> list[Record] | None:
-        """The annotations of an image, without ids; None where too little of it is sure."""
+        """Return the annotations of an image, without ids; None if too few of its pixels are sure."""
         best = np.take_along_axis(prediction.probs, prediction.mask[None].astype(np.int64), 0)[0]
         sure = best >= self.thresholds[prediction.mask]
         if sure.mean() < self.min_share:
@@ -57,27 +60,31 @@ class PseudoLabels:
         found = annotations_of(np.where(sure, prediction.mask, 0))
         if not sure.all():
             labels = prediction.mask[~sure]
-            likeliest = (
-                int(np.bincount(labels, minlength=2)[1:].argmax()) + 1
-            )  # tools that know no `ignore` see a crowd
+            likeliest = int(np.bincount(labels, minlength=2)[1:].argmax()) + 1
+            # Tools that do not know "ignore" see a crowd of the most frequent class.
             found.append({"category_id": likeliest, **_region(~sure), "iscrowd": 1, "ignore": 1})
         return found
 
 
 def annotations_of(mask: np.ndarray) -> list[Record]:
-    """One annotation for each class of a label map (H, W) but background, without ids; category ids are labels."""
+    """Return one annotation, still without id, per class of a label map (H, W), except background."""
     labels = [int(label) for label in np.unique(mask) if label]
     return [{"category_id": label, **_region(mask == label), "iscrowd": 0} for label in labels]
 
 
-def image_record(source: SourceImage, size: tuple[int, int], number: int) -> Record:
-    """The record of an image, with its own id where it has one and `number` otherwise."""
-    identifier = number if source.id is None else source.id
-    return {"id": identifier, "file_name": source.name.as_posix(), "height": size[0], "width": size[1]}
+def image_record(name: Path, size: tuple[int, int], identifier: int | str) -> Record:
+    """Return the record of an image of size (H, W)."""
+    return {"id": identifier, "file_name": name.as_posix(), "height": size[0], "width": size[1]}
 
 
 def write_coco(file: Path, class_names: Sequence[str], results: Sequence[tuple[Record, Sequence[Record]]]) -> None:
-    """Writes images with their annotations; the category of label i has the id i and the name of class i."""
+    """Write images with their annotations; the category of label i has the id i and the name of class i.
+
+    Args:
+        file: The JSON file.
+        class_names: The names of the classes, background first.
+        results: For each image its record, see `image_record`, and its annotations, see `annotations_of`.
+    """
     check_background(class_names)
     annotations = [
         {"id": number, "image_id": image["id"], **annotation}
@@ -90,15 +97,15 @@ def write_coco(file: Path, class_names: Sequence[str], results: Sequence[tuple[R
         "categories": [{"id": label, "name": name} for label, name in enumerate(class_names) if label],
         "annotations": annotations,
     }
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, file)
+    write_json(file, content)
 
 
 def check_background(class_names: Sequence[str]) -> None:
-    """A COCO JSON has no background category: label 0 must be it."""
-    if class_names[0] != "background":
-        raise DataError(f"a COCO JSON cannot hold the model's class 0, {class_names[0]!r}, which must be background")
+    """Raise DataError unless label 0 is background, for which a COCO JSON has no category."""
+    if class_names[0] != BACKGROUND:
+        raise DataError(
+            f"a COCO JSON has no category for the first class of the model, {class_names[0]!r}; it must be background"
+        )
 
 
 def _region(region: np.ndarray) -> Record:

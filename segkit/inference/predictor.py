@@ -1,53 +1,70 @@
 """Predictor: from a photograph to a label map, by one model or several."""
 
+import logging
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from segkit.errors import UsageError
+from segkit.data.images import read_image, to_rgb
+from segkit.errors import DataError, UsageError
+from segkit.inference.prediction import Prediction
+from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
 
-Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # such as DenseCRF: (C, H, W), (H, W, 3) -> (C, H, W)
+# A function such as DenseCRF: probabilities (C, H, W) on their device and image (H, W, 3) uint8 -> (C, H, W).
+Refine = Callable[[Tensor, np.ndarray], Tensor]
 PROBS = ("memory", "disk", "none")
-LARGEST_BIAS = 20  # a factor of 5e8; much more leaves no other class in float32
+LARGEST_BIAS = 20  # a factor of 5e8; with much more, no other class would be left in float32
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a Predictor says of an image.
+class Scores(NamedTuple):
+    """What the models predict for an image, on the device that computed it.
 
     Attributes:
-        mask: (H, W) uint8 labels.
-        probs: (C, H, W) float32 class probabilities; None where they are not kept.
+        probs: (C, H, W) float32 probabilities, or None if neither a CRF nor the caller needs them.
+        mask: (H, W) uint8 labels, or None if they are not computed yet.
+        array: The memory-mapped file that holds `probs`, or None if they are in memory.
     """
 
-    mask: np.ndarray
-    probs: np.ndarray | None
+    probs: Tensor | None
+    mask: Tensor | None = None
+    array: np.memmap | None = None
 
 
 class Predictor:
-    """Label maps from uint8 images: `Predictor(model)(image).mask`.
+    """Predict label maps of uint8 images: `Predictor(model)(image).mask`.
 
-    The image is resized once for each scale, and normalised for each model by its own preprocessing; their
-    probabilities are averaged.
+    The image is resized once per scale, and normalised for each model by its own preprocessing; the probabilities of
+    the models are averaged. Probabilities stay on `device` through class bias, CRF and argmax; the label map is copied
+    to the host once, and the probabilities only if they are kept.
 
     Args:
-        models: One Segmenter, or several with the same classes; put in eval mode and moved to `device`. What
-            `segkit.models.optimize` gives will do as well.
+        models: One Segmenter, or several with the same classes; they are put in eval mode and moved to `device`.
+            The results of `segkit.models.optimize` work as well.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
-        window: Runs images that are larger than the window piece by piece.
-        class_bias: What is added to the log-probabilities of single classes, by name, before they are scaled to
-            sum to 1 again: above 0 a class is found more often. See `python -m segkit tune`.
-        crf: Refinement by the image's colours.
-        device: Where the models run.
-        probs: Where probabilities are kept: in `memory`, on `disk` (a memory-mapped file that goes with the
-            array), or `none`: then an image of any size takes, above its label map, one band of windows.
+        window: Run images that are larger than this window piece by piece.
+        class_bias: Addition to the log-probabilities of single classes, by name, before the probabilities are scaled
+            to sum to 1 again: above 0 a class is found more often. See `python -m segkit tune`.
+        crf: Refinement by the colours of the image. It is called with a tensor on `device`, so that a DenseCRF runs
+            on CUDA too. If its memory does not suffice there, it runs on the CPU.
+        device: The device of the models.
+        probs: Where the probabilities of a prediction are kept: in `memory`; on `disk` (a memory-mapped file, which
+            is deleted with the array), where a CRF also reads them, on the CPU; or `none`: without a CRF, an image of
+            any size then takes only one band of windows in addition to its label map.
+
+    Raises:
+        UsageError: An argument cannot be used, or the models differ in their classes.
     """
 
     def __init__(
@@ -64,86 +81,205 @@ class Predictor:
     ) -> None:
         models = [models] if isinstance(models, nn.Module) else list(models)
         _check_members(models)
+        check_known("probs", probs, PROBS)
         self.device = torch.device(device)
         self.members = [model.to(self.device).eval() for model in models]
         self.member_weights = _normalise(member_weights, len(models))
         self.tta = tta or TTA()
         self.window = window
-        self.class_factors = _factors(class_bias or {}, self.class_names)
+        self.class_factors = _factors(class_bias or {}, self.class_names, self.device)
         self.crf = crf
         self.probs = probs
-        if probs not in PROBS:
-            raise UsageError(f"unknown probs {probs!r}, expected one of {', '.join(PROBS)}")
         if self.tta.merge == "logits":
             raise UsageError(
                 "a Predictor averages probabilities; for the softmax of the mean logits take merge='gmean'"
             )
-        if crf is not None and probs == "none":
-            raise UsageError("the CRF needs the probabilities, so they cannot be 'none'")
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.members[0].class_names
+        """The names of the classes, in label order."""
+        return tuple(self.members[0].class_names)
+
+    @property
+    def crf_workers(self) -> int:
+        """Number of processes that refine images; 0 if the CRF runs in this process, as it does on a GPU."""
+        place = torch.device("cpu") if self.probs == "disk" else self.device
+        runs_on = getattr(self.crf, "runs_on", None)
+        return 0 if runs_on is not None and runs_on(place).type == "cuda" else getattr(self.crf, "workers", 0)
 
     def __call__(self, image: np.ndarray) -> Prediction:
-        """Segments one image (H, W, 3) uint8 RGB of any size."""
-        prediction = self.by_models(image)
-        return prediction if self.crf is None else with_probs(self.crf(prediction.probs, image))
+        """Segment one image (H, W, 3) uint8 RGB of any size.
+
+        Raises:
+            UsageError: The array is not such an image.
+            DataError: The image is too large for the CRF.
+        """
+        return next(self.compare_crfs(image, [self.crf]))
+
+    def compare_crfs(self, image: np.ndarray, crfs: Sequence[Refine | None]) -> Iterator[Prediction]:
+        """Yield the prediction with each CRF, None for no CRF; the models run once.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            crfs: Take the place of the Predictor's own CRF.
+        """
+        scores = self.score(image, crfs)
+        for crf in crfs:
+            refined = scores if crf is None else Scores(self.refine(scores, image, crf).result())
+            yield self.finish(refined, image)
+
+    # The three steps, for `segkit.inference.segment`, which runs them side by side.
 
     @torch.inference_mode()
-    def by_models(self, image: np.ndarray) -> Prediction:
-        """What the models say, before the CRF."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    def score(self, image: np.ndarray, crfs: Sequence[Refine | None] | None = None) -> Scores:
+        """Run the models and add the class bias: the first step.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            crfs: The CRFs that refine the result; by default the Predictor's own.
+
+        Raises:
+            UsageError: The array is not such an image.
+            DataError: The image is too large for a CRF.
+        """
+        crfs = [crf for crf in ([self.crf] if crfs is None else crfs) if crf is not None]
+        _check_image(image, crfs)
         pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
         if self.window is None or max(np.subtract(image.shape[:2], self.window.size)) <= 0:
-            bands = [(0, self._predict(pixels[None])[0])]
+            probs = self._biased(self._predict(pixels[None])[0])
+            if self.probs != "disk":
+                return Scores(probs, None if crfs else _labels(probs))
+            bands: Iterable[tuple[int, Tensor]] = [(0, probs)]
         else:
-            bands = self.window.bands(self._predict, pixels)
-        return self._gathered(bands, image.shape[:2])
+            bands = ((top, self._biased(band)) for top, band in self.window.bands(self._predict, pixels))
+        return self._gathered(bands, image.shape[:2], for_crf=bool(crfs))
+
+    def refine(self, scores: Scores, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
+        """Refine the probabilities by a CRF, in its workers if it has some: the second step.
+
+        Args:
+            scores: The result of `score`.
+            image: (H, W, 3) uint8 RGB.
+            crf: By default the Predictor's own.
+        """
+        crf = self.crf if crf is None else crf
+        submit = getattr(crf, "submit", None) or (lambda probs, image: _finished(crf(probs, image)))
+        try:
+            return submit(scores.probs, image)
+        except torch.cuda.OutOfMemoryError:
+            size = " x ".join(map(str, image.shape[:2]))
+            _log.warning("the GPU lacks the memory for the CRF of an image of %s pixels; it runs on the CPU", size)
+        return submit(scores.probs.cpu(), image)
+
+    @torch.inference_mode()
+    def finish(self, scores: Scores, image: np.ndarray) -> Prediction:
+        """Take the most likely class of each pixel, and copy what is kept to the host: the last step."""
+        mask = _labels(scores.probs) if scores.mask is None else scores.mask
+        probs = None
+        if self.probs != "none":
+            probs = scores.probs.cpu().numpy() if scores.array is None else scores.array
+        return Prediction(mask.cpu().numpy(), probs, self.class_names, image)
 
     def _predict(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) -> probabilities (N, C, H, W) on the CPU."""
+        """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""
         members = [
             Member(model, model.preprocessing.normalise, weight)
             for model, weight in zip(self.members, self.member_weights, strict=True)
             if weight > 0
         ]
-        return self.tta.ensemble(members, pixels.to(self.device).float()).cpu()
+        return self.tta.ensemble(members, pixels.to(self.device).float())
 
     def _biased(self, probs: Tensor) -> Tensor:
-        """(C, H, W) probabilities, each class times its factor."""
+        """Multiply the probabilities (C, H, W) of each class by its factor."""
         if self.class_factors is None:
             return probs
         weighted = probs * self.class_factors[:, None, None]
         return weighted / weighted.sum(0)
 
-    def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Prediction:
-        mask, probs = np.empty(size, dtype=np.uint8), None
-        for top, models_say in bands:
-            band = self._biased(models_say)
+    def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int], *, for_crf: bool) -> Scores:
+        """Join bands of rows (C, rows, W)."""
+        mask = None if for_crf else torch.empty(size, dtype=torch.uint8, device=self.device)
+        probs = array = None
+        for top, band in bands:
             rows = slice(top, top + band.shape[1])
-            mask[rows] = band.argmax(0).numpy()
-            if self.probs == "none":
+            if mask is not None:
+                mask[rows] = _labels(band)
+            if not for_crf and self.probs == "none":
                 continue
-            if band.shape[1:] == size and self.probs == "memory":
-                return Prediction(mask, band.numpy())
             if probs is None:
-                probs = _allocate((len(band), *size), on_disk=self.probs == "disk")
-            probs[:, rows] = band.numpy()
-        return Prediction(mask, probs)
+                probs, array = self._allocate((len(band), *size), for_crf)
+            probs[:, rows] = band
+        return Scores(probs, mask, array)
+
+    def _allocate(self, shape: tuple[int, ...], for_crf: bool) -> tuple[Tensor, np.memmap | None]:
+        if self.probs == "disk":
+            with tempfile.TemporaryFile() as file:  # its space is freed with the array
+                array = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+            return torch.from_numpy(array), array
+        try:
+            return torch.empty(shape, device=self.device if for_crf else "cpu"), None
+        except torch.cuda.OutOfMemoryError:
+            return torch.empty(shape), None
 
 
-def with_probs(probs: np.ndarray) -> Prediction:
-    """The prediction of probabilities (C, H, W)."""
-    return Prediction(probs.argmax(0).astype(np.uint8), probs)
+def predict_photo(
+    model: nn.Module, photo: str | os.PathLike | np.ndarray | Image.Image, **options: object
+) -> Prediction:
+    """Segment a photograph on the device of the model, whose mode (train or eval) stays as it is.
+
+    Args:
+        model: A Segmenter.
+        photo: A file, an array (H, W, 3) uint8 RGB or a PIL image. EXIF orientations are applied.
+        **options: Arguments of `Predictor`, such as `tta` or `crf`.
+
+    Raises:
+        UsageError: `photo` is something else.
+        DataError: The file does not exist or is not an image.
+    """
+    image = _as_array(photo)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        return Predictor(model, device=next(model.parameters()).device, **options)(image)
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
-def _allocate(shape: tuple[int, ...], *, on_disk: bool) -> np.ndarray:
-    if not on_disk:
-        return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile() as file:  # its space is freed with the array
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+def _as_array(photo: object) -> np.ndarray:
+    if isinstance(photo, str | os.PathLike):
+        return read_image(photo)
+    if isinstance(photo, Image.Image):
+        try:
+            photo.load()  # also turns a TIFF
+            return np.array(to_rgb(ImageOps.exif_transpose(photo)))
+        except OSError as error:
+            raise DataError(f"the image is damaged: {error}") from error
+    if isinstance(photo, np.ndarray):
+        return photo
+    raise UsageError(f"photo must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}")
+
+
+def _labels(probs: Tensor) -> Tensor:
+    """Return the most likely class of each pixel, (C, H, W) -> (H, W) uint8."""
+    return probs.argmax(0).to(torch.uint8)
+
+
+def _finished(result: Tensor) -> "Future[Tensor]":
+    future: Future[Tensor] = Future()
+    future.set_result(result)
+    return future
+
+
+def _check_image(image: np.ndarray, crfs: Sequence[Refine]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    limits = [crf.max_pixels for crf in crfs if hasattr(crf, "max_pixels")]
+    if limits and height * width > min(limits):
+        raise DataError(
+            f"the image has {height} x {width} pixels (height x width), more than the {min(limits)} of a CRF; "
+            "predict it without `crf`"
+        )
 
 
 def _check_members(models: Sequence[nn.Module]) -> None:
@@ -154,19 +290,19 @@ def _check_members(models: Sequence[nn.Module]) -> None:
             raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
 
 
-def _factors(bias: Mapping[str, float], class_names: Sequence[str]) -> Tensor | None:
-    """(C,) what an addition to the logarithms of the probabilities multiplies them by; None for no addition."""
+def _factors(bias: Mapping[str, float], class_names: Sequence[str], device: torch.device) -> Tensor | None:
+    """Return the factor (C,) of each class's probability, e to the power of its bias; None without a bias."""
     for name in bias:
         if name not in class_names:
-            raise UsageError(f"there is no class {name!r} for class_bias, the classes are {', '.join(class_names)}")
+            raise UsageError(f"there is no class {name!r} for `class_bias`, the classes are {', '.join(class_names)}")
     values = torch.tensor([float(bias.get(name, 0.0)) for name in class_names])
     if not values.abs().max() <= LARGEST_BIAS:
-        raise UsageError(f"class_bias must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
-    return values.exp() if values.any() else None
+        raise UsageError(f"`class_bias` must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
+    return values.exp().to(device) if values.any() else None
 
 
 def _normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     weights = tuple(weights or [1.0] * count)
     if len(weights) != count or not min(weights) >= 0 or not sum(weights) > 0:
-        raise UsageError(f"member_weights must be {count} numbers of at least 0, not all 0, got {weights}")
+        raise UsageError(f"`member_weights` must be {count} numbers of at least 0, not all 0, got {weights}")
     return tuple(weight / sum(weights) for weight in weights)

@@ -1,11 +1,11 @@
-"""What there is to segment: a file, a folder, a glob, a list in a text file, a COCO JSON, a video."""
+"""The images to segment: a file, a folder, a glob, a list in a text file, a COCO JSON, a video."""
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,105 +14,90 @@ from segkit.data import list_images, read_image
 from segkit.data.coco_file import Allowed, read_coco
 from segkit.data.findings import raise_errors
 from segkit.data.images import AS_USUAL, Reading
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError
 from segkit.labels import BACKGROUND
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-COUNTED = (".mp4", ".m4v", ".mov", ".avi")  # their head counts frames; others give a length, which sound may exceed
+# The headers of these count frames. Other headers give the length in time, which includes that of the sound.
+COUNTED = (".mp4", ".m4v", ".mov", ".avi")
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image to segment.
+    """An image to segment, which is read when its turn comes.
 
     Attributes:
-        name: Relative path that its results are named after.
-        path: The file; None for a frame of a video.
-        size: (H, W) that a JSON gives it.
-        id: In a COCO JSON.
-        frame: (H, W, 3) uint8 RGB of a video.
-        reading: How the file is read.
+        name: Relative path; its results are named after it.
+        read: Returns the image, (H, W, 3) uint8 RGB, or raises DataError if it cannot be read.
+        path: The file, or None for a frame of a video and an image of a data set.
+        id: Its id in a COCO JSON.
     """
 
     name: Path
+    read: Callable[[], np.ndarray]
     path: Path | None = None
-    size: tuple[int, int] | None = None
     id: int | str | None = None
-    frame: np.ndarray | None = None
-    reading: Reading = AS_USUAL
 
-    def read(self) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB.
+    @classmethod
+    def unusable(cls, name: Path, reason: str, path: Path | None = None) -> "SourceImage":
+        """Return an image whose `read` raises DataError with a reason that is known already."""
 
-        Raises:
-            DataError: it cannot be read.
-        """
-        return read_image(self.path, self.size, reading=self.reading) if self.frame is None else self.frame
+        def fail() -> np.ndarray:
+            raise DataError(reason)
+
+        return cls(name, fail, path)
 
 
 class Video(Sequence[SourceImage]):
-    """The frames of a video, which are read one after another; where it breaks off, one more that cannot be read."""
+    """The frames of a video, which are read in order; if the file is cut off, the last one cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        count, breaks_off = _count_frames(path)
+        count, is_cut_off = _count_frames(path)
         if not count:
             raise DataError(f"{path} is not a video that OpenCV can read")
-        self._names = [Path(path.stem, f"{i:06d}.png") for i in range(count + breaks_off)]
+        self._names = [Path(path.stem, f"{i:06d}.png") for i in range(count + is_cut_off)]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> SourceImage:
-        raise TypeError("the frames of a video are read one after another")
+        raise TypeError("the frames of a video are read in order")
 
     def __iter__(self) -> Iterator[SourceImage]:
-        video = _open_video(self.path)
+        video = cv2.VideoCapture(os.fsencode(self.path))
         try:
             for name in self._names:
-                there, frame = video.read()
-                if there:
-                    yield SourceImage(name, frame=cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                found, frame = video.read()
+                if found:
+                    yield SourceImage(name, partial(cv2.cvtColor, frame, cv2.COLOR_BGR2RGB))
                 else:
-                    sentence = f"{self.path} breaks off or is damaged: by its head it goes on, with frame {name.stem}"
-                    yield Unusable(name, sentence=sentence)
+                    reason = f"{self.path} is cut off or damaged: by its header it continues, at frame {name.stem}"
+                    yield SourceImage.unusable(name, reason)
         finally:
             video.release()
 
     def names(self) -> list[Path]:
+        """Return the names of the frames, without reading them."""
         return self._names
 
 
-def _open_video(path: Path, *options: Any) -> cv2.VideoCapture:
-    """Open a video; OpenCV crashes on a str that is not UTF-8, and takes bytes from 4.12 on."""
-    name = os.fspath(path)
-    if name == name.encode(errors="replace").decode():
-        return cv2.VideoCapture(name, *options)
-    try:
-        return cv2.VideoCapture(os.fsencode(path), *options)
-    except cv2.error as error:
-        raise UsageError(
-            f"OpenCV {cv2.__version__} cannot open {path}, whose name is not UTF-8; rename the file, or "
-            "pip install 'opencv-python-headless>=4.12'"
-        ) from error
-
-
 def _count_frames(path: Path) -> tuple[int, bool]:
-    """How many frames can be read, whatever the head says, and whether that is for want of the file's end."""
-    video = _open_video(path)
+    """Return the number of frames that can be read, and whether the end of the file is missing."""
+    video = cv2.VideoCapture(os.fsencode(path))  # OpenCV crashes on a str that is not UTF-8
     claimed, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
     count, last = 0, 0.0
     while video.grab():
         count, last = count + 1, video.get(cv2.CAP_PROP_POS_MSEC) / 1000
     video.release()
-    # By time: where frames come at any rate there are fewer, though none is missing.
+    # Compare by time stamps: a video of variable rate has fewer frames than rate x duration.
     missing = claimed - 1 - last * rate
     return count, missing > (0.5 if path.suffix.lower() in COUNTED else rate) and _count_packets(path) < claimed
 
 
 def _count_packets(path: Path) -> int:
-    """The frames that lie in the file, also those that are not shown since the video was trimmed."""
-    video = _open_video(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    """Return the number of frames in the file, including those that a trimmed video does not show."""
+    video = cv2.VideoCapture(os.fsencode(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     count = 0
     while video.grab():
         count += 1
@@ -126,90 +111,81 @@ def open_source(
     class_names: Sequence[str] | None = None,
     reading: Reading = AS_USUAL,
 ) -> Sequence[SourceImage]:
-    """Lists the images of a source; none is decoded, but the frames of a video are counted.
+    """List the images of a source. None is decoded; only the frames of a video are counted.
 
     Args:
-        source: An image; a folder, with its subfolders; a glob such as `shots/**/*.jpg`; a text file with a
-            path a line, relative to it or to `root`; a COCO JSON, whose images lie in `root` or beside it; a
-            video.
+        source: An image; a folder with its subfolders; a glob such as `shots/**/*.jpg`; a text file with one path per
+            line, relative to the file or to `root`; a COCO JSON, whose images are in `root` or next to it; a video.
         root: Folder of the images of a list or a JSON.
-        class_names: The model's, which those of a JSON must be.
-        reading: How the image files are read.
+        class_names: The classes of the model, which the categories of a JSON must match.
+        reading: How to read the image files.
 
     Raises:
-        DataError: there is no such source, nothing in it, or a JSON of other categories.
+        DataError: The source does not exist or is empty, or a JSON has other categories.
     """
-    images = _list(Path(source), root, class_names, reading)
-    return images if isinstance(images, Video) else [replace(image, reading=reading) for image in images]
-
-
-def _list(path: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading) -> Sequence[SourceImage]:
+    path = Path(source)
     suffix = path.suffix.lower()
     if not path.exists() and glob.has_magic(str(path)):
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-        return _checked(_named(files), f"nothing matches {path}")
+        return _not_empty(_named_from_common_folder(files, reading), f"nothing matches {path}")
     if path.is_dir():
-        return _checked([SourceImage(p.relative_to(path), p) for p in list_images(path)], f"no images below {path}")
+        found = [_file(p.relative_to(path), p, reading) for p in list_images(path)]
+        return _not_empty(found, f"no images below {path}")
     if not path.is_file():
         raise DataError(f"there is no file or folder {path}")
     if suffix == ".json":
-        return _checked(_coco_images(path, root, class_names, reading), f"no images in {path}")
+        return _not_empty(_coco_images(path, root, class_names, reading), f"no images in {path}")
     if suffix == ".txt":
-        return _checked(_listed(path, root), f"no images in {path}")
-    return Video(path) if suffix in VIDEO_SUFFIXES else [SourceImage(Path(path.name), path)]
+        lines = (line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines())
+        listed = [line for line in lines if line and not line.startswith("#")]
+        files = [Path(os.path.normpath((root or path.parent) / line)) for line in listed]
+        return _not_empty(_named_from_common_folder(files, reading), f"no images in {path}")
+    return Video(path) if suffix in VIDEO_SUFFIXES else [_file(Path(path.name), path, reading)]
 
 
-def _checked(images: list[SourceImage], nothing: str) -> list[SourceImage]:
+def _file(
+    name: Path, path: Path, reading: Reading, size: tuple[int, int] | None = None, id: int | str | None = None
+) -> SourceImage:
+    return SourceImage(name, partial(read_image, path, size, reading=reading), path, id)
+
+
+def _not_empty(images: list[SourceImage], nothing: str) -> list[SourceImage]:
     if not images:
         raise DataError(f"there is nothing to segment: {nothing}")
     return images
 
 
-def _named(files: Sequence[Path]) -> list[SourceImage]:
-    """Names relative to the folder that all files share; each file once."""
+def _named_from_common_folder(files: Sequence[Path], reading: Reading) -> list[SourceImage]:
+    """Return each file once, with a name relative to the folder that all files share."""
     if not files:
         return []
     by_place = {file.absolute(): file for file in files}
     shared = os.path.commonpath([place.parent for place in by_place])
-    return [SourceImage(place.relative_to(shared), file) for place, file in by_place.items()]
-
-
-def _listed(file: Path, root: Path | None) -> list[SourceImage]:
-    lines = (line.strip() for line in file.read_text("utf-8-sig", "surrogateescape").splitlines())
-    folder = root or file.parent
-    paths = [Path(os.path.normpath(folder / line)) for line in lines if line and not line.startswith("#")]
-    return _named(paths)
+    return [_file(place.relative_to(shared), file, reading) for place, file in by_place.items()]
 
 
 def _coco_images(
     file: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading
 ) -> list[SourceImage]:
-    """The images of the JSON, each file once; those that cannot be used come without a size, and fail when read."""
+    """Return the images of the JSON, each file once; reading one that cannot be used fails."""
     data = read_coco(file, root, reading=reading, allowed=Allowed(allow_outside_root=True, merge_same_name=True))
     raise_errors([f for f in data.findings if f.kind in ("bad-name", "url", "duplicate-image-id")])
     known = (BACKGROUND, *data.class_names)
     if class_names is not None and tuple(class_names) != known:
         raise DataError(
-            f"the categories of {file} do not match the model's classes: {', '.join(known)} / "
-            f"{', '.join(class_names)}; give --source the image folder to ignore them"
+            f"the categories of {file} do not match the classes of the model: {', '.join(known)} / "
+            f"{', '.join(class_names)}; give the folder of the images as `source` to ignore them"
         )
-    images = [SourceImage(Path(item.file_name), item.path, item.size, item.id) for item in data.items]
+    images = [_file(Path(item.file_name), item.path, reading, item.size, item.id) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in ("missing-image", "unreadable-image", "other-size")}
-    images += [Unusable(Path(name), (root or file.parent) / name, sentence=bad[name].sentence) for name in bad]
+    for name, finding in bad.items():
+        images.append(SourceImage.unusable(Path(name), finding.sentence, (root or file.parent) / name))
     once: dict[Path, SourceImage] = {}
     for image in images:
         once.setdefault(image.name, image)
         name = str(image.name)
         if image.name.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in image.name.parts:
-            raise DataError(f"{file} names the image {name}, and results named so would lie outside the output folder")
+            raise DataError(
+                f"{file} names the image {name}, and results with this name would lie outside the output folder"
+            )
     return list(once.values())
-
-
-@dataclass(frozen=True)
-class Unusable(SourceImage):
-    """An image that was seen to be missing, damaged or of another size than its JSON says."""
-
-    sentence: str = ""
-
-    def read(self) -> np.ndarray:
-        raise DataError(self.sentence)

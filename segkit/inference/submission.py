@@ -1,53 +1,58 @@
 """A submission as CSV: `image_id,PredictionString`, a label for each pixel of a small map."""
 
 import csv
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from segkit.errors import UsageError
+from segkit.errors import MissingFileError, UsageError
+from segkit.files import write_whole
 
 COLUMNS = ["image_id", "PredictionString"]
-LISTED = 10  # ids that do not fit, of each kind
+LISTED = 10  # ids that a message names, of each kind
 
 
 def write_submission(
     file: Path, names: Sequence[str], mask_of: Callable[[str], np.ndarray], *, size: int = 256
 ) -> None:
-    """Writes a row for each image: its labels row by row, parted by spaces, at size x size by the nearest pixel.
+    """Write a row for each image: the labels of its map at size x size, row by row, separated by spaces.
+
+    The map is resized to the nearest pixel.
 
     Args:
         file: The CSV file.
         names: The ids, in the order of the rows; see `check_sample`.
-        mask_of: The label map (H, W) uint8 of an id.
+        mask_of: Returns the label map (H, W) uint8 of an id.
         size: Height and width of the map, in pixels.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for name in names:
-            small = cv2.resize(mask_of(name), (size, size), interpolation=cv2.INTER_NEAREST)
-            writer.writerow([name, " ".join(map(str, small.ravel().tolist()))])
-    os.replace(temporary, file)
+
+    def write(path: Path) -> None:  # row by row: the labels of all images would take much memory
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for name in names:
+                small = cv2.resize(mask_of(name), (size, size), interpolation=cv2.INTER_NEAREST)
+                writer.writerow([name, " ".join(map(str, small.ravel().tolist()))])
+
+    write_whole(file, write)
 
 
 def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
-    """The ids of a sample submission in its order, which must be those of the images.
+    """Return the ids of a sample submission in its order; they must be the names of the images.
 
     Raises:
-        ValueError: it is not such a file, or its ids are others than the images'.
+        UsageError: The file does not exist, is not such a file, or has other ids.
     """
     try:
         with sample.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             csv.field_size_limit(2**31 - 1)
-            rows = csv.DictReader(stream)
-            ids = [row["image_id"] for row in rows]
+            ids = [row["image_id"] for row in csv.DictReader(stream)]
     except FileNotFoundError:
-        raise UsageError(f"there is no sample submission at {sample}") from None
+        raise MissingFileError(f"there is no sample submission at {sample}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the sample submission {sample}: {error.strerror}") from error
     except (KeyError, csv.Error):
         raise UsageError(f"{sample} is not a sample submission: it needs a column image_id") from None
     missing, extra = sorted(set(ids) - set(names)), sorted(set(names) - set(ids))

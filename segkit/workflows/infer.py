@@ -1,9 +1,9 @@
 """predict: segment photographs and write masks, overlays and everything that is made of them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,8 @@ class PredictResult:
 class _Result(NamedTuple):
     """The row of an image in the manifest, or why there is none."""
 
-    source: SourceImage
+    name: Path
+    id: int | str | None  # in the COCO JSON of the source
     row: dict[str, Any] | None
     error: str | None = None
     pseudo: list[dict[str, Any]] | None = None
@@ -108,7 +109,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
             members,
             device=_device(config, shard),
             crf_workers=pick_workers(config.workers) if len(images) > 1 else 0,
-            probs="memory" if config.crf is not None or {"probs", "pseudo"} & set(config.save) else "none",
+            probs="memory" if {"probs", "pseudo"} & set(config.save) else "none",
             console=console,
         )
         pseudo = _pseudo_labels(config, predictor)
@@ -175,7 +176,7 @@ def _divide(
             if row is None:
                 yield source
             else:
-                done.append(_Result(replace(source, frame=None), row))
+                done.append(_Result(source.name, source.id, row))
 
     return todo(), done
 
@@ -200,17 +201,17 @@ def _write(
 ) -> Iterator[_Result]:
     def write(one: Segmented) -> _Result:
         if one.error is not None:
-            return _Result(one.source, None, str(one.error))
+            return _Result(one.source.name, one.source.id, None, str(one.error))
         row = writer.write(one.source.name, one.image, one.prediction)
-        return _Result(one.source, row, pseudo=None if pseudo is None else pseudo(one.prediction))
+        return _Result(one.source.name, one.source.id, row, pseudo=None if pseudo is None else pseudo(one.prediction))
 
-    def submitted() -> Iterator[tuple[SourceImage, Future]]:
+    def submitted() -> Iterator[tuple[None, Future]]:
         for one in segmented:
-            yield one.source, pool.submit(write, one)
+            yield None, pool.submit(write, one)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         for _, result in ahead(submitted(), 2 * WRITERS, clock, "writing"):
-            yield result._replace(source=replace(result.source, frame=None))
+            yield result
 
 
 def _conclude(
@@ -218,10 +219,10 @@ def _conclude(
 ) -> PredictResult:
     """Write what is made of all images together: tables, COCO JSON, pseudo labels, submission."""
     order = {name: number for number, name in enumerate(writer.targets)}
-    results = sorted(results, key=lambda result: order[result.source.name])
+    results = sorted(results, key=lambda result: order[result.name])
     good = [result for result in results if result.row is not None]
     rows = [result.row for result in good]
-    failures = [Failure(r.source.name.as_posix(), r.error) for r in results if r.error is not None]
+    failures = [Failure(r.name.as_posix(), r.error) for r in results if r.error is not None]
     out = writer.out
     write_records(out / "manifest.csv", rows)
     (out / "failed.csv").unlink(missing_ok=True)
@@ -230,16 +231,12 @@ def _conclude(
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
     # `skip_existing` those of the run before exist only there.
     if "coco" in config.save:
-        masks = ((result.source, writer.read_mask(result.source.name)) for result in good)
-        records = [
-            (image_record(source, mask.shape, number), annotations_of(mask))
-            for number, (source, mask) in enumerate(masks, start=1)
-        ]
-        write_coco(out / "predictions.json", writer.class_names, records)
+        found = ((result, annotations_of(writer.read_mask(result.name))) for result in good)
+        write_coco(out / "predictions.json", writer.class_names, _records(found))
         written.append("predictions.json")
     if "pseudo" in config.save:
         taken = [result for result in good if result.pseudo is not None]
-        write_coco(out / "pseudo.json", writer.class_names, list(_pseudo_records(taken)))
+        write_coco(out / "pseudo.json", writer.class_names, _records((result, result.pseudo) for result in taken))
         console.print(f"{len(taken)} of {len(good)} images are sure enough for pseudo labels")
         written.append("pseudo.json")
     if "submission" in config.save and failures:
@@ -252,7 +249,11 @@ def _conclude(
     return PredictResult(out, rows, failures)
 
 
-def _pseudo_records(taken: Sequence[_Result]) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
-    for number, result in enumerate(taken, start=1):
+def _records(found: Iterable[tuple[_Result, list[dict[str, Any]]]]) -> list[tuple[dict[str, Any], list]]:
+    """Return the COCO records of images with their annotations; an image without an id of its own gets its number."""
+    records = []
+    for number, (result, annotations) in enumerate(found, start=1):
         size = (result.row["height"], result.row["width"])
-        yield image_record(result.source, size, number), result.pseudo
+        identifier = number if result.id is None else result.id
+        records.append((image_record(result.name, size, identifier), annotations))
+    return records

@@ -1,7 +1,6 @@
 """tune: find the weights, views, class biases and CRF that help on labelled images held out from the choice."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from segkit.config import TuneConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.data import SegmentationDataset
-from segkit.errors import UsageError
+from segkit.errors import DataError, UsageError
 from segkit.files import write_json
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, bootstrap_interval, gain
@@ -187,10 +186,14 @@ def count_crfs(
     counts = {words: _new_confusion(data) for words in crfs}
     for i in console.progress(range(len(data))):
         image, target = data[i]
-        before = predictor(image)
-        for words, crf in crfs.items():
-            with crf or nullcontext():  # the kernels of only one CRF are in memory
-                counts[words].update(before.mask if crf is None else crf(before.probs, image), target)
+        try:
+            predictions = predictor.compare_crfs(image, list(crfs.values()))
+            for (words, crf), prediction in zip(crfs.items(), predictions, strict=True):
+                counts[words].update(prediction.mask, target)
+                if crf is not None:
+                    crf.close()  # so that the kernels of only one CRF are in memory
+        except DataError as error:
+            raise DataError(f"{data.name(i)}: {error}") from error
     return counts
 
 
@@ -203,7 +206,7 @@ def planned_predictor(predictor: Predictor, plan: Plan, class_names: Sequence[st
         window=predictor.window,
         class_bias=dict(zip(class_names, plan.bias, strict=True)),
         device=predictor.device,
-        probs=predictor.probs,
+        probs="disk" if predictor.probs == "disk" else "none",
     )
 
 

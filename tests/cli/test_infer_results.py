@@ -264,7 +264,7 @@ def test_a_video_that_breaks_off_is_segmented_so_far_and_fails(model, tmp_path):
     (row,) = csv.DictReader((tmp_path / "out/failed.csv").open())
     masks = sorted(path.name for path in (tmp_path / "out/mask/clip").iterdir())
     assert row["image"] == f"clip/{len(masks):06d}.png"
-    assert "clip.avi breaks off" in row["error"]
+    assert "clip.avi is cut off" in row["error"]
     file.write_bytes(whole)
     run(model, file, tmp_path / "out", "--save", "mask", "submission", "--skip-existing")
     assert len(list((tmp_path / "out/mask/clip").iterdir())) == 9
@@ -272,7 +272,7 @@ def test_a_video_that_breaks_off_is_segmented_so_far_and_fails(model, tmp_path):
     assert not (tmp_path / "out/failed.csv").exists()
 
 
-def test_what_is_there_already_is_found_on_the_way_and_keeps_no_frame(tmp_path):
+def test_existing_results_are_found_while_the_source_is_read(tmp_path):
     names = [Path(f"{i}.png") for i in range(4)]
     writer, taken = PredictionWriter(tmp_path, NAMES, names, ["mask"]), []
     for name in names[::2]:
@@ -281,14 +281,14 @@ def test_what_is_there_already_is_found_on_the_way_and_keeps_no_frame(tmp_path):
     def frames():
         for name in names:
             taken.append(name)
-            yield SourceImage(name, frame=np.zeros((4, 5, 3), np.uint8))
+            yield SourceImage(name, lambda: np.zeros((4, 5, 3), np.uint8))
 
     todo, done = _divide(frames(), writer, skip_existing=True)
     assert taken == []
     assert next(todo).name == names[1]
     assert taken == names[:2]
     assert [source.name for source in todo] == [names[3]]
-    assert [(result.source.name, result.source.frame) for result in done] == [(name, None) for name in names[::2]]
+    assert [result.name for result in done] == names[::2]
 
 
 def test_results_inside_the_source_are_not_segmented_in_their_turn(model, tmp_path, capsys):

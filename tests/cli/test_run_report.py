@@ -20,8 +20,7 @@ from segkit.cli import run_report, train
 from segkit.cli.environment import write_environment
 from segkit.cli.train_scores import Extremes, Gallery
 from segkit.data import CocoSegmentation
-from segkit.inference import Predictor
-from segkit.inference.labelled import Labelled
+from segkit.inference import Labelled, Predictor
 from segkit.metrics import ConfusionMatrix, PerImageConfusion
 from segkit.models import load_model
 from segkit.workflows.devices import pick_workers

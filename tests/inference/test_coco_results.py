@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from segkit.data import CocoSegmentation, DataError
-from segkit.inference import Prediction, PseudoLabels, SourceImage, write_coco
+from segkit.inference import Prediction, PseudoLabels, write_coco
 from segkit.inference.coco_results import annotations_of, image_record
 
 NAMES = ("background", "can", "paper", "glass")
@@ -31,7 +31,7 @@ def written(tmp_path, results):
     records = []
     for number, (mask, found) in enumerate(results, start=1):
         Image.new("RGB", mask.shape[::-1]).save(tmp_path / f"{number}.png")
-        records.append((image_record(SourceImage(Path(f"{number}.png")), mask.shape, number), found))
+        records.append((image_record(Path(f"{number}.png"), mask.shape, number), found))
     write_coco(tmp_path / "out.json", NAMES, records)
     return CocoSegmentation(tmp_path / "out.json")
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from segkit.crf import DenseCRF
 from segkit.inference import Predictor
@@ -45,11 +46,11 @@ def test_the_crf_refines_the_averaged_probabilities():
 
     def refine(probs, image):
         seen.append((probs, image))
-        return probs[::-1]
+        return probs.flip(0)
 
     prediction = Predictor(model(), crf=refine, tta=TTA(flips="v"))(IMAGE)
     assert seen[0][1] is IMAGE
-    assert np.array_equal(prediction.probs, seen[0][0][::-1])
+    assert np.array_equal(prediction.probs, seen[0][0].flip(0))
 
 
 def test_a_class_bias_is_added_to_the_log_probabilities_and_the_crf_gets_the_result():
@@ -122,11 +123,10 @@ def test_a_read_only_image_is_segmented():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Predictor(model(), class_bias={"d": 1.0}), "no class 'd' for class_bias, the classes are a, b, c"),
-        (lambda: Predictor(model(), class_bias={"a": float("nan")}), "class_bias must be numbers in -20 .. 20"),
+        (lambda: Predictor(model(), class_bias={"d": 1.0}), "no class 'd' for `class_bias`, the classes are a, b, c"),
+        (lambda: Predictor(model(), class_bias={"a": float("nan")}), "`class_bias` must be numbers in -20 .. 20"),
         (lambda: Predictor(ByColour(), tta=TTA(merge="logits")), "merge='gmean'"),
         (lambda: Predictor(ByColour(), probs="ram"), "unknown probs 'ram'"),
-        (lambda: Predictor(ByColour(), probs="none", crf=lambda p, i: p), "CRF needs"),
         (lambda: Predictor(ByColour())(IMAGE[:0]), "uint8 RGB"),
         (lambda: Predictor([]), "at least one model"),
         (lambda: Predictor([model(), model(names=("a", "b", "d"))]), "differ in their classes"),
@@ -148,3 +148,92 @@ def test_extreme_images_pass_views_windows_and_the_crf(size):
         prediction = Predictor(model(), tta=tta, window=window, crf=DenseCRF())(image)
         assert prediction.mask.shape == size
         assert np.isfinite(prediction.probs).all()
+
+
+class Transfers(TorchFunctionMode):
+    """Records what is copied to the host, as the types of the tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function is torch.Tensor.cpu:
+            self.types.append(arguments[0].dtype)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("window", [None, SlidingWindow(16)])
+@pytest.mark.parametrize("with_crf", [False, True])
+def test_only_the_label_map_is_copied_to_the_host_and_only_once(window, with_crf):
+    seen = []
+
+    def refine(probs, image):
+        seen.append(probs)
+        return probs.flip(0)
+
+    predictor = Predictor(ByColour(), window=window, crf=refine if with_crf else None, probs="none")
+    with Transfers() as transfers:
+        prediction = predictor(IMAGE)
+    assert transfers.types == [torch.uint8]
+    assert prediction.probs is None
+    assert [(type(probs), probs.device) for probs in seen] == [(torch.Tensor, predictor.device)] * with_crf
+    kept = Predictor(ByColour(), window=window, crf=refine if with_crf else None)(IMAGE)
+    assert np.array_equal(prediction.mask, kept.mask)
+    assert np.array_equal(kept.mask, kept.probs.argmax(0))
+
+
+def test_a_dense_crf_refines_the_tensor_of_the_models_as_it_refines_arrays():
+    plain = Predictor(model())(IMAGE)
+    expected = DenseCRF()(plain.probs, IMAGE)
+    for probs in ("memory", "disk"):
+        refined = Predictor(model(), crf=DenseCRF(), probs=probs)(IMAGE)
+        assert np.array_equal(refined.probs, expected)
+        assert np.array_equal(refined.mask, expected.argmax(0))
+
+
+def test_models_run_once_for_several_crfs():
+    counted = ByColour()
+    crfs = [None, DenseCRF(iterations=1), DenseCRF(iterations=3)]
+    found = list(Predictor(counted).compare_crfs(IMAGE, crfs))
+    assert len(counted.sizes) == 1
+    for crf, prediction in zip(crfs, found, strict=True):
+        assert np.array_equal(prediction.probs, Predictor(ByColour(), crf=crf)(IMAGE).probs)
+
+
+def test_a_crf_for_which_the_gpu_is_too_small_runs_on_the_cpu(caplog):
+    calls = []
+
+    def refine(probs, image):
+        calls.append(probs)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return probs
+
+    assert Predictor(ByColour(), crf=refine)(IMAGE).mask.shape == (37, 50)
+    assert len(calls) == 2
+    assert "the CRF of an image of 37 x 50 pixels; it runs on the CPU" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("window", [None, SlidingWindow(16)])
+@pytest.mark.parametrize("crf", [None, DenseCRF()])
+def test_cuda_predicts_what_the_cpu_predicts_and_refines_there(window, crf):
+    options = {"window": window, "crf": crf, "class_bias": {"b": 0.5}, "tta": TTA(scales=(0.5, 1), flips="h")}
+    on_cpu, on_gpu = (Predictor(model(), device=device, **options)(IMAGE) for device in ("cpu", "cuda"))
+    assert (on_cpu.mask == on_gpu.mask).mean() > 0.99
+    np.testing.assert_allclose(on_cpu.probs, on_gpu.probs, atol=0.05)
+    if crf is not None:
+        seen = []
+        whole = Predictor(model(), crf=lambda probs, image: seen.append(probs) or crf(probs, image), device="cuda")
+        whole(IMAGE)
+        assert seen[0].is_cuda
+        assert crf(seen[0], IMAGE).is_cuda
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_cuda_the_host_gets_the_label_map_only():
+    predictor = Predictor(model(), crf=DenseCRF(), probs="none", device="cuda")
+    with Transfers() as transfers:
+        predictor(IMAGE)
+    assert transfers.types == [torch.uint8]

@@ -76,7 +76,7 @@ def test_a_coco_json_gives_ids_and_sizes_and_keeps_bad_images_to_fail_when_they_
     file = photographs / "test.json"
     file.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "can"}]}))
     good, *bad = open_source(file)
-    assert (good.name, good.id, good.size) == (Path("a.png"), 7, (4, 6))
+    assert (good.name, good.id, good.read().shape) == (Path("a.png"), 7, (4, 6, 3))
     assert {image.name.as_posix() for image in bad} == {"deep/b.jpg", "none.png"}
     for image in bad:
         with pytest.raises(DataError, match=image.name.name):
@@ -140,7 +140,7 @@ def test_a_video_that_breaks_off_ends_with_a_frame_that_cannot_be_read(tmp_path,
     assert 20 < len(frames) < 90
     assert [frame.read().shape for frame in frames] == [(48, 64, 3)] * len(frames)
     assert [*(frame.name for frame in frames), last.name] == video.names()
-    with pytest.raises(DataError, match=f"clip.{suffix} breaks off or is damaged"):
+    with pytest.raises(DataError, match=f"clip.{suffix} is cut off or damaged"):
         last.read()
 
 

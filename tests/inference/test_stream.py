@@ -20,28 +20,39 @@ class ByColour(torch.nn.Module):
         return images * 3
 
 
-class Image(SourceImage):
-    """An image that counts how many of its kind were read and not yet let go."""
+class Counted(ByColour):
+    calls = 0
 
-    alive = 0
+    def forward(self, images):
+        self.calls += 1
+        return super().forward(images)
 
-    def read(self):
-        Image.alive += 1
-        if "bad" in self.name.name:
-            raise DataError(f"{self.name} is damaged")
-        random = np.random.default_rng(int(self.name.stem))
-        return random.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+class Counter:
+    """Makes images, and counts how many of them were read."""
+
+    def __init__(self):
+        self.read = 0
+
+    def image(self, name, size=(5, 7)):
+        def read():
+            self.read += 1
+            if "bad" in name:
+                raise DataError(f"{name} is damaged")
+            return np.random.default_rng(int(Path(name).stem)).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+        return SourceImage(Path(name), read)
 
 
 class Refine:
-    """A CRF that turns the classes round, by futures that are finished when they are waited for."""
+    """A CRF that reverses the order of the classes, with futures that are done when they are awaited."""
 
     def __init__(self, workers):
         self.workers = workers
         self.open = self.most = 0
 
     def __call__(self, probs, image):
-        return probs[::-1].copy()
+        return probs.flip(0)
 
     def submit(self, probs, image):
         self.open += 1
@@ -51,13 +62,13 @@ class Refine:
         class Lazy(Future):
             def result(self, timeout=None):
                 outer.open -= 1
-                return probs[::-1].copy()
+                return probs.flip(0)
 
         return Lazy()
 
 
 def images(count, bad=()):
-    return [Image(Path(f"bad{i}.png" if i in bad else f"{i}.png")) for i in range(count)]
+    return [Counter().image(f"bad{i}.png" if i in bad else f"{i}.png") for i in range(count)]
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
@@ -73,7 +84,7 @@ def test_predictions_come_in_order_and_equal_those_one_by_one(workers):
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
-def test_an_image_that_cannot_be_read_carries_its_error_and_the_others_go_on(workers):
+def test_an_image_that_cannot_be_read_carries_its_error_and_the_others_continue(workers):
     crf = None if workers is None else Refine(workers)
     found = list(segment(images(9, bad=(0, 4, 8)), Predictor(ByColour(), crf=crf)))
     assert [one.error is not None for one in found] == [i in (0, 4, 8) for i in range(9)]
@@ -81,22 +92,27 @@ def test_an_image_that_cannot_be_read_carries_its_error_and_the_others_go_on(wor
     assert found[4].prediction is None
 
 
-def test_an_image_too_large_for_the_crf_fails_before_the_models_and_the_others_go_on(monkeypatch):
+def test_an_image_too_large_for_the_crf_fails_before_the_models_and_the_others_continue():
     crf = Refine(0)
-    crf.max_pixels = 35  # as those of Image
-    monkeypatch.setattr(Image, "read", lambda self: np.zeros((5 + (self.name.stem == "1"), 7, 3), np.uint8))
-    found = list(segment(images(3), Predictor(ByColour(), crf=crf)))
+    crf.max_pixels = 35
+    sizes = {"0.png": (5, 7), "1.png": (6, 7), "2.png": (7, 5)}
+    model = Counted()
+    predictor = Predictor(model, crf=crf)
+    found = list(segment([Counter().image(name, size) for name, size in sizes.items()], predictor))
     assert [one.error is None for one in found] == [True, False, True]
-    assert "1.png has 6 x 7 pixels" in str(found[1].error)
+    assert "1.png: the image has 6 x 7 pixels (height x width), more than the 35 of a CRF" in str(found[1].error)
     assert found[1].prediction is None
+    assert model.calls == 2
+    with pytest.raises(DataError, match="more than the 35 of a CRF"):
+        predictor(Counter().image("1.png", (6, 7)).read())
+    assert model.calls == 2
 
 
 def test_few_images_are_in_memory_however_many_there_are():
-    Image.alive = 0
-    most = 0
-    crf = Refine(2)
-    for number, _ in enumerate(segment(images(60), Predictor(ByColour(), crf=crf)), start=1):
-        most = max(most, Image.alive - number)
+    counter, crf, most = Counter(), Refine(2), 0
+    some = (counter.image(f"{i}.png") for i in range(60))
+    for number, _ in enumerate(segment(some, Predictor(ByColour(), crf=crf)), start=1):
+        most = max(most, counter.read - number)
     assert most < 20
     assert crf.most == 8
 
@@ -104,12 +120,11 @@ def test_few_images_are_in_memory_however_many_there_are():
 def test_reading_happens_while_the_caller_works():
     started = threading.Event()
 
-    class Second(Image):
-        def read(self):
-            started.set()
-            return super().read()
+    def second():
+        started.set()
+        return np.zeros((5, 7, 3), np.uint8)
 
-    stream = segment([Image(Path("0.png")), Second(Path("1.png"))], Predictor(ByColour()))
+    stream = segment([Counter().image("0.png"), SourceImage(Path("1.png"), second)], Predictor(ByColour()))
     next(stream)
     assert started.wait(timeout=10)
 

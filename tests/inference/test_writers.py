@@ -1,4 +1,3 @@
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -9,7 +8,6 @@ from PIL import Image
 
 from segkit.data import DataError
 from segkit.inference import Prediction, PredictionWriter
-from segkit.inference.writers import write_table
 
 
 def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_path):
@@ -91,8 +89,3 @@ def test_probabilities_that_do_not_fit_on_the_disk_leave_nothing(tmp_path, monke
     with pytest.raises(OSError, match="no space left"):
         writer.write(Path("a.png"), None, prediction)
     assert list((tmp_path / "probs").iterdir()) == []
-
-
-def test_a_table_may_hold_names_that_are_not_utf_8(tmp_path):
-    write_table(tmp_path / "t.csv", [{"image": os.fsdecode(b"caf\xe9.png")}])
-    assert (tmp_path / "t.csv").read_bytes() == b"image\ncaf\xe9.png\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from segkit.models.backbone import Backbone
 from segkit.models.layers import ConvNormAct, resize_like
 from segkit.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from PIL.Image import Image
+
+    from segkit.inference import Prediction
 
 
 class Outputs(NamedTuple):
@@ -86,6 +94,27 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         if self.aux_head is not None:
             aux = _cut(resize_like(self.aux_head(features[-2]), padded, align_corners=self.align_corners), images)
         return Outputs(logits, aux, None if self.image_head is None else self.image_head(features[-1]))
+
+    def predict(self, photo: str | os.PathLike | np.ndarray | Image, **options: Any) -> Prediction:
+        """Segment a photograph with the preprocessing of the model, on its device.
+
+            prediction = model.predict("photo.jpg")
+            prediction.mask, prediction.probs, prediction.overlay()
+            prediction.save("mask.png")
+
+        A model in training stays in train mode.
+
+        Args:
+            photo: A file, an array (H, W, 3) uint8 RGB or a PIL image, of any size. EXIF orientations are applied.
+            **options: Arguments of `segkit.Predictor`, such as `tta`, `window` or `crf`.
+
+        Raises:
+            UsageError: `photo` is something else, such as an array of floats.
+            DataError: The file does not exist or is not an image.
+        """
+        from segkit.inference import predict_photo
+
+        return predict_photo(self, photo, **options)
 
     def freeze_backbone(self, frozen: bool = True) -> Segmenter:
         """Stops the backbone from learning and holds it in eval mode (dropout and drop-path too), or lets it go."""

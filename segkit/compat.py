@@ -6,7 +6,7 @@ does not belong here.
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -69,6 +69,10 @@ def leave_process_group() -> None:
 # --- The compiler ----------------------------------------------------------------------------------------------
 
 
+# Whether `torch.export` traces the caller; before torch 2.7, which has no such function, whether any compiler does.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 @contextmanager
 def compiled_for_inference() -> Iterator[None]:
     """Compile what runs inside with frozen weights, and one model for each of up to 256 sizes.
@@ -78,10 +82,12 @@ def compiled_for_inference() -> Iterator[None]:
     code of `Segmenter.forward`; by default torch compiles one function at most eight times, and runs it uncompiled
     after that.
     """
-    dynamo = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the name until torch 2.5
-    with torch._inductor.config.patch(freezing=True), dynamo.patch({limit: 256}):
+    with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch({_recompile_limit(): 256}):
         yield
+
+
+def _recompile_limit() -> str:
+    return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # until 2.6
 
 
 def has_cpp_compiler() -> bool:

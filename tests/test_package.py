@@ -59,7 +59,6 @@ def test_a_model_needs_neither_exporters_nor_readers_of_other_formats():
     loaded = {name for name in printed.split() if name.startswith("segkit.")}
     assert loaded & {"segkit.models.export", "segkit.models.optimized", "segkit.models.smp_checkpoints"} == set()
     assert "segkit.models.fpn" in loaded
-    assert "segkit.compat" not in loaded
 
 
 @pytest.mark.parametrize("name", segkit.__all__)

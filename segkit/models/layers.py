@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.compat import is_exporting
 from segkit.errors import UsageError
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -72,7 +73,7 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         rate = self.dilation[0]
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return super().forward(x)
         if rate >= max(x.shape[-2:]):
             return x * _per_channel(self.weight[:, 0, 1, 1])

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from segkit.compat import is_exporting
+
 
 class SameDepthwiseConv2d(Conv2dSame):
     """timm's Conv2dSame for depthwise convolutions, with the padding in the kernel instead of the map.
@@ -33,7 +35,7 @@ class SameDepthwiseConv2d(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride = x.shape[-2:], self.stride
-        if x.is_cuda or torch.compiler.is_exporting() or any(n % s for n, s in zip(size, stride, strict=True)):
+        if x.is_cuda or is_exporting() or any(n % s for n, s in zip(size, stride, strict=True)):
             return super().forward(x)
         total = [max(k - s, 0) for k, s in zip(self.kernel_size, stride, strict=True)]
         padding = [(t + 1) // 2 for t in total]

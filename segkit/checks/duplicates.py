@@ -1,4 +1,4 @@
-"""find_duplicates: images that come more than once, within a set or in two."""
+"""Images that occur more than once, within a set or in several."""
 
 import hashlib
 import os
@@ -20,17 +20,17 @@ class Listed(NamedTuple):
 
 
 def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = ()) -> list[tuple[int, int, Finding]]:
-    """Images that repeat an earlier one, each told once by the strongest sign: file, bytes, looks, name.
+    """Find images that repeat an earlier one; each is reported once, by the strongest sign: file, bytes, looks, name.
 
     Args:
-        images: Of all sets.
-        alike: Groups of positions in `images` that look the same.
+        images: The images of all sets.
+        alike: Groups of positions in `images` that look alike.
 
     Returns:
-        Position, that of the earlier image, and the finding. The same file twice in one set is left to what
-        reads the set.
+        Position of the image, position of the earlier image, and the finding. The same file twice in one set is not
+        reported: the reader of the set does that.
     """
-    told: set[int] = set()
+    reported: set[int] = set()
     found = []
     for groups, kind, words in (
         (_grouped([os.path.realpath(image.path) for image in images]), "same-file", "is the file of"),
@@ -40,13 +40,13 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
     ):
         for first, *others in groups:
             for position in others:
-                if position in told:
+                if position in reported:
                     continue
                 across = images[position].set_name != images[first].set_name
                 if across or kind in ("same-bytes", "alike"):
                     finding = _finding(kind + "-across" * across, words, images[position], images[first])
                     found.append((position, first, finding))
-                told.add(position)
+                reported.add(position)
     return found
 
 
@@ -56,7 +56,7 @@ def _finding(kind: str, words: str, image: Listed, first: Listed) -> Finding:
 
 
 def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
-    """The positions of each key that comes more than once."""
+    """Return the positions of each key that occurs more than once."""
     groups: dict[Hashable, list[int]] = {}
     for position, key in enumerate(keys):
         if key is not None:
@@ -65,7 +65,7 @@ def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _digests(images: Sequence[Listed]) -> list[str | None]:
-    """A digest of each file's content; None where its length alone tells it from all others."""
+    """Return a digest of the content of each file; None if no other file has its length."""
     keys: list[str | None] = [None] * len(images)
     for group in _grouped([os.path.getsize(image.path) for image in images]):
         for position in group:

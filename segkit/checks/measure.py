@@ -1,50 +1,18 @@
-"""measure: what a set of images holds of each class, and where its annotations contradict one another."""
+"""What a data set holds of each class, and where its annotations contradict each other."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from segkit.data.findings import Finding
-from segkit.data.images import AS_USUAL, Reading
+from segkit.data.dataset import ImageFiles
 from segkit.data.rasterize import OVERLAPS, Annotation, encode, rasterize
 from segkit.labels import IGNORE_INDEX
 
-COVERING = 0.995  # share of the pixels from which an annotation covers the whole image
-Progress = Callable[[Sequence], Iterable]
-
-
-class SourceItem(Protocol):
-    """An image of any source; the path, its name and (H, W)."""
-
-    path: Any
-    file_name: str
-    size: tuple[int, int]
-
-
-class CheckedSet(NamedTuple):
-    """A set of images to be checked.
-
-    Attributes:
-        name: What tables call it.
-        class_names: In label order.
-        items: The images that can be used.
-        annotations: Of each image; None for masks that are files.
-        mask: Gives the labels (H, W) uint8 of an image by its index.
-        findings: What reading it has found.
-        reading: How its images are read.
-    """
-
-    name: str
-    class_names: Sequence[str]
-    items: Sequence[SourceItem]
-    annotations: Sequence[Sequence[Annotation]] | None
-    mask: Callable[[int], np.ndarray]
-    findings: Sequence[Finding] = ()
-    reading: Reading = AS_USUAL
+COVERING = 0.995  # an annotation with this share of the pixels covers the whole image
 
 
 @dataclass
@@ -53,10 +21,10 @@ class Measures:
 
     Attributes:
         pixels: (N, C) pixels of each class in the label maps.
-        annotations: (N, C) annotations that paint something; zeros for masks that are files.
+        annotations: (N, C) annotations that paint something; zeros if masks are files.
         contested: (N,) pixels that annotations of several classes claim.
-        repainted: By rule of overlap, the pixels (N,) that it labels otherwise than `smallest` does.
-        overlaps: By pair of labels, the pixels that both claim.
+        repainted: For each other overlap rule, the pixels (N,) that it labels differently than `smallest`.
+        overlaps: For each pair of labels, the pixels that both claim.
         covering: Image and label of the annotations that cover a whole image.
     """
 
@@ -68,14 +36,14 @@ class Measures:
     covering: list[tuple[int, int]]
 
 
-def measure(data: CheckedSet, progress: Progress = iter) -> Measures:
-    """Paints every label map and counts; no image is read.
+def measure(data: ImageFiles, indices: Iterable[int] | None = None) -> Measures:
+    """Draw every label map and count its classes; no image is read.
 
     Args:
         data: The set.
-        progress: Wraps what is gone through, such as tqdm.
+        indices: All of its indices, such as under a progress bar.
     """
-    count, classes = len(data.items), len(data.class_names)
+    count, classes = len(data), len(data.class_names)
     rules = () if data.annotations is None else [rule for rule in OVERLAPS if rule != "smallest"]
     result = Measures(
         np.zeros((count, classes), dtype=np.int64),
@@ -85,7 +53,7 @@ def measure(data: CheckedSet, progress: Progress = iter) -> Measures:
         {},
         [],
     )
-    for index in progress(range(count)):
+    for index in range(count) if indices is None else indices:
         if data.annotations is None:
             mask = data.mask(index)
         else:
@@ -97,7 +65,7 @@ def measure(data: CheckedSet, progress: Progress = iter) -> Measures:
 def _measure_annotations(
     result: Measures, index: int, annotations: Sequence[Annotation], size: tuple[int, int]
 ) -> np.ndarray:
-    """Counts annotations and overlaps of an image; gives its label map."""
+    """Count the annotations and overlaps of an image; returns its label map."""
     encoded = [a._replace(shape=encode(a.shape, size)) for a in annotations if a.shape is not None]
     regions: dict[int, list[dict[str, Any]]] = {}
     for annotation in encoded:
@@ -118,7 +86,7 @@ def _measure_annotations(
 
 
 def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -> np.ndarray:
-    """Where annotations of several classes claim the same pixel, (H, W) bool."""
+    """Return which pixels annotations of several classes claim, (H, W) bool."""
     regions: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
         if annotation.shape is not None and annotation.label != IGNORE_INDEX:
@@ -129,7 +97,7 @@ def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -
 
 
 def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, list[dict[str, Any]]]) -> int:
-    """Adds what each two classes both claim; gives the pixels that any two claim."""
+    """Add the overlap of each pair of classes to `overlaps`; returns the pixels claimed by two or more classes."""
     shared = _shared_regions(regions)
     for pair, region in shared:
         overlaps[pair] = overlaps.get(pair, 0) + int(coco_mask.area(region))
@@ -137,7 +105,7 @@ def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, 
 
 
 def _shared_regions(regions: Mapping[int, list[dict[str, Any]]]) -> list[tuple[tuple[int, int], dict[str, Any]]]:
-    """What each two classes both claim, as RLE, of those that share anything."""
+    """Return the pixels that both classes of a pair claim, as RLE, for each pair that shares any."""
     claimed = {label: coco_mask.merge(of_class) for label, of_class in sorted(regions.items())}
     pairs = ((pair, [claimed[label] for label in pair]) for pair in combinations(claimed, 2))
     shared = [(pair, coco_mask.merge(both, intersect=True)) for pair, both in pairs]

@@ -14,8 +14,8 @@ from segkit.config import TrainConfig
 if TYPE_CHECKING:
     import torch
 
-    from segkit.cli.train_folds import Folds
     from segkit.data import SegmentationDataset
+    from segkit.folds.split import Folds
     from segkit.metrics import ConfusionMatrix
     from segkit.training.evaluation import Precision
 

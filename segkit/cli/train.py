@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from segkit.cli.process import errors_as_sentences, reported_to_torchrun
 from segkit.cli.run_report import RunReport
 from segkit.cli.train_all_folds import train_all_folds
-from segkit.cli.train_data import load_data
 from segkit.cli.train_parts import architecture_of, build_loaders, build_loss, build_state
 from segkit.cli.train_ranks import tell_ranks, told_by_the_first
 from segkit.cli.train_rare import measure_rarity
@@ -46,6 +45,13 @@ if TYPE_CHECKING:
     from segkit.training import Ranks, TrainState
 
 Load = Callable[[TrainConfig], tuple["SegmentationDataset", "SegmentationDataset"]]
+
+
+def load_data(config: TrainConfig) -> tuple["SegmentationDataset", "SegmentationDataset"]:
+    """Return the training and the validation images."""
+    from segkit.workflows.datasets import load_data
+
+    return load_data(config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,14 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.cli.train_data import open_folds
 from segkit.cli.train_resume import data_digests, fixed_settings, is_done, is_resumed, read_run
 from segkit.config import TrainConfig, write_yaml
 from segkit.errors import MissingFileError, UsageError
 from segkit.runs import RunLock
 
 if TYPE_CHECKING:
-    from segkit.cli.train_folds import Folds
+    from segkit.folds.split import Folds
+
+
+def open_folds(config: TrainConfig) -> "Folds":
+    """Return the images, divided into folds."""
+    from segkit.workflows.datasets import open_folds
+
+    return open_folds(config)
 
 
 def train_all_folds(config: TrainConfig, train: Callable[..., Path]) -> Path:

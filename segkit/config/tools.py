@@ -43,6 +43,8 @@ class FoldsConfig:
     """COCO JSON files, such as pseudo labels, whose images are in every training set and never validate."""
     images: Folder = None
     """Image folder. By default the folder of the JSON file."""
+    merge_same_name: bool = False
+    """Accept several categories with the same name, and count them as one class."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the division, 0 or more."""
     overwrite: bool = False

@@ -1,31 +1,38 @@
-"""COCO JSON files, checked and normalised: what is wrong is found, not raised, so that all of it can be told."""
+"""The one reader of COCO JSON files, for training, checks and folds: faults become findings instead of exceptions."""
 
 import hashlib
 import json
+import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segkit.data.coco_images import Item, read_items
+from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import KINDS, Finding
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
-from segkit.data.segmentation import box_shape, read_segmentation, rescale
+from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError
 from segkit.labels import IGNORE_INDEX
 
+Id = int | str
+Row = dict[str, Any]  # an object of the JSON
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")
+
 
 class Allowed(NamedTuple):
-    """What a COCO JSON may be, though it is an error or paints nothing by default.
+    """What is accepted in a COCO JSON although it is an error, or paints nothing, by default.
 
     Attributes:
-        allow_outside_root: Images may lie outside their folder, by absolute paths, `..` or links.
-        rescale_annotations: Images may have another size than the JSON says; the annotations are fitted to it.
-        merge_same_name: Categories with one name are one class.
-        bbox_as_mask: Annotations without a segmentation paint their box.
+        allow_outside_root: Images outside their folder, by absolute paths, `..` or links.
+        rescale_annotations: Images of another size than the JSON says; the annotations are scaled to it.
+        merge_same_name: Several categories with one name; they are one class.
+        bbox_as_mask: Annotations without a segmentation; their box is painted.
     """
 
     allow_outside_root: bool = False
@@ -38,19 +45,46 @@ NOTHING = Allowed()
 
 
 @dataclass
+class CocoRecords:
+    """The records of a COCO JSON, each annotation with its image; no image file has been read.
+
+    Attributes:
+        file: The JSON.
+        content: All of it, as it was written.
+        categories: Names by id, in id order.
+        class_names: The names of the labels 1, 2 ...; each name once.
+        labels: The label of each category id.
+        images: The image records by id. If an id occurs twice, the first record.
+        annotations: The annotations of each image id, as pairs of the category id and the record.
+        findings: Everything wrong or remarkable.
+        digest: SHA-256 of the file.
+    """
+
+    file: Path
+    content: Row
+    categories: dict[Id, str]
+    class_names: tuple[str, ...]
+    labels: dict[Id, int]
+    images: dict[Id, Row]
+    annotations: dict[Id, list[tuple[Id, Row]]]
+    findings: list[Finding]
+    digest: "hashlib._Hash"
+
+
+@dataclass
 class CocoFile:
-    """What a COCO JSON says, as far as it can be used.
+    """A COCO JSON with its images, as far as they can be used.
 
     Attributes:
         categories: Names by id, in id order.
-        class_names: The labels 1, 2 ... in this order: each name once.
+        class_names: The names of the labels 1, 2 ...; each name once.
         items: The images that can be used.
-        annotations: The annotations of each.
-        findings: All that is wrong or remarkable.
-        digest: Changes with whatever the masks follow from.
+        annotations: The regions of each of these images.
+        findings: Everything wrong or remarkable.
+        digest: Changes with everything that the masks depend on.
     """
 
-    categories: dict[int, str]
+    categories: dict[Id, str]
     class_names: tuple[str, ...]
     items: list[Item]
     annotations: list[list[Annotation]]
@@ -66,42 +100,121 @@ def read_coco(
     allowed: Allowed = NOTHING,
     names: Sequence[str] | None = None,
 ) -> CocoFile:
-    """Reads and checks a COCO JSON and the headers of its images.
+    """Read and check a COCO JSON and the headers of its images.
 
     Args:
         file: The JSON.
-        root: Folder of the images; by default the JSON's own.
-        reading: How its images are read.
-        allowed: What is no error.
-        names: The classes in label order, which must be the file's own; by default in the order of their
-            ids. What another file calls 3 may be 7 here: the name says which label it is.
+        root: Folder of the images. By default the folder of the JSON.
+        reading: How the images are read.
+        allowed: What is not an error.
+        names: See `read_records`.
 
     Raises:
-        DataError: the file cannot be read, is no COCO file, or has other categories.
+        DataError: The file cannot be read, is not a COCO file, or has other categories than `names`.
     """
-    file = Path(file)
-    content, digest = _read_json(file)
-    categories = _categories(content, file, allowed.merge_same_name)
-    found: list[Finding] = []
-    images = _images(content, file, found)
-    annotations = _annotations_by_image(content, file, images, categories, found)
+    records = read_records(file, names=names, merge_same_name=allowed.merge_same_name)
+    found = records.findings
     items = read_items(
-        list(images.values()),
-        file.parent if root is None else Path(root),
+        list(records.images.items()),
+        records.file.parent if root is None else Path(root),
         found,
         reading=reading,
         allow_outside_root=allowed.allow_outside_root,
         rescale=allowed.rescale_annotations,
     )
+    regions = [
+        read_regions(records, item.id, item.drawn or item.size, fit_to=item.size, bbox_as_mask=allowed.bbox_as_mask)
+        for item in items
+    ]
+    sizes = [(item.id, item.size, item.drawn) for item in items]
+    records.digest.update(repr([records.labels, allowed.bbox_as_mask, sizes]).encode())
+    return CocoFile(records.categories, records.class_names, items, regions, found, records.digest.hexdigest())
+
+
+def read_records(
+    file: str | os.PathLike, *, names: Sequence[str] | None = None, merge_same_name: bool = False
+) -> CocoRecords:
+    """Read a COCO JSON and find the image and the category of each annotation; no image file is read.
+
+    Ids are numbers or text. If an annotation writes the id of its image or category in another way, such as "7" or
+    7.0 for 7, it is matched by value.
+
+    Args:
+        file: The JSON.
+        names: The classes in label order; the names of the categories must be the same. Ids may differ between
+            files: the name decides the label. By default the names in the order of their ids.
+        merge_same_name: Whether several categories may have one name.
+
+    Raises:
+        DataError: The file cannot be read, is not a COCO file, or has other categories than `names`.
+    """
+    file = Path(file)
+    content, digest = _read_json(file)
+    categories = _categories(content, file, merge_same_name)
     class_names = tuple(dict.fromkeys(categories.values())) if names is None else tuple(names)
     labels = _labels(categories, file, class_names)
-    regions = [_regions(item, annotations[item.id], labels, allowed.bbox_as_mask, found) for item in items]
-    sizes = [(item.id, item.size, item.drawn) for item in items]
-    digest.update(repr([labels, allowed.bbox_as_mask, sizes]).encode())
-    return CocoFile(categories, class_names, items, regions, found, digest.hexdigest())
+    found: list[Finding] = []
+    images = _images(content, file, found)
+    annotations = _annotations_by_image(content, file, images, categories, found)
+    return CocoRecords(file, content, categories, class_names, labels, images, annotations, found, digest)
 
 
-def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
+def read_regions(
+    records: CocoRecords,
+    image: Id,
+    size: tuple[int, int] | None,
+    *,
+    fit_to: tuple[int, int] | None = None,
+    bbox_as_mask: bool = False,
+) -> list[Annotation]:
+    """Return the regions of an image; what is wrong with its annotations is added to `records.findings`.
+
+    Args:
+        records: The JSON.
+        image: The id of the image.
+        size: (H, W) of the frame that the annotations were drawn in. None if it is unknown.
+        fit_to: (H, W) of the image, if the regions are to be scaled to it.
+        bbox_as_mask: Whether annotations without a segmentation are painted as their box.
+    """
+    found, file_name = records.findings, str(records.images[image]["file_name"])
+    if not records.annotations[image]:
+        found.append(Finding("no-annotations", file_name, f"{file_name} has no annotation"))
+    regions = []
+    for category, row in records.annotations[image]:
+        name = f"annotation {row.get('id')} of {file_name}"
+        area = _given_area(row)
+        try:
+            shape, kinds = read_segmentation(row.get("segmentation"), size)
+            if bbox_as_mask and kinds == ["no-segmentation"] and row.get("bbox"):
+                shape, kinds, area = box_shape(row["bbox"]), ["box-as-mask"], area or 0.0
+            if fit_to is not None and fit_to != size and shape is not None:
+                area = shape_areas([shape]).item() if area is None else area
+                shape = rescale(shape, size, fit_to)
+        except DataError as error:
+            found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
+            continue
+        crowd, ignored = _is_set(row, "iscrowd"), _is_set(row, "ignore")
+        kinds += ["ignored-region"] * ignored + ["crowd"] * (crowd and not ignored)
+        found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
+        label = IGNORE_INDEX if ignored else records.labels[category]
+        regions.append(Annotation(row.get("id"), label, crowd, shape, area))
+    return regions
+
+
+def read_all_regions(records: CocoRecords) -> list[list[Annotation]]:
+    """Return the regions of all images without their files, in frames of the size that the JSON says."""
+    regions = []
+    for image, row in records.images.items():
+        try:
+            size = json_size(row)
+        except DataError as error:
+            records.findings.append(Finding("unreadable-image", str(row["file_name"]), str(error)))
+            size = None
+        regions.append(read_regions(records, image, size))
+    return regions
+
+
+def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:
     try:
         text = file.read_bytes()
         content = json.loads(text.decode("utf-8-sig"))
@@ -109,7 +222,9 @@ def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
         raise DataError(f"there is no annotation file at {file}") from None
     except IsADirectoryError:
         raise DataError(f"{file} is a folder, expected a COCO JSON file") from None
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number of thousands of digits
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number with thousands of digits
         raise DataError(f"{file} is not valid JSON: {error}") from error
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:
@@ -121,30 +236,30 @@ def _read_json(file: Path) -> tuple[dict[str, Any], "hashlib._Hash"]:
     return content, hashlib.sha256(text)
 
 
-def _categories(content: Mapping[str, Any], file: Path, merge_same_name: bool) -> dict[int, str]:
-    """Category names by id, in id order."""
+def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str]:
+    """Return the category names by id, in id order."""
     rows = content["categories"] or []
     if not all("id" in row and "name" in row for row in rows):
         raise DataError(f"{file} is not a COCO file: each of its categories needs an id and a name")
-    if not all(type(row["id"]) is int and isinstance(row["name"], str) for row in rows):
-        raise DataError(f"{file}: the id of a category must be a whole number, its name a text")
-    names = {row["id"]: row["name"] for row in rows}
+    ids = [as_id(row["id"]) for row in rows]
+    if None in ids or not all(isinstance(row["name"], str) for row in rows):
+        raise DataError(f"{file}: the id of a category must be a whole number or a text, its name a text")
+    names = {i: row["name"] for i, row in zip(ids, rows, strict=True)}
     if len(names) != len(rows):
-        twice = [i for i, n in Counter(row["id"] for row in rows).items() if n > 1]
-        raise DataError(f"{file} gives two categories the same id: {', '.join(map(str, twice))}")
+        twice = [i for i, n in Counter(ids).items() if n > 1]
+        raise DataError(f"{file}: two categories have the same id: {', '.join(map(str, twice))}")
     if len(set(names.values())) != len(names) and not merge_same_name:
         twice = [name for name, n in Counter(names.values()).items() if n > 1]
         raise DataError(
-            f"{file} gives two categories the same name: {', '.join(twice)}; "
-            "merge_same_name=True (--merge-same-name) makes them one class"
+            f"{file}: two categories have the same name: {', '.join(twice)}; `merge_same_name` makes them one class"
         )
-    if not 0 < len(set(names.values())) < 255:
-        raise DataError(f"{file} has {len(set(names.values()))} categories, expected 1 to 254")
-    return dict(sorted(names.items()))
+    if not 0 < len(set(names.values())) < IGNORE_INDEX:
+        raise DataError(f"{file} has {len(set(names.values()))} categories, expected 1 to {IGNORE_INDEX - 1}")
+    return dict(sorted(names.items(), key=lambda item: _order(item[0])))
 
 
-def _labels(categories: Mapping[int, str], file: Path, names: Sequence[str]) -> dict[int, int]:
-    """The label of each category."""
+def _labels(categories: Mapping[Id, str], file: Path, names: Sequence[str]) -> dict[Id, int]:
+    """Return the label of each category."""
     differing = sorted(set(names) ^ set(categories.values()))
     if differing:
         raise DataError(
@@ -154,49 +269,42 @@ def _labels(categories: Mapping[int, str], file: Path, names: Sequence[str]) -> 
     return {category: list(names).index(name) + 1 for category, name in categories.items()}
 
 
-def _images(content: Mapping[str, Any], file: Path, found: list[Finding]) -> dict[Any, dict[str, Any]]:
-    """The images by id; of one that is given twice, the first."""
-    images: dict[Any, dict[str, Any]] = {}
+def _images(content: Row, file: Path, found: list[Finding]) -> dict[Id, Row]:
+    """Return the images by id; if an id occurs twice, the first."""
+    images: dict[Id, Row] = {}
     for image in content["images"] or []:
-        missing = [key for key in ("id", "file_name") if not isinstance(image.get(key), int | str)]
+        key = as_id(image.get("id"))
+        missing = "id" if key is None else "file_name" if not isinstance(image.get("file_name"), int | str) else None
         if missing:
-            raise DataError(f"{file} is not a COCO file: an image lacks {missing[0]!r}")
-        if image["id"] in images:
-            both = f"{images[image['id']]['file_name']} and {image['file_name']}"
-            found.append(
-                Finding(
-                    "duplicate-image-id",
-                    str(image["id"]),
-                    f"{file} has two images with the same id {image['id']}: {both}",
-                )
-            )
-        images.setdefault(image["id"], image)
+            raise DataError(f"{file} is not a COCO file: an image lacks {missing!r}")
+        if key in images:
+            both = f"{images[key]['file_name']} and {image['file_name']}"
+            sentence = f"{file} has two images with the same id {image['id']}: {both}"
+            found.append(Finding("duplicate-image-id", str(image["id"]), sentence))
+        images.setdefault(key, image)
     return images
 
 
 def _annotations_by_image(
-    content: Mapping[str, Any],
-    file: Path,
-    images: Mapping[Any, Any],
-    categories: Mapping[int, str],
-    found: list[Finding],
-) -> dict[Any, list[dict[str, Any]]]:
-    """The annotations of each image, without those that belong to no image or to no category."""
+    content: Row, file: Path, images: Mapping[Id, Row], categories: Mapping[Id, str], found: list[Finding]
+) -> dict[Id, list[tuple[Id, Row]]]:
+    """Return the category and the record of each image's annotations, without those of no image or no category."""
     rows = content.get("annotations") or []
-    by_image = defaultdict(list)
+    by_image: dict[Id, list[tuple[Id, Row]]] = {image: [] for image in images}
+    image_ids, category_ids = _Ids(images), _Ids(categories)
     for row in rows:
         name = f"annotation {row.get('id')}"
-        unknown = False
-        for key, known, kind in (
-            ("image_id", images, "unknown-image-id"),
-            ("category_id", categories, "unknown-category-id"),
-        ):
-            value = row.get(key)
-            if not isinstance(value, int | str) or value not in known:
-                unknown = True
-                found.append(Finding(kind, name, f"{name} in {file} has {key} {value!r}, which is not there"))
-        if not unknown:
-            by_image[row["image_id"]].append(row)
+        image, category = image_ids.find(row.get("image_id")), category_ids.find(row.get("category_id"))
+        meant = {"image_id": image, "category_id": category}
+        for key, kind in (("image_id", "unknown-image-id"), ("category_id", "unknown-category-id")):
+            if meant[key] is None:
+                found.append(Finding(kind, name, f"{name} in {file} has {key} {row.get(key)!r}, which is not there"))
+        if image is None or category is None:
+            continue
+        by_image[image].append((category, row))
+        other = [f"{key} {row[key]!r} means {i!r}" for key, i in meant.items() if type(row[key]) is not type(i)]
+        if other:
+            found.append(Finding("id-by-value", name, f"{name} in {file}: {', '.join(other)}"))
     ids = Counter(row["id"] for row in rows if isinstance(row.get("id"), int | str))
     found += [
         Finding("duplicate-annotation-id", f"annotation {i}", f"{file} has {n} annotations with the id {i}")
@@ -206,31 +314,44 @@ def _annotations_by_image(
     return by_image
 
 
-def _regions(
-    item: Item,
-    rows: Sequence[Mapping[str, Any]],
-    labels: Mapping[int, int],
-    bbox_as_mask: bool,
-    found: list[Finding],
-) -> list[Annotation]:
-    """What is painted on an image."""
-    if not rows:
-        found.append(Finding("no-annotations", item.file_name, f"{item.file_name} has no annotation"))
-    regions = []
-    for row in rows:
-        name = f"annotation {row.get('id')} of {item.file_name}"
-        try:
-            shape, kinds = read_segmentation(row.get("segmentation"), item.drawn or item.size)
-            if bbox_as_mask and kinds == ["no-segmentation"] and row.get("bbox"):
-                shape, kinds = box_shape(row["bbox"]), ["box-as-mask"]
-            if item.drawn is not None and shape is not None:
-                shape = rescale(shape, item.drawn, item.size)
-        except ValueError as error:
-            found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
-            continue
-        crowd, ignored = bool(row.get("iscrowd")), bool(row.get("ignore"))
-        kinds += ["ignored-region"] * ignored + ["crowd"] * (crowd and not ignored)
-        found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
-        label = IGNORE_INDEX if ignored else labels[row["category_id"]]
-        regions.append(Annotation(row.get("id"), label, crowd, shape))
-    return regions
+class _Ids:
+    """Finds the id that a reference means: the same one, or the only one with the same value ("7", 7.0 and 7)."""
+
+    def __init__(self, known: Iterable[Id]) -> None:
+        self._known = set(known)
+        counts = Counter(map(id_value, self._known))
+        self._by_value = {id_value(i): i for i in self._known if counts[id_value(i)] == 1}
+
+    def find(self, reference: Any) -> Id | None:
+        key = as_id(reference)
+        return key if key is None or key in self._known else self._by_value.get(id_value(key))
+
+
+def as_id(value: Any) -> Id | None:
+    """Return an id of a JSON as a whole number or a text; None if it is neither."""
+    if type(value) is float and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value if type(value) in (int, str) else None
+
+
+def id_value(key: Id) -> Id:
+    """Return the whole number that a text says, such as "7" or "7.0"; otherwise the id itself."""
+    number = _WHOLE_NUMBER.fullmatch(key.strip()) if isinstance(key, str) else None
+    return int(number[1]) if number else key
+
+
+def _order(key: Id) -> tuple[bool, Id, str]:
+    """Return the sort key of an id: numbers come first, also if they are written as text."""
+    value = id_value(key)
+    return isinstance(value, str), value, str(key)
+
+
+def _is_set(row: Row, flag: str) -> bool:
+    """Return whether a flag of an annotation, such as iscrowd, is set."""
+    return bool(row.get(flag))
+
+
+def _given_area(row: Row) -> float | None:
+    """Return the `area` of an annotation; None if it has none, or one that cannot be."""
+    area = row.get("area")
+    return float(area) if type(area) in (int, float) and 0 < area <= sys.float_info.max else None

@@ -1,4 +1,4 @@
-"""The images of a COCO JSON: where they are, and whether they are what it says."""
+"""The images of a COCO JSON: where their files are, and whether they have the size that it says."""
 
 import os
 from collections import Counter
@@ -8,24 +8,24 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding, find_oddities
-from segkit.data.images import ImageHeader, Reading, read_header
+from segkit.data.images import ImageHeader, Reading, read_image_header
 from segkit.errors import DataError
 
-OPENED_AT_ONCE = 8  # image files; what takes time is the disk
+OPENED_AT_ONCE = 8  # image files; most of the time goes into waiting for the disk
 
 
 class Item(NamedTuple):
-    """One image of a COCO file; `drawn` is the size that its annotations were drawn at, if that is another."""
+    """One image of a COCO file."""
 
     path: Path
     file_name: str
     size: tuple[int, int]  # (H, W)
     id: Any = None
-    drawn: tuple[int, int] | None = None
+    drawn: tuple[int, int] | None = None  # (H, W) that its annotations were drawn at, if it is another size
 
 
 def read_items(
-    images: Sequence[Mapping[str, Any]],
+    images: Sequence[tuple[int | str, Mapping[str, Any]]],
     root: Path,
     found: list[Finding],
     *,
@@ -33,39 +33,35 @@ def read_items(
     allow_outside_root: bool,
     rescale: bool,
 ) -> list[Item]:
-    """The images whose files can be used; only their headers are read.
+    """Return the images whose files can be used; only the headers are read.
 
     Args:
-        images: The `images` of a COCO JSON, each with an id and a file name.
+        images: The id and the record of each image of a COCO JSON.
         root: Their folder.
-        found: What is wrong or remarkable is added to it.
+        found: Everything wrong or remarkable is added to it.
         reading: How the files are read.
-        allow_outside_root: Whether they may lie elsewhere.
+        allow_outside_root: Whether they may lie outside `root`.
         rescale: Whether a file may have another size than the JSON says.
     """
     real_root = os.path.realpath(root)
-    rows = []
-    for row in images:
-        fault = _path_fault(root, real_root, str(row["file_name"]), allow_outside_root)
-        if fault is None:
-            rows.append(row)
-        else:
-            found.append(fault)
-    paths = [root / str(row["file_name"]) for row in rows]
+    faults = [_path_fault(root, real_root, str(row["file_name"]), allow_outside_root) for _, row in images]
+    found += [fault for fault in faults if fault is not None]
+    usable = [image for image, fault in zip(images, faults, strict=True) if fault is None]
+    paths = [root / str(row["file_name"]) for _, row in usable]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        headers = list(pool.map(lambda path: _read_header(path, reading), paths))
+        headers = list(pool.map(lambda path: _header_or_fault(path, reading), paths))
     checked = (
-        _item(row, path, header, found, reading, rescale)
-        for row, path, header in zip(rows, paths, headers, strict=True)
+        _item(image, row, path, header, found, reading, rescale)
+        for (image, row), path, header in zip(usable, paths, headers, strict=True)
     )
     return [item for item in checked if item is not None]
 
 
 def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool) -> Finding | None:
     if "://" in name:
-        return Finding("url", name, f"{name} is an address on the network, expected a file below {root}")
+        return Finding("url", name, f"{name} is a network address, expected a file below {root}")
     if "\0" in name or not _has_bytes(name):
-        return Finding("bad-name", repr(name), f"{name!r} is no file name")
+        return Finding("bad-name", repr(name), f"{name!r} cannot be the name of a file")
     if allow_outside_root:
         return None
     absolute = os.path.isabs(name) or PureWindowsPath(name).is_absolute()
@@ -79,22 +75,23 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
 def _has_bytes(name: str) -> bool:
     try:
         os.fsencode(name)
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # it has half of a surrogate pair
         return False
     return True
 
 
-def _read_header(path: Path, reading: Reading) -> ImageHeader | DataError | None:
-    """The header, what is wrong with it, or None for a file that is not there."""
-    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long
+def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | None:
+    """Return the header, or what is wrong with it; None if there is no file."""
+    if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
         return None
     try:
-        return read_header(path, reading)
+        return read_image_header(path, reading)
     except DataError as error:
         return error
 
 
 def _item(
+    image: int | str,
     row: Mapping[str, Any],
     path: Path,
     header: ImageHeader | DataError | None,
@@ -109,7 +106,7 @@ def _item(
     try:
         if isinstance(header, DataError):
             raise header
-        size = _json_size(row)
+        size = json_size(row)
     except DataError as error:
         found.append(Finding("unreadable-image", name, str(error)))
         return None
@@ -117,18 +114,22 @@ def _item(
         found.append(Finding("size-from-file", name, f"{path}: {KINDS['size-from-file'].title}"))
     drawn = None
     try:
-        header.check(path, size)
+        header.check_size(path, size)
     except DataError as error:
         found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
         if not rescale:
             return None
         size, drawn = _annotated_frame(header, size), size
     found += find_oddities(path, name, header, size, reading)
-    return Item(path, name, size or header.turned, row["id"], drawn)
+    return Item(path, name, size or header.turned, image, drawn)
 
 
-def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(H, W) as the JSON has it; None where it has none."""
+def json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (H, W) of an image record; None if it has none.
+
+    Raises:
+        DataError: It is not a pair of numbers.
+    """
     values = row.get("height"), row.get("width")
     if not all(values):
         return None
@@ -139,7 +140,7 @@ def _json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, int] | None:
-    """Which frame of a file of another size is upright where the annotations are; None where that tells nothing."""
+    """Return the size of the file, turned or stored, that lies as the annotations do; None if they are square."""
     height, width = drawn
     if height == width:
         return None
@@ -148,7 +149,7 @@ def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, 
 
 
 def find_shared_files(items: Sequence[Item]) -> list[Finding]:
-    """Files that are listed as more than one image, in one JSON or in several."""
+    """Return a finding for each file that is listed as several images, in one JSON or in several."""
     counts = Counter(os.path.realpath(item.path) for item in items)
     return [
         Finding("shared-file", Path(path).name, f"{path} is listed as {count} images")

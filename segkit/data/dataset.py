@@ -1,6 +1,7 @@
 """SegmentationDataset: what every source of images with label maps is to segkit."""
 
 import bisect
+import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from segkit.data.findings import Note
-from segkit.data.images import AS_USUAL, read_image, reduce_mask, reduction
+from segkit.data.findings import Finding, Note
+from segkit.data.images import AS_USUAL, Reading, read_image, reduce_mask, reduction
 from segkit.data.mask_cache import MaskCache
+from segkit.data.rasterize import Annotation
 from segkit.errors import DataError, UsageError
 from segkit.labels import IGNORE_INDEX
+
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 class SegmentationDataset:
@@ -144,10 +148,19 @@ class ImageFile(Protocol):
 
 
 class ImageFiles(SegmentationDataset):
-    """A data set whose images are the files of `items`; subclasses give `mask`."""
+    """A data set whose images are the files of `items`; subclasses define `mask`.
+
+    Attributes:
+        items: Path, name and size of each image.
+        annotations: The regions of each image, if masks are drawn from them; None if masks are files.
+        findings: Everything wrong or remarkable about the files, one by one.
+        reading: How the image files are read.
+    """
 
     items: Sequence[ImageFile]
-    reading = AS_USUAL
+    annotations: Sequence[Sequence[Annotation]] | None = None
+    findings: Sequence[Finding] = ()
+    reading: Reading = AS_USUAL
 
     def __len__(self) -> int:
         return len(self.items)
@@ -213,3 +226,8 @@ class JoinedDatasets(SegmentationDataset):
         index = range(len(self))[index]
         number = bisect.bisect_right(self._ends, index)
         return self.parts[number], index - self._ends[number] + len(self.parts[number])
+
+
+def as_paths(value: Paths) -> list[Path]:
+    """Return one path or several as a list."""
+    return [Path(value)] if isinstance(value, str | os.PathLike) else [Path(one) for one in value]

@@ -1,7 +1,7 @@
-"""Findings: what is wrong or remarkable in a data set, to be raised, told or tabled."""
+"""Findings: what is wrong or remarkable in a data set, to be raised, reported or put into tables."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,8 @@ from segkit.data.images import ImageHeader, Reading
 from segkit.errors import DataError, DataWarning
 
 Severity = Literal["error", "warning", "note"]
-LISTED, EXAMPLES = 20, 3  # how many of a kind an error names, and a note
+LISTED = 20  # findings of a kind that an error lists
+EXAMPLES = 3  # findings of a kind that a note names
 
 
 class Finding(NamedTuple):
@@ -18,7 +19,7 @@ class Finding(NamedTuple):
     Attributes:
         kind: A key of `KINDS`.
         where: The image or annotation.
-        sentence: What is the matter with it.
+        sentence: What is wrong with it.
     """
 
     kind: str
@@ -44,84 +45,86 @@ class Note(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How bad it is, what to call several of them, and what may be done."""
+    """Severity of a finding, a title for several of them, and what to do about them."""
 
     severity: Severity
     title: str
     remedy: str = ""
 
 
-_SKIP = 'on_bad="skip" (--on-bad skip) leaves them out'
+_SKIP = '`on_bad="skip"` skips them'
 KINDS = {
     # images
     "missing-image": Kind(
-        "error", "images that are not there", f"root= (--images) is the folder that their names start from; {_SKIP}"
+        "error", "missing images", f"file names start from `images` (`root` of a data set); {_SKIP}"
     ),
     "unreadable-image": Kind("error", "images that cannot be read", _SKIP),
     "other-size": Kind(
         "error",
         "images of another size than the JSON says",
-        "correct the JSON or the images; where the annotations were drawn on the same images at that size, "
-        f"rescale_annotations=True (--rescale-annotations) fits them; {_SKIP}",
+        "correct the JSON or the images; if the annotations were drawn on the same images at that size, "
+        f"`rescale_annotations` scales them; {_SKIP}",
     ),
-    "outside-root": Kind(
-        "error", "images outside the image folder", "allow_outside_root=True (--allow-outside-root) allows them"
-    ),
+    "outside-root": Kind("error", "images outside the image folder", "`allow_outside_root` allows them"),
     "bad-name": Kind("error", "images with names that no file can have"),
-    "url": Kind("error", "images that are addresses on the network", "download them first"),
-    "duplicate-image-id": Kind("error", "image ids that are given twice"),
-    "shared-file": Kind("warning", "files that are several images, which a split may put on both sides"),
-    "size-from-file": Kind("note", "images without a size in the JSON, taken from the file"),
-    "turned": Kind("note", "images turned as their EXIF orientation says, since the sizes of their annotations are"),
+    "url": Kind("error", "images that are network addresses", "download them first"),
+    "duplicate-image-id": Kind("error", "image ids that occur twice"),
+    "shared-file": Kind("warning", "files that are listed as several images, which a split may put on both sides"),
+    "size-from-file": Kind("note", "images without a size in the JSON, read from the file"),
+    "turned": Kind("note", "images turned as their EXIF orientation says, because their annotations have that size"),
     "left-unturned": Kind(
-        "note", "images not turned by their EXIF orientation, since the sizes of their annotations are not"
+        "note", "images not turned by their EXIF orientation, because their annotations have the stored size"
     ),
     "turned-without-proof": Kind(
         "warning",
-        'images turned as their EXIF orientation says, though no size proves it; exif="ignore" (--exif ignore) '
-        "leaves them as they are stored",
+        'images turned as their EXIF orientation says, although no size proves it; `exif="ignore"` turns none',
     ),
-    "exif-ignored": Kind("note", "images left as they are stored, whatever their EXIF orientation says"),
-    "rescaled": Kind("note", "images of another size than the JSON says, to which the annotations were fitted"),
-    "gray": Kind("note", "gray images, made RGB"),
+    "exif-ignored": Kind("note", "images not turned, although they have an EXIF orientation"),
+    "rescaled": Kind("note", "images of another size than the JSON says, whose annotations were scaled"),
+    "gray": Kind("note", "gray images, converted to RGB"),
     "alpha": Kind("note", "images with transparency, which is dropped"),
     "16-bit": Kind("note", "images of 16 bits, scaled to 8"),
-    "cmyk": Kind("note", "CMYK images, made RGB"),
-    "animated": Kind("note", "images of several frames, of which the first is taken"),
-    "no-annotations": Kind("note", "images without annotations, background throughout"),
+    "cmyk": Kind("note", "CMYK images, converted to RGB"),
+    "animated": Kind("note", "images with several frames, of which only the first is used"),
+    "no-annotations": Kind("note", "images without annotations, only background"),
     # masks that are files
     "no-mask": Kind("error", "images without a mask", _SKIP),
     "no-image": Kind("error", "masks without an image", _SKIP),
     "unreadable-mask": Kind("error", "masks that cannot be read", _SKIP),
     "mask-size": Kind("error", "masks of another size than their image", _SKIP),
-    "mask-values": Kind("error", "masks with values or colours that are no class"),
-    "white-masks": Kind("error", "folders of masks that have no values but 0 and 255"),
+    "mask-values": Kind("error", "masks with values or colours that are not a class"),
+    "white-masks": Kind("error", "folders of masks that have only the values 0 and 255"),
     # annotations
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),
     "bad-segmentation": Kind("error", "annotations whose segmentation cannot be read"),
-    "duplicate-annotation-id": Kind("warning", "annotation ids that are given twice, all of them kept"),
+    "id-by-value": Kind(
+        "note", 'annotations that write the id of their image or category in another way, such as "7" or 7.0 for 7'
+    ),
+    "duplicate-annotation-id": Kind("warning", "annotation ids that occur twice; all are kept"),
     "odd-coordinates": Kind("warning", "polygons with an odd number of coordinates, skipped"),
     "no-segmentation": Kind("note", "annotations without a segmentation, which paint nothing"),
-    "box-as-mask": Kind("note", "annotations without a segmentation, whose box is painted"),
+    "box-as-mask": Kind("note", "annotations without a segmentation, painted as their box"),
     "short-polygon": Kind("note", "polygons of fewer than three points, skipped"),
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
-    "cut-polygon": Kind("note", "polygons that reach beyond their image, cut there"),
+    "cut-polygon": Kind("note", "polygons that reach beyond their image, cut at its border"),
     "crowd": Kind("note", "crowds (iscrowd)"),
-    "ignored-region": Kind("note", 'regions marked `"ignore": 1`, which count for nothing'),
-    # what only `check` looks for
+    "ignored-region": Kind("note", 'regions marked `"ignore": 1`, neither trained on nor scored'),
+    # found only by segkit.check
     "no-images": Kind("error", "sets without images that can be used"),
-    "unannotated": Kind("error", "sets without an annotation, so that there is nothing to learn or to score"),
-    "nothing-painted": Kind("warning", "sets that are background throughout"),
+    "unannotated": Kind("error", "sets without an annotation, so there is nothing to learn or to score"),
+    "nothing-painted": Kind("warning", "sets that are only background"),
     "absent-class": Kind("warning", "classes without a pixel, which are neither learnt nor scored there"),
     "one-colour": Kind("warning", "images of one colour"),
     "tiny": Kind("warning", "images of less than 32 pixels in height or width"),
-    "same-file-across": Kind("warning", "images that are in another set too, which makes scores too good"),
-    "same-bytes-across": Kind("warning", "images with the bytes of one of another set, which makes scores too good"),
-    "alike-across": Kind("warning", "images that look like one of another set, which makes scores too good"),
+    "same-file-across": Kind("warning", "images that are also in another set, which makes scores too good"),
+    "same-bytes-across": Kind(
+        "warning", "images with the same bytes as an image of another set, which makes scores too good"
+    ),
+    "alike-across": Kind("warning", "images that look like an image of another set, which makes scores too good"),
     "same-bytes": Kind("warning", "images with the same bytes as another, which a split may put on both sides"),
     "alike": Kind("note", "images that look like another, which a split may put on both sides"),
-    "same-name-across": Kind("note", "images with the name of another image of another set"),
+    "same-name-across": Kind("note", "images with the same name as a different image of another set"),
     "narrow": Kind("note", "images more than four times as long as wide"),
     "covers-all": Kind("note", "annotations that cover their whole image"),
 }
@@ -131,42 +134,26 @@ SKIPPABLE = (
 )
 
 
-def raise_bad(findings: Sequence[Finding], good: int, *, skip: bool, max_bad: float) -> None:
-    """Raises what is an error in a data set; images that cannot be used may be left out, up to a share of all.
+def raise_or_warn(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
+    """Raise the findings that are errors, warn of the doubtful ones, and return a summary of all.
 
     Args:
-        findings: All that is wrong or remarkable.
+        findings: Everything wrong or remarkable in a data set.
+        on_bad: `error`; or `skip` if images that cannot be used are to be skipped.
+        max_bad: Largest share of the images that may be skipped; one always may.
         good: Number of images that can be used.
-        skip: Whether the others are left out.
-        max_bad: Up to which share; one image always is.
 
     Raises:
-        DataError: names the first 20 of each kind, and their count.
+        DataError: It names the first 20 of each kind, and how many there are.
     """
-    # A mask without an image is no image less.
-    left_out = [f for f in findings if skip and f.kind in SKIPPABLE and f.kind != "no-image"]
-    raise_errors([f for f in findings if f.severity == "error" and not (skip and f.kind in SKIPPABLE)])
-    if len(left_out) > may_be_bad(good + len(left_out), max_bad):
-        listed = "\n".join(_paragraph(kind, group) for kind, group in _by_kind(left_out).items())
+    skipped = [f for f in findings if on_bad == "skip" and f.kind in SKIPPABLE]
+    raise_errors([f for f in findings if f.severity == "error" and not (on_bad == "skip" and f.kind in SKIPPABLE)])
+    lost = [f for f in skipped if f.kind != "no-image"]  # skipping a mask without an image loses no image
+    if len(lost) > may_be_bad(good + len(lost), max_bad):
+        listed = "\n".join(_paragraph(kind, group) for kind, group in _by_kind(lost).items())
         raise DataError(
-            f"{len(left_out)} of {good + len(left_out)} images cannot be used, more than max_bad={max_bad:g} "
-            f"(--max-bad) leaves out\n{listed}"
+            f"{len(lost)} of {good + len(lost)} images cannot be used, more than `max_bad={max_bad:g}` allows\n{listed}"
         )
-
-
-def tell(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
-    """Raises what is an error, warns of what is doubtful; gives the summary.
-
-    Args:
-        findings: All that is wrong or remarkable.
-        on_bad: `error` or `skip`, for images that cannot be used.
-        max_bad: Up to which share they are left out; one image always is.
-        good: Number of images that can be used.
-
-    Raises:
-        DataError: names the first 20 of each kind, and their count.
-    """
-    raise_bad(findings, good, skip=on_bad == "skip", max_bad=max_bad)
     notes = summarise(findings)
     for note in notes:
         if note.severity == "warning":
@@ -175,12 +162,12 @@ def tell(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) ->
 
 
 def may_be_bad(total: int, max_bad: float) -> int:
-    """How many of `total` images may be left out: a share of them, and one always."""
+    """Return how many of `total` images may be skipped: a share of them, but always one."""
     return max(1, int(max_bad * total))
 
 
 def summarise(findings: Sequence[Finding]) -> list[Note]:
-    """One note for each kind that occurs, in the order of `KINDS`."""
+    """Return one note for each kind that occurs, in the order of `KINDS`."""
     return [
         Note(kind, KINDS[kind].severity, len(group), tuple(f.where for f in group[:EXAMPLES]))
         for kind, group in _by_kind(findings).items()
@@ -188,11 +175,7 @@ def summarise(findings: Sequence[Finding]) -> list[Note]:
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
-    """Raises one error that lists the findings given, if there are any.
-
-    Raises:
-        DataError: names the first 20 of each kind, and their count.
-    """
+    """Raise one DataError that lists all `findings`, if there are any: the first 20 of each kind, and their number."""
     if findings:
         raise DataError("\n".join(_paragraph(kind, group) for kind, group in _by_kind(findings).items()))
 
@@ -217,34 +200,33 @@ def _paragraph(kind: str, group: Sequence[Finding]) -> str:
 def find_oddities(
     path: Path, name: str, header: ImageHeader, size: tuple[int, int] | None, reading: Reading
 ) -> list[Finding]:
-    """What is done to an image as it is read.
+    """Return what is remarkable about an image file, from its header.
 
     Args:
         path: The file.
         name: What the findings call it.
         header: Its header.
-        size: (H, W) of the frame that it was annotated in; None where nothing shows it.
+        size: (H, W) of the frame that its annotations were drawn in. None if that is unknown.
         reading: How it is read.
     """
-    return [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in _kinds(header, size, reading)]
-
-
-def _kinds(header: ImageHeader, size: tuple[int, int] | None, reading: Reading) -> Iterator[str]:
+    kinds = []
     if header.orientation != 1:
-        yield "exif-ignored" if reading.exif == "ignore" else _turning(header, size)
+        kinds.append("exif-ignored" if reading.exif == "ignore" else _turning(header, size))
     if header.mode in ("1", "L", "LA"):
-        yield "gray"
+        kinds.append("gray")
     if header.transparent:
-        yield "alpha"
+        kinds.append("alpha")
     if header.mode.startswith("I;16") or header.mode == "I":
-        yield "16-bit"
+        kinds.append("16-bit")
     if header.mode == "CMYK":
-        yield "cmyk"
+        kinds.append("cmyk")
     if header.animated:
-        yield "animated"
+        kinds.append("animated")
+    return [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in kinds]
 
 
 def _turning(header: ImageHeader, size: tuple[int, int] | None) -> str:
+    """Return the kind of finding of an image with an EXIF orientation."""
     if header.stored == header.turned or size is None:
         return "turned-without-proof"
     return "turned" if size == header.turned else "left-unturned"

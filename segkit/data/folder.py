@@ -8,16 +8,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from segkit.data.dataset import ImageFiles
-from segkit.data.findings import Finding, find_oddities, tell
-from segkit.data.images import AS_USUAL, Reading, list_images, read_header
+from segkit.data.dataset import ImageFiles, Paths, as_paths
+from segkit.data.findings import Finding, find_oddities, raise_or_warn, summarise
+from segkit.data.images import AS_USUAL, Reading, create_reading, list_images, read_image_header
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
+from segkit.names import check_known
 
 PathLike = str | os.PathLike
-Paths = PathLike | Sequence[PathLike]
 
 
 class MaskedImage(NamedTuple):
@@ -32,33 +32,32 @@ class MaskedImage(NamedTuple):
 class FolderSegmentation(ImageFiles):
     """Images and label maps from folders: `images/a/1.jpg` belongs to `masks/a/1.png`.
 
-    A mask is an index PNG whose pixel values are the labels, with colours (as in VOC) or gray (as in ADE20K);
-    255 is ignored. With a palette file it is a picture whose colours are the classes. Each mask is read
-    once at the start, so that a wrong value is told before any training.
+    A mask is an index PNG whose pixel values are the labels, with colours (as in VOC) or gray (as in ADE20K); 255 is
+    ignored. With a palette file it is a picture whose colours are the classes. Each mask is read once at the start, so
+    that a wrong value is found before the training begins.
 
     Args:
-        images: Folder of the images, or several; subfolders count.
+        images: Folder of the images, or several; subfolders are included.
         masks: Folder of the masks, one for each of `images`.
-        class_names: In label order: a sequence, or a text file with a name in each line. With a palette they
-            may be left out, and are then the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`; black-and-white masks take one too.
-        names: The images to take, where not all are wanted: a sequence, or a text file with one in each
-            line (VOC's ImageSets/Segmentation/train.txt); paths below the folder, without suffix.
-        ignore_classes: Names of classes that are painted 255 in the target.
+        class_names: In label order: a sequence, or a text file with one name per line. By default the palette's.
+        palette: File of colours, see `segkit.data.palette.read_palette`; black-and-white masks can have one, too.
+        names: The images to use if not all: a sequence, or a text file with one per line (VOC's
+            ImageSets/Segmentation/train.txt); paths below the folder, without suffix.
+        ignore_classes: Names of classes that are 255 in the target.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations.
-        on_bad: `error` refuses to go on where an image or a mask is missing, unreadable or of another size
-            than its partner; `skip` leaves them out.
-        max_bad: Largest share of the images that `skip` leaves out; one always may be.
-        exif: `apply` turns images as their EXIF orientation says, where the mask has that size; `ignore` none.
+        on_bad: `error` raises if an image or a mask is missing, unreadable or of another size than its partner; `skip`
+            drops both.
+        max_bad: Largest share of the images that `skip` drops; it may always drop one.
+        exif: `apply` turns images as their EXIF orientation says, if the mask has that size; `ignore` turns none.
         max_pixels: Larger images are refused before they are decoded.
 
     Attributes:
         items: Path, name, size and mask of each image.
-        findings: All that is wrong or remarkable, one by one.
-        notes: The same in a line for each kind, with counts.
+        findings: Everything wrong or remarkable, one by one.
+        notes: The findings, summed up in one line per kind.
 
     Raises:
-        DataError: something is wrong with the files, such as a value that is no label; all of it is listed.
+        DataError: Something is wrong with the files, such as a value that is not a label; the message lists all of it.
     """
 
     def __init__(
@@ -76,26 +75,67 @@ class FolderSegmentation(ImageFiles):
         exif: Literal["apply", "ignore"] = "apply",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if on_bad not in ("error", "skip"):
-            raise UsageError(f"on_bad must be one of error, skip, got {on_bad!r}")
-        if exif not in ("apply", "ignore"):
-            raise UsageError(f"exif must be one of apply, ignore, got {exif!r}")
-        self.reading = Reading(exif, max_pixels)
-        folders, mask_folders = _as_paths(images), _as_paths(masks)
+        check_known("`on_bad`", on_bad, ("error", "skip"))
+        self.ignore_classes, self.transform = tuple(ignore_classes), transform
+        reader = MaskReader(class_names, palette, max_pixels)
+        self._read(images, masks, reader, names, create_reading(exif, max_pixels))
+        self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
+
+    @classmethod
+    def inspect(
+        cls,
+        images: Paths,
+        masks: Paths,
+        *,
+        class_names: PathLike | Sequence[str] | None = None,
+        palette: PathLike | None = None,
+        names: PathLike | Sequence[str] | None = None,
+        exif: Literal["apply", "ignore"] = "apply",
+        max_pixels: int = MAX_PIXELS,
+    ) -> "FolderSegmentation":
+        """Read folders as the constructor does, but leave faults to `findings` instead of raising or warning.
+
+        The data set has the images and masks that can be used.
+
+        Args:
+            images: See the class, as for all other arguments.
+            masks: Folder of the masks, one for each of `images`.
+            class_names: In label order.
+            palette: File of colours.
+            names: The images to use if not all.
+            exif: `apply` or `ignore`.
+            max_pixels: Larger images are a finding.
+
+        Raises:
+            DataError: A folder, the palette or the class names cannot be used.
+        """
+        data = cls.__new__(cls)
+        data.transform = None
+        data._read(images, masks, MaskReader(class_names, palette, max_pixels), names, create_reading(exif, max_pixels))
+        data.notes = summarise(data.findings)
+        return data
+
+    def _read(
+        self,
+        images: Paths,
+        masks: Paths,
+        reader: MaskReader,
+        names: PathLike | Sequence[str] | None,
+        reading: Reading,
+    ) -> None:
+        folders, mask_folders = as_paths(images), as_paths(masks)
         if len(folders) != len(mask_folders):
-            raise DataError(f"{len(folders)} image folders need as many of masks, got {len(mask_folders)}")
-        self._reader = MaskReader(class_names, palette, max_pixels)
-        self.class_names, self.transform = self._reader.class_names, transform
-        self.ignore_classes = tuple(ignore_classes)
-        _ = self.ignored_labels  # an unknown name is told here
+            raise UsageError(f"{len(folders)} folders of images need as many of masks, got {len(mask_folders)}")
+        self._reader, self.reading = reader, reading
+        self.class_names = reader.class_names
+        _ = self.ignored_labels  # raises if a name is unknown
         wanted = None if names is None else read_lines(names, "list of images")
         self.findings: list[Finding] = []
         self.items = [
             item
             for folder, mask_folder in zip(folders, mask_folders, strict=True)
-            for item in read_folder(folder, mask_folder, self._reader, self.findings, wanted, self.reading)
+            for item in read_folder(folder, mask_folder, reader, self.findings, wanted, reading)
         ]
-        self.notes = tell(self.findings, on_bad, max_bad, len(self.items))
 
     def mask(self, index: int) -> np.ndarray:
         return self._reader.read(self.items[index].mask_path)
@@ -109,14 +149,14 @@ def read_folder(
     wanted: Sequence[str] | None = None,
     reading: Reading = AS_USUAL,
 ) -> list[MaskedImage]:
-    """The images whose masks can be used; every mask is read, and of the images the headers.
+    """Return the images whose masks can be used; reads every mask, and the headers of the images.
 
     Args:
         images: Folder of the images.
         masks: Folder of the masks.
         reader: Reads the masks.
-        found: What is wrong or remarkable is added to it.
-        wanted: Paths of the images to take, without suffix; by default all.
+        found: Everything wrong or remarkable is added to it.
+        wanted: Paths of the images to use, without suffix. By default all.
         reading: How the images are read.
     """
     pairs = find_pairs(images, masks, wanted, found)
@@ -127,7 +167,7 @@ def read_folder(
     found += [oddity for _, _, oddities in good for oddity in oddities]
     labels = set().union(*(labels for _, labels, _ in good))
     if not reader.coloured and len(reader.class_names) > 1 and labels == {0, IGNORE_INDEX}:
-        sentence = f"the masks below {masks} have no values but 0 and 255, and 255 is ignored; {BINARY_HINT}"
+        sentence = f"the masks below {masks} have no values except 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
     return [item for item, _, _ in good]
 
@@ -135,7 +175,7 @@ def read_folder(
 def _checked(
     path: Path, name: str, mask_path: Path, reader: MaskReader, reading: Reading
 ) -> tuple[MaskedImage, set[int], list[Finding]] | Finding:
-    """The item with the labels of its mask and what is remarkable, or what is wrong with its files."""
+    """Return the item, the labels in its mask and what is remarkable; or what is wrong with its files."""
     try:
         mask = reader.read(mask_path)
     except WrongValues as error:
@@ -143,7 +183,7 @@ def _checked(
     except DataError as error:
         return Finding("unreadable-mask", name, str(error))
     try:
-        header = read_header(path, reading)
+        header = read_image_header(path, reading)
     except DataError as error:
         return Finding("unreadable-image", name, str(error))
     if mask.shape not in (header.turned, header.stored):
@@ -158,23 +198,19 @@ def _checked(
     return MaskedImage(path, name, mask.shape, mask_path), set(labels.tolist()), oddities
 
 
-def _as_paths(value: Paths) -> list[Path]:
-    return [Path(value)] if isinstance(value, str | os.PathLike) else [Path(v) for v in value]
-
-
 def find_pairs(
     images: Path, masks: Path, wanted: Sequence[str] | None, found: list[Finding]
 ) -> list[tuple[Path, str, Path]]:
-    """Image, name and mask of all that belong together, by their paths below the two folders without suffix.
+    """Return image, name and mask of each pair with the same path below the two folders, except for the suffix.
 
     Args:
         images: Folder of the images.
         masks: Folder of the masks.
-        wanted: The paths to take, in order; by default all.
-        found: Images without a mask are added to it and, where all are wanted, masks without an image.
+        wanted: The paths to use, in order. By default all.
+        found: Images without a mask are added to it and, if all are wanted, masks without an image.
 
     Raises:
-        DataError: a folder that is none, two files of one name, or no image for what is wanted.
+        DataError: A folder does not exist, two files have the same name, or a wanted image does not exist.
     """
     image_of, mask_of = _by_stem(images, "images"), _by_stem(masks, "masks")
     stems = sorted(image_of) if wanted is None else [Path(name).as_posix() for name in wanted]
@@ -193,12 +229,12 @@ def find_pairs(
 
 
 def _by_stem(folder: Path, what: str) -> dict[str, Path]:
-    """Image files by their path below the folder, without suffix."""
+    """Return the image files by their path below the folder, without suffix."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder, expected the folder of the {what}")
+        raise DataError(f"{folder} is not a folder, expected the folder of the {what}")
     paths: dict[str, Path] = {}
     for path in list_images(folder):
         other = paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
         if other != path:
-            raise DataError(f"{other} and {path} have one name, so that it is not clear which is meant")
+            raise DataError(f"{other} and {path} have the same name, so it is not clear which one is meant")
     return paths

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
+from segkit.names import check_known
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -48,6 +49,12 @@ class Reading(NamedTuple):
 AS_USUAL = Reading()
 
 
+def create_reading(exif: str, max_pixels: int) -> Reading:
+    """Return how image files are read, see `Reading`; raise UsageError if `exif` is another word."""
+    check_known("`exif`", exif, ("apply", "ignore"))
+    return Reading(exif, max_pixels)
+
+
 def read_image(
     path: str | os.PathLike,
     size: tuple[int, int] | None = None,
@@ -70,7 +77,7 @@ def read_image(
     """
     with open_image(path, reading.max_pixels) as image:
         header = _header(image, reading.exif)
-        header.check(path, size)
+        header.check_size(path, size)
         turn = reading.exif == "apply" and (size is None or size == header.turned)
         # Its squares begin at the corner where the file begins: one that is turned must hold whole ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
@@ -109,7 +116,7 @@ class ImageHeader(NamedTuple):
     transparent: bool
     animated: bool
 
-    def check(self, path: str | os.PathLike, size: tuple[int, int] | None) -> None:
+    def check_size(self, path: str | os.PathLike, size: tuple[int, int] | None) -> None:
         """Raises DataError unless the image has this size, turned or not."""
         if size is not None and size not in (self.stored, self.turned):
             raise DataError(
@@ -118,7 +125,7 @@ class ImageHeader(NamedTuple):
             )
 
 
-def read_header(path: str | os.PathLike, reading: Reading = AS_USUAL) -> ImageHeader:
+def read_image_header(path: str | os.PathLike, reading: Reading = AS_USUAL) -> ImageHeader:
     """Reads an image file's header; its pixels are not looked at.
 
     Raises:
@@ -165,7 +172,7 @@ def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") ->
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"the {what} {path} has {image.height} x {image.width} pixels (height x width), more than "
-                    f"{max_pixels}; max_pixels= (--max-pixels) allows more"
+                    f"{max_pixels}; `max_pixels` allows more"
                 )
             yield image
     except FileNotFoundError:

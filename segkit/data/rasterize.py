@@ -7,19 +7,28 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from segkit.errors import UsageError
+from segkit.errors import DataError, UsageError
 from segkit.labels import IGNORE_INDEX
 
 Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons of x, y, x, y ...
 
 
 class Annotation(NamedTuple):
-    """A region with a label, 255 if it is to be ignored; `shape` is None where there is nothing to paint."""
+    """A region of an image.
+
+    Attributes:
+        id: The id of the annotation.
+        label: The label to paint; 255 for a region to ignore.
+        crowd: Whether it is a crowd (iscrowd).
+        shape: What to paint. None if there is nothing.
+        area: Its area as the file says, in pixels. None if the file does not say it.
+    """
 
     id: Any
     label: int
     crowd: bool
     shape: Shape | None
+    area: float | None = None
 
 
 class _Region(NamedTuple):
@@ -90,12 +99,12 @@ def runs_of(counts: bytes) -> np.ndarray:
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise UsageError("its counts are no compressed RLE")
+        raise DataError("its counts are no compressed RLE")
     ends = np.flatnonzero(digits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends + 1 - starts)
     if place.max() > 9:
-        raise UsageError("its counts are no compressed RLE")
+        raise DataError("its counts are no compressed RLE")
     runs = np.add.reduceat((digits & 31) << 5 * place, starts)
     runs -= ((digits[ends] & 16) > 0).astype(np.int64) << 5 * (place[ends] + 1)
     runs[1::2] = runs[1::2].cumsum()

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.checks.check import check
-from segkit.checks.measure import CheckedSet
+from segkit.checks.check import check_sets
 from segkit.data import DataError
+from segkit.data.dataset import ImageFiles
 from segkit.data.findings import KINDS, Finding
 
 NAMES = ("background", "leaf", "stem")
@@ -16,13 +16,26 @@ class Picture:
         self.path, self.file_name, self.size = path, path.name, size
 
 
+class Drawn(ImageFiles):
+    def __init__(self, items, draw, findings=(), class_names=NAMES):
+        self.items, self.draw, self.findings, self.class_names = items, draw, findings, class_names
+
+    def mask(self, index):
+        return self.draw(index)
+
+
+def check(*sets, full=False):
+    """Check sets called train and val."""
+    return check_sets(dict(zip(("train", "val"), sets, strict=False)), full=full)
+
+
 def smooth(size=(48, 64)):
     """A photograph of large soft spots, as unlike the others as two photographs are."""
     coarse = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def create(folder, images, labels=1, name="train", findings=()):
+def create(folder, images, labels=1, findings=()):
     """A set of the given images by name, each with a square of a label."""
     items = []
     for file_name, image in images.items():
@@ -35,7 +48,7 @@ def create(folder, images, labels=1, name="train", findings=()):
         result[8:10, :8] = 2
         return result
 
-    return CheckedSet(name, NAMES, items, None, mask, findings)
+    return Drawn(items, mask, findings)
 
 
 def kinds(report):
@@ -44,14 +57,14 @@ def kinds(report):
 
 def test_clean_data_has_no_findings(tmp_path):
     for full in (False, True):
-        (report,) = check([create(tmp_path, {f"{i}.png": smooth() for i in range(4)})], full=full)
+        (report,) = check(create(tmp_path, {f"{i}.png": smooth() for i in range(4)}), full=full)
         assert report.findings == []
         assert report.measures.pixels.sum(0).tolist() == [4 * (48 * 64 - 80), 4 * 64, 4 * 16]
 
 
 def test_sizes_are_judged_without_decoding(tmp_path):
     images = {"small.png": smooth((20, 90)), "long.png": smooth((40, 170)), "fine.png": smooth((40, 160))}
-    (report,) = check([create(tmp_path, images)])
+    (report,) = check(create(tmp_path, images))
     assert kinds(report) == {("tiny", "small.png"), ("narrow", "long.png")}
 
 
@@ -59,8 +72,8 @@ def test_decoding_finds_images_of_one_colour_and_damaged_ones(tmp_path):
     data = create(tmp_path, {"red.png": np.full((48, 64, 3), (200, 0, 0), dtype=np.uint8), "half.png": smooth()})
     content = (tmp_path / "half.png").read_bytes()
     (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
-    assert check([data])[0].findings == []
-    (report,) = check([data], full=True)
+    assert check(data)[0].findings == []
+    (report,) = check(data, full=True)
     assert kinds(report) == {("one-colour", "red.png"), ("unreadable-image", "half.png")}
     assert [report.count(severity) for severity in ("error", "warning", "note")] == [1, 1, 0]
     assert report.findings[0].severity == "error"
@@ -69,9 +82,9 @@ def test_decoding_finds_images_of_one_colour_and_damaged_ones(tmp_path):
 def test_decoding_finds_what_looks_alike_across_sets(tmp_path):
     photograph = smooth()
     train = create(tmp_path, {"other.png": smooth(), "a.png": photograph})
-    val = create(tmp_path, {"new.png": smooth(), "bright.png": np.uint8(photograph * 0.9)}, name="val")
-    assert [report.findings for report in check([train, val])] == [[], []]
-    first, second = check([train, val], full=True)
+    val = create(tmp_path, {"new.png": smooth(), "bright.png": np.uint8(photograph * 0.9)})
+    assert [report.findings for report in check(train, val)] == [[], []]
+    first, second = check(train, val, full=True)
     assert first.findings == []
     assert kinds(second) == {("alike-across", "bright.png")}
     assert second.twins == {1: (0, 1)}
@@ -79,23 +92,24 @@ def test_decoding_finds_what_looks_alike_across_sets(tmp_path):
 
 def test_images_of_one_colour_do_not_look_alike(tmp_path):
     grays = {f"{value}.png": np.full((48, 64, 3), value, dtype=np.uint8) for value in (0, 90, 200)}
-    (report,) = check([create(tmp_path, grays)], full=True)
+    (report,) = check(create(tmp_path, grays), full=True)
     assert {kind for kind, _ in kinds(report)} == {"one-colour"}
 
 
 def test_classes_that_are_nowhere_and_empty_sets_are_told(tmp_path):
-    (report,) = check([create(tmp_path, {"a.png": smooth()}, labels=2)])
+    (report,) = check(create(tmp_path, {"a.png": smooth()}, labels=2))
     assert kinds(report) == {("absent-class", "leaf")}
-    (report,) = check([create(tmp_path, {}, name="val")])
-    assert kinds(report) == {("no-images", "val")}
+    (report,) = check(create(tmp_path, {}))
+    assert kinds(report) == {("no-images", "train")}
     assert report.count("error") == 1
-    data = create(tmp_path, {"a.png": smooth()})._replace(mask=lambda index: np.zeros((48, 64), dtype=np.uint8))
-    assert ("nothing-painted", "train") in kinds(check([data])[0])
+    data = create(tmp_path, {"a.png": smooth()})
+    data.draw = lambda index: np.zeros((48, 64), dtype=np.uint8)
+    assert ("nothing-painted", "train") in kinds(check(data)[0])
 
 
 def test_findings_of_the_reader_are_taken_over_worst_first(tmp_path):
     given = [Finding(kind, kind, kind) for kind in reversed(KINDS)]
-    (report,) = check([create(tmp_path, {"a.png": smooth()}, findings=given)])
+    (report,) = check(create(tmp_path, {"a.png": smooth()}, findings=given))
     severities = [finding.severity for finding in report.findings]
     assert sorted(severities, key=["error", "warning", "note"].index) == severities
     assert len(report.findings) == len(KINDS)
@@ -103,15 +117,15 @@ def test_findings_of_the_reader_are_taken_over_worst_first(tmp_path):
 
 def test_sets_with_other_classes_are_refused(tmp_path):
     train = create(tmp_path, {"a.png": smooth()})
-    other = train._replace(name="val", class_names=("background", "leaf", "root"))
+    other = Drawn(train.items, train.draw, class_names=("background", "leaf", "root"))
     with pytest.raises(DataError, match="train and val differ in their classes: stem, root"):
-        check([train, other])
+        check(train, other)
     with pytest.raises(DataError, match="differ in the order of their classes"):
-        check([train, train._replace(name="val", class_names=NAMES[::-1])])
+        check(train, Drawn(train.items, train.draw, class_names=NAMES[::-1]))
 
 
 def test_masks_of_files_without_an_object_are_told(tmp_path):
     data = create(tmp_path, {"a.png": smooth(), "b.png": smooth()})
-    some = data._replace(mask=lambda index: np.full((48, 64), index, dtype=np.uint8))
-    assert ("no-annotations", "a.png") in kinds(check([some])[0])
-    assert ("no-annotations", "b.png") not in kinds(check([some])[0])
+    data.draw = lambda index: np.full((48, 64), index, dtype=np.uint8)
+    assert ("no-annotations", "a.png") in kinds(check(data)[0])
+    assert ("no-annotations", "b.png") not in kinds(check(data)[0])

@@ -1,7 +1,8 @@
 import numpy as np
 from helpers.shapes import rectangle
 
-from segkit.checks.measure import CheckedSet, contested_pixels, measure
+from segkit.checks.measure import contested_pixels, measure
+from segkit.data.dataset import ImageFiles
 from segkit.data.rasterize import Annotation, rasterize
 
 NAMES = ("background", "square", "disc")
@@ -12,14 +13,23 @@ class Picture:
     size = (20, 30)
 
 
+class Drawn(ImageFiles):
+    """Pictures of one size with these annotations, or with masks."""
+
+    def __init__(self, annotations=None, masks=(), names=NAMES):
+        self.annotations, self.masks, self.class_names = annotations, masks, names
+        self.items = [Picture()] * len(annotations or masks)
+
+    def mask(self, index):
+        return self.masks[index]
+
+
 def polygon(label, *box):
     return Annotation(0, label, False, [np.array(rectangle(*box), dtype=float)])
 
 
 def measured(*images, names=NAMES):
-    items = [Picture()] * len(images)
-    data = CheckedSet("x", names, items, images, lambda index: rasterize(images[index], Picture.size))
-    return measure(data)
+    return measure(Drawn(images, names=names))
 
 
 def test_pixels_and_annotations_are_counted_by_image_and_class():
@@ -76,7 +86,7 @@ def test_an_ignored_region_is_no_annotation_of_a_class():
 def test_masks_from_files_are_counted_without_annotations():
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[:2], mask[2] = 1, 255
-    result = measure(CheckedSet("x", NAMES, [Picture()], None, lambda index: mask))
+    result = measure(Drawn(masks=[mask]))
     assert result.pixels.tolist() == [[600 - 90, 60, 0]]
     assert not result.annotations.any()
     assert not result.repainted

@@ -84,7 +84,7 @@ def test_faults_are_printed_tabled_and_pictured_and_the_exit_code_is_3(faulty, t
     } <= found
     assert "error    train: " in printed
     assert "1 error, " in printed
-    assert "training would stop at the errors" in printed
+    assert "training would stop with these errors" in printed
     assert [row["pixels"] for row in rows(tmp_path / "o/overlaps.csv")] == ["81"]
     for name in PICTURES:
         with Image.open(tmp_path / "o" / name) as picture:
@@ -99,7 +99,7 @@ def test_a_validation_image_from_the_training_set_is_a_warning(shapes, tmp_path,
     val.write_text(json.dumps(leak))
     assert run(shapes[0], val, "--out", tmp_path / "o") == 0
     assert "same-file-across" in {row["kind"] for row in rows(tmp_path / "o/findings.csv")}
-    assert "in another set too" in capsys.readouterr().out
+    assert "also in another set" in capsys.readouterr().out
 
 
 def test_folders_of_masks_are_checked_too(tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_folders_of_masks_are_checked_too(tmp_path, capsys):
     words = [tmp_path / "one/images", tmp_path / "two/images", "--class-names", tmp_path / "names.txt"]
     assert run(*words, "--masks", tmp_path / "one/masks", tmp_path / "two/masks", "--out", tmp_path / "o") == 0
     printed = capsys.readouterr().out
-    assert "one/images  1 image, masks in files, 3 classes" in printed
+    assert "one/images  1 image, masks from files, 3 classes" in printed
     Image.fromarray(np.full((40, 50), 7, dtype=np.uint8)).save(tmp_path / "two/masks/a.png")
     assert run(*words, "--masks", tmp_path / "one/masks", tmp_path / "two/masks", "--out", tmp_path / "p") == 3
     (row,) = [row for row in rows(tmp_path / "p/findings.csv") if row["kind"] == "mask-values"]

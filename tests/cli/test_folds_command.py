@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from segkit.cli import folds, train
-from segkit.cli.train_data import load_data
 from segkit.config import TrainConfig, parse_args
 from segkit.data import write_image
+from segkit.workflows.datasets import load_data
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("can", "box", "rare")
@@ -107,7 +107,7 @@ def test_an_annotation_that_cannot_be_read_is_named(data, tmp_path, capsys):
     content["annotations"][3]["segmentation"] = {"counts": "0hb0"}
     data.write_text(json.dumps(content))
     assert fails(folds, data, "--out", tmp_path / "folds") == 3
-    assert "annotation 3 of image 1 has an area or a segmentation" in capsys.readouterr().err
+    assert "annotation 3 of all_01.png has a segmentation that cannot be read" in capsys.readouterr().err
 
 
 def test_train_only_images_never_validate(data, tmp_path):
@@ -144,7 +144,7 @@ def test_older_folds_are_replaced_only_on_request_and_then_all(data, tmp_path, c
         (["all.json", "--k", "11", "--group-by", "site"], 2, "which form 10 groups that stay together"),
         (["all.json", "--group-by", "place"], 3, "the image all_00.png has no 'place', it has id, file_name"),
         (["all.json", "--near-duplicates", "--images", "nowhere"], 3, "there is no image at nowhere/all_00.png"),
-        (["all.json", "--train-only", "sub/pseudo.json"], 2, "lie in two folders; say by --images"),
+        (["all.json", "--train-only", "sub/pseudo.json"], 2, "lie in two folders; give --images"),
         (["all.json", "--seed", "-1"], 2, "--seed must be 0 or more"),
         (["all.json", "--kk", "3"], 2, "--kk"),
     ],

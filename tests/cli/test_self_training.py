@@ -7,8 +7,8 @@ from helpers.shapes import write_shapes
 from PIL import Image
 
 from segkit.cli import infer, train
-from segkit.cli.train_data import open_folds
 from segkit.config import TrainConfig, parse_args
+from segkit.workflows.datasets import open_folds
 
 SURE = {"background": 0.42, "square": 0.36, "disc": 0.36}
 

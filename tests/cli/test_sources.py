@@ -3,10 +3,10 @@ import pytest
 from PIL import Image
 
 from segkit.cli import train
-from segkit.cli.train_data import load_data
 from segkit.data import CocoSegmentation, DataError
 from segkit.models import load_model
 from segkit.visualize import create_palette
+from segkit.workflows.datasets import load_data
 
 COLOURS = {"background": (0, 0, 0), "square": (200, 0, 0), "disc": (0, 0, 200)}
 SMALL = [
@@ -74,10 +74,10 @@ def test_without_val_a_share_is_split_off(folders):
 def test_what_does_not_go_together_ends_in_one_sentence(folders, shapes, capsys):
     images, masks, names = folders / "train/images", folders / "train/masks", folders / "names.txt"
     for words, code, message in (
-        (("--data", images), 3, "is a folder; give the folder of its masks by --masks"),
+        (("--data", images), 3, "is a folder; give the folder of its masks as --masks"),
         (("--data", images, "--masks", masks), 3, "masks do not name their classes"),
         (("--data", images, images, "--masks", masks), 2, "--masks needs one folder for each of the 2 sources, got 1"),
-        (("--data", shapes[0], "--masks", masks), 3, "is no folder; with --masks"),
+        (("--data", shapes[0], "--masks", masks), 3, "is not a folder; with --masks"),
         (("--data", shapes[0], "--class-names", names), 2, "--class-names and --palette belong to --masks"),
         (("--data", images, "--masks", masks, "--images", images), 2, "--images belongs to JSON files"),
     ):

@@ -113,7 +113,7 @@ def test_annotations_are_fitted_to_an_image_of_another_size_when_asked(write, ki
     counts = np.diff([0, *runs.tolist(), drawn.size]).tolist()
     shape = [rectangle(30, 10, 30, 20)] if kind == "polygon" else {"size": [40, 90], "counts": counts}
     file = write([annotation(shape)], [image(height=40, width=90)])
-    with pytest.raises(DataError, match=r"a\.png is 20 x 30 .* say 40 x 90; .*--rescale-annotations"):
+    with pytest.raises(DataError, match=r"a\.png is 20 x 30 .* say 40 x 90; .*`rescale_annotations`"):
         CocoSegmentation(file)
     data = CocoSegmentation(file, rescale_annotations=True)
     expected = np.zeros((20, 30), dtype=np.uint8)
@@ -153,7 +153,7 @@ def test_an_upright_image_takes_annotations_of_any_other_shape_when_asked(write,
 def test_more_bad_images_than_allowed_are_an_error_and_one_may_always_be(write):
     images = [image(), *(image(i, f"missing{i}.png") for i in range(2, 5))]
     assert len(CocoSegmentation(write(images=images[:2]), on_bad="skip")) == 1
-    with pytest.raises(DataError, match=r"3 of 4 images cannot be used, more than max_bad=0\.5(.|\n)*missing2"):
+    with pytest.raises(DataError, match=r"3 of 4 images cannot be used, more than `max_bad=0\.5`(.|\n)*missing2"):
         CocoSegmentation(write(images=images), on_bad="skip", max_bad=0.5)
     assert len(CocoSegmentation(write(images=images), on_bad="skip", max_bad=0.75)) == 1
 
@@ -226,7 +226,7 @@ def test_a_square_image_is_turned_with_a_warning_unless_orientations_are_ignored
     exif[0x0112] = 6
     Image.fromarray(PICTURE[:, :20]).save(tmp_path / "t.png", exif=exif)
     file = write(images=[image(file_name="t.png", width=20)])
-    with pytest.warns(DataWarning, match="no size proves it.*--exif ignore"):
+    with pytest.warns(DataWarning, match="no size proves it.*exif=.ignore"):
         data = CocoSegmentation(file)
     assert np.array_equal(data[0][0], np.rot90(PICTURE[:, :20], -1))
     ignoring = CocoSegmentation(file, exif="ignore")
@@ -288,9 +288,7 @@ def test_missing_images_are_one_error_with_the_first_twenty_and_the_count(write)
     with pytest.raises(DataError) as raised:
         CocoSegmentation(file)
     lines = str(raised.value).splitlines()
-    assert lines[0].startswith(
-        "images that are not there: 25; root= (--images) is the folder that their names start from"
-    )
+    assert lines[0].startswith("missing images: 25; file names start from `images` (`root` of a data set)")
     assert [line.rsplit("/", 1)[1] for line in lines[1:21]] == [f"gone{i}.png" for i in range(20)]
     assert lines[21:] == ["  and 5 more"]
 
@@ -334,12 +332,12 @@ def test_links_within_the_image_folder_and_to_it_are_no_fault(tmp_path, write):
 
 
 def test_a_name_that_no_file_can_have_is_an_error(write):
-    with pytest.raises(DataError, match=r"'a\\x00\.png' is no file name"):
+    with pytest.raises(DataError, match=r"'a\\x00\.png' cannot be the name of a file"):
         CocoSegmentation(write(images=[image(file_name="a\0.png")]))
 
 
 def test_an_address_on_the_network_is_an_error_and_asks_no_network(write, no_network):
-    with pytest.raises(DataError, match=r"https://x\.org/a\.png is an address on the network"):
+    with pytest.raises(DataError, match=r"https://x\.org/a\.png is a network address"):
         CocoSegmentation(write(images=[image(file_name="https://x.org/a.png")]), allow_outside_root=True)
 
 
@@ -355,13 +353,13 @@ def test_duplicate_image_ids_are_an_error(write):
 
 def test_duplicate_annotation_ids_are_warned_of_and_both_are_kept(write):
     rows = [annotation([rectangle(0, 0, 5, 5)]), annotation([rectangle(10, 0, 5, 5)])]
-    with pytest.warns(DataWarning, match=r"annotation ids that are given twice, all of them kept: 1 \(annotation 5\)"):
+    with pytest.warns(DataWarning, match=r"annotation ids that occur twice; all are kept: 1 \(annotation 5\)"):
         data = CocoSegmentation(write(rows))
     assert data.mask(0).sum() == 50
 
 
 def test_one_file_under_two_ids_is_warned_of(write):
-    with pytest.warns(DataWarning, match=r"files that are several images, .*: 1 \(a\.png\)"):
+    with pytest.warns(DataWarning, match=r"files that are listed as several images, .*: 1 \(a\.png\)"):
         assert len(CocoSegmentation(write(images=[image(), image(2, "./a.png")]))) == 2
 
 
@@ -369,7 +367,9 @@ def test_one_file_under_two_ids_is_warned_of(write):
     ("change", "message"),
     [
         ({"image_id": 8}, "annotation 5 in .* has image_id 8, which is not there"),
-        ({"image_id": "1"}, "has image_id '1', which is not there"),
+        ({"image_id": "8"}, "has image_id '8', which is not there"),
+        ({"image_id": 1.5}, "has image_id 1.5, which is not there"),
+        ({"image_id": True}, "has image_id True, which is not there"),
         ({"image_id": [1]}, r"has image_id \[1\], which is not there"),
         ({"category_id": 4}, "has category_id 4, which is not there"),
         ({"category_id": None}, "has category_id None, which is not there"),
@@ -389,7 +389,7 @@ def test_category_ids_may_have_gaps_and_be_zero_beside_the_background(write):
 
 
 def test_categories_with_one_id_are_an_error(write):
-    with pytest.raises(DataError, match=r"two categories the same id: 1$"):
+    with pytest.raises(DataError, match=r"two categories have the same id: 1$"):
         CocoSegmentation(write(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]))
 
 
@@ -397,7 +397,7 @@ def test_categories_with_one_name_are_an_error_or_one_class(write):
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 4, "name": "a"}, {"id": 5, "name": "c"}]
     rows = [annotation([rectangle(6 * i, 0, 5, 5)], i, category_id=c) for i, c in enumerate((1, 2, 4, 5))]
     file = write(rows, categories=categories)
-    with pytest.raises(DataError, match=r"two categories the same name: a; .*--merge-same-name"):
+    with pytest.raises(DataError, match=r"two categories have the same name: a; `merge_same_name`"):
         CocoSegmentation(file)
     data = CocoSegmentation(file, merge_same_name=True)
     assert data.class_names == ("background", "a", "b", "c")

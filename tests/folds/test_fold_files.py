@@ -29,7 +29,7 @@ def write_set(file, images, *, start=1, categories=CATEGORIES, **other):
 
 
 def divide(source, k, out):
-    counts = count_classes(source.annotations, list(source.categories))
+    counts = count_classes(source.regions, len(source.class_names) + 1)
     folds = assign_folds(counts, k, train_only=source.train_only)
     write_fold_files(source, folds, k, out)
     return folds
@@ -81,41 +81,144 @@ def test_train_only_images_train_in_every_fold_and_get_ids_of_their_own(tmp_path
         assert [a["category_id"] for a in of_pseudo] == [2, 4, 2, 2]
 
 
-def test_annotations_of_no_image_or_category_are_counted_and_left_out(tmp_path):
-    loose = [{"id": 1, "image_id": 99, "category_id": 2}, {"id": 2, "image_id": 1, "category_id": 9}, {"image_id": [1]}]
-    source = read_fold_source(write_set(tmp_path / "all.json", 2, annotations=loose))
-    assert source.loose == 3
-    assert source.annotations == [[], []]
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "change",
     [
-        ("{", "is not valid JSON"),
-        ("[]", "needs lists of images and categories"),
-        ('{"images": []}', "needs lists of images and categories"),
-        ('{"images": [{"id": 1}], "categories": []}', "'images' must be a list of objects, each with file_name and id"),
-        ('{"images": [{"id": 1, "file_name": null}], "categories": []}', "each with file_name and id"),
-        ('{"images": [{"id": 1, "file_name": [1]}], "categories": []}', "a file_name in its 'images' is no text"),
-        ('{"images": [], "categories": [1]}', "'categories' must be a list of objects, each with id and name"),
-        ('{"images": [], "categories": [], "annotations": [[]]}', "'annotations' must be a list of objects$"),
-        ('{"images": [{"id": [], "file_name": "a"}], "categories": []}', "neither a number nor a text"),
-        (
-            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}',
-            "two images with the same id",
-        ),
+        {"annotations": [{"id": 1, "image_id": 99, "category_id": 2}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 9}]},
+        {"annotations": [{"image_id": [1]}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": [["a", 1, 2, 3, 4, 5]]}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": {"counts": "0hb0"}, "area": 5}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 1e12]]}]},
+        {"annotations": [[]]},
+        {"images": [{"id": 1}]},
+        {"images": [{"id": 1, "file_name": None}]},
+        {"images": [{"id": 1, "file_name": [1]}]},
+        {"images": [{"id": [], "file_name": "a.png"}]},
+        {"images": [{"id": 1, "file_name": "all_0.png"}, {"id": 1, "file_name": "all_1.png"}]},
+        {"images": [{"id": 1, "file_name": "all_0.png", "height": "tall", "width": 8}]},
+        {"categories": []},
+        {"categories": [1]},
+        {"categories": [{"id": 2}]},
+        {"categories": [{"id": None, "name": "box"}]},
+        {"categories": [{"id": 2, "name": "box"}, {"id": 2, "name": "can"}]},
+        {"categories": [{"id": 2, "name": "box"}, {"id": 4, "name": "box"}]},
     ],
+    ids=str,
 )
-def test_a_file_that_is_not_coco_is_one_sentence(tmp_path, content, message):
-    (tmp_path / "all.json").write_text(content)
-    with pytest.raises(DataError, match=message):
+def test_folds_and_training_refuse_a_file_with_the_same_words(tmp_path, change):
+    file = write_set(tmp_path / "all.json", 2)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError) as in_folds:
+        read_fold_source(file)
+    with pytest.raises(DataError) as in_training:
+        CocoSegmentation(file)
+    first_line = str(in_training.value).partition(";")[0]
+    assert first_line == str(in_folds.value).partition(";")[0]
+
+
+def text_ids(content):
+    for row in [*content["images"], *content["categories"]]:
+        row["id"] = str(row["id"])
+    for row in content["annotations"]:
+        row["image_id"], row["category_id"] = str(row["image_id"]), str(row["category_id"])
+
+
+def text_references(content):
+    for row in content["annotations"][::2]:
+        row["image_id"] = str(row["image_id"])
+
+
+def float_references(content):
+    for row in content["annotations"]:
+        row["image_id"], row["category_id"] = float(row["image_id"]), float(row["category_id"])
+
+
+def words_as_ids(content):
+    text_ids(content)
+    for row in content["images"]:
+        row["id"] = f"image {row['id']}"
+    for row in content["annotations"]:
+        row["image_id"] = f"image {row['image_id']}"
+
+
+@pytest.mark.parametrize("change", [text_ids, text_references, float_references, words_as_ids])
+def test_ids_may_be_text_or_whole_floats_in_folds_and_in_training(tmp_path, change):
+    file = write_set(tmp_path / "all.json", 9)
+    plain, before = CocoSegmentation(file), divide(read_fold_source(file), 3, tmp_path / "plain")
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    data, source = CocoSegmentation(file), read_fold_source(file)
+    assert data.class_names == plain.class_names
+    assert all(np.array_equal(data.mask(i), plain.mask(i)) for i in range(9))
+    assert divide(source, 3, tmp_path / "folds").tolist() == before.tolist()
+    by_value = {text_references: 6, float_references: 12}.get(change, 0)
+    for notes in (data.notes, source.notes):
+        assert sum(note.count for note in notes if note.kind == "id-by-value") == by_value
+    for fold in range(3):
+        parts = [
+            CocoSegmentation(tmp_path / f"folds/{part}_data{fold}.json", root=tmp_path) for part in ("train", "valid")
+        ]
+        masks = {part.name(i): part.mask(i) for part in parts for i in range(len(part))}
+        assert all(np.array_equal(masks[plain.name(i)], plain.mask(i)) for i in range(9))
+
+
+def test_an_id_is_matched_by_value_only_if_one_image_has_it(tmp_path):
+    file = write_set(tmp_path / "all.json", 2)
+    content = json.loads(file.read_text())
+    content["images"][1]["id"] = "1"  # next to the number 1
+    content["annotations"] = [content["annotations"][0] | {"image_id": "1"}]
+    file.write_text(json.dumps(content))
+    assert [len(regions) for regions in CocoSegmentation(file).annotations] == [0, 1]
+    content["annotations"][0]["image_id"] = "1.0"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"image_id '1\.0', which is not there"):
+        CocoSegmentation(file)
+
+
+def test_new_ids_do_not_collide_with_ids_written_as_text(tmp_path):
+    file, pseudo = write_set(tmp_path / "all.json", 6), write_set(tmp_path / "pseudo.json", 3)
+    content = json.loads(file.read_text())
+    text_ids(content)
+    file.write_text(json.dumps(content))
+    divide(read_fold_source(file, [pseudo]), 2, tmp_path)
+    train = CocoSegmentation(tmp_path / "train_data0.json")
+    whole = CocoSegmentation(pseudo)
+    masks = {whole.name(i): whole.mask(i) for i in range(3)}
+    of_pseudo = [i for i in range(len(train)) if train.name(i) in masks]
+    assert len(of_pseudo) == 3
+    assert all(np.array_equal(train.mask(i), masks[train.name(i)]) for i in of_pseudo)
+
+
+def test_a_train_only_file_may_number_the_categories_in_another_way(tmp_path):
+    other = [{"id": 7, "name": "box"}, {"id": 2, "name": "can"}]
+    file, pseudo = write_set(tmp_path / "all.json", 6), write_set(tmp_path / "pseudo.json", 3)
+    content = json.loads(pseudo.read_text()) | {"categories": other}
+    for row in content["annotations"]:
+        row["category_id"] = {2: 7, 4: 2}[row["category_id"]]
+    pseudo.write_text(json.dumps(content))
+    divide(read_fold_source(file, [pseudo]), 2, tmp_path)
+    train, whole = CocoSegmentation(tmp_path / "train_data0.json"), CocoSegmentation([file, pseudo])
+    masks = {whole.name(i): whole.mask(i) for i in range(len(whole))}
+    assert sum(train.name(i).startswith("pseudo") for i in range(len(train))) == 3
+    assert all(np.array_equal(train.mask(i), masks[train.name(i)]) for i in range(len(train)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}'])
+def test_a_file_that_is_not_coco_is_refused_with_the_same_words(tmp_path, text):
+    (tmp_path / "all.json").write_text(text)
+    with pytest.raises(DataError, match=r"all\.json is not ") as in_folds:
         read_fold_source(tmp_path / "all.json")
+    with pytest.raises(DataError) as in_training:
+        CocoSegmentation(tmp_path / "all.json")
+    assert str(in_training.value) == str(in_folds.value)
 
 
 def test_other_categories_in_a_train_only_file_are_an_error(tmp_path):
     file = write_set(tmp_path / "all.json", 2)
     other = write_set(tmp_path / "pseudo.json", 2, categories=CATEGORIES[:1])
-    with pytest.raises(DataError, match=r"pseudo.json has other categories than .*all.json"):
+    with pytest.raises(DataError, match=r"pseudo\.json .* differ in their categories: 'box' is missing"):
         read_fold_source(file, [other])
 
 
@@ -130,7 +233,7 @@ def test_folds_are_replaced_all_or_none(tmp_path, monkeypatch):
     out = tmp_path / "folds"
     divide(source, 3, out)
     before = {path.name: path.read_text() for path in out.iterdir()}
-    with pytest.raises(ValueError, match=r"train_data0.json exists already; .*--overwrite"):
+    with pytest.raises(ValueError, match=r"train_data0.json exists already; .*`overwrite`"):
         divide(source, 2, out)
 
     def break_off(*args, **kwargs):

@@ -1,0 +1,69 @@
+"""Folds: the training and the validation images of each fold of a data set."""
+
+import os
+
+import numpy as np
+
+from segkit.data.dataset import ImageFiles, JoinedDatasets, SegmentationDataset, Subset
+from segkit.data.image_groups import group_images
+from segkit.folds.assign import assign_folds
+from segkit.folds.counts import ClassCounts, count_classes, count_labels
+
+
+class Folds:
+    """A data set divided into k folds, as `segkit folds` divides it; item i is (training images, images of fold i).
+
+    Args:
+        data: The images to divide.
+        extra: Images that only train; dropped from a fold in which the same file validates.
+        k: Number of folds.
+        seed: Another seed gives another split.
+    """
+
+    def __init__(
+        self, data: SegmentationDataset, extra: SegmentationDataset | None = None, *, k: int, seed: int
+    ) -> None:
+        self.data, self.extra, self.k = data, extra, k
+        self._fold_of = assign_folds(count_images(data), k, groups=group_images(image_paths(data)), seed=seed)
+
+    def __len__(self) -> int:
+        return self.k
+
+    def __getitem__(self, fold: int) -> tuple[SegmentationDataset, SegmentationDataset]:
+        fold = range(self.k)[fold]
+        own = self._fold_of == fold
+        train, val = self.data.subset(np.flatnonzero(~own)), self.data.subset(np.flatnonzero(own))
+        return add_train_only(train, val, self.extra), val
+
+    def validated(self) -> list[list[str]]:
+        """Return the files that validate in each fold."""
+        return [image_paths(self[fold][1]) for fold in range(self.k)]
+
+
+def count_images(data: SegmentationDataset) -> ClassCounts:
+    """Count what each image holds: from its annotations, or from its mask if the set has no annotations."""
+    if isinstance(data, ImageFiles) and data.annotations is not None:
+        return count_classes(data.annotations, len(data.class_names))
+    return count_labels((data.mask(i) for i in range(len(data))), len(data.class_names))
+
+
+def add_train_only(
+    train: SegmentationDataset, val: SegmentationDataset, extra: SegmentationDataset | None
+) -> SegmentationDataset:
+    """Return the training images followed by the extra ones, without extra images whose file validates."""
+    if extra is None:
+        return train
+    held_out = set(image_paths(val))
+    return JoinedDatasets([train, extra.subset([i for i, p in enumerate(image_paths(extra)) if p not in held_out])])
+
+
+def image_paths(data: SegmentationDataset) -> list[str]:
+    """Return the path of each image, normalised; the name of an image that is not a file."""
+    if isinstance(data, Subset):
+        paths = image_paths(data.whole)
+        return [paths[i] for i in data.indices]
+    if isinstance(data, JoinedDatasets):
+        return [path for part in data.parts for path in image_paths(part)]
+    if isinstance(data, ImageFiles):
+        return [os.path.normpath(item.path) for item in data.items]
+    return [data.name(i) for i in range(len(data))]

@@ -1,0 +1,132 @@
+"""segkit.make_folds: divide a COCO JSON into training and validation JSONs of k folds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.config import FoldsConfig, from_keywords, takes_settings
+from segkit.console import Console
+from segkit.data.image_groups import group_images, hash_images, near_pairs
+from segkit.errors import DataError, UsageError
+from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
+from segkit.folds.files import check_fold_folder
+from segkit.folds.tables import class_table, unevenness_table
+
+
+@dataclass(frozen=True)
+class FoldsResult:
+    """Images divided into k folds.
+
+    Attributes:
+        folder: The folder of the files.
+        train: The training JSON of each fold.
+        valid: The validation JSON of each fold.
+        names: The file names that validate in each fold.
+        class_names: The C classes.
+        counts: What the N images of `data` hold of each class, (N, C) each.
+        folds: (N,) the fold in which each of these images validates.
+    """
+
+    folder: Path
+    train: tuple[Path, ...]
+    valid: tuple[Path, ...]
+    names: tuple[tuple[str, ...], ...]
+    class_names: tuple[str, ...]
+    counts: ClassCounts
+    folds: np.ndarray
+
+
+@takes_settings(FoldsConfig)
+def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
+    """Divide a COCO JSON into k folds with even shares of every class, as `python -m segkit folds` does.
+
+        folds = segkit.make_folds(data="train.json", out="folds", k=5)
+        segkit.train(data=folds.train[0], val=folds.valid[0])
+
+    The JSON is read by the rules of training; image files are read only for `near_duplicates`.
+
+    Args:
+        verbose: Print how even the folds are.
+        **settings: The settings of the command, see `python -m segkit folds --help`.
+
+    Raises:
+        UsageError: A setting cannot be used, or fold files exist already.
+        DataError: A JSON has a fault.
+    """
+    config = from_keywords(FoldsConfig, settings)
+    console = Console(verbose=verbose)
+    _check_input(config, check_fold_folder(config.out, overwrite=config.overwrite))
+    source = read_fold_source(config.data, config.train_only, merge_same_name=config.merge_same_name)
+    counts = count_classes(source.regions, len(source.class_names) + 1)
+    groups = _groups(config, source)
+    folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
+    labelled = ~source.train_only
+    own_counts, own_folds = ClassCounts(*(count[labelled] for count in counts)), folds[labelled]
+    console.print(_describe(config, source, groups))
+    console.print("\n" + class_table(own_counts, own_folds, config.k, source.class_names))
+    console.print("\n" + unevenness_table(own_counts, own_folds, config.k, groups[labelled], config.seed))
+    write_fold_files(source, folds, config.k, config.out, overwrite=config.overwrite)
+    names = [str(image["file_name"]) for image, own in zip(source.images, labelled, strict=True) if own]
+    return FoldsResult(
+        config.out,
+        tuple(config.out / f"train_data{fold}.json" for fold in range(config.k)),
+        tuple(config.out / f"valid_data{fold}.json" for fold in range(config.k)),
+        tuple(tuple(names[i] for i in np.flatnonzero(own_folds == fold)) for fold in range(config.k)),
+        source.class_names,
+        own_counts,
+        own_folds,
+    )
+
+
+def image_root(config: FoldsConfig) -> Path:
+    """Return the folder from which the file names of the images start."""
+    return config.data.parent if config.images is None else config.images
+
+
+def _check_input(config: FoldsConfig, old: Sequence[Path]) -> None:
+    """Raise UsageError if a file to read would be replaced, or if file names start from two folders."""
+    files = (config.data, *config.train_only)
+    for file in files:
+        if file.resolve() in [path.resolve() for path in old]:
+            raise UsageError(f"{file} is a fold file in `out` and would be replaced; choose another `out`")
+    elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
+    if elsewhere and config.images is None:
+        raise UsageError(
+            f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file names "
+            "of both start"
+        )
+
+
+def _groups(config: FoldsConfig, source: FoldSource) -> np.ndarray:
+    names = [str(image["file_name"]) for image in source.images]
+    labels = None if config.group_by is None else _group_labels(source, config.group_by)
+    pairs = near_pairs(hash_images([image_root(config) / name for name in names])) if config.near_duplicates else ()
+    return group_images(names, labels=labels, pairs=pairs)
+
+
+def _group_labels(source: FoldSource, key: str) -> list[str | None]:
+    """Return the value of a key for each image; a train-only image may lack it."""
+    values = [image.get(key) for image in source.images]
+    for image, value, only in zip(source.images, values, source.train_only, strict=True):
+        if value is None and not only:
+            has = ", ".join(name for name in image if image[name] is not None)
+            raise DataError(f"`group_by={key}`: the image {image['file_name']} has no {key!r}, it has {has}")
+    return [None if value is None else json.dumps(value, sort_keys=True) for value in values]
+
+
+def _describe(config: FoldsConfig, source: FoldSource, groups: np.ndarray) -> str:
+    extra, sizes = int(source.train_only.sum()), np.bincount(groups)
+    own = len(source.images) - extra
+    lines = [
+        f"data   {config.data}: {own} images, {sum(map(len, source.annotations[:own]))} annotations, "
+        f"{len(source.class_names)} classes"
+    ]
+    if extra:
+        lines.append(f"       {extra} more images that only train")
+    if sizes.max(initial=1) > 1:
+        lines.append(f"groups {(sizes > 1).sum()} of images that stay together, the largest of {sizes.max()}")
+    return "\n".join(lines + [f"note   {note}" for note in source.notes if note.severity == "note"])

@@ -6,14 +6,14 @@ does not belong here.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segkit.errors import MissingPackageError
@@ -64,6 +64,28 @@ def leave_process_group() -> None:
     """
     time.sleep(0.1)
     torch.distributed.destroy_process_group()
+
+
+# --- Tensors -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, with one kernel for all tensors of a dtype.
+
+    Private, because torch has no public function for it; one kernel for each small tensor costs more than the copying.
+    """
+    for dtype in {target.dtype for target in targets}:
+        pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].dtype == dtype]
+        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+
+
+def version(tensor: Tensor) -> int:
+    """Return a number that rises when the tensor is changed in place by an operation, except by a batch norm.
+
+    Private, because torch counts the changes only for autograd.
+    """
+    return tensor._version
 
 
 # --- The compiler ----------------------------------------------------------------------------------------------

@@ -37,6 +37,22 @@ def test_workers_that_were_ended_are_started_again_by_the_next_pass(loader):
     assert {worker.pid for worker in after}.isdisjoint(worker.pid for worker in before)
 
 
+def test_tensors_of_several_dtypes_and_shapes_are_copied():
+    sources = [torch.rand(3), torch.arange(4), torch.rand(2, 2), torch.tensor(True)]
+    targets = [torch.zeros_like(source) for source in sources]
+    compat.copy_all(targets, sources)
+    assert all(torch.equal(target, source) for target, source in zip(targets, sources, strict=True))
+    compat.copy_all([], [])
+
+
+def test_the_version_of_a_tensor_rises_when_it_changes_except_by_a_batch_norm():
+    norm = nn.BatchNorm2d(2)
+    before = {name: compat.version(buffer) for name, buffer in norm.named_buffers()}
+    norm(torch.rand(2, 2, 4, 4))
+    assert compat.version(norm.num_batches_tracked) > before["num_batches_tracked"]
+    assert compat.version(norm.running_mean) == before["running_mean"]  # so that it needs a rule of its own
+
+
 def count_compilations(sizes):
     """Return how often the compiler is called for one function at so many sizes."""
     torch.compiler.reset()

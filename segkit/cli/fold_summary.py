@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
     from segkit.folds.split import Folds
     from segkit.metrics import ConfusionMatrix
-    from segkit.training.evaluation import Precision
+    from segkit.training.validation import Precision
 
 SUMMARY, CONFUSION, COMMAND = "summary.csv", "oof_confusion.csv", "infer_command.txt"
 Row = dict[str, Any]

@@ -53,7 +53,7 @@ class RunReport:
     ) -> None:
         from segkit.cli.environment import write_environment
         from segkit.report import batch_picture
-        from segkit.training.tracking import Tracking
+        from segkit.training.trackers import Tracking
 
         self.config, self.out = config, out
         self.class_names = state.model.class_names

@@ -63,8 +63,7 @@ def run(argv: Sequence[str] | None) -> None:
     """Reads the settings, joins the other processes where there are some, and trains."""
     with errors_as_sentences("train", TrainConfig):
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
-        from segkit.training import ranks_of_torchrun
-        from segkit.training.signals import save_signal_ignored
+        from segkit.training import ranks_of_torchrun, save_signal_ignored
 
         with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks, told_by_the_first(ranks):
             config = ranks.on_first(lambda: settle(config))
@@ -125,7 +124,15 @@ def train(
 
 
 def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole: Path | None) -> Path:
-    from segkit.training import StopSignals, autocast, fit, keep_memory, make_deterministic, seed_all
+    from segkit.training import (
+        StopSignals,
+        Trainer,
+        TrainOptions,
+        autocast,
+        keep_memory,
+        make_deterministic,
+        seed_all,
+    )
     from segkit.workflows.devices import pick_device
 
     if is_resumed(config):
@@ -155,29 +162,30 @@ def _train(config: TrainConfig, ranks: "Ranks", lock: RunLock, load: Load, whole
     with closing(loaders[0]), closing(loaders[1]), StopSignals(patient=ranks.count > 1) as stop:
         loaders[1].start()
         report = RunReport(config, state, loaders[0], val_set, out, device) if ranks.is_first else None
-        epochs = partial(
-            fit,
-            state,
-            *loaders,
-            loss_fn,
-            out,
+        options = TrainOptions(
             epochs=config.epochs,
-            device=device,
-            autocast=autocast(device, config.amp),
-            clip_grad=config.clip_grad,
             accumulate=config.accumulate,
-            freeze_epochs=config.freeze_backbone,
+            clip_grad=config.clip_grad,
+            sam=config.sam,
+            freeze_backbone=config.freeze_backbone,
+            val_every=config.val_every,
             early_stopping=config.early_stopping,
             save_every=config.save_every,
-            val_every=config.val_every,
             compile=config.compile,
             exclude=train_set.ignored_labels,
-            progress=progress_bar if ranks.is_first else iter,
-            check_stop=stop.check,
-            save_asked=stop.save_asked,
-            sam=config.sam,
-            ranks=ranks,
         )
+        trainer = Trainer(
+            state,
+            loss_fn,
+            out,
+            options,
+            device=device,
+            autocast=autocast(device, config.amp),
+            ranks=ranks,
+            stop=stop,
+            progress=progress_bar if ranks.is_first else iter,
+        )
+        epochs = partial(trainer.fit, *loaders)
         with report or nullcontext(), _told_when_interrupted(whole or out, ranks):
             for epoch in epochs_with_restart(epochs, config, state, out, ranks):
                 print(epoch_line(epoch, state, config.epochs), flush=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segkit.metrics import Scores
     from segkit.models import Segmenter
     from segkit.training import EpochReport, TrainState
-    from segkit.training.evaluation import Precision
+    from segkit.training.validation import Precision
 
 
 def describe(
@@ -73,7 +73,7 @@ def _describe_masks(config: TrainConfig) -> str:
 
 def tell_room(state: "TrainState", out: Path) -> None:
     """Warns where the disk has no room for the run's checkpoints: two, and one that is being written."""
-    from segkit.training.saving import checkpoint_bytes
+    from segkit.training import checkpoint_bytes
 
     free, needed = shutil.disk_usage(out).free, 3 * checkpoint_bytes(state)
     if free < needed:

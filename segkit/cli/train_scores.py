@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
     from segkit.inference import Labelled
     from segkit.metrics import ConfusionMatrix, PerImageConfusion
-    from segkit.training.evaluation import Precision
+    from segkit.training.validation import Precision
 
 PICTURED = 4  # rows of each picture
 

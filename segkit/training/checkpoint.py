@@ -1,7 +1,11 @@
-"""What a run needs to go on: written whole or not at all, read without unpickling code."""
+"""What a run saves: last.pt to resume it, best.safetensors with the best weights, and results.csv.
 
-import csv
+Each file is written whole or not at all, and read without unpickling code.
+"""
+
 import io
+import logging
+import math
 import pickle
 import zipfile
 import zlib
@@ -14,12 +18,16 @@ import torch
 from torch import Tensor
 
 from segkit.errors import MissingFileError, NotFiniteError, UsageError
-from segkit.files import write_whole
+from segkit.files import remove_leftovers, write_csv, write_whole
 from segkit.models import Preprocessing, Segmenter
+from segkit.models.model_file import model_bytes
 from segkit.models.transfer import differences
-from segkit.training.random_state import random_state
-from segkit.training.state import TrainState
+from segkit.runs import RunFolder
+from segkit.training.distributed import ALONE, Ranks
+from segkit.training.state import TrainState, random_state
+from segkit.training.validation import Validation
 
+_log = logging.getLogger(__name__)
 FORMAT = 5
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
@@ -28,20 +36,103 @@ VALUES = (
     *("best_miou", "best_epoch", "best_weights", "stale_epochs", "finished"),
     *("history", "settings", "data", "steps_per_epoch"),
 )
-NEW_VALUES = {"finished": False}  # what older files of this format lack
+NEW_VALUES = {"finished": False}  # values that older files of this format lack
+
+
+def prepare_folder(state: TrainState, out: Path) -> None:
+    """Remove what a killed run left half-written, and bring results.csv in line with `state`."""
+    run = RunFolder(out)
+    remove_leftovers(run.path, *(path.name for path in (run.last, run.previous, run.best, run.results)))
+    if state.history:
+        write_results(state.history, run.results)
+
+
+def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError | None:
+    """Write last.pt and results.csv; if last.pt cannot be written, log and return the error.
+
+    last.pt also holds the rows of results.csv, so a failure to write the latter is only logged. With several processes
+    the first one writes its own buffers and the random states of all.
+    """
+    # Until the first batch of a resumed run is drawn, its random states are those of the file.
+    randoms = ranks.gather(state.random or random_state())
+
+    def write() -> OSError | None:
+        results = RunFolder(out).results
+        try:
+            save_state(state, out, randoms)
+        except OSError as error:
+            return _log_failure(error, out)
+        try:
+            if state.history:
+                write_results(state.history, results)
+        except OSError as error:
+            _log.warning("cannot write %s: %s; %s has its rows", results, error, LAST)
+        return None
+
+    return ranks.on_first(write)
+
+
+def save_on_request(state: TrainState, out: Path, ranks: Ranks = ALONE) -> None:
+    """Write the files of `save_progress`, and log that a request to save was granted."""
+    if save_progress(state, out, ranks) is None and ranks.is_first:
+        _log.info("saved %s, as asked; training continues", RunFolder(out).last)
+
+
+def save_if_best(
+    state: TrainState, validations: Mapping[str, Validation], out: Path, ranks: Ranks = ALONE
+) -> tuple[bool, OSError | None]:
+    """Write best.safetensors if the weights have a better mIoU than all before.
+
+    Weights that could not be written do not become the best ones. With several processes the first one writes.
+
+    Args:
+        state: The state; its `best_...` values are changed.
+        validations: The validation of each kind of weights (`raw`, `ema`).
+        out: The run folder.
+        ranks: The processes that train together.
+
+    Returns:
+        Whether the weights are the best so far, and the error if they could not be written.
+
+    Raises:
+        UsageError: In the first validation, the images show no class that is scored.
+    """
+    mious = {name: validation.scores.miou for name, validation in validations.items()}
+    weights = max(mious, key=lambda name: -math.inf if math.isnan(mious[name]) else mious[name])
+    miou = mious[weights]
+    if math.isnan(miou) and state.best_epoch == 0:
+        raise UsageError("there is no mIoU: the validation images show no class that is scored")
+    if not miou > state.best_miou:
+        return False, None
+
+    def write() -> OSError | None:
+        check_finite(state)
+        model = state.model if weights == "raw" else state.ema.module
+        try:
+            content = model_bytes(model, epoch=state.epoch, miou=miou, weights=weights)
+            write_whole(RunFolder(out).best, content, durable=True)
+        except OSError as error:
+            return _log_failure(error, out)
+        return None
+
+    error = ranks.on_first(write)
+    if error is not None:
+        return False, error
+    state.best_miou, state.best_epoch, state.best_weights, state.stale_epochs = miou, state.epoch, weights, 0
+    return True, None
 
 
 def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]] = ()) -> None:
-    """Writes all of `state`, and the random states, to `last.pt`; the one before becomes `last.prev.pt`.
+    """Write `state` and the random states to last.pt; the file before it becomes last.prev.pt.
 
     Args:
-        state: Of the first process, where there are several.
+        state: The state, in the first of several processes.
         folder: The run folder.
-        randoms: The random states of all processes; by default that of this one.
+        randoms: The random states of all processes; by default those of this one.
 
     Raises:
-        FloatingPointError: see `check_finite`; the files are as they were.
-        OSError: the file could not be written; the files are as they were.
+        NotFiniteError: See `check_finite`; the files are unchanged.
+        OSError: The file could not be written; the files are unchanged.
     """
     check_finite(state)
     randoms = randoms or [state.random or random_state()]
@@ -58,20 +149,27 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(folder / LAST, buffer.getbuffer(), durable=True, previous=folder / PREVIOUS)
+    run = RunFolder(folder)
+    write_whole(run.last, buffer.getbuffer(), durable=True, previous=run.previous)
+
+
+def checkpoint_bytes(state: TrainState) -> int:
+    """Return the approximate size of last.pt: the weights, their average, and the two moments of an Adam optimizer."""
+    weights = sum(value.numel() * value.element_size() for value in state.model.state_dict().values())
+    return weights * (3 if state.ema is None else 4)
 
 
 def check_finite(state: TrainState) -> None:
-    """Raises FloatingPointError if a weight, its average or the optimizer's state is NaN or infinite."""
-    for name, value in _values_that_learn(state):
+    """Raise NotFiniteError if a weight, its average or a value of the optimizer is NaN or infinite."""
+    for name, value in _learned_values(state):
         if value.is_floating_point() and not value.isfinite().all():
             raise NotFiniteError(
                 f"{name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
-                "try a lower --lr, or --amp off"
+                "try a lower `lr`, or `amp=off`"
             )
 
 
-def _values_that_learn(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+def _learned_values(state: TrainState) -> Iterator[tuple[str, Tensor]]:
     averages = {} if state.ema is None else state.ema.module.state_dict()
     yield from ((f"the weights {name}", value) for name, value in state.model.state_dict().items())
     yield from ((f"the averaged weights {name}", value) for name, value in averages.items())
@@ -79,105 +177,33 @@ def _values_that_learn(state: TrainState) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"the optimizer's {key}", value) for key, value in values.items() if isinstance(value, Tensor))
 
 
+def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write one row for each epoch as CSV; values that are NaN, such as the IoU of an absent class, stay empty."""
+    rows = [["" if math.isnan(value) else f"{value:.6g}" for value in row.values()] for row in history]
+    write_csv(path, list(history[0]), rows, durable=True)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Reads a checkpoint, or the newest whole one of a run folder.
+    """Read a checkpoint file, or the newest whole one of a run folder.
 
     Returns:
-        The content for `load_state`, and a sentence about each file that was damaged.
+        The content for `load_state`, and a sentence about each damaged file.
 
     Raises:
-        FileNotFoundError: there is nothing to resume.
-        ValueError: no file is whole, or was written by this version of segkit.
+        MissingFileError: There is nothing to resume.
+        UsageError: No file is whole, or another version of segkit wrote it.
     """
-    files = [path / LAST, path / PREVIOUS] if not path.is_file() else [path]
-    files = [file for file in files if file.is_file()]
+    run = RunFolder(path)
+    files = [path] if path.is_file() else [file for file in (run.last, run.previous) if file.is_file()]
     if not files:
-        raise MissingFileError(f"nothing to resume: there is no {path / LAST if path.is_dir() else path}")
+        raise MissingFileError(f"nothing to resume: there is no {run.last if path.is_dir() else path}")
     refused = []
     for file in files:
         try:
             return _read(file), refused
-        except ValueError as error:
+        except UsageError as error:
             refused.append(str(error))
     raise UsageError("; ".join(refused))
-
-
-def load_state(
-    state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool = False, rank: int = 0
-) -> None:
-    """Puts `state` where the run stood that `content` is of; all its parts must be built already.
-
-    Process `rank` takes its own random state; one that the run did not have keeps the one it is in. Where the data may
-    change, other images that validate begin a new search for the best, and another number of steps an epoch begins
-    the current epoch anew.
-
-    Raises:
-        ValueError: the run had another architecture, class list, setting, or other data.
-    """
-    _check_same_model(content, state.model)
-    check_settings(content["settings"], state.settings)
-    changed = changed_data(content, state)
-    if changed and not allow_data_change:
-        raise UsageError(
-            "cannot resume: the data is not what the run began with (its files differ); "
-            "to go on with it nonetheless add --allow-data-change"
-        )
-    for name in PARTS:
-        part = getattr(state, name)
-        if part is not None and (content[name] or name != "scaler"):  # empty where the run was without fp16
-            part.load_state_dict(content[name])
-    for name in VALUES:
-        if name not in ("settings", "data", "steps_per_epoch"):
-            setattr(state, name, content[name])
-    for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
-        model.preprocessing = Preprocessing(**content["preprocessing"])  # that of --init-from may be its own
-    if "val" in changed:
-        state.forget_best()
-    if content["steps_per_epoch"] != state.steps_per_epoch:
-        state.begin_epoch_anew()
-    randoms = random_states(content)
-    state.random = randoms[rank] if rank < len(randoms) else None
-
-
-def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
-    """What of the data is not what the run began with."""
-    before = content["data"]
-    return {name for name in {*before, *state.data} if before.get(name) != state.data.get(name)}
-
-
-def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The random states of a checkpoint, one for each process that trained."""
-    return [content["random"], *content.get("random_of_others", [])]
-
-
-def check_settings(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ValueError with the settings that differ, if there are any."""
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        listed = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise UsageError(f"cannot resume with other settings: {listed}")
-
-
-def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Writes one line for each epoch as CSV; a class that does not occur stays empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, history[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    for row in history:
-        writer.writerow({key: "" if value != value else f"{value:.6g}" for key, value in row.items()})
-    write_whole(path, text.getvalue(), durable=True)
-
-
-def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
-    before, now = content["class_names"], list(model.class_names)
-    if content["config"] != model.config:
-        problem = f"the run's architecture is another one: {differences(content['config'], model.config)}"
-    elif before != now:
-        classes = (dict(enumerate(names)) for names in (before, now))
-        problem = f"the run had {len(before)} classes, now there are {len(now)}; class {differences(*classes)}"
-    else:
-        return
-    raise UsageError(f"cannot resume: {problem}; to take over its weights alone, use --init-from")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -185,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch itself does not compare the checksums
-            # torch leaves the tensor of a record that is marked as a folder as it finds it in memory.
+            # torch does not read the tensor of a record that is marked as a folder, and leaves it uninitialised.
             damaged = damaged or any(file.external_attr & 0x10 for file in archive.filelist)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except (
@@ -203,3 +229,82 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(problem + "it was not written by this version of segkit")
     return {**NEW_VALUES, **content}
+
+
+def load_state(
+    state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool = False, rank: int = 0
+) -> None:
+    """Set `state` to a checkpoint. All parts of the state must exist already.
+
+    If the data may change, other validation images start a new search for the best weights, and another number of
+    steps per epoch restarts the current epoch.
+
+    Args:
+        state: The state; changed in place.
+        content: Content of a checkpoint, see `read_checkpoint`.
+        allow_data_change: Accept other data than the run began with.
+        rank: Number of this process. It takes its own random state; a process that the run did not have keeps the
+            current one.
+
+    Raises:
+        UsageError: The run had another architecture, class list or setting, or other data.
+    """
+    _check_same_model(content, state.model)
+    check_settings(content["settings"], state.settings)
+    changed = changed_data(content, state)
+    if changed and not allow_data_change:
+        raise UsageError(
+            "cannot resume: the data files are not those that the run began with; "
+            "to resume nevertheless, add `allow_data_change`"
+        )
+    for name in PARTS:
+        part = getattr(state, name)
+        if part is not None and (content[name] or name != "scaler"):  # the scaler of a run without fp16 is empty
+            part.load_state_dict(content[name])
+    for name in VALUES:
+        if name not in ("settings", "data", "steps_per_epoch"):
+            setattr(state, name, content[name])
+    for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
+        model.preprocessing = Preprocessing(**content["preprocessing"])  # `init_from` may bring one of another backbone
+    if "val" in changed:
+        state.forget_best()
+    if content["steps_per_epoch"] != state.steps_per_epoch:
+        state.restart_epoch()
+    randoms = random_states(content)
+    state.random = randoms[rank] if rank < len(randoms) else None
+
+
+def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
+    """Return which parts of the data (`train`, `val`) differ from those that the run began with."""
+    before = content["data"]
+    return {name for name in {*before, *state.data} if before.get(name) != state.data.get(name)}
+
+
+def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the random states of a checkpoint, one for each process that trained."""
+    return [content["random"], *content.get("random_of_others", [])]
+
+
+def check_settings(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise UsageError with the settings that differ, if there are any."""
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        listed = "; ".join(f"`{key}` was {before.get(key)}, is {now[key]}" for key in changed)
+        raise UsageError(f"cannot resume with other settings: {listed}")
+
+
+def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
+    before, now = content["class_names"], list(model.class_names)
+    if content["config"] != model.config:
+        problem = f"the run has another architecture: {differences(content['config'], model.config)}"
+    elif before != now:
+        classes = (dict(enumerate(names)) for names in (before, now))
+        problem = f"the run had {len(before)} classes, now there are {len(now)}; class {differences(*classes)}"
+    else:
+        return
+    raise UsageError(f"cannot resume: {problem}; to take only the weights of the run, use `init_from`")
+
+
+def _log_failure(error: OSError, out: Path) -> OSError:
+    _log.error("cannot save in %s: %s; files saved before are kept, and training continues", out, error)
+    return error

@@ -1,56 +1,64 @@
-"""Ranks: this process among those that torchrun starts to train one model together."""
+"""Ranks: this process among those that torchrun starts to work together."""
 
 import logging
 import os
 import pickle
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from segkit.compat import data_parallel, leave_process_group
 from segkit.errors import RanksError, UsageError
 from segkit.models import Segmenter
-from segkit.training.signals import Interrupted
+from segkit.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 _log = logging.getLogger(__name__)
-TIMEOUT = timedelta(minutes=30)  # for the slowest process: its start, its validation images, the disk of the first
+TIMEOUT = timedelta(minutes=30)  # how long to wait for the slowest process: start, validation images, a slow disk
 STOP = "stop"  # key of the store
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one model together; for one alone, nothing is asked of torch.distributed.
+    """This process among those that work together; a single process never uses torch.distributed.
 
-    What all of them must decide alike is decided here. All call the same methods in the same order.
+    All processes call the same methods in the same order, so that what they must agree on is decided here.
 
     Attributes:
         rank: Number of this process, from 0.
         count: Number of processes.
         count_here: Number of processes on this machine.
-        store: Where they leave word for each other without meeting.
+        local_rank: Number of this process among those on this machine, from 0.
+        store: Holds messages that one process leaves for the others.
     """
 
     rank: int = 0
     count: int = 1
     count_here: int = 1
+    local_rank: int = 0
     store: "Store | None" = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def share(self, items: Iterable[Result]) -> Iterator[Result]:
+        """Return this process's share of the items: every `count`-th one."""
+        return islice(items, self.rank, None, self.count)
+
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of all processes' tensors, on the CPU and in the tensor's type."""
+        """Return the sum of all processes' tensors, on the CPU and in the tensor's dtype."""
         if self.count == 1:
             return x
         import torch.distributed as dist
@@ -59,8 +67,14 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def sum_numbers(self, *numbers: float) -> list[float]:
+        """Return the sum over all processes of each number, in double precision."""
+        if self.count == 1:
+            return list(numbers)
+        return self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
     def gather(self, value: Result) -> list[Result]:
-        """The values of all processes, in all of them."""
+        """Return the values of all processes, in all of them."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -69,13 +83,23 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_on_first(self, values: list[Result]) -> list[Result]:
+        """Return the joined lists of all processes in the first one, and an empty list in the others."""
+        if self.count == 1:
+            return values
+        import torch.distributed as dist
+
+        parts: list[Any] | None = [None] * self.count if self.is_first else None
+        dist.gather_object(values, parts)
+        return [value for part in parts or [] for value in part]
+
     def on_first(self, act: Callable[[], Result]) -> Result:
-        """Has the first process act while the others wait; gives its result, or raises its error, in all of them."""
+        """Call `act` in the first process while the others wait; return its result, or raise its error, in all."""
         if self.count == 1:
             return act()
         import torch.distributed as dist
 
-        box: list[Any] = [None, None]
+        box: list[Any] = [None, None]  # result, error
         if self.is_first:
             try:
                 box[0] = act()
@@ -84,12 +108,12 @@ class Ranks:
                 raise
         dist.broadcast_object_list(box)
         if box[1] is not None:
-            raise _told_elsewhere(box[1])
+            raise _reported_elsewhere(box[1])
         return box[0]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """An error in one process is an error in all, at the end of the block, in which they do not meet."""
+        """Raise an error of one process in all of them, at the end of the block. Inside they do not communicate."""
         error = None
         try:
             yield
@@ -100,11 +124,14 @@ class Ranks:
         errors = self.gather(None if error is None else _portable(error))
         first = next((rank for rank, one in enumerate(errors) if one is not None), None)
         if first is not None:
-            raise error if first == self.rank else _told_elsewhere(errors[first])
+            raise error if first == self.rank else _reported_elsewhere(errors[first])
 
     @contextmanager
     def stopping_together(self) -> Iterator[None]:
-        """Where the block is Interrupted in one process, it is in all, at its end; in it they do not meet."""
+        """Raise Interrupted in all processes if it is raised in one, at the end of the block.
+
+        Inside the block the processes do not communicate, except by `check_between`.
+        """
         number = 0
         try:
             yield
@@ -119,9 +146,10 @@ class Ranks:
             raise Interrupted(number)
 
     def check_between(self, check_stop: Callable[[], None]) -> None:
-        """`check_stop`, within `stopping_together`: where it is Interrupted in one process, all are at their next call.
+        """Call `check_stop` within `stopping_together`; if it raises Interrupted in one process, so does the next call
+        in every other process.
 
-        Without it those that are not would do all that the block has for them before they meet.
+        Without this, the other processes would first finish all their work in the block.
         """
         try:
             check_stop()
@@ -132,22 +160,26 @@ class Ranks:
         if self.store is not None and self.store.check([STOP]):
             raise Interrupted(int(self.store.get(STOP)))
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The forward pass whose gradients, on the way back, become the mean over all processes.
+    def wrap(self, model: nn.Module, heads: Collection[str] = ()) -> nn.Module:
+        """Return the model with gradients that are averaged over all processes in the backward pass.
 
-        To be wrapped anew when other parameters learn.
+        Call it again if other parameters learn.
+
+        Args:
+            model: The model, or its compiled form.
+            heads: The auxiliary heads that are trained: `aux_head`, `image_head`.
         """
         if self.count == 1:
             return model
-        return data_parallel(model, find_unused_parameters=has_idle_parameters(model))
+        return data_parallel(model, find_unused_parameters=has_idle_parameters(model, heads))
 
-    def holding_back(self, wrapped: nn.Module, hold: bool) -> AbstractContextManager:
-        """While it is open and `hold` is true, gradients add up in each process by itself."""
-        return wrapped.no_sync() if hold and self.count > 1 else nullcontext()
+    def sync_gradients(self, wrapped: nn.Module, *, now: bool) -> AbstractContextManager:
+        """Return a context for a backward pass; unless `now`, gradients are only added up in each process."""
+        return nullcontext() if now or self.count == 1 else wrapped.no_sync()
 
     @torch.no_grad()
     def share_buffers(self, *modules: nn.Module) -> None:
-        """Gives all processes the buffers of the first one, such as the statistics of its batch norms."""
+        """Copy the buffers of the first process, such as the statistics of batch norms, to all processes."""
         if self.count == 1:
             return
         import torch.distributed as dist
@@ -166,17 +198,18 @@ ALONE = Ranks()
 
 
 @contextmanager
-def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
-    """Joins the processes by the variables that torchrun sets; where WORLD_SIZE is not above 1, there is one alone.
-
-    On GPUs, each process has the one of its LOCAL_RANK as its current one.
+def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+    """Join the processes described by torchrun's environment variables; without WORLD_SIZE > 1 there is only this one.
 
     Args:
-        device: Where the model is going to be, by name; GPUs talk by NCCL, everything else by gloo.
+        device: Name of the device on which the processes train one model: on GPUs each process uses the GPU of its
+            local rank as the current one, and tensors on GPUs are exchanged by NCCL. None if the processes exchange
+            only Python objects, and choose their devices themselves.
+        timeout: How long to wait for the slowest process.
 
     Raises:
-        RanksError: another process has ended or does not answer.
-        ValueError: the device is none that processes can share, or there are not enough GPUs.
+        RanksError: Another process has ended or does not answer.
+        UsageError: Processes cannot share the device, or there are not enough GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
@@ -186,30 +219,30 @@ def ranks_of_torchrun(device: str = "auto") -> Iterator[Ranks]:
     rank, count, local_rank, count_here = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    on_gpus = _on_gpus(device, count_here)
+    on_gpus = device is not None and _use_gpus(device, count_here)
     if on_gpus:
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-    store = _store()
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+    store = _rendezvous_store()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     try:
-        yield Ranks(rank, count, count_here, _new_store(store))
+        yield Ranks(rank, count, count_here, local_rank, _empty_store(store))
     except RuntimeError as error:
-        if not _is_of_connection(error):
+        if not _is_connection_error(error):
             raise
         raise RanksError(
-            f"process {rank} of {count} cannot go on: another one has ended or does not answer, see its message"
+            f"process {rank} of {count} cannot continue: another process has ended or does not answer, see its message"
         ) from error
     finally:
         leave_process_group()
 
 
-def _store() -> "Store":
-    """Where the processes find each other's addresses; never those of a start before this one.
+def _rendezvous_store() -> "Store":
+    """Return the store with the processes' addresses, separate for each start.
 
-    torchrun keeps its store through restarts, so that a process may be led to one that has ended (PyTorch issues
-    135712 and 167288). On one machine the number of the start tells them apart. On several it is not the same
-    everywhere; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun do without.
+    torchrun keeps its store when it restarts processes, so that a process may find the address of one that has ended
+    (PyTorch issues 135712 and 167288). On one machine the number of the start distinguishes them. On several machines
+    that number differs; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun use a new store.
     """
     import torch.distributed as dist
 
@@ -219,8 +252,8 @@ def _store() -> "Store":
     return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _new_store(store: "Store") -> "Store":
-    """A part of the store that is empty, and the same in all processes; the store may outlive them."""
+def _empty_store(store: "Store") -> "Store":
+    """Return an empty part of the store, the same in all processes; the store may outlive them."""
     import torch.distributed as dist
 
     name = [uuid.uuid4().hex]
@@ -229,16 +262,19 @@ def _new_store(store: "Store") -> "Store":
 
 
 def share_batch_norms(model: nn.Module, setting: str, device: torch.device, ranks: Ranks = ALONE) -> nn.Module:
-    """The model whose batch norms, in training, take their statistics over all processes; weights and names stay.
+    """Make batch norms compute their training statistics over all processes; weights and names stay the same.
 
     Args:
-        model: On `device` already.
-        setting: `auto` for GPUs alone, `on`, or `off`.
-        device: Where the model is; torch has synchronised batch norms for CUDA alone.
+        model: The model, already on `device`.
+        setting: `auto` (on for GPUs), `on` or `off`.
+        device: The device; torch has synchronised batch norms only for CUDA.
         ranks: The processes.
+
+    Returns:
+        The model, with other batch norm modules if they are synchronised.
     """
     if setting not in ("auto", "on", "off"):
-        raise UsageError(f"unknown sync_bn {setting!r}, expected auto, on or off")
+        raise UsageError(f"unknown `sync_bn` {setting!r}, expected auto, on or off")
     if ranks.count == 1 or setting == "off":
         return model
     if device.type != "cuda":
@@ -247,34 +283,51 @@ def share_batch_norms(model: nn.Module, setting: str, device: torch.device, rank
                 "`sync_bn` needs CUDA and is off on %s: each process computes its own batch statistics", device
             )
         return model
-    from timm.layers import convert_sync_batchnorm
-
     return convert_sync_batchnorm(model)
 
 
-def _on_gpus(device: str, processes: int) -> bool:
+def _use_gpus(device: str, processes: int) -> bool:
+    """Return whether each process trains on a GPU.
+
+    Raises:
+        UsageError: The processes cannot share the device, or there are not enough GPUs.
+    """
     if device.startswith("mps"):
-        raise UsageError(f"--device {device} trains in one process; start train.py without torchrun")
+        raise UsageError(f"`device={device}` trains in one process; start the training without torchrun")
     if device.startswith("cuda:"):
-        raise UsageError(f"--device {device} is one GPU; under torchrun give --device cuda, and each process takes one")
+        raise UsageError(
+            f"`device={device}` is one GPU; under torchrun use `device=cuda`, so that each process takes its own"
+        )
     if device == "cpu" or not torch.cuda.is_available():
         return False
     gpus = torch.cuda.device_count()
     if processes > gpus:
         raise UsageError(
-            f"torchrun starts {processes} processes on a machine with GPUs for {gpus}; give it --nproc-per-node {gpus}"
+            f"torchrun starts {processes} processes, but this machine has only {gpus} GPUs; "
+            f"start torchrun with --nproc-per-node {gpus}"
         )
     return True
 
 
-def has_idle_parameters(model: nn.Module) -> bool:
-    """Whether some that may learn have no part in the output: of heads beside it, or of features that it leaves out."""
-    model = getattr(model, "_orig_mod", model)  # of a compiled one
+def has_idle_parameters(model: nn.Module, heads: Collection[str] = ()) -> bool:
+    """Return whether some learnable parameters do not contribute to the outputs, for example of unused features.
+
+    Costs one forward and backward pass of the smallest image.
+
+    Args:
+        model: The model, or its compiled form.
+        heads: The auxiliary heads that are trained: `aux_head`, `image_head`.
+    """
+    model = getattr(model, "_orig_mod", model)  # the model inside a compiled one
     if not isinstance(model, Segmenter):
         return False
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    extras = [name for name in ("aux_head", "image_head") if getattr(model, name) is not None]
+    if set(extras) - set(heads):
+        return True
+    is_extra = {id(parameter) for name in extras for parameter in getattr(model, name).parameters()}
+    learning = [p for p in model.parameters() if p.requires_grad and id(p) not in is_extra]
     was_training = model.training
-    model.eval()  # leaves statistics and random states alone
+    model.eval()  # a pass in training mode would change statistics and random states
     shape = (1, model.backbone.channels[0], *model.backbone.size_multiple)
     images = torch.zeros(shape, device=learning[0].device)
     gradients = torch.autograd.grad(model(images).sum(), learning, allow_unused=True)
@@ -283,7 +336,7 @@ def has_idle_parameters(model: nn.Module) -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot travel."""
+    """Return the error, or one with the same message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -291,13 +344,13 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _told_elsewhere(error: Exception) -> Exception:
-    """The error of another process, which reports it; this one only ends."""
+def _reported_elsewhere(error: Exception) -> Exception:
+    """Mark an error of another process, which reports it, so that this process ends silently."""
     error.is_reported = True
     return error
 
 
-def _is_of_connection(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in str(error)

@@ -1,9 +1,12 @@
-"""TrainState: everything that changes while training."""
+"""TrainState: everything that changes during training; and the random states of the process."""
 
 import math
+import os
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
@@ -13,28 +16,28 @@ from segkit.training.schedule import Schedule
 
 @dataclass
 class TrainState:
-    """Everything that changes while training, and what it may not be mixed up with.
+    """Everything that changes during training, and the settings and data that a resumed run must share.
 
     Attributes:
-        ema: The moving average of the weights, if there is one.
+        ema: The moving average of the weights, or None.
         epoch: Number of finished epochs.
-        step: Batches of the current epoch that are done.
-        updates: Steps since the start, those included that changed nothing.
-        overflows: Updates that fp16 skipped in a row.
-        left_out: Steps of the current epoch that were not finite and changed nothing.
+        step: Number of finished batches of the current epoch.
+        updates: Number of steps since the start, including those that changed nothing.
+        overflows: Number of steps in a row that fp16 skipped.
+        left_out: Number of steps of the current epoch that were skipped because they were not finite.
         loss_sum: Sum of the loss over the images of the current epoch so far.
-        image_count: How many they are.
-        seconds: What the current epoch has taken so far.
+        image_count: Number of these images.
+        seconds: Duration of the current epoch so far.
         best_miou: Best validation mIoU so far.
         best_epoch: The epoch that reached it.
-        best_weights: Which weights reached it, `raw` or `ema`.
-        stale_epochs: Epochs from then to the last validation.
+        best_weights: The weights that reached it, `raw` or `ema`.
+        stale_epochs: Number of epochs from the best one to the last validation.
         finished: Whether the run has reached its end: all epochs are done, or it was stopped early.
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
-        data: Digests of the data, `val` that of what validates; a resumed run must have the same.
+        data: Digests of the data, under `val` that of the validation images; a resumed run must have the same.
         steps_per_epoch: Updates in an epoch, which the schedule counts by.
-        random: The random states to go on with; None for those of the process.
+        random: The random states to continue with; None to continue with those of the process.
     """
 
     model: Segmenter
@@ -62,20 +65,67 @@ class TrainState:
     random: dict[str, Any] | None = None
 
     def end_epoch(self, row: dict[str, float], *, validated: bool = True) -> None:
-        """Moves on to the start of the next epoch; `row` is what this one has reached."""
+        """Move on to the start of the next epoch.
+
+        Args:
+            row: The results of the epoch that ends.
+            validated: Whether it ended with a validation. Without one, nobody knows whether it was better.
+        """
         self.epoch += 1
-        self.step, self.left_out, self.loss_sum, self.image_count, self.seconds = 0, 0, 0.0, 0, 0.0
+        self._reset_epoch()
         self.history.append(row)
-        if validated:  # without, nobody knows whether it was better
+        if validated:
             self.stale_epochs = self.epoch - self.best_epoch
             self.scheduler.end_epoch(loss=row["val_loss"], miou=row["miou"])
 
-    def begin_epoch_anew(self) -> None:
-        """Moves back to the start of the current epoch, counted in epochs of `steps_per_epoch`."""
-        self.step, self.left_out, self.loss_sum, self.image_count, self.seconds = 0, 0, 0.0, 0, 0.0
+    def restart_epoch(self) -> None:
+        """Move back to the start of the current epoch, counted in epochs of `steps_per_epoch`."""
+        self._reset_epoch()
         self.updates = self.epoch * self.steps_per_epoch
 
     def forget_best(self) -> None:
-        """The next validation is the best one so far: its images are not those of the ones before."""
+        """Forget the best validation, because later ones are on other images."""
         self.best_miou, self.best_epoch, self.stale_epochs = -math.inf, 0, 0
         self.scheduler.forget_best()
+
+    def _reset_epoch(self) -> None:
+        self.step, self.left_out, self.loss_sum, self.image_count, self.seconds = 0, 0, 0.0, 0, 0.0
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch on all devices. This changes the random states of the whole process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from this global state
+    torch.manual_seed(seed)
+
+
+def make_deterministic() -> None:
+    """Make torch use deterministic kernels in the whole process, and warn of operations that have none.
+
+    Only a workflow calls this. It also sets the environment variable CUBLAS_WORKSPACE_CONFIG, as torch requires.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def random_state() -> dict[str, Any]:
+    """Return the random states of Python, numpy and torch, in types that `torch.load(weights_only=True)` accepts."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set the random states of the process to those of `random_state`; GPUs that this machine lacks are skipped."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(device_state, device)

@@ -17,11 +17,10 @@ from helpers.commands import fails, train_arguments
 from helpers.shapes import write_shapes
 from torch import nn
 
-import segkit.training
 from segkit.cli import environment, train, train_report
 from segkit.demo import write
 from segkit.runs import RunLock
-from segkit.training import fit
+from segkit.training import Trainer
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -203,7 +202,7 @@ def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tm
     monkeypatch.setattr(train, "finish", signalled_again)  # when all is saved it does nothing
     train.main(train_arguments(shapes, out, "--epochs", "1"))
     assert steps == [2]
-    assert f"saved {out / 'last.pt'}, as asked; training goes on" in caplog.text
+    assert f"saved {out / 'last.pt'}, as asked; training continues" in caplog.text
     assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 1
 
 
@@ -222,11 +221,13 @@ def test_a_signal_before_the_first_step_has_that_saved(shapes, tmp_path, monkeyp
 def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(shapes, tmp_path, monkeypatch):
     begun = []
 
-    def fit_told(state, train, val, *args, **options):
-        begun.extend(val._iterator._workers)
-        return fit(state, train, val, *args, **options)
+    fit = Trainer.fit
 
-    monkeypatch.setattr(segkit.training, "fit", fit_told)
+    def fit_with_workers(self, train, val):
+        begun.extend(val._iterator._workers)
+        return fit(self, train, val)
+
+    monkeypatch.setattr(Trainer, "fit", fit_with_workers)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
     assert len(begun) == 1
     assert not begun[0].is_alive()

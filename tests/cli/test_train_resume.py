@@ -21,7 +21,7 @@ from segkit.config import TrainConfig
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.runs import check_writable
-from segkit.training import saving
+from segkit.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate
     train.main(train_arguments(shapes, tmp_path / "a", *options, "--workers", workers))
     printed = capsys.readouterr().out
     at = f"once again from {tmp_path / 'a' / 'last.pt'}, after epoch 1, with half the learning rate"
-    assert f"as in 2 steps before it, in epoch 2, step 3; try a lower --lr, or --amp off; {at}" in printed
+    assert f"as in 2 steps before it, in epoch 2, step 3; try a lower `lr`, or `amp=off`; {at}" in printed
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert [float(row["lr"]) for row in rows] == [3e-3, 1.5e-3, 1.5e-3]
 
@@ -170,7 +170,7 @@ def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
     content["annotations"].pop()
     files[0].write_text(json.dumps(content))
     assert fails(train, "--resume", tmp_path / "a", "--epochs", "2") == 2
-    assert "the data is not what the run began with" in capsys.readouterr().err
+    assert "the data files are not those that the run began with" in capsys.readouterr().err
     train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
     assert "warning: the data has changed\n" in capsys.readouterr().out
     assert epochs(tmp_path / "a") == ["1", "2"]
@@ -269,7 +269,7 @@ def test_one_image_a_batch_is_refused_where_batch_norms_see_pooled_values(shapes
     single = ["--backbone", "resnest14d", "--batch-size", "1", "--epochs", "1"]
     assert fails(train, *train_arguments(shapes, tmp_path / "a", *single)) == 2
     error = capsys.readouterr().err
-    assert "batch norms behind global pooling, which cannot learn from one image: take batches of two" in error
+    assert "batch norms behind a global pooling, which cannot learn from a single image: use batches of two" in error
     assert "Traceback" not in error
 
 
@@ -319,7 +319,7 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
     def full(state, out, randoms):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_state", full)
+    monkeypatch.setattr(checkpoint, "save_state", full)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "2")) == 1
     error = capsys.readouterr().err
     message = r"the run is finished, but could not be saved \(\d+ MB\): \[Errno 28\] No space left on device"
@@ -354,7 +354,7 @@ def test_a_signal_on_a_full_disk_does_not_say_that_it_saved(shapes, tmp_path, mo
         signal.raise_signal(signal.SIGTERM)
         return batches
 
-    monkeypatch.setattr(saving, "save_state", full)
+    monkeypatch.setattr(checkpoint, "save_state", full)
     monkeypatch.setattr(train, "progress_bar", interrupt)
     assert fails(train, *train_arguments(shapes, tmp_path / "a")) == 143
     assert "stopped by SIGTERM; not saved" in capsys.readouterr().err

@@ -21,10 +21,10 @@ TIMEOUT = 120  # seconds
 SABOTAGED = """
 import os, signal, sys
 from segkit.cli import train
-from segkit.training import loop
+from segkit.training import trainer
 
 rank, update, what = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
-real = loop.pixel_shares
+real = trainer.pixel_shares
 calls = iter(range(10**6))
 
 def pixel_shares(*args):
@@ -32,7 +32,7 @@ def pixel_shares(*args):
         exec(what)
     return real(*args)
 
-loop.pixel_shares = pixel_shares
+trainer.pixel_shares = pixel_shares
 train.main()
 """
 
@@ -132,7 +132,7 @@ def test_an_unexpected_error_in_one_process_ends_all_and_its_traceback_is_shown(
     code, _, error = torchrun("--epochs", "50", sabotage=(1, 4, "raise ZeroDivisionError('of process one')"))
     assert code == 1
     assert "ZeroDivisionError: of process one" in error
-    assert "segkit train: error: process 0 of 2 cannot go on" in error
+    assert "segkit train: error: process 0 of 2 cannot continue" in error
     assert epochs(tmp_path / "a") == ["1"]
 
 

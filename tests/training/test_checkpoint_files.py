@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_training import build_state, interrupted, run
+from helpers.tiny_training import build_state, interrupted, run
 
 from segkit.training import load_state, read_checkpoint, save_state
 
@@ -122,10 +122,10 @@ def test_changed_settings_and_data_are_named(out):
     content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, {"train": "a", "val": "b"}
     state = build_state()
     state.settings, state.data = {"lr": "0.2", "crop": "64"}, content["data"]
-    with pytest.raises(ValueError, match=r"cannot resume with other settings: --lr was 0\.1, is 0\.2$"):
+    with pytest.raises(ValueError, match=r"cannot resume with other settings: `lr` was 0\.1, is 0\.2$"):
         load_state(state, content)
     state.settings, state.data = content["settings"], {"train": "c", "val": "b"}
-    with pytest.raises(ValueError, match="the data is not what the run began with"):
+    with pytest.raises(ValueError, match="the data files are not those that the run began with"):
         load_state(state, content)
     load_state(state, content, allow_data_change=True)
     assert (state.epoch, state.best_miou) == (2, content["best_miou"])

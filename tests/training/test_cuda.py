@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 import torch
-from tiny_training import build_state, interrupted, outcome, run, same
+from helpers.tiny_training import build_state, interrupted, outcome, run, same
 
 from segkit.cli import train
-from segkit.training import autocast, make_deterministic, read_checkpoint
+from segkit.training import make_deterministic, read_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -26,7 +26,7 @@ def deterministic(monkeypatch):
 def on_gpu(out, amp="off", **options):
     out.mkdir(parents=True, exist_ok=True)
     state = build_state(amp=amp, device=GPU)
-    options = {"device": GPU, "autocast": autocast(GPU, amp), "state": state, **options}
+    options = {"device": GPU, "amp": amp, "state": state, **options}
     return interrupted(out, **options) if "stop_after" in options else run(out, **options)
 
 

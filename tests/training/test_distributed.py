@@ -5,27 +5,29 @@ from contextlib import suppress
 
 import pytest
 import torch
-from many_ranks import on_ranks
-from test_updates import CPU, batches, norm_free_state, weights
+from helpers.many_ranks import on_ranks
+from helpers.one_step import batches, norm_free_state, weights
+from helpers.one_step import learn as learn_one_epoch
+from helpers.tiny_training import CPU, NAMES, Drawn, build_state, outcome, same
+from helpers.tiny_training import run as run_tiny
 from timm.layers import BatchNormAct2d
-from tiny_training import NAMES, Drawn, build_state, outcome, same
-from tiny_training import run as run_tiny
 from torch import nn
 
 from segkit.compat import data_parallel
 from segkit.data import DataError, create_transform, train_loader, val_loader
 from segkit.data.batches import PADDING, TrainBatches
+from segkit.errors import NotFiniteError
 from segkit.losses import create_loss
 from segkit.models import create_model
 from segkit.training import (
     Interrupted,
     Ranks,
+    StopSignals,
     autocast,
-    evaluate,
     ranks_of_torchrun,
     read_checkpoint,
     share_batch_norms,
-    train_one_epoch,
+    validate,
 )
 from segkit.training.checkpoint import random_states
 from segkit.training.distributed import has_idle_parameters
@@ -41,7 +43,7 @@ def run(out, **options):
 def learn(data, ranks=Ranks(), loss="ce", **options):  # noqa: B008 - is frozen
     """Weights, gradients and loss after an epoch."""
     state = norm_free_state(steps=9)
-    loss = train_one_epoch(state, data, create_loss(loss), device=CPU, autocast=FP32, ranks=ranks, **options)
+    loss = learn_one_epoch(state, data, loss, ranks=ranks, **options)
     gradients = torch.cat([p.grad.flatten() for p in state.model.parameters()])
     return weights(state), gradients, torch.tensor(loss)
 
@@ -77,7 +79,7 @@ def test_scores_and_loss_are_the_same_for_any_number_of_processes(tmp_path, imag
 
     def score(ranks):
         loader = val_loader(Drawn(images), rank=ranks.rank, ranks=ranks.count)
-        result = evaluate(state.model, loader, create_loss("ce"), device=CPU, autocast=FP32, ranks=ranks)
+        result = validate(state.model, loader, create_loss("ce"), device=CPU, autocast=FP32, ranks=ranks)
         return result.loss, result.scores.to_dict(), len(loader)
 
     loss, scores, _ = score(Ranks())
@@ -169,7 +171,9 @@ def test_looking_for_layers_that_take_no_part_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert has_idle_parameters(create_model("fpn", backbone="test_resnet", num_classes=2, aux_head=True))
+    with_head = create_model("fpn", backbone="test_resnet", num_classes=2, aux_head=True)
+    assert has_idle_parameters(with_head)
+    assert not has_idle_parameters(with_head, ["aux_head"])
     model.decoder.idle = nn.Conv2d(3, 3, 1)
     assert has_idle_parameters(model)
     model.decoder.idle.requires_grad_(False)
@@ -179,7 +183,7 @@ def test_looking_for_layers_that_take_no_part_changes_nothing():
 def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_of_the_others(tmp_path):
     state = build_state()
 
-    def validate(ranks):
+    def taken_images(ranks):
         taken, stops = [], iter([False, True])
 
         def check_stop():
@@ -195,11 +199,11 @@ def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_
 
         options = {"device": CPU, "autocast": FP32, "check_stop": check_stop, "ranks": ranks}
         with pytest.raises(Interrupted, match="SIGTERM"):
-            evaluate(state.model, images(), create_loss("ce"), **options)
-        ranks.gather("the first one has deleted the word")
+            validate(state.model, images(), create_loss("ce"), **options)
+        ranks.gather("the first one has deleted the key")
         return taken, ranks.store.check(["stop"])
 
-    (first, *_), second = on_ranks(2, validate, tmp_path)
+    (first, *_), second = on_ranks(2, taken_images, tmp_path)
     assert len(first) <= 4
     assert second == ([0, 1], False)
 
@@ -210,13 +214,14 @@ def test_one_process_that_is_asked_to_save_has_the_first_one_do_it(tmp_path, ask
         calls = iter(range(1, 99))
         saved = []
 
-        def save_asked():
-            if (tmp_path / "run" / "last.pt").exists():
-                content, _ = read_checkpoint(tmp_path / "run")
-                saved.append((content["epoch"], content["step"]))
-            return ranks.rank == 1 and next(calls) == asked
+        class SaveAsked(StopSignals):
+            def save_asked(self):
+                if (tmp_path / "run" / "last.pt").exists():
+                    content, _ = read_checkpoint(tmp_path / "run")
+                    saved.append((content["epoch"], content["step"]))
+                return ranks.rank == 1 and next(calls) == asked
 
-        run(tmp_path / "run", ranks=ranks, save_asked=save_asked)
+        run(tmp_path / "run", ranks=ranks, stop=SaveAsked())
         return saved
 
     first, second = on_ranks(2, train, tmp_path / "group")
@@ -279,7 +284,7 @@ class NaNOn(nn.Module):
 def test_a_loss_that_is_nan_in_one_process_is_left_out_in_all_and_then_stops_all(tmp_path):
     def train(ranks):
         state = build_state()
-        with pytest.raises(FloatingPointError, match="the loss is nan, as in 2 steps before it, in epoch 1, step 3"):
+        with pytest.raises(NotFiniteError, match="the loss is nan, as in 2 steps before it, in epoch 1, step 3"):
             run(tmp_path / "run", ranks=ranks, state=state, loss_fn=NaNOn(1, ranks, (1, 2, 3)))
         return state.updates, state.left_out, weights(state)
 
@@ -294,7 +299,7 @@ def test_early_stopping_and_an_unfrozen_backbone_agree(tmp_path):
         state = build_state(epochs=9)
         before = state.model.backbone.state_dict()
         before = {name: value.clone() for name, value in before.items() if value.is_floating_point()}
-        run(tmp_path / "run", ranks=ranks, state=state, epochs=9, early_stopping=2, freeze_epochs=1)
+        run(tmp_path / "run", ranks=ranks, state=state, epochs=9, early_stopping=2, freeze_backbone=1)
         after = state.model.backbone.state_dict()
         learnt = not all(torch.equal(value, after[name]) for name, value in before.items())
         return learnt, state.epoch, state.stale_epochs, weights(state)
@@ -374,7 +379,7 @@ def test_synchronised_batch_norms_are_off_on_a_cpu_with_one_warning(caplog):
     for setting, ranks in (("auto", Ranks(0, 2)), ("on", Ranks(1, 2)), ("on", Ranks()), ("off", Ranks(0, 2))):
         assert share_batch_norms(model, setting, CPU, ranks) is model
     assert not caplog.records
-    with pytest.raises(ValueError, match="unknown sync_bn 'maybe'"):
+    with pytest.raises(ValueError, match="unknown `sync_bn` 'maybe'"):
         share_batch_norms(model, "maybe", CPU)
 
 
@@ -404,7 +409,7 @@ def refuse(*args, **options):
     raise AssertionError("torch.distributed was asked")
 
 
-@pytest.mark.parametrize(("device", "message"), [("mps", "trains in one process"), ("cuda:1", "give --device cuda")])
+@pytest.mark.parametrize(("device", "message"), [("mps", "trains in one process"), ("cuda:1", "use `device=cuda`")])
 def test_devices_that_cannot_be_shared_are_refused(monkeypatch, device, message):
     for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
@@ -417,6 +422,6 @@ def test_three_gpus_for_four_processes_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    message = "4 processes on a machine with GPUs for 3; give it --nproc-per-node 3"
+    message = "4 processes, but this machine has only 3 GPUs; start torchrun with --nproc-per-node 3"
     with pytest.raises(ValueError, match=message), ranks_of_torchrun("auto"):
         pass

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import forked, outcome, run, same
+from helpers.tiny_training import forked, outcome, run, same
 
 EPOCHS = 1
 CALLS = ("fsync", "replace", "link", "write")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_training import CPU, NAMES
+from helpers.tiny_training import CPU, NAMES
 
 from segkit.models import create_model
 from segkit.training import create_optimizer, create_scaler
@@ -62,14 +62,14 @@ def test_only_fp16_scales_the_loss(amp, enabled):
 
 
 def test_unknown_names_are_errors_that_list_the_known_ones(model):
-    with pytest.raises(ValueError, match=r"unknown optimizer 'adm', did you mean 'adam'\? timm has .*adamw"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adm'; did you mean 'adam'\? Known: .*adamw"):
         create_optimizer(model, "adm", lr=1.0)
-    with pytest.raises(ValueError, match="unknown amp 'half', expected one of off, bf16"):
+    with pytest.raises(ValueError, match=r"unknown `amp` 'half'.*Known: off, bf16"):
         create_scaler(torch.device("cpu"), "half")
 
 
 def test_an_optimizer_of_second_order_is_refused_at_once(model):
-    with pytest.raises(ValueError, match="optimizer 'adahessian' needs the gradient of the gradient"):
+    with pytest.raises(ValueError, match="optimizer 'adahessian' needs second derivatives"):
         create_optimizer(model, "adahessian", lr=1.0)
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_updates import batches, learn, norm_free_state, weights
-from tiny_training import build_state, interrupted, outcome, run, same
+from helpers.one_step import batches, learn, norm_free_state, weights
+from helpers.tiny_training import build_state, interrupted, outcome, run, same
 from torch import nn
 
-from segkit.training.sam import perturbed
+from segkit.training.step import at_sam_point
 
 
 def test_the_gradient_of_a_quadratic_is_taken_where_the_formula_says():
@@ -19,7 +19,7 @@ def test_the_gradient_of_a_quadratic_is_taken_where_the_formula_says():
         ((3 * model[0] ** 2 + 4 * model[1] ** 2) / 2).sum().backward()
 
     add_gradients()
-    with perturbed(model, 0.5):
+    with at_sam_point(model, 0.5):
         assert [w.item() for w in model] == pytest.approx([1.3, 1.4])
         add_gradients()
     assert [w.item() for w in model] == [1.0, 1.0]
@@ -31,7 +31,7 @@ def test_weights_stay_where_there_is_no_direction(gradient):
     model = nn.Linear(2, 1)
     before = model.weight.clone()
     model.weight.grad = torch.full((1, 2), gradient)
-    with perturbed(model, 0.5):
+    with at_sam_point(model, 0.5):
         assert torch.equal(model.weight, before)
 
 
@@ -39,7 +39,7 @@ def test_an_error_inside_leaves_the_weights_as_they_were():
     model = nn.Linear(2, 1)
     before = model.weight.clone()
     model.weight.grad = torch.ones(1, 2)
-    with pytest.raises(KeyError), perturbed(model, 0.5):
+    with pytest.raises(KeyError), at_sam_point(model, 0.5):
         raise KeyError
     assert torch.equal(model.weight, before)
 

@@ -7,12 +7,20 @@ import signal
 
 import pytest
 import torch
-from tiny_training import build_state, forked, outcome, run, same
+from helpers.tiny_training import build_state, forked, outcome, run, same
 
 from segkit.files import write_whole
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
-from segkit.training import CheckpointError, Evaluation, Interrupted, StopSignals, loop, read_checkpoint, saving
+from segkit.training import (
+    CheckpointError,
+    Interrupted,
+    StopSignals,
+    Trainer,
+    Validation,
+    checkpoint,
+    read_checkpoint,
+)
 
 
 class FixedScores:
@@ -27,73 +35,68 @@ class FixedScores:
         return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "iou/background": self.miou}
 
 
-@pytest.fixture
-def score(monkeypatch):
-    """Replaces the validation: `score(raw=[...], ema=[...])` gives the mIoU of each epoch."""
+def scored(**mious):
+    """A Trainer whose validations reach these mIoUs: `scored(raw=[...], ema=[...])`, one for each validation."""
+    streams = {name: iter(values) for name, values in mious.items()}
 
-    def install(**mious):
-        streams = {name: iter(values) for name, values in mious.items()}
+    class Scored(Trainer):
+        def validate(self, val):
+            return {name: Validation(1.0, FixedScores(next(stream))) for name, stream in streams.items()}
 
-        def evaluate(model, *args, **options):
-            name = "raw" if model.training else "ema"
-            return Evaluation(1.0, FixedScores(next(streams[name])))
-
-        monkeypatch.setattr(loop, "evaluate", evaluate)
-
-    return install
+    return Scored
 
 
-def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_path, score):
-    score(raw=[0.3, 0.5, 0.4, 0.5, 0.9])
-    state = run(tmp_path, state=build_state(ema=0), epochs=9, early_stopping=2)
+def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_path):
+    kind = scored(raw=[0.3, 0.5, 0.4, 0.5, 0.9])
+    state = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=9, early_stopping=2)
     assert state.epoch == 4
     assert (state.best_miou, state.best_epoch, state.stale_epochs) == (0.5, 2, 2)
 
 
-def test_a_checkpoint_says_whether_its_run_has_reached_the_end(tmp_path, score):
-    score(raw=[0.3, 0.5, 0.4, 0.4])
-    run(tmp_path, state=build_state(ema=0), epochs=1)
+def test_a_checkpoint_says_whether_its_run_has_reached_the_end(tmp_path):
+    kind = scored(raw=[0.3, 0.5, 0.4, 0.4])
+    run(tmp_path, kind=kind, state=build_state(ema=0), epochs=1)
     assert read_checkpoint(tmp_path)[0]["finished"]
     with pytest.raises(Interrupted):  # in the second of three epochs
-        run(tmp_path, state=build_state(ema=0), resume=True, epochs=3, stop_after=1)
+        run(tmp_path, kind=kind, state=build_state(ema=0), resume=True, epochs=3, stop_after=1)
     assert not read_checkpoint(tmp_path)[0]["finished"]
-    run(tmp_path, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
+    run(tmp_path, kind=kind, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
     content, _ = read_checkpoint(tmp_path)
     assert (content["epoch"], content["finished"]) == (4, True)
 
 
-def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path, score):
-    score(raw=[0.3, 0.5, 0.4])
-    state = run(tmp_path, state=build_state(ema=0), epochs=5, val_every=2)
+def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path):
+    kind = scored(raw=[0.3, 0.5, 0.4])
+    state = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=5, val_every=2)
     assert (state.epoch, state.best_epoch, state.stale_epochs) == (5, 4, 1)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [row["miou"] for row in rows] == ["", "0.3", "", "0.5", "0.4"]
     assert all(row["train_loss"] for row in rows)
 
 
-def test_early_stopping_waits_for_a_validation(tmp_path, score):
-    score(raw=[0.3, 0.2])
-    state = run(tmp_path, state=build_state(ema=0), epochs=9, val_every=2, early_stopping=1)
+def test_early_stopping_waits_for_a_validation(tmp_path):
+    kind = scored(raw=[0.3, 0.2])
+    state = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=9, val_every=2, early_stopping=1)
     assert (state.epoch, state.best_epoch, state.stale_epochs) == (4, 2, 2)
 
 
-def test_a_plateau_does_not_count_epochs_without_validation(tmp_path, score):
-    score(raw=[0.3, 0.3])
-    state = run(tmp_path, state=build_state(ema=0, schedule="plateau"), epochs=6, val_every=3)
+def test_a_plateau_does_not_count_epochs_without_validation(tmp_path):
+    kind = scored(raw=[0.3, 0.3])
+    state = run(tmp_path, kind=kind, state=build_state(ema=0, schedule="plateau"), epochs=6, val_every=3)
     assert (state.scheduler.plateau.stale, state.scheduler.plateau.factor) == (1, 1.0)
 
 
-def test_patience_goes_on_where_it_was_after_a_resume(tmp_path, score):
-    score(raw=[0.5, 0.4, 0.3, 0.9])
-    run(tmp_path, state=build_state(ema=0), epochs=2, early_stopping=2)
-    state = run(tmp_path, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
+def test_patience_goes_on_where_it_was_after_a_resume(tmp_path):
+    kind = scored(raw=[0.5, 0.4, 0.3, 0.9])
+    run(tmp_path, kind=kind, state=build_state(ema=0), epochs=2, early_stopping=2)
+    state = run(tmp_path, kind=kind, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
     assert (state.epoch, state.best_epoch) == (3, 1)
 
 
 @pytest.mark.parametrize(("raw", "ema", "best"), [([0.3], [0.4], "ema"), ([0.4], [0.3], "raw"), ([0.4], [0.4], "raw")])
-def test_the_better_of_raw_and_averaged_weights_is_kept(tmp_path, score, raw, ema, best):
-    score(raw=raw, ema=ema)
-    state = run(tmp_path, epochs=1)
+def test_the_better_of_raw_and_averaged_weights_is_kept(tmp_path, raw, ema, best):
+    kind = scored(raw=raw, ema=ema)
+    state = run(tmp_path, kind=kind, epochs=1)
     assert read_header(tmp_path / "best.safetensors")["extra"] == {"epoch": 1, "miou": 0.4, "weights": best}
     expected = state.model if best == "raw" else state.ema.module
     assert torch.equal(load_model(tmp_path).head.weight, expected.head.weight)
@@ -101,16 +104,16 @@ def test_the_better_of_raw_and_averaged_weights_is_kept(tmp_path, score, raw, em
     assert (float(row["miou"]), float(row["ema_miou"])) == (raw[0], ema[0])
 
 
-def test_a_score_that_is_nan_is_never_the_best(tmp_path, score):
-    score(raw=[0.2, float("nan")], ema=[float("nan"), float("nan")])
-    state = run(tmp_path, epochs=2)
+def test_a_score_that_is_nan_is_never_the_best(tmp_path):
+    kind = scored(raw=[0.2, float("nan")], ema=[float("nan"), float("nan")])
+    state = run(tmp_path, kind=kind, epochs=2)
     assert (state.best_miou, state.best_epoch, state.best_weights) == (0.2, 1, "raw")
 
 
-def test_a_validation_set_without_any_class_is_an_error(tmp_path, score):
-    score(raw=[float("nan")])
+def test_a_validation_set_without_any_class_is_an_error(tmp_path):
+    kind = scored(raw=[float("nan")])
     with pytest.raises(ValueError, match="the validation images show no class that is scored"):
-        run(tmp_path, state=build_state(ema=0), epochs=1)
+        run(tmp_path, kind=kind, state=build_state(ema=0), epochs=1)
 
 
 OUT_OF_MEMORY = [
@@ -163,10 +166,10 @@ def test_a_compiled_step_trains_like_an_eager_one(tmp_path):
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
 
 
-def test_an_extended_run_keeps_its_epochs_and_its_best(tmp_path, score):
-    score(raw=[0.5, 0.4, 0.3])
-    short = run(tmp_path, state=build_state(ema=0), epochs=1)
-    longer = run(tmp_path, state=build_state(ema=0, epochs=3), resume=True, epochs=3)
+def test_an_extended_run_keeps_its_epochs_and_its_best(tmp_path):
+    kind = scored(raw=[0.5, 0.4, 0.3])
+    short = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=1)
+    longer = run(tmp_path, kind=kind, state=build_state(ema=0, epochs=3), resume=True, epochs=3)
     assert [row["epoch"] for row in longer.history] == [1, 2, 3]
     assert same(longer.history[0], short.history[0])
     assert (longer.best_miou, longer.best_epoch, longer.stale_epochs) == (0.5, 1, 2)
@@ -177,12 +180,12 @@ def disk_full(*args, **options):
 
 
 def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, monkeypatch, caplog):
-    real, calls = saving.save_state, iter(range(99))
+    real, calls = checkpoint.save_state, iter(range(99))
 
     def sometimes_full(state, out, randoms):
         return disk_full() if next(calls) == 1 else real(state, out, randoms)
 
-    monkeypatch.setattr(saving, "save_state", sometimes_full)
+    monkeypatch.setattr(checkpoint, "save_state", sometimes_full)
     state = run(tmp_path, epochs=3)
     assert "cannot save in" in caplog.text
     assert "No space left on device" in caplog.text
@@ -191,7 +194,7 @@ def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, m
 
 
 def test_a_table_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(saving, "write_results", disk_full)
+    monkeypatch.setattr(checkpoint, "write_results", disk_full)
     run(tmp_path, epochs=1)
     assert f"cannot write {tmp_path / 'results.csv'}: [Errno 28]" in caplog.text
     assert len(read_checkpoint(tmp_path)[0]["history"]) == 1
@@ -208,15 +211,15 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch, score):
-    score(raw=[0.5, 0.4])
+def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch):
+    kind = scored(raw=[0.5, 0.4])
     calls = iter(range(9))
 
     def once_full(*args, **options):
         return disk_full() if next(calls) == 0 else write_whole(*args, **options)
 
-    monkeypatch.setattr(saving, "write_whole", once_full)
-    state = run(tmp_path, state=build_state(ema=0), epochs=2)
+    monkeypatch.setattr(checkpoint, "write_whole", once_full)
+    state = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=2)
     assert (state.best_miou, state.best_epoch) == (0.4, 2)
     assert read_header(tmp_path / "best.safetensors")["extra"]["miou"] == 0.4
 
@@ -266,15 +269,9 @@ def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
 
 
 def test_a_stop_after_a_save_that_failed_saves_again_or_says_why_not(tmp_path, monkeypatch):
-    calls = iter(range(99))
-
-    def check_stop():
-        if next(calls) == 9:  # after 5 steps and 4 validation images, at the end of the epoch
-            raise Interrupted(signal.SIGTERM)
-
-    monkeypatch.setattr(saving, "save_state", disk_full)
+    monkeypatch.setattr(checkpoint, "save_state", disk_full)
     with pytest.raises(Interrupted) as caught:
-        run(tmp_path, epochs=2, check_stop=check_stop)
+        run(tmp_path, epochs=2, stop_after=9)  # after 5 steps and 4 validation images, at the end of the epoch
     assert caught.value.error is not None
     assert not (tmp_path / "last.pt").exists()
 
@@ -294,13 +291,14 @@ def test_sigusr1_asks_once_for_a_save_and_stops_nothing():
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-class AskAt:
-    """True at one call alone; copies the run folder as it is at the next."""
+class SaveAsked(StopSignals):
+    """Asks for a save at call number `call`, and copies the run folder as it is at the next call."""
 
     def __init__(self, call, out, copy):
+        super().__init__()
         self.call, self.out, self.copy, self.calls = call, out, copy, 0
 
-    def __call__(self):
+    def save_asked(self):
         self.calls += 1
         if self.calls == self.call + 1:
             shutil.copytree(self.out, self.copy)
@@ -310,7 +308,7 @@ class AskAt:
 @pytest.mark.parametrize(("call", "epoch", "step"), [(2, 0, 2), (6, 0, 5), (11, 1, 2)])  # the second in validation
 def test_a_save_that_is_asked_for_is_one_to_resume_from_and_changes_nothing(tmp_path, call, epoch, step):
     run(tmp_path / "a")
-    run(tmp_path / "b", save_asked=AskAt(call, tmp_path / "b", tmp_path / "c"))
+    run(tmp_path / "b", stop=SaveAsked(call, tmp_path / "b", tmp_path / "c"))
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
     content, _ = read_checkpoint(tmp_path / "c")
     assert (content["epoch"], content["step"]) == (epoch, step)
@@ -330,7 +328,7 @@ def test_a_signal_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, mon
     with monkeypatch.context() as patch, StopSignals() as stop:
         patch.setattr(os, "fsync", signalled)
         with pytest.raises(Interrupted, match="SIGTERM"):
-            run(tmp_path / "b", epochs=2, check_stop=stop.check)
+            run(tmp_path / "b", epochs=2, stop=stop)
     assert read_checkpoint(tmp_path / "b")[0]["epoch"] == 1
     assert not [path for path in (tmp_path / "b").iterdir() if path.name.startswith(".")]
     run(tmp_path / "b", epochs=2, resume=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM let the current step finish, so that it can be saved; SIGUSR1 has it saved, and goes on."""
+"""Signals during a training: Ctrl-C and SIGTERM stop it after the current step, SIGUSR1 saves it."""
 
 import signal
 import sys
@@ -9,11 +9,11 @@ from types import FrameType, TracebackType
 
 
 class Interrupted(Exception):
-    """The process was asked to stop by the signal `number`, at a moment when all can be saved.
+    """The process was asked to stop by a signal, and has reached a point at which everything can be saved.
 
     Attributes:
-        number: Of the signal.
-        error: Why it could not be saved, if so.
+        number: The number of the signal.
+        error: The error if saving failed, else None.
     """
 
     def __init__(self, number: int) -> None:
@@ -24,7 +24,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def save_signal_ignored() -> Iterator[None]:
-    """Around a whole command: SIGUSR1, which would end it, does nothing where there is nothing new to save."""
+    """Ignore SIGUSR1, which would end the process, while there is nothing to save. For a whole command."""
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -36,14 +36,15 @@ def save_signal_ignored() -> Iterator[None]:
 
 
 class StopSignals:
-    """While it is open, the first Ctrl-C or SIGTERM only makes `check` raise Interrupted; a second stops at once.
+    """Turns Ctrl-C and SIGTERM into a request to stop that `check` reports; a second signal stops at once.
 
-    SIGUSR1, by which schedulers such as Slurm tell that time is short, makes `save_asked` true once. Outside the
-    main thread, where Python allows no handlers, it does nothing.
+    SIGUSR1, which schedulers such as Slurm send when the time is almost over, makes `save_asked` return True once.
+    The handlers of the process are replaced only while the object is open as a context manager, and only in the main
+    thread, since Python allows handlers nowhere else. An object that was not opened reports nothing.
 
     Args:
-        patient: A second signal is ignored. Under torchrun one request to stop comes twice, from the system and
-            from torchrun itself, which kills what has not ended after half a minute.
+        patient: Ignore a second signal. Under torchrun one request to stop arrives twice, from the system and from
+            torchrun itself, which kills processes that have not ended after half a minute.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
@@ -56,7 +57,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)
-            if hasattr(signal, "SIGUSR1"):  # not on Windows
+            if hasattr(signal, "SIGUSR1"):  # Windows has no SIGUSR1
                 self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask_to_save)
         return self
 
@@ -67,12 +68,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
+        """Raise Interrupted if Ctrl-C or SIGTERM has come."""
         if self.received is not None:
             raise Interrupted(self.received)
 
     def save_asked(self) -> bool:
-        """Whether SIGUSR1 has come since the last call."""
+        """Return whether SIGUSR1 has come since the last call."""
         asked, self._is_save_asked = self._is_save_asked, False
         return asked
 

@@ -1,4 +1,4 @@
-"""A run that takes a second: a small FPN on images drawn in memory, with augmentation, dropout and an average."""
+"""A training of one second: a small FPN on images drawn in memory, with augmentation, dropout and averaged weights."""
 
 import csv
 import os
@@ -15,13 +15,15 @@ from segkit.models import create_model
 from segkit.training import (
     Interrupted,
     Ranks,
+    StopSignals,
+    Trainer,
+    TrainOptions,
     TrainState,
     autocast,
     create_ema,
     create_optimizer,
     create_scaler,
     create_scheduler,
-    fit,
     load_state,
     read_checkpoint,
     seed_all,
@@ -55,11 +57,12 @@ class Drawn(SegmentationDataset):
         return self.masks[index]
 
 
-def build_state(*, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="off", device=CPU, **optimizer):
+def build_state(
+    *, epochs=2, steps=5, ema=0.9, lr=3e-3, schedule="cosine", amp="off", device=CPU, heads=(), **optimizer
+):
     seed_all(0)
-    model = create_model(
-        "fpn", backbone="test_resnet", class_names=NAMES, pretrained=False, pyramid_channels=8, channels=8
-    ).to(device)
+    options = {"class_names": NAMES, "pretrained": False, "pyramid_channels": 8, "channels": 8}
+    model = create_model("fpn", backbone="test_resnet", **options, **dict.fromkeys(heads, True)).to(device)
     optimizer = create_optimizer(model, lr=lr, weight_decay=0.01, **optimizer)
     scheduler = create_scheduler(optimizer, schedule, epochs=epochs, steps_per_epoch=steps, warmup_epochs=0.5)
     return TrainState(model, optimizer, scheduler, create_scaler(device, amp), create_ema(model, ema))
@@ -72,41 +75,67 @@ def loaders(*, workers=0, batch_size=2, ranks=Ranks()):  # noqa: B008 - is froze
     return train, val_loader(Drawn(2, seed=1), workers=min(workers, 1), **of_rank)
 
 
+class StopAfter(StopSignals):
+    """Interrupts the training at its check number `count`, from 0, and at all later ones; None: never."""
+
+    def __init__(self, count=None):
+        super().__init__()
+        self.count = count
+        self.checks = 0
+
+    def check(self):
+        self.checks += 1
+        if self.count is not None and self.checks > self.count:
+            raise Interrupted(signal.SIGTERM)
+
+
 def run(
     out,
     *,
     resume=False,
     stop_after=None,
+    stop=None,
     epochs=2,
     workers=0,
     batch_size=2,
     state=None,
     ranks=Ranks(),  # noqa: B008 - is frozen
+    loss_fn=None,
+    device=CPU,
+    amp="off",
+    progress=iter,
+    kind=Trainer,
     **options,
 ):
-    """Trains, or goes on; `stop_after` interrupts after so many updates of this call. Gives the state."""
+    """Train, or resume a training, and return the state.
+
+    Args:
+        out: The run folder.
+        resume: Continue with the checkpoint in `out`.
+        stop_after: Interrupt after so many checks of this call, see `StopAfter`.
+        stop: Used instead of `StopAfter(stop_after)`.
+        epochs, workers, batch_size, state, ranks, loss_fn, device, amp, progress: Of the training.
+        kind: A subclass of Trainer.
+        **options: Other TrainOptions.
+    """
     out.mkdir(exist_ok=True)
     state = state or build_state(epochs=epochs)
     if resume:
         load_state(state, ranks.on_first(lambda: read_checkpoint(out)[0]), rank=ranks.rank)
-    calls = iter(range(10**6))
-
-    def check_stop():
-        if stop_after is not None and next(calls) >= stop_after:
-            raise Interrupted(signal.SIGTERM)
-
-    settings = {
-        "loss_fn": create_loss({"ce": 0.6, "dice": 0.4}),
-        "epochs": epochs,
-        "device": CPU,
-        "autocast": autocast(CPU, "off"),
-        "clip_grad": 5.0,
-        **options,
-    }
+    trainer = kind(
+        state,
+        loss_fn or create_loss({"ce": 0.6, "dice": 0.4}),
+        out,
+        TrainOptions(epochs=epochs, **{"clip_grad": 5.0, **options}),
+        device=device,
+        autocast=autocast(device, amp),
+        ranks=ranks,
+        stop=stop or StopAfter(stop_after),
+        progress=progress,
+    )
     train, val = loaders(workers=workers, batch_size=batch_size, ranks=ranks)
-    settings.setdefault("check_stop", check_stop)
     with closing(train), closing(val):
-        for _ in fit(state, train, val, settings.pop("loss_fn"), out, ranks=ranks, **settings):
+        for _ in trainer.fit(train, val):
             pass
     return state
 
@@ -120,7 +149,7 @@ def interrupted(out, stop_after, **options):
 
 
 def forked(function):
-    """Runs `function` in a child of this warm process; gives how it ended: 0, or the negative signal."""
+    """Run `function` in a fork of this process; return its exit code, or the negative number of the signal."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -135,7 +164,7 @@ def forked(function):
 
 
 def outcome(out):
-    """All that must not depend on interruptions: the last checkpoint, the results and the best model."""
+    """Return what must not depend on interruptions: the last checkpoint, the results and the best model."""
     content, _ = read_checkpoint(out)
     content = {key: value for key, value in content.items() if key not in ("seconds", "settings", "data")}
     content["history"] = [{k: v for k, v in row.items() if k != "time"} for row in content["history"]]
@@ -144,7 +173,7 @@ def outcome(out):
 
 
 def same(a, b):
-    """Whether nested values are equal, tensors bit for bit."""
+    """Return whether nested values are equal, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):

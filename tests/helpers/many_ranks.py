@@ -1,4 +1,4 @@
-"""Functions run by several processes of one group: forks of this warm process, which meet at a file, not at a port."""
+"""Run a function in several processes of one group: forks of this process, which find each other by a file."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ TIMEOUT = 60  # seconds
 
 
 def on_ranks(count, function, folder):
-    """What `function(ranks)` gives in each of `count` processes; their tracebacks, if one fails or all hang."""
+    """Return the result of `function(ranks)` in each of `count` processes; fail with their tracebacks if one fails."""
     folder.mkdir(exist_ok=True)
     children = [_start(rank, count, function, folder) for rank in range(count)]
     deadline = time.monotonic() + TIMEOUT
@@ -29,12 +29,12 @@ def on_ranks(count, function, folder):
 
 @contextmanager
 def group(rank, count, folder):
-    """This process as one of a group."""
+    """Make this process a member of a group."""
     os.environ.update(GLOO_SOCKET_IFNAME="lo", RANK=str(rank))
     store = dist.FileStore(str(folder / "store"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
     try:
-        yield Ranks(rank, count, store=dist.PrefixStore("word", store))
+        yield Ranks(rank, count, store=dist.PrefixStore("messages", store))
     finally:
         leave_process_group()
 

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from segkit.training.tracking import Tracking
+from segkit.training.trackers import Tracking
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 NAN = float("nan")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segkit.training import make_deterministic, seed_all
-from segkit.training.random_state import random_state, set_random_state
+from segkit.training.state import random_state, set_random_state
 
 
 def drawn():

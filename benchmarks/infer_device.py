@@ -35,13 +35,9 @@ class HostBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        if function is torch.ops.aten._to_copy.default:
-            source, target = arguments[0], result
-        elif function is torch.ops.aten.copy_.default:
-            target, source = arguments[:2]
-        else:
-            return result
-        if source.is_cuda and not target.is_cuda:
+        source = arguments[1] if function is torch.ops.aten.copy_.default else next(iter(arguments), None)
+        both = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
+        if both and source.is_cuda and not result.is_cuda:
             self.bytes += source.numel() * source.element_size()
         return result
 

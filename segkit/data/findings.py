@@ -55,9 +55,7 @@ class Kind(NamedTuple):
 _SKIP = '`on_bad="skip"` skips them'
 KINDS = {
     # images
-    "missing-image": Kind(
-        "error", "missing images", f"file names start from `images` (`root` of a data set); {_SKIP}"
-    ),
+    "missing-image": Kind("error", "missing images", f"file names start from `images` (`root` of a data set); {_SKIP}"),
     "unreadable-image": Kind("error", "images that cannot be read", _SKIP),
     "other-size": Kind(
         "error",

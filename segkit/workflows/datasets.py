@@ -85,6 +85,9 @@ def open_labelled(
     Raises:
         DataError: There are no images, none has an annotation, or a scored file occurs twice.
     """
+    for value in paths:
+        if not isinstance(value, Path | SegmentationDataset):
+            raise UsageError(f"`{name}` takes paths and objects of SegmentationDataset, got {type(value).__name__}")
     if _is_own(paths):
         data = _own(config, name, paths)
     else:

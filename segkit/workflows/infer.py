@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +32,12 @@ from segkit.inference import (
 from segkit.inference.coco_results import annotations_of, check_background, image_record
 from segkit.inference.stream import ahead
 from segkit.runs import DEMO, create_run_folder
+from segkit.training import Ranks, ranks_of_torchrun
 from segkit.workflows.devices import pick_device, pick_workers
 from segkit.workflows.predictors import Member, find_members, load_predictor
-from segkit.workflows.shards import Shard, shard_of_this_process
 
 WRITERS = 2  # threads
+WAIT = timedelta(days=7)  # for the slowest process: shares of the images may take very different times
 FILES = ("mask", "overlay", "probs")  # the results in `save` that are one file per image
 
 _log = logging.getLogger(__name__)
@@ -102,30 +104,30 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     images = _open_source(config, members[0])
     names = [source.name for source in images] if isinstance(images, list) else images.names()
     ids = _submission_ids(config, names)
-    with shard_of_this_process() as shard:
-        console = Console(verbose=verbose and shard.is_first)
+    with ranks_of_torchrun(None, timeout=WAIT) as ranks:
+        console = Console(verbose=verbose and ranks.is_first)
         predictor = load_predictor(
             config,
             members,
-            device=_device(config, shard),
+            device=_device(config, ranks),
             crf_workers=pick_workers(config.workers) if len(images) > 1 else 0,
             probs="memory" if {"probs", "pseudo"} & set(config.save) else "none",
             console=console,
         )
         pseudo = _pseudo_labels(config, predictor)
-        out = shard.from_first(_open_out(config) if shard.is_first else None)
+        out = ranks.on_first(lambda: _open_out(config))
         needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # those two are made of the masks
         writer = PredictionWriter(
             out, predictor.class_names, names, [kind for kind in FILES if kind in {*config.save, *needed}]
         )
         clock = Clock()
-        todo, done = _divide(shard.share(images), writer, config.skip_existing)
-        segmented = _shown(segment(todo, predictor, clock), len(names) // shard.count, clock, console)
+        todo, done = _divide(ranks.share(images), writer, config.skip_existing)
+        segmented = _shown(segment(todo, predictor, clock), len(names) // ranks.count, clock, console)
         written = list(_write(segmented, writer, pseudo, clock))
-        results = shard.gather([*done, *written])
+        results = ranks.gather_on_first([*done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
-    return _conclude(config, writer, results, ids, console) if shard.is_first else PredictResult(out, [], [])
+    return _conclude(config, writer, results, ids, console) if ranks.is_first else PredictResult(out, [], [])
 
 
 def _open_source(config: InferConfig, member: Member) -> Sequence[SourceImage]:
@@ -137,10 +139,10 @@ def _open_source(config: InferConfig, member: Member) -> Sequence[SourceImage]:
     return [image for image in images if own.isdisjoint(image.path.resolve().parents)]
 
 
-def _device(config: InferConfig, shard: Shard) -> torch.device:
+def _device(config: InferConfig, ranks: Ranks) -> torch.device:
     device = pick_device(config.device)
-    several = shard.count > 1 and config.device == "auto" and device.type == "cuda"
-    return pick_device(f"cuda:{shard.local_rank}") if several else device
+    several = ranks.count > 1 and config.device == "auto" and device.type == "cuda"
+    return pick_device(f"cuda:{ranks.local_rank}") if several else device
 
 
 def _open_out(config: InferConfig) -> Path:

@@ -1,0 +1,156 @@
+"""segkit.predict, evaluate, tune and export, as another program calls them."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segkit
+from segkit.config import EvaluateConfig, InferConfig, TuneConfig
+from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.errors import DataError, UsageError
+from segkit.metrics import ConfusionMatrix
+from segkit.models import create_model, load_model, save_model
+
+NAMES = ("background", "square", "disc")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    torch.manual_seed(3)
+    options = {"pyramid_channels": 16, "channels": 16, "pretrained": False}
+    model = create_model("fpn", backbone="test_resnet", class_names=NAMES, **options).eval()
+    torch.nn.init.normal_(model.head.weight, std=3)
+    file = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save_model(model, file)
+    return file
+
+
+class Own(SegmentationDataset):
+    """A data set of one's own, with the images of another one."""
+
+    class_names = NAMES
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def image(self, index):
+        return self.data.image(index)
+
+    def mask(self, index):
+        return self.data.mask(index)
+
+
+@pytest.mark.parametrize(
+    ("workflow", "config"),
+    [(segkit.predict, InferConfig), (segkit.evaluate, EvaluateConfig), (segkit.tune, TuneConfig)],
+)
+def test_a_workflow_takes_the_settings_of_its_command(workflow, config):
+    defaults = {name: p.default for name, p in inspect.signature(workflow).parameters.items()}
+    assert defaults.pop("verbose") is False
+    expected = config(data=("x",)) if "data" in defaults else config()
+    assert {**defaults, **({"data": ("x",)} if "data" in defaults else {})} == vars(expected)
+
+
+def test_predict_returns_what_it_writes_and_prints_nothing(file, shapes, tmp_path, capfd):
+    result = segkit.predict(weights=str(file), source=shapes[1], out=str(tmp_path / "o"), save="mask", device="cpu")
+    assert result.folder == tmp_path / "o"
+    assert [row["image"] for row in result.rows] == [f"images/val{i}.png" for i in range(4)]
+    assert result.failures == []
+    mask = np.asarray(Image.open(result.folder / result.rows[1]["mask"]))
+    photo = shapes[1].parent / "images/val1.png"
+    assert (mask == load_model(file).predict(photo).mask).mean() > 0.999
+    assert capfd.readouterr() == ("", "")
+
+
+def test_predict_returns_the_images_that_cannot_be_read(file, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/good.png")
+    (tmp_path / "in/bad.jpg").write_text("no image")
+    result = segkit.predict(weights=file, source=tmp_path / "in", out=tmp_path / "o", device="cpu")
+    assert [row["image"] for row in result.rows] == ["good.png"]
+    ((image, error),) = result.failures
+    assert image == "bad.jpg"
+    assert "bad.jpg is not an image" in error
+
+
+def test_a_loaded_model_predicts_as_its_file_does_and_stays_as_it_is(file, shapes, tmp_path):
+    model = load_model(file).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"source": shapes[1], "save": "mask", "device": "cpu"}
+    one = segkit.predict(weights=[model, model], member_weights=(1, 3), out=tmp_path / "a", **options)
+    other = segkit.predict(weights=file, out=tmp_path / "b", **options)
+    for row in one.rows:
+        assert (one.folder / row["mask"]).read_bytes() == (other.folder / row["mask"]).read_bytes()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_evaluate_scores_a_data_set_of_ones_own(file, shapes, tmp_path, capfd):
+    data = CocoSegmentation(shapes[1])
+    result = segkit.evaluate(weights=load_model(file), data=Own(data), out=tmp_path / "o", device="cpu")
+    confusion = ConfusionMatrix(3)
+    for image, target in data:
+        confusion.update(load_model(file).predict(image).mask, target)
+    expected = confusion.compute()
+    assert result.scores["miou"] == pytest.approx(expected.miou, abs=1e-4)
+    assert list(result.iou) == list(NAMES)
+    assert list(result.iou.values()) == pytest.approx(expected.iou.tolist(), abs=1e-4)
+    for name, value in {**result.iou, "miou": result.scores["miou"]}.items():
+        low, high = result.intervals[name]
+        assert low <= value <= high
+    assert len(result.images) == 4
+    assert result.differences == []
+    scores = json.loads((result.folder / "scores.json").read_text())
+    assert (scores["weights"], scores["data"]) == (["model 1"], ["Own"])
+    assert scores["miou"] == result.scores["miou"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_evaluate_returns_the_differences_to_another_model(file, shapes, tmp_path):
+    result = segkit.evaluate(
+        weights=file, compare=load_model(file), data=shapes[1], out=tmp_path / "o", mask_cache="off", device="cpu"
+    )
+    assert [(row["class"], row["difference"]) for row in result.differences] == [
+        (name, 0.0) for name in (*NAMES, "mIoU")
+    ]
+
+
+def test_tune_returns_its_plan_and_its_command(file, shapes, tmp_path, capfd):
+    result = segkit.tune(
+        weights=file, data=CocoSegmentation(shapes[1]), folds=2, flips="none", out=tmp_path / "o", device="cpu"
+    )
+    content = json.loads((result.folder / "tune.json").read_text())
+    assert content["command"] == result.command
+    assert content["held_out_miou"] == result.held_out_miou
+    assert content["gains"].keys() == result.gains.keys() == {"scales", "class bias"}
+    assert list(result.plan.scales) == content["plan"]["scales"]
+    assert str(file) in result.command
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda file, out: segkit.predict(weigths=file, out=out), UsageError, "did you mean 'weights'"),
+        (lambda file, out: segkit.predict(weights=3, out=out), UsageError, "`weights` must be a path, got 3"),
+        (lambda file, out: segkit.predict(weights=object(), out=out), UsageError, "paths and Segmenter objects"),
+        (lambda file, out: segkit.predict(weights=file, source="none", out=out), DataError, "no file or folder none"),
+        (lambda file, out: segkit.evaluate(weights=file, out=out), UsageError, "`data`"),
+        (
+            lambda file, out: segkit.evaluate(weights=file, data=object(), out=out),
+            UsageError,
+            "`data` takes paths and objects",
+        ),
+    ],
+)
+def test_what_cannot_be_an_argument_is_named(file, tmp_path, call, error, message):
+    with pytest.raises(error, match=message):
+        call(file, tmp_path / "o")
+    assert not (tmp_path / "o").exists()

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -61,8 +62,6 @@ class Ranks:
         """Return the sum of all processes' tensors, on the CPU and in the tensor's dtype."""
         if self.count == 1:
             return x
-        import torch.distributed as dist
-
         total = x.to("cpu", copy=True)
         dist.all_reduce(total)
         return total
@@ -77,8 +76,6 @@ class Ranks:
         """Return the values of all processes, in all of them."""
         if self.count == 1:
             return [value]
-        import torch.distributed as dist
-
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
@@ -87,8 +84,6 @@ class Ranks:
         """Return the joined lists of all processes in the first one, and an empty list in the others."""
         if self.count == 1:
             return values
-        import torch.distributed as dist
-
         parts: list[Any] | None = [None] * self.count if self.is_first else None
         dist.gather_object(values, parts)
         return [value for part in parts or [] for value in part]
@@ -97,8 +92,6 @@ class Ranks:
         """Call `act` in the first process while the others wait; return its result, or raise its error, in all."""
         if self.count == 1:
             return act()
-        import torch.distributed as dist
-
         box: list[Any] = [None, None]  # result, error
         if self.is_first:
             try:
@@ -182,8 +175,6 @@ class Ranks:
         """Copy the buffers of the first process, such as the statistics of batch norms, to all processes."""
         if self.count == 1:
             return
-        import torch.distributed as dist
-
         buffers = [buffer for module in modules for buffer in module.buffers() if buffer.numel()]
         parts = [buffer.flatten().view(torch.uint8) for buffer in buffers]
         if not parts:
@@ -214,8 +205,6 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
-    import torch.distributed as dist
-
     rank, count, local_rank, count_here = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
@@ -244,8 +233,6 @@ def _rendezvous_store() -> "Store":
     (PyTorch issues 135712 and 167288). On one machine the number of the start distinguishes them. On several machines
     that number differs; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun use a new store.
     """
-    import torch.distributed as dist
-
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
@@ -254,8 +241,6 @@ def _rendezvous_store() -> "Store":
 
 def _empty_store(store: "Store") -> "Store":
     """Return an empty part of the store, the same in all processes; the store may outlive them."""
-    import torch.distributed as dist
-
     name = [uuid.uuid4().hex]
     dist.broadcast_object_list(name)
     return dist.PrefixStore(name[0], store)
@@ -351,6 +336,4 @@ def _reported_elsewhere(error: Exception) -> Exception:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

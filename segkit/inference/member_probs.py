@@ -1,4 +1,4 @@
-"""MemberProbs: what each model says of each view of each image, at some pixels, kept on disk."""
+"""MemberProbs: the probabilities of each model for each view of each image, at some pixels, kept on disk."""
 
 import shutil
 import tempfile
@@ -19,18 +19,18 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class MemberProbs:
-    """Probabilities (M, V, C, P) float16 of an image's P pixels by M members for V views: `probs[i]`.
+    """Keep probabilities (M, V, C, P) float16 for P pixels of an image, by M members for V views: `probs[i]`.
 
-    They lie in a file without a name, whose space is freed with the object. All weights of the members, and
-    all choices among the views, can then be tried without running a model again.
+    All weights of the members and all choices of views can then be tried without running a model again. The file has
+    no name, so that its space is freed with the object.
 
     Args:
-        predictor: Members, views and window; its member weights, class bias and CRF are not used.
-        pixels: Numbers of the pixels of each image that are kept, see `sample_pixels`.
-        folder: Where the file lies.
+        predictor: Its members, views and window are used; its member weights, class bias and CRF are not.
+        pixels: For each image, the indices of the pixels to keep, in ascending order; see `sample_pixels`.
+        folder: The folder of the file.
 
     Raises:
-        ValueError: there is not enough room for it.
+        UsageError: The disk is too small.
     """
 
     def __init__(self, predictor: Predictor, pixels: Sequence[np.ndarray], folder: Path) -> None:
@@ -42,15 +42,15 @@ class MemberProbs:
         if self.bytes > free:
             raise UsageError(
                 f"the probabilities of {self._shape[0]} members for {self._shape[1]} views take "
-                f"{self.bytes / 1e9:.2f} GB, but {folder.resolve()} has room for {free / 1e9:.2f} GB; "
-                "keep fewer pixels, views or members"
+                f"{self.bytes / 1e9:.2f} GB, but {folder.resolve()} has only {free / 1e9:.2f} GB left; "
+                "keep fewer `pixels`, views or members"
             )
         with tempfile.TemporaryFile(dir=folder) as file:
             self._values = np.memmap(file, dtype=np.float16, mode="w+", shape=(self._ends[-1],))
 
     @property
     def bytes(self) -> int:
-        """Room that the file takes."""
+        """Size of the file."""
         return 2 * self._ends[-1]
 
     def __len__(self) -> int:
@@ -61,50 +61,64 @@ class MemberProbs:
         return self._values[start : self._ends[index]].reshape(*self._shape, -1)
 
     def run(self, data: SegmentationDataset, progress: Progress = iter) -> None:
-        """Runs every member on every view of every image, once."""
+        """Run every member on every view of every image, once.
+
+        Args:
+            data: The images.
+            progress: Iterates over their indices, and may show how far it is.
+        """
         for i in progress(range(len(data))):
             image = torch.from_numpy(data.image(i)).permute(2, 0, 1)
             for kept, model in zip(self[i], self.predictor.members, strict=True):
-                _keep(kept, self._scores(model, image), self.pixels[i], image.shape[2])
+                self._keep(kept, model, image, self.pixels[i])
 
     def mixture(self, index: int, weights: Sequence[float], views: Sequence[int]) -> np.ndarray:
-        """(C, P) float32 probabilities of an image: the mean over some views, weighted over the members."""
+        """Return probabilities (C, P) float32 of an image: the mean over views, weighted over the members.
+
+        Args:
+            index: The image.
+            weights: One weight per member; their sum is 1.
+            views: Indices into `views`.
+        """
         total = np.zeros((self._shape[2], len(self.pixels[index])), dtype=np.float32)
         for of_member, weight in zip(self[index], weights, strict=True):
             if weight:
                 total += of_member[list(views)].sum(0, dtype=np.float32) * np.float32(weight / len(views))
         return total
 
-    @torch.inference_mode()
-    def _scores(self, model: nn.Module, image: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """First row and (V, C, rows, W) of one band of rows after another."""
+    def _keep(self, kept: np.ndarray, model: nn.Module, image: Tensor, pixels: np.ndarray) -> None:
+        """Write the probabilities of all views at some pixels into `kept` (V, C, P)."""
+        window, width = self.predictor.window, image.shape[2]
+        if window is None or max(np.subtract(image.shape[1:], window.size)) <= 0:
+            for of_view, scores in zip(kept, self._views(model, image[None]), strict=True):
+                of_view[:] = _at(scores[0], pixels)
+            return
+        for top, band in window.bands(lambda part: torch.cat(list(self._views(model, part)), dim=1), image):
+            first, last = np.searchsorted(pixels, [top * width, (top + band.shape[1]) * width])
+            kept[..., first:last] = _at(band.unflatten(0, self._shape[1:]), pixels[first:last] - top * width)
 
-        def predict(pixels: Tensor) -> Tensor:
-            member = Member(model, model.preprocessing.normalise)
-            every = self.predictor.tta.each(member, pixels.to(self.predictor.device).float())
-            return torch.cat([scores.cpu() for scores in every], dim=1)  # (N, V*C, H, W)
-
-        window = self.predictor.window
-        whole = window is None or max(np.subtract(image.shape[1:], window.size)) <= 0
-        for top, band in [(0, predict(image[None])[0])] if whole else window.bands(predict, image):
-            yield top, band.unflatten(0, self._shape[1:])
+    def _views(self, model: nn.Module, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the probabilities (N, C, H, W) of each view of uint8 images (N, 3, H, W)."""
+        member = Member(model, model.preprocessing.normalise)
+        return self.predictor.tta.each(member, pixels.to(self.predictor.device).float())
 
 
-def _keep(kept: np.ndarray, bands: Iterable[tuple[int, Tensor]], pixels: np.ndarray, width: int) -> None:
-    """Writes the pixels, which ascend, of bands of rows into `kept` (V, C, P)."""
-    for top, band in bands:
-        first, last = np.searchsorted(pixels, [top * width, (top + band.shape[2]) * width])
-        places = torch.from_numpy(pixels[first:last] - top * width)
-        kept[..., first:last] = band.flatten(2)[..., places].numpy()
+def _at(scores: Tensor, pixels: np.ndarray) -> np.ndarray:
+    """Return scores (..., H, W) at some pixels as (..., P) float16; only these are copied to the host."""
+    places = torch.from_numpy(pixels).to(scores.device)
+    return scores.flatten(-2)[..., places].half().cpu().numpy()
 
 
 def sample_pixels(sizes: Sequence[int], pixels: int, seed: int) -> list[np.ndarray]:
-    """Numbers of pixels, ascending: the same share of each image, one drawn from each stretch of neighbours.
+    """Draw the same share of the pixels of each image, one from each stretch of neighbours.
 
     Args:
         sizes: Number of pixels of each image.
-        pixels: Number of them that is drawn from an image on average; all, where there are no more.
-        seed: Of the drawing.
+        pixels: How many to draw from an image on average; all, if it has no more.
+        seed: Seed of the drawing.
+
+    Returns:
+        For each image, the indices of the pixels in ascending order.
     """
     random = np.random.default_rng(seed)
     share = min(1.0, pixels * len(sizes) / sum(sizes))

@@ -70,6 +70,6 @@ def test_pixels_are_the_same_share_of_each_image_and_come_once():
 def test_a_disk_without_room_is_refused(models, tmp_path, monkeypatch):
     usage = member_probs.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(member_probs.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"2 members for 1 views take 0\.00 GB, but .* has room for 0\.00 GB"):
+    with pytest.raises(ValueError, match=r"2 members for 1 views take 0\.00 GB, but .* has only 0\.00 GB left"):
         MemberProbs(Predictor(models), [np.arange(1000)], tmp_path)
     assert not list(tmp_path.iterdir())

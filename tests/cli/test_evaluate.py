@@ -27,7 +27,7 @@ def save(file, *, seed=3, names=NAMES):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A model of random weights, and one that says background everywhere, which is mostly right."""
+    """A model with random weights, and one that predicts background everywhere, which is mostly right."""
     folder = tmp_path_factory.mktemp("evaluated")
     random = save(folder / "random.safetensors")
     constant = load_model(random)
@@ -71,7 +71,7 @@ def test_the_scores_are_those_of_the_confusion_matrix(models, shapes, tmp_path, 
     assert f"mIoU {100 * expected.miou:.2f} [" in capsys.readouterr().out
 
 
-def test_each_image_has_a_row_and_the_worst_are_pictured(models, shapes, tmp_path):
+def test_each_image_has_a_row_and_the_worst_ones_are_drawn(models, shapes, tmp_path):
     run(models[0], shapes[1], tmp_path / "o", "--worst", 3)
     rows = table(tmp_path / "o/images.csv")
     assert [row["image"] for row in rows] == [f"images/val{i}.png" for i in range(4)]
@@ -81,7 +81,7 @@ def test_each_image_has_a_row_and_the_worst_are_pictured(models, shapes, tmp_pat
         assert picture.height > 3 * 192
 
 
-def test_the_newest_run_is_named_where_no_weights_are_given(models, shapes, tmp_path, monkeypatch):
+def test_without_weights_the_newest_run_is_scored(models, shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/train1").mkdir(parents=True)
     shutil.copy(models[0], tmp_path / "runs/train1/best.safetensors")
@@ -89,7 +89,7 @@ def test_the_newest_run_is_named_where_no_weights_are_given(models, shapes, tmp_
     assert json.loads((tmp_path / "o/scores.json").read_text())["weights"] == ["runs/train1"]
 
 
-def test_a_model_compared_with_itself_differs_by_nothing(models, shapes, tmp_path, capsys):
+def test_a_model_compared_with_itself_has_no_differences(models, shapes, tmp_path, capsys):
     run(models[0], shapes[1], tmp_path / "o", "--compare", models[0])
     for row in table(tmp_path / "o/differences.csv"):
         assert [float(row[name]) for name in ("difference", "low", "high")] == [0, 0, 0]
@@ -97,7 +97,7 @@ def test_a_model_compared_with_itself_differs_by_nothing(models, shapes, tmp_pat
     assert not (tmp_path / "o/regressions.png").exists()
 
 
-def test_the_better_model_wins_and_what_it_lost_is_pictured(models, shapes, tmp_path, capsys):
+def test_the_better_model_wins_and_regressions_are_drawn(models, shapes, tmp_path, capsys):
     run(models[0], shapes[1], tmp_path / "worse", "--compare", models[1])
     run(models[1], shapes[1], tmp_path / "better", "--compare", models[0])
     lost, won = ({r["class"]: r for r in table(tmp_path / x / "differences.csv")} for x in ("worse", "better"))
@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_read_ends_the_evaluation(models, shapes, tmp_pa
     assert not (tmp_path / "o/scores.json").exists()
 
 
-def test_what_cannot_be_scored_is_told_in_a_sentence(models, shapes, tmp_path, capsys):
+def test_what_cannot_be_scored_is_reported_in_one_sentence(models, shapes, tmp_path, capsys):
     other = save(tmp_path / "other.safetensors", names=("background", "can", "disc"))
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}))

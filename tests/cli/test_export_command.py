@@ -4,17 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import fails
 
 from segkit.cli import export
 from segkit.models import create_model, save_model
 
 ROOT = Path(__file__).parents[2]
-
-
-def fails(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        export.main([str(a) for a in arguments])
-    return stop.value.code
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +21,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_folder_is_exported_beside_its_model(run, capsys):
+def test_a_run_folder_is_exported_next_to_its_model(run, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     export.main([str(run)])
@@ -37,7 +32,7 @@ def test_a_run_folder_is_exported_beside_its_model(run, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["best.onnx", "best.safetensors"]
 
 
-def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path, monkeypatch, capsys):
+def test_onnx_names_the_file_which_is_replaced_only_by_overwrite(run, tmp_path, monkeypatch, capsys):
     written = []
 
     def write(model, path):
@@ -50,7 +45,7 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
     (run / "best.onnx").unlink(missing_ok=True)
     export.main([str(run)])
     export.main([str(run / "best.safetensors"), "--onnx", str(target)])
-    assert fails(run, "--onnx", target) == 2
+    assert fails(export, run, "--onnx", target) == 2
     error = capsys.readouterr().err
     assert f"{target} exists already; choose another --onnx, or replace it by --overwrite" in error
     assert "Traceback" not in error
@@ -70,20 +65,20 @@ def test_the_file_goes_where_onnx_says_and_replaces_one_if_it_may(run, tmp_path,
 )
 def test_a_wrong_argument_ends_in_one_sentence(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert fails(*(run if a == "RUN" else a for a in arguments)) == 2
+    assert fails(export, *(run if a == "RUN" else a for a in arguments)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_ends_in_the_command_that_installs_it(run, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_an_error_with_its_install_command(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert fails(run, "--onnx", tmp_path / "m.onnx") == 2
+    assert fails(export, run, "--onnx", tmp_path / "m.onnx") == 2
     assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
 
 
-def test_help_comes_without_torch():
+def test_help_does_not_import_torch():
     code = (
         "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules)); "
         "sys.argv = ['segkit', 'export', '--help']; runpy.run_module('segkit', run_name='__main__')"

@@ -54,7 +54,7 @@ def read_mask(file):
     return np.asarray(Image.open(file))
 
 
-def test_every_kind_of_result_says_the_same(model, shapes, tmp_path):
+def test_all_kinds_of_results_agree(model, shapes, tmp_path):
     kinds = ("mask", "overlay", "probs", "coco", "submission")
     run(model, shapes[1], tmp_path / "o", "--save", *kinds, "--submission-size", "16")
     mask = read_mask(tmp_path / "o/mask/images/val1.png")
@@ -72,7 +72,7 @@ def test_every_kind_of_result_says_the_same(model, shapes, tmp_path):
     assert not (tmp_path / "o/failed.csv").exists()
 
 
-def test_pseudo_labels_train_as_they_are_and_no_class_is_shifted(model, shapes, tmp_path, capsys):
+def test_pseudo_labels_can_be_trained_on_and_no_class_is_shifted(model, shapes, tmp_path, capsys):
     run(
         model, shapes[1], tmp_path / "o", "--save", "mask", "pseudo", "--pseudo-threshold", 0.5, "--pseudo-min-share", 0
     )
@@ -96,7 +96,7 @@ def test_pseudo_labels_train_as_they_are_and_no_class_is_shifted(model, shapes, 
     assert (tmp_path / "run/best.safetensors").exists()
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(model, shapes, tmp_path):
+def test_an_interrupted_run_that_continues_ends_like_an_uninterrupted_one(model, shapes, tmp_path):
     kinds = ("--save", "mask", "overlay", "submission")
     run(model, shapes[1], tmp_path / "whole", *kinds)
     run(model, shapes[1], tmp_path / "parts", *kinds)
@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(model, shapes
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
 
 
-def test_failures_are_tabled_and_a_later_run_that_has_none_clears_the_table(model, tmp_path, capsys):
+def test_failures_are_listed_and_a_later_run_without_any_removes_the_list(model, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (20, 30)).save(tmp_path / "in/good.png")
     (tmp_path / "in/bad.jpg").write_text("no image")
@@ -146,7 +146,7 @@ def test_member_weights_are_normalised_and_printed(model, shapes, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_torchrun_divides_the_images_and_gives_the_same(model, shapes, tmp_path):
+def test_torchrun_divides_the_images_with_the_same_results(model, shapes, tmp_path):
     kinds = ("--save", "mask", "coco", "pseudo", "submission")
     run(model, shapes[0], tmp_path / "one", *kinds)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "infer.py"]
@@ -187,7 +187,7 @@ def test_a_sample_submission_that_does_not_fit_is_a_wrong_setting(shapes, model,
     assert not (tmp_path / "o").exists()
 
 
-def test_a_model_whose_first_class_is_not_background_makes_no_coco(shapes, model, tmp_path, capsys):
+def test_a_model_whose_first_class_is_not_background_cannot_write_coco(shapes, model, tmp_path, capsys):
     options = {"pyramid_channels": 16, "channels": 16}
     names = ("road", "sky", "tree")
     other = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, **options)
@@ -197,7 +197,7 @@ def test_a_model_whose_first_class_is_not_background_makes_no_coco(shapes, model
     assert "must be background" in capsys.readouterr().err
 
 
-def test_crf_words_give_a_preset_with_changes():
+def test_crf_words_name_a_preset_and_changes():
     pytest.importorskip("pydensecrf")
     assert build_crf(None) is None
     assert build_crf(()) == build_crf(("seed",))
@@ -211,7 +211,7 @@ def test_the_records_are_plain_json(model, shapes, tmp_path):
     assert [c["name"] for c in content["categories"]] == ["square", "disc"]
 
 
-def test_images_of_one_name_in_two_folders_keep_apart(model, tmp_path):
+def test_images_with_the_same_name_in_two_folders_stay_apart(model, tmp_path):
     for folder, value in (("a", 20), ("b", 230)):
         (tmp_path / "in" / folder).mkdir(parents=True)
         picture = np.full((24, 32, 3), value, np.uint8)
@@ -224,7 +224,7 @@ def test_images_of_one_name_in_two_folders_keep_apart(model, tmp_path):
     assert len({row["mask"] for row in rows}) == 2
 
 
-def test_a_larger_image_than_allowed_fails_alone(model, shapes, tmp_path):
+def test_only_the_image_that_is_larger_than_allowed_fails(model, shapes, tmp_path):
     (tmp_path / "in").mkdir()
     for name, side in (("small.png", 16), ("large.png", 64)):
         Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "in" / name)
@@ -233,7 +233,7 @@ def test_a_larger_image_than_allowed_fails_alone(model, shapes, tmp_path):
     assert "max_pixels" in (tmp_path / "out/failed.csv").read_text()
 
 
-def test_an_image_too_large_for_the_crf_fails_alone(model, tmp_path, monkeypatch):
+def test_only_the_image_that_is_too_large_for_the_crf_fails(model, tmp_path, monkeypatch):
     monkeypatch.setattr(DenseCRF, "max_pixels", 1000)
     (tmp_path / "in").mkdir()
     for name, side in (("small.png", 16), ("large.png", 64)):
@@ -243,7 +243,7 @@ def test_an_image_too_large_for_the_crf_fails_alone(model, tmp_path, monkeypatch
     assert "more than the 1000 of a CRF" in (tmp_path / "out/failed.csv").read_text()
 
 
-def test_a_name_that_is_not_utf_8_is_written_as_it_is(model, tmp_path):
+def test_a_name_that_is_not_utf_8_is_written_unchanged(model, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (20, 30)).save(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
     run(model, tmp_path / "in", tmp_path / "out", "--save", "mask", "coco", "submission")
@@ -252,7 +252,7 @@ def test_a_name_that_is_not_utf_8_is_written_as_it_is(model, tmp_path):
     assert len(CocoSegmentation(tmp_path / "out/predictions.json", root=tmp_path / "in")) == 1
 
 
-def test_a_video_that_breaks_off_is_segmented_so_far_and_fails(model, tmp_path):
+def test_the_frames_of_a_video_that_is_cut_off_are_segmented(model, tmp_path):
     file = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
     for frame in np.random.default_rng(0).integers(0, 256, (9, 24, 32, 3), dtype=np.uint8):
@@ -291,21 +291,21 @@ def test_existing_results_are_found_while_the_source_is_read(tmp_path):
     assert [result.name for result in done] == names[::2]
 
 
-def test_results_inside_the_source_are_not_segmented_in_their_turn(model, tmp_path, capsys):
+def test_results_inside_the_source_are_not_segmented(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
     for _ in range(2):
         run(model, tmp_path, tmp_path / "out", "--skip-existing")
     assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
 
 
-def test_results_may_lie_beside_their_images(model, tmp_path, capsys):
+def test_results_may_be_next_to_their_images(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
     for _ in range(2):
         run(model, tmp_path, tmp_path, "--skip-existing")
     assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
 
 
-def test_damaged_and_empty_results_are_made_anew(model, shapes, tmp_path):
+def test_damaged_and_empty_results_are_made_again(model, shapes, tmp_path):
     kinds = ("--save", "mask", "overlay", "probs", "coco")
     run(model, shapes[1], tmp_path / "o", *kinds)
     lost = [

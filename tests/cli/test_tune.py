@@ -20,7 +20,7 @@ NAMES = ("background", "square", "disc")
 
 
 class Brightness(torch.nn.Module):
-    """A decoder that tells the shapes by their brightness: right, and without training."""
+    """A decoder that distinguishes the shapes by their brightness, without training."""
 
     def __init__(self, in_channels, strides):
         super().__init__()
@@ -34,7 +34,7 @@ class Brightness(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """One that is right, a broken one that is sure of itself, and the right one grown blind to squares."""
+    """A good model, a broken one that always predicts discs, and the good one made blind to squares."""
     from segkit.models import DECODERS
 
     DECODERS["brightness"] = Brightness
@@ -95,7 +95,7 @@ def test_a_broken_member_gets_no_weight_and_is_not_in_the_command(models, shapes
     assert [file.name for file in (tmp_path / "o").iterdir()] == ["tune.json"]
 
 
-def test_a_class_that_is_found_too_rarely_is_raised_and_the_command_does_the_same(models, shapes, tmp_path):
+def test_a_class_that_is_found_too_rarely_gets_a_bias_also_in_the_command(models, shapes, tmp_path):
     found = run(models[2:], shapes[0], tmp_path / "o", "--flips", "none", "--scales", 1)
     config = infer_config(found["command"])
     bias = config.class_bias
@@ -105,7 +105,7 @@ def test_a_class_that_is_found_too_rarely_is_raised_and_the_command_does_the_sam
     assert after > before + found["gains"]["class bias"]["estimate"] / 2
 
 
-def test_what_does_not_help_held_out_is_left_out(models, shapes, tmp_path, capsys):
+def test_an_ingredient_that_does_not_help_held_out_is_dropped(models, shapes, tmp_path, capsys):
     found = run(models[:1], shapes[0], tmp_path / "o", "--scales", 0.25, 1, "--margin", 0.05)
     assert found["plan"] == {"weights": [20], "flips": "none", "scales": [1.0], "bias": [0.0] * 3, "crf": None}
     config = infer_config(found["command"])
@@ -113,7 +113,7 @@ def test_what_does_not_help_held_out_is_left_out(models, shapes, tmp_path, capsy
     assert "dropped" in capsys.readouterr().out
 
 
-def test_a_crf_takes_part_only_when_it_is_asked_for(models, shapes, tmp_path):
+def test_a_crf_is_tried_only_if_it_is_asked_for(models, shapes, tmp_path):
     options = ("--flips", "none", "--scales", 1, "--folds", 2)
     found = run(models[:1], shapes[1], tmp_path / "o", *options, "--crf", "seed", "iterations=2")
     assert "crf" in found["gains"]
@@ -137,7 +137,7 @@ def test_only_one_of_several_crfs_holds_its_kernels_at_a_time(models, shapes):
     assert list(counts) == list(crfs)
 
 
-def test_the_command_says_everything_that_is_in_a_plan(tmp_path):
+def test_the_command_contains_everything_in_a_plan(tmp_path):
     config = TuneConfig(data=(tmp_path,), window=512, amp="bf16", exif="ignore", max_pixels=1000)
     plan = Plan((15, 0, 45), "hv", (0.75, 1.25), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
     read = infer_config(infer_command(plan, config, ["a", "b", "c d"], ("background", "a=b", "two words")))
@@ -149,7 +149,7 @@ def test_the_command_says_everything_that_is_in_a_plan(tmp_path):
     assert read.crf == ("deeplab_v1", "iterations=3")
 
 
-def test_every_step_leaves_a_plan_that_can_be_run(tmp_path):
+def test_every_step_returns_a_plan_that_can_run(tmp_path):
     config = TuneConfig(data=(tmp_path,), flips="d4", scales=(0.5, 1.0, 2.0), crf=())
     plan = first_plan(config, 3, 4)
     assert plan.scales == (1.0,)

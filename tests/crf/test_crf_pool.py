@@ -48,7 +48,7 @@ def pooled():
         yield crf
 
 
-def test_workers_give_the_bits_of_one_process_in_order(pooled):
+def test_workers_return_the_bits_of_one_process_in_order(pooled):
     expected = [DenseCRF()(probs, image) for probs, image in scenes()]
     for got, want in zip(pooled.map(scenes()), expected, strict=True):
         assert np.array_equal(got, want)
@@ -58,7 +58,7 @@ def test_workers_give_the_bits_of_one_process_in_order(pooled):
     assert np.array_equal(batch[1], expected[0])
 
 
-def test_submit_gives_a_future(pooled):
+def test_submit_returns_a_future(pooled):
     (probs, image), *_ = scenes()
     future = pooled.submit(probs, image)
     assert np.array_equal(future.result(timeout=60), DenseCRF()(probs, image))
@@ -118,7 +118,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+def test_a_script_without_a_main_guard_gets_a_hint(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(KILLED.replace('if __name__ == "__main__":', "if True:"))
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

@@ -172,7 +172,7 @@ def test_sigmas_too_small_for_the_keys_are_named():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_gives_the_cpus_labels_and_stays_on_the_device():
+def test_cuda_returns_the_labels_of_the_cpu_and_stays_on_the_device():
     probs, image = map(torch.from_numpy, scene((64, 72), classes=5))
     on_gpu = DenseCRF()(probs.cuda(), image)
     assert on_gpu.is_cuda

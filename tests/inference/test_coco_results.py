@@ -36,7 +36,7 @@ def written(tmp_path, results):
     return CocoSegmentation(tmp_path / "out.json")
 
 
-def test_a_label_map_comes_back_as_it_was_with_every_class_in_its_place(tmp_path):
+def test_a_label_map_written_as_coco_is_read_back_unchanged(tmp_path):
     masks = [random_case(seed)[0] for seed in range(5)] + [np.zeros((4, 4), np.uint8), np.full((1, 1), 3, np.uint8)]
     data = written(tmp_path, [(mask, annotations_of(mask)) for mask in masks])
     assert tuple(data.class_names) == NAMES
@@ -44,7 +44,7 @@ def test_a_label_map_comes_back_as_it_was_with_every_class_in_its_place(tmp_path
         assert np.array_equal(data.target(i), mask)
 
 
-def test_pseudo_labels_come_back_with_unsure_pixels_ignored(tmp_path):
+def test_pseudo_labels_are_read_back_with_unsure_pixels_ignored(tmp_path):
     cases = [random_case(seed) for seed in range(5)]
     found = [PseudoLabels(NAMES, 0.8, min_share=0)(prediction_of(*case)) for case in cases]
     data = written(tmp_path, [(mask, one) for (mask, _), one in zip(cases, found, strict=True)])
@@ -52,13 +52,13 @@ def test_pseudo_labels_come_back_with_unsure_pixels_ignored(tmp_path):
         assert np.array_equal(data.target(i), np.where(sure, mask, 255))
 
 
-def test_an_image_without_a_sure_pixel_is_ignored_throughout(tmp_path):
+def test_an_image_without_a_sure_pixel_is_ignored_completely(tmp_path):
     mask = np.full((3, 3), 2, np.uint8)
     (found,) = [PseudoLabels(NAMES, min_share=0)(prediction_of(mask, np.zeros((3, 3), bool)))]
     assert (written(tmp_path, [(mask, found)]).target(0) == 255).all()
 
 
-def test_an_image_with_too_few_sure_pixels_is_not_taken():
+def test_an_image_with_too_few_sure_pixels_is_skipped():
     mask, sure = np.ones((2, 2), np.uint8), np.array([[True, True], [False, False]])
     assert PseudoLabels(NAMES, min_share=0.5)(prediction_of(mask, sure)) is not None
     assert PseudoLabels(NAMES, min_share=0.51)(prediction_of(mask, sure)) is None
@@ -70,7 +70,7 @@ def test_a_class_may_have_its_own_threshold():
     assert [(a["category_id"], a.get("ignore", 0)) for a in found] == [(2, 0), (1, 1)]
 
 
-def test_annotations_carry_area_box_and_a_string_that_json_takes():
+def test_annotations_have_area_box_and_mask_as_plain_json():
     mask = np.zeros((5, 6), np.uint8)
     mask[1:3, 2:6] = 3
     (found,) = annotations_of(mask)

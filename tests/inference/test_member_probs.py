@@ -40,7 +40,7 @@ def test_the_views_of_tta_are_the_parts_of_its_mean(models):
 
 
 @pytest.mark.parametrize("window", [None, SlidingWindow(32, overlap=0.4)])
-def test_a_mixture_is_what_the_predictor_says(models, shapes, tmp_path, window):
+def test_a_mixture_equals_the_result_of_the_predictor(models, shapes, tmp_path, window):
     data = CocoSegmentation(shapes[1])
     probs = kept(Predictor(models, tta=TTA(scales=(0.5, 1.0), flips="hv"), window=window), data, tmp_path)
     views = [i for i, view in enumerate(probs.views) if view.scale == 0.5 and view.turn in ("identity", "h")]
@@ -51,7 +51,7 @@ def test_a_mixture_is_what_the_predictor_says(models, shapes, tmp_path, window):
     assert not list(tmp_path.iterdir())
 
 
-def test_fewer_pixels_are_a_part_of_all(models, shapes, tmp_path):
+def test_fewer_pixels_are_a_subset_of_all(models, shapes, tmp_path):
     data, predictor = CocoSegmentation(shapes[1]), Predictor(models[0])
     every, some = kept(predictor, data, tmp_path), kept(predictor, data, tmp_path, pixels=100)
     assert some[1].shape == (1, 1, 3, 100)
@@ -59,7 +59,7 @@ def test_fewer_pixels_are_a_part_of_all(models, shapes, tmp_path):
     assert some.bytes == 4 * 100 * 3 * 2
 
 
-def test_pixels_are_the_same_share_of_each_image_and_come_once():
+def test_the_same_share_of_each_image_is_drawn_without_repetition():
     pixels = sample_pixels([1000, 4000], 250, seed=1)
     assert [len(chosen) for chosen in pixels] == [100, 400]
     for chosen, size in zip(pixels, (1000, 4000), strict=True):
@@ -67,7 +67,7 @@ def test_pixels_are_the_same_share_of_each_image_and_come_once():
     assert np.array_equal(sample_pixels([7], 8, seed=1)[0], np.arange(7))
 
 
-def test_a_disk_without_room_is_refused(models, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_the_models_run(models, tmp_path, monkeypatch):
     usage = member_probs.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(member_probs.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(ValueError, match=r"2 members for 1 views take 0\.00 GB, but .* has only 0\.00 GB left"):

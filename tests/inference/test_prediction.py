@@ -78,12 +78,12 @@ def test_a_model_in_training_stays_in_training():
         (3, UsageError, "photo must be a path, an array .* or a PIL image, got int"),
     ],
 )
-def test_what_is_no_photograph_is_named(model, photo, error, message):
+def test_an_error_names_what_is_not_a_photograph(model, photo, error, message):
     with pytest.raises(error, match=message):
         model.predict(photo)
 
 
-def test_a_file_that_is_no_image_is_named(model, tmp_path):
+def test_an_error_names_a_file_that_is_not_an_image(model, tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"a\.jpg is not an image"):
         model.predict(tmp_path / "a.jpg")
@@ -99,7 +99,7 @@ def test_the_overlay_tints_objects_and_keeps_the_background():
     assert found.overlay(legend=True).shape[0] > IMAGE.shape[0]
 
 
-def test_the_suffix_says_what_is_saved(tmp_path):
+def test_the_suffix_decides_what_is_saved(tmp_path):
     found = prediction()
     for name in ("deep/a.png", "a.jpg", "a.npz"):
         found.save(tmp_path / name)
@@ -121,7 +121,7 @@ def test_the_suffix_says_what_is_saved(tmp_path):
         ({"image": None}, "a.jpg", "does not hold its image"),
     ],
 )
-def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, changes, name, message):
+def test_what_cannot_be_saved_is_an_error_and_nothing_is_written(tmp_path, changes, name, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         prediction(**changes).save(tmp_path / name)
     assert not (tmp_path / name).exists()

@@ -27,7 +27,7 @@ def probs_of(member):
         return member(images).softmax(1)[0].numpy()
 
 
-def test_one_model_gives_its_own_probabilities():
+def test_one_model_returns_its_own_probabilities():
     prediction = Predictor(model())(IMAGE)
     np.testing.assert_allclose(prediction.probs, probs_of(model()), atol=1e-5)
     assert np.array_equal(prediction.mask, prediction.probs.argmax(0))
@@ -66,13 +66,13 @@ def test_a_class_bias_is_added_to_the_log_probabilities_and_the_crf_gets_the_res
     assert np.array_equal(without.mask, expected.argmax(0))
 
 
-def test_an_optimized_model_stands_for_the_model():
+def test_an_optimized_model_can_replace_the_model():
     expected, prediction = probs_of(model()), Predictor(optimize(model(), compile=False), tta=TTA())(IMAGE)
     np.testing.assert_allclose(prediction.probs, expected, atol=1e-4)
 
 
 class ByColour(torch.nn.Module):
-    """Tells classes by the colour of each pixel alone."""
+    """Predicts each pixel by its colour only."""
 
     class_names = ("a", "b", "c")
     preprocessing = Preprocessing()
@@ -88,7 +88,7 @@ class ByColour(torch.nn.Module):
 
 @pytest.mark.parametrize("tta", [TTA(), TTA(flips="d4"), TTA(flips="v", merge="vote")])
 @pytest.mark.parametrize("probs", ["memory", "disk", "none"])
-def test_a_window_changes_nothing_for_a_model_that_sees_pixels_alone(tta, probs):
+def test_a_window_changes_nothing_for_a_model_without_context(tta, probs):
     whole = Predictor(ByColour(), tta=tta)(IMAGE)
     model = ByColour()
     found = Predictor(model, tta=tta, window=SlidingWindow(16), probs=probs)(IMAGE)
@@ -101,7 +101,7 @@ def test_a_window_changes_nothing_for_a_model_that_sees_pixels_alone(tta, probs)
     assert isinstance(found.probs, np.memmap) == (probs == "disk")
 
 
-def test_an_image_within_the_window_runs_as_a_whole():
+def test_an_image_that_fits_the_window_runs_whole():
     model = ByColour()
     Predictor(model, window=SlidingWindow(64))(IMAGE)
     assert model.sizes == [(1, 3, 37, 50)]
@@ -141,7 +141,7 @@ def test_wrong_arguments_are_named(call, message):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3)])
-def test_extreme_images_pass_views_windows_and_the_crf(size):
+def test_views_windows_and_the_crf_work_for_extreme_image_sizes(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     tta = TTA(scales=(0.5, 1.0), flips="d4")
     for window in (None, SlidingWindow(64)):

@@ -25,7 +25,7 @@ def names(source, **options):
     return [image.name.as_posix() for image in open_source(source, **options)]
 
 
-def test_a_folder_gives_its_images_with_those_of_its_subfolders(photographs):
+def test_a_folder_lists_its_images_and_those_of_its_subfolders(photographs):
     assert names(photographs) == ["a.png", "deep/b.jpg", "deep/er/c d ü.png"]
 
 
@@ -35,7 +35,7 @@ def test_one_image_is_named_after_itself(photographs):
     assert image.read().shape == (4, 6, 3)
 
 
-def test_a_glob_gives_what_matches_named_from_the_folder_that_all_share(photographs):
+def test_names_of_a_glob_start_from_the_common_folder(photographs):
     assert names(f"{photographs}/**/*.png") == ["a.png", "deep/er/c d ü.png"]
     assert names(f"{photographs}/deep/*.jpg") == ["b.jpg"]
     assert names(f"{photographs}/**/**/*.png") == ["a.png", "deep/er/c d ü.png"]
@@ -43,7 +43,7 @@ def test_a_glob_gives_what_matches_named_from_the_folder_that_all_share(photogra
         open_source(f"{photographs}/*.tif")
 
 
-def test_a_list_names_files_beside_it_or_below_the_root(photographs, tmp_path_factory):
+def test_a_list_names_files_next_to_it_or_below_the_root(photographs, tmp_path_factory):
     listed = "# comment\n\ndeep/b.jpg\na.png\na.png\nmissing.png\n"
     (photographs / "list.txt").write_text(listed)
     assert names(photographs / "list.txt") == ["deep/b.jpg", "a.png", "missing.png"]
@@ -55,7 +55,7 @@ def test_a_list_names_files_beside_it_or_below_the_root(photographs, tmp_path_fa
         missing.read()
 
 
-def test_a_file_that_a_list_names_in_two_ways_comes_once(photographs, monkeypatch):
+def test_a_file_that_a_list_names_in_two_ways_is_listed_once(photographs, monkeypatch):
     monkeypatch.chdir(photographs)
     Path("list.txt").write_text(f"a.png\n{photographs}/a.png\ndeep/b.jpg\n")
     assert names("list.txt") == ["a.png", "deep/b.jpg"]
@@ -70,7 +70,7 @@ def test_a_list_may_name_files_that_are_not_utf_8(photographs):
     assert image.read().shape == (4, 6, 3)
 
 
-def test_a_coco_json_gives_ids_and_sizes_and_keeps_bad_images_to_fail_when_they_are_read(photographs):
+def test_a_coco_json_has_ids_and_sizes_and_its_bad_images_fail_when_read(photographs):
     rows = [("a.png", 4), ("deep/b.jpg", 5), ("none.png", 4)]
     images = [{"id": i, "file_name": n, "height": h, "width": 6} for i, (n, h) in enumerate(rows, start=7)]
     file = photographs / "test.json"
@@ -83,7 +83,7 @@ def test_a_coco_json_gives_ids_and_sizes_and_keeps_bad_images_to_fail_when_they_
             image.read()
 
 
-def test_a_coco_json_gives_a_file_once_and_its_annotations_do_not_matter(photographs):
+def test_a_coco_json_lists_a_file_once_and_its_annotations_are_ignored(photographs):
     rows = [(1, "a.png"), (2, "./a.png"), (3, "none.png"), (4, "none.png")]
     images = [{"id": i, "file_name": name, "height": 4, "width": 6} for i, name in rows]
     bad = [{"id": 1, "image_id": 9, "category_id": 1}, {"id": 2, "image_id": 1, "category_id": 1, "segmentation": "?"}]
@@ -124,7 +124,7 @@ def patch(file, marker, offset, new):
     file.write_bytes(content)
 
 
-def test_a_video_gives_its_frames_in_rgb(tmp_path):
+def test_a_video_is_read_as_rgb_frames(tmp_path):
     frames = list(open_source(write_video(tmp_path / "clip.avi", (50, 150, 250))))
     assert [frame.name.as_posix() for frame in frames] == [f"clip/00000{i}.png" for i in range(3)]
     for frame, value in zip(frames, (50, 150, 250), strict=True):
@@ -132,7 +132,7 @@ def test_a_video_gives_its_frames_in_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mkv"])
-def test_a_video_that_breaks_off_ends_with_a_frame_that_cannot_be_read(tmp_path, suffix):
+def test_a_video_that_is_cut_off_ends_with_a_frame_that_cannot_be_read(tmp_path, suffix):
     file = write_video(tmp_path / f"clip.{suffix}", range(100))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     video = open_source(file)
@@ -144,7 +144,7 @@ def test_a_video_that_breaks_off_ends_with_a_frame_that_cannot_be_read(tmp_path,
         last.read()
 
 
-def test_a_video_is_as_long_as_it_is_whatever_its_head_says(tmp_path):
+def test_frames_of_a_video_are_counted_even_if_its_header_is_wrong(tmp_path):
     shorter = write_video(tmp_path / "shorter.avi", range(10))
     patch(shorter, b"strh", 40, struct.pack("<I", 4))  # its number of frames
     unknown = write_video(tmp_path / "unknown.mkv", range(10))
@@ -179,7 +179,7 @@ def test_a_video_may_have_a_name_that_is_not_utf_8_if_opencv_can_read_it(tmp_pat
         ("list.txt", "# nothing", "there is nothing to segment: no images in"),
     ],
 )
-def test_what_cannot_be_a_source_is_named(tmp_path, name, content, message):
+def test_an_error_names_what_cannot_be_a_source(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):

@@ -72,15 +72,15 @@ def images(count, bad=()):
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
-def test_predictions_come_in_order_and_equal_those_one_by_one(workers):
+def test_predictions_come_in_order_and_equal_single_predictions(workers):
     crf = None if workers is None else Refine(workers)
     predictor = Predictor(ByColour(), crf=crf)
     found = list(segment(images(21), predictor))
     assert [one.source.name.stem for one in found] == [str(i) for i in range(21)]
     for one in found:
-        alone = predictor(one.source.read())
-        assert np.array_equal(one.prediction.mask, alone.mask)
-        np.testing.assert_allclose(one.prediction.probs, alone.probs, atol=1e-6)
+        single = predictor(one.source.read())
+        assert np.array_equal(one.prediction.mask, single.mask)
+        np.testing.assert_allclose(one.prediction.probs, single.probs, atol=1e-6)
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
@@ -108,7 +108,7 @@ def test_an_image_too_large_for_the_crf_fails_before_the_models_and_the_others_c
     assert model.calls == 2
 
 
-def test_few_images_are_in_memory_however_many_there_are():
+def test_only_a_few_of_many_images_are_in_memory():
     counter, crf, most = Counter(), Refine(2), 0
     some = (counter.image(f"{i}.png") for i in range(60))
     for number, _ in enumerate(segment(some, Predictor(ByColour(), crf=crf)), start=1):

@@ -20,7 +20,7 @@ def test_a_row_holds_the_labels_of_the_nearest_pixels_in_reading_order(tmp_path)
     assert rows == [["image_id", "PredictionString"], ["b/x.jpg", "0 2 4 6"], ["a.jpg", "7 7 7 7"]]
 
 
-def test_the_ids_and_their_order_are_the_samples(tmp_path):
+def test_the_ids_have_the_order_of_the_sample(tmp_path):
     assert check_sample(sample(tmp_path, ["b.jpg", "a.jpg"]), ["a.jpg", "b.jpg"]) == ["b.jpg", "a.jpg"]
 
 
@@ -40,12 +40,12 @@ def test_ids_need_not_be_utf_8(tmp_path):
         (["a.jpg", "b.jpg", "a.jpg"], "it has an id twice"),
     ],
 )
-def test_other_ids_than_the_images_are_named(tmp_path, ids, message):
+def test_an_error_names_ids_that_do_not_match_the_images(tmp_path, ids, message):
     with pytest.raises(ValueError, match=message):
         check_sample(sample(tmp_path, ids), ["a.jpg", "b.jpg"])
 
 
-def test_what_is_no_sample_is_named(tmp_path):
+def test_an_error_names_what_is_not_a_sample(tmp_path):
     with pytest.raises(ValueError, match="needs a column image_id"):
         check_sample(sample(tmp_path, ["a.jpg"], column="id"), ["a.jpg"])
     with pytest.raises(ValueError, match="no sample submission at"):

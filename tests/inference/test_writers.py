@@ -10,7 +10,7 @@ from segkit.data import DataError
 from segkit.inference import Prediction, PredictionWriter
 
 
-def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_path):
+def test_files_mirror_the_names_of_the_images_and_equal_ones_stay_apart(tmp_path):
     names = [Path("a.jpg"), Path("a.png"), Path("deep/b.jpg")]
     writer = PredictionWriter(tmp_path, ("ground", "can"), names)
     image, mask = np.zeros((37, 50, 3), np.uint8), np.zeros((37, 50), np.uint8)
@@ -26,7 +26,7 @@ def test_files_mirror_the_names_of_the_images_and_keep_clashing_ones_apart(tmp_p
     assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)
 
 
-def test_files_keep_apart_where_one_image_has_the_name_that_another_keeps(tmp_path):
+def test_files_stay_apart_if_an_image_has_the_output_name_of_another(tmp_path):
     names = [Path(name) for name in ("a.jpg", "a.png", "a.jpg.jpg", "a.jpg.jpg.png", "b.jpg")]
     writer = PredictionWriter(tmp_path, ("ground", "can"), names)
     assert list(writer.targets.values()) == ["a.jpg", "a.png", "a.jpg.jpg", "a.jpg.jpg.png", "b"]
@@ -77,7 +77,7 @@ def test_probabilities_of_one_name_may_be_written_by_two_threads(tmp_path, monke
     assert [file.name for file in (tmp_path / "probs").iterdir()] == ["a.npz"]
 
 
-def test_probabilities_that_do_not_fit_on_the_disk_leave_nothing(tmp_path, monkeypatch):
+def test_probabilities_that_do_not_fit_on_the_disk_leave_no_file(tmp_path, monkeypatch):
     writer = PredictionWriter(tmp_path, ("ground", "can"), [Path("a.png")], ["probs"])
     prediction = Prediction(np.zeros((4, 5), np.uint8), np.full((2, 4, 5), 0.5, np.float32))
 

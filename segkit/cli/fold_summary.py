@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 def sum_up(config: TrainConfig, folds: "Folds", out: Path) -> None:
     """Scores every image by the model that has not seen it; prints tables and the infer command, and writes them."""
-    from segkit.inference.writers import write_table
+    from segkit.files import write_records
     from segkit.training import autocast
     from segkit.workflows.devices import pick_device
 
@@ -39,7 +39,7 @@ def sum_up(config: TrainConfig, folds: "Folds", out: Path) -> None:
         total += confusion
     values = np.stack([_values(confusion) for confusion in of_fold])
     epochs = [_best_epoch(out / f"fold{fold}") for fold in range(len(folds))]
-    write_table(out / SUMMARY, summary_rows(total.class_names, epochs, values))
+    write_records(out / SUMMARY, summary_rows(total.class_names, epochs, values))
     write_confusion(out / CONFUSION, total)
     command = f"python infer.py --weights {shlex.quote(str(out))}/fold* --source photographs/"
     (out / COMMAND).write_text(f"{command}\n", encoding="utf-8")

@@ -36,6 +36,10 @@ class MissingPackageError(UsageError, ImportError):
     """An optional package is not installed; the message has the command that installs it. Exit code 2."""
 
 
+class OfflineError(UsageError, ConnectionError):
+    """Something must be downloaded, and the server does not answer. Exit code 2."""
+
+
 class DataError(SegkitError):
     """An image, a mask or an annotation file cannot be used. Exit code 3."""
 

@@ -71,6 +71,24 @@ class RunFolder:
         return [self.fold(i) for i in range(len(json.loads(self.splits.read_text(encoding="utf-8"))))]
 
 
+def find_folds(path: str | os.PathLike) -> list[Path]:
+    """Return the run folders of all folds if `path` is a cross-validation, else `path` itself.
+
+    Raises:
+        MissingFileError: A fold has no model yet.
+    """
+    run = RunFolder(path)
+    if not run.is_cross_validation:
+        return [run.path]
+    missing = [fold.path.name for fold in run.folds() if not fold.best.is_file()]
+    if missing:
+        raise MissingFileError(
+            f"{path} has no model of {', '.join(missing)} yet; resume the cross-validation, or name the folds that "
+            "have one"
+        )
+    return [fold.path for fold in run.folds()]
+
+
 def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False) -> Path:
     """Make the folder `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
 

@@ -1,6 +1,5 @@
-"""timm as a feature pyramid: channels, strides, output stride, preprocessing, weights from hub or file."""
+"""Backbone: a timm network as a feature pyramid, with random weights or weights from the hub or a file."""
 
-import difflib
 import os
 import pickle
 import threading
@@ -16,13 +15,14 @@ from timm.layers import Format
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import MissingFileError, OfflineError, UsageError
 from segkit.models import smp_encoders
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.same_padding import pad_kernels
+from segkit.names import nearest
 
 HUB_ANSWER_SECONDS = 4.0
-PYRAMIDS = (
+PYRAMIDS = (  # examples for messages
     "resnet50",
     "resnext50_32x4d",
     "tf_efficientnet_b4",
@@ -33,25 +33,31 @@ PYRAMIDS = (
 
 
 class Backbone(nn.Module):
-    """A timm network that gives its feature maps: (N, in_channels, H, W) -> list of Tensor, finest first.
+    """A timm network that returns its feature maps: (N, in_channels, H, W) -> list of Tensor, finest first.
 
-    The first entry is the image itself (stride 1); the others are the network's stages. Height and
-    width must be multiples of `size_multiple`; then a map of stride s has exactly (H / s, W / s) pixels.
+    The first entry is the image itself (stride 1); the others are the stages of the network. Height and width of
+    the image must be multiples of `size_multiple`; a map of stride s then has exactly (H / s, W / s) pixels.
 
     Args:
-        name: timm's name, with a tag where wanted: `resnext50_32x4d`, `tf_efficientnet_b4.ns_jft_in1k`; or
-            `smp:` and a name of SMP's, for its weights (see `segkit.models.smp_encoders`).
-        pretrained: False for random weights, True for timm's hub, or the path of a safetensors (or
-            .pth) file in timm's naming.
-        in_channels: Channels of the image; pretrained stems are adapted as timm does.
-        output_stride: 32, or 16 or 8 where the network can be dilated; one of a larger natural stride keeps it.
-        img_size: (H, W) of the images, for networks that are built for one size alone.
+        name: A name of timm, with or without a tag of weights, such as `resnext50_32x4d` or
+            `tf_efficientnet_b4.ns_jft_in1k`; or `smp:` and the name of an encoder of segmentation_models_pytorch,
+            to load its weights (see `segkit.models.smp_encoders`).
+        pretrained: False for random weights, True for the weights on timm's hub, or the path of a .safetensors or
+            .pth file with timm's keys.
+        in_channels: Channels of the image; timm adapts a pretrained stem to other than three.
+        output_stride: Stride of the deepest map: 32, or 16 or 8 if the network can be dilated. A network whose
+            deepest stride is larger than 32 keeps it.
+        img_size: (H, W) of the images, for networks that are built for a single size.
 
     Attributes:
         channels: Channels of each level.
         strides: Stride of each level.
-        size_multiple: (H, W) whose multiples the images must be padded to.
-        preprocessing: What the weights were trained with.
+        size_multiple: The images must be padded to multiples of this (H, W).
+        preprocessing: Mean, standard deviation and range of the images that the weights were trained on.
+
+    Raises:
+        UsageError: An unknown name, an option that the network does not support, or weights that do not fit.
+        OfflineError: `pretrained=True`, and the weights are neither in the cache nor does the hub answer.
     """
 
     def __init__(
@@ -90,11 +96,11 @@ class Backbone(nn.Module):
 def _find_size_multiple(
     backbone: Backbone, name: str, img_size: Sequence[int] | None, trained_size: Sequence[int]
 ) -> tuple[int, int]:
-    """Tries the network on multiples of its deepest stride, of twice that, and of the size it was trained with."""
+    """Try the network on multiples of its deepest stride, of twice that stride, and of the size it was trained on."""
     *_, deepest = backbone.strides
     if list(backbone.strides[1:]) != sorted(set(backbone.strides[1:])) and len(set(backbone.strides[1:])) < 3:
         raise UsageError(
-            f"backbone {name!r} gives maps of stride {deepest} alone, not a pyramid; choose one with stages, "
+            f"backbone {name!r} has only maps of stride {deepest}, not a pyramid; choose a network with stages, "
             f"such as {', '.join(PYRAMIDS)}"
         )
     if img_size is not None and _fits(backbone, tuple(img_size)):
@@ -103,14 +109,14 @@ def _find_size_multiple(
         if _fits(backbone, (2 * height, 3 * width)):
             return height, width
     raise UsageError(
-        f"backbone {name!r} takes images of one size alone; give img_size=(H, W), which it must have been made for, "
-        f"or choose another, such as {', '.join(PYRAMIDS)}"
+        f"backbone {name!r} takes images of a single size; pass `img_size` (H, W), for which it must be built, or "
+        f"choose another backbone, such as {', '.join(PYRAMIDS)}"
     )
 
 
 @torch.inference_mode()
 def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
-    """Whether images of `size` give maps of just the channels and sizes that the strides promise."""
+    """Return whether the maps of an image of `size` have the channels and sizes that the strides promise."""
     mode = backbone.training
     try:
         maps = backbone.eval()(torch.zeros(1, backbone.channels[0], *size))
@@ -128,12 +134,9 @@ def _check_name(name: str) -> None:
         return
     if timm.is_model(name):
         return
-    known = [*timm.list_models(), *timm.list_pretrained()]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise UsageError(
-        f"timm {timm.__version__} has no backbone {name!r}"
-        + (f", did you mean {', '.join(near)}?" if near else "; timm.list_models() names them")
-    )
+    near = nearest(name, [*timm.list_models(), *timm.list_pretrained()])
+    hint = f"did you mean {near!r}?" if near else "timm.list_models() lists all."
+    raise UsageError(f"unknown backbone {name!r} (timm {timm.__version__}); {hint}")
 
 
 def _create_features(
@@ -141,22 +144,23 @@ def _create_features(
 ) -> nn.Module:
     if name.startswith(smp_encoders.PREFIX):
         return smp_encoders.create_smp_features(name, in_channels, output_stride)
-    # Options that many networks do not know are passed only where they change something.
+    # Many networks do not take these options, so they are passed only if they change something.
     options: dict[str, object] = {} if output_stride == 32 else {"output_stride": output_stride}
     if img_size is not None:
         options["img_size"] = tuple(img_size)
     elif name.startswith("swin"):
-        options["strict_img_size"] = False  # its windows fit any size, if they may
+        options["strict_img_size"] = False  # timm would refuse all other sizes, although the windows fit any
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **source)
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
         reason = f" ({error})" if str(error) else ""
         if "output_stride" in options:
             raise UsageError(
-                f"backbone {name!r} cannot run at output_stride={output_stride}{reason}; use output_stride=32"
+                f"backbone {name!r} cannot run at `output_stride={output_stride}`{reason}; use `output_stride=32`"
             ) from error
         raise UsageError(
-            f"backbone {name!r} gives no feature pyramid{reason}; choose one with stages, such as {', '.join(PYRAMIDS)}"
+            f"backbone {name!r} has no feature pyramid{reason}; choose a network with stages, such as "
+            f"{', '.join(PYRAMIDS)}"
         ) from error
 
 
@@ -165,28 +169,28 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
-    """Points timm to the cached file, or makes sure within seconds that the hub answers.
+    """Return the options that point timm to the weights in the cache, or none if the hub can be reached.
 
     Raises:
-        ConnectionError: neither is the case (timm itself would go on trying for 45 seconds).
+        OfflineError: Neither is the case. It is raised within seconds; timm itself would retry for 45.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise UsageError(f"timm has no pretrained weights for {name!r}; use pretrained=False or the path of a file")
+        raise UsageError(f"timm has no pretrained weights for {name!r}; use `pretrained=False` or the path of a file")
     filename = config.hf_hub_filename or "model.safetensors"
     cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
     if isinstance(cached, str):
         return {"pretrained_cfg_overlay": {"file": cached}}
     if not _hub_answers(config.hf_hub_id, filename):
-        raise ConnectionError(
-            f"the weights of {name!r} are not in the local cache and {huggingface_hub.constants.ENDPOINT} does not "
-            "answer; pretrained=FILE (--pretrained FILE) takes a downloaded safetensors file, false random weights"
+        raise OfflineError(
+            f"the weights of {name!r} are not in the local cache, and {huggingface_hub.constants.ENDPOINT} does not "
+            "answer; set `pretrained` to the path of a downloaded safetensors file, or to false for random weights"
         )
     return {}
 
 
 def _hub_answers(repo: str, filename: str) -> bool:
-    """Asks in a thread of its own, since neither the name look-up nor the retries have a time limit."""
+    """Return whether the hub answers in time; asks in a thread, because a name lookup has no time limit."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -194,8 +198,8 @@ def _hub_answers(repo: str, filename: str) -> bool:
         try:
             huggingface_hub.get_hf_file_metadata(url, timeout=HUB_ANSWER_SECONDS)
         except HfHubHTTPError:
-            pass  # it did answer; timm will say what is wrong
-        except Exception:  # whichever way the network is missing: no answer
+            pass  # The hub answered; timm will report the error.
+        except Exception:  # A missing network raises many kinds of errors.
             return
         answered.set()
 
@@ -206,9 +210,9 @@ def _hub_answers(repo: str, filename: str) -> bool:
 
 
 def _load_file(net: nn.Module, path: Path, name: str) -> None:
-    """Loads every tensor of `net` from a file in timm's naming; tensors of the classifier are left over."""
+    """Load every tensor of `net` from a file with timm's keys; tensors of the classifier are ignored."""
     given = {_flat(key): value for key, value in _read_weights(path).items()}
-    # Files from before there were counters of batches have none, and torch does without them, too.
+    # Old files have no counters of batches, and torch works without them.
     weights = {
         key: given.get(_flat(key), own if key.endswith("num_batches_tracked") else None)
         for key, own in net.state_dict().items()
@@ -221,7 +225,7 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         )
     for key, tensor in net.state_dict().items():
         if weights[key].ndim == 4 and weights[key].shape[1] == 3 != tensor.shape[1]:
-            weights[key] = adapt_input_conv(tensor.shape[1], weights[key])  # the stem, for other than RGB
+            weights[key] = adapt_input_conv(tensor.shape[1], weights[key])  # the stem, for images that are not RGB
         if weights[key].shape != tensor.shape:
             raise UsageError(
                 f"{path} does not hold the weights of {name!r}: {key!r} has shape {tuple(weights[key].shape)}, "
@@ -232,7 +236,9 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise MissingFileError(f"no weights file at {path}; pretrained takes a safetensors file, true or false")
+        raise MissingFileError(
+            f"there is no weights file {path}; `pretrained` takes true, false or the path of a safetensors file"
+        )
     try:
         return load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
@@ -240,5 +246,5 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _flat(key: str) -> str:
-    """timm joins nested names with `_` in some feature networks and nests the net under `model.` in others."""
+    """Return the key in one form: timm joins nested names with `_` in some networks and adds `model.` in others."""
     return key.removeprefix("model.").replace(".", "_")

@@ -58,7 +58,7 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = torch.cat([branch(x) for branch in self.branches], dim=1)
         vector = self.pooled(x.mean(dim=(2, 3), keepdim=True))  # (N, channels, 1, 1)
-        # The pooled branch is the same at every pixel, so its share of the projection is a bias per image.
+        # The pooled branch has the same value at every pixel, so it adds one bias per image to the projection.
         conv = self.project.conv
         weight_maps, weight_vector = conv.weight.split([maps.shape[1], vector.shape[1]], dim=1)
         projected = F.conv2d(maps, weight_maps, conv.bias) + F.conv2d(vector, weight_vector)
@@ -66,23 +66,24 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """ASPP, upsampled and fused with the features at stride 4.
-
-    Takes a feature pyramid, finest first; gives (N, channels, H/4, W/4).
+    """ASPP, upsampled and fused with the features at stride 4: feature pyramid -> (N, channels, H/4, W/4).
 
     Args:
-        in_channels: Channels of each pyramid level.
-        strides: Stride of each pyramid level against the image.
+        in_channels: Channels of each pyramid level, finest first.
+        strides: Stride of each pyramid level relative to the image.
         channels: Width of the ASPP and of the fusion.
-        low_level_channels: Width to which the stride-4 features are reduced (section 4.1).
+        low_level_channels: Width to which the features at stride 4 are reduced (section 4.1).
         atrous_rates: Dilations of the ASPP branches; by default 6, 12, 18 at output stride 16.
-        aspp_separable: Depthwise separable convolutions in the ASPP (section 3.1).
-        aspp_refine: A 3x3 separable convolution between the ASPP and the upsampling.
+        aspp_separable: Use depthwise separable convolutions in the ASPP (section 3.1).
+        aspp_refine: Add a 3x3 separable convolution between the ASPP and the upsampling.
         fuse_convs: Number of 3x3 convolutions after the concatenation (section 4.1: two).
-        fuse_separable: Whether these are separable.
+        fuse_separable: Use separable convolutions there, too.
         dropout: Dropout after the ASPP projection.
         norm: `batch`, `group` or `none`.
-        align_corners: How the ASPP's map is upsampled; see `segkit.models.layers.resize`.
+        align_corners: How the output of the ASPP is upsampled; see `segkit.models.layers.resize`.
+
+    Raises:
+        UsageError: The pyramid has no level of stride 4, or no default rates exist for its output stride.
     """
 
     def __init__(
@@ -133,6 +134,6 @@ class DeepLabV3Plus(nn.Module):
 def _default_rates(output_stride: int) -> tuple[int, ...]:
     if output_stride not in ATROUS_RATES:
         raise UsageError(
-            f"no default atrous_rates for output stride {output_stride}, expected 8, 16 or 32; pass atrous_rates"
+            f"no default atrous_rates for output stride {output_stride}, expected 8, 16 or 32; pass `atrous_rates`"
         )
     return ATROUS_RATES[output_stride]

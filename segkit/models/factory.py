@@ -1,6 +1,5 @@
-"""create_model: an architecture by name on a backbone by name."""
+"""create_model: build an architecture by name on a backbone by name."""
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from segkit.models.deeplabv3plus import DeepLabV3Plus
 from segkit.models.fpn import FPN
 from segkit.models.segmenter import AuxiliaryHead, ImageHead, SegmentationHead, Segmenter
 from segkit.models.unet import UNet
+from segkit.names import check_known
 
 DECODERS: dict[str, Callable[..., nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN, "unet": UNet}
 DEFAULT_OUTPUT_STRIDE = {"deeplabv3plus": 16, "fpn": 32, "unet": 32}
@@ -34,20 +34,21 @@ def create_model(
     align_corners: bool = False,
     **decoder_options: Any,
 ) -> Segmenter:
-    """Builds a segmentation model.
+    """Build a segmentation model.
 
     Args:
         name: `deeplabv3plus`, `fpn` or `unet`.
-        backbone: timm's name, with a tag where wanted (`tf_efficientnet_b4.ns_jft_in1k`).
-        num_classes: Number of classes, background included; may be left out where `class_names` is given.
-        class_names: Names of the classes in index order, stored with the model.
-        pretrained: Backbone weights: False for random ones, True for timm's hub, or a file's path.
+        backbone: A name of timm, with or without a tag of weights, such as `tf_efficientnet_b4.ns_jft_in1k`; see
+            `Backbone`.
+        num_classes: Number of classes, background included; optional if `class_names` is passed.
+        class_names: Names of the classes in index order; they are stored with the model.
+        pretrained: Weights of the backbone: False for random ones, True for timm's hub, or the path of a file.
         in_channels: Channels of the images.
         output_stride: Stride of the deepest features, 8, 16 or 32; by default 16 for `deeplabv3plus`
             and 32 for the others.
-        img_size: (H, W) of the images, for backbones that are built for one size alone.
-        aux_head: Adds a segmentation head on the features before the deepest; see `Segmenter.forward`.
-        image_head: Adds a classifier of the whole image.
+        img_size: (H, W) of the images, for backbones that are built for a single size.
+        aux_head: Add a segmentation head on the features before the deepest; see `Segmenter.forward`.
+        image_head: Add a classifier of the whole image.
         align_corners: How the logits, and maps in the decoder, are upsampled; see
             `segkit.models.layers.resize`.
         **decoder_options: Keyword arguments of the decoder, such as `channels` or `norm`.
@@ -56,10 +57,10 @@ def create_model(
         A Segmenter: (N, in_channels, H, W) normalised images -> (N, num_classes, H, W) logits.
 
     Raises:
-        ValueError: an unknown name, backbone or option, or weights that do not fit.
-        ConnectionError: `pretrained=True`, nothing in the cache, and no answer from the hub.
+        UsageError: An unknown name, backbone or option, or weights that do not fit.
+        OfflineError: `pretrained=True`, and the weights are neither in the cache nor does the hub answer.
     """
-    _check_name(name)
+    check_known("model", name, DECODERS)
     if align_corners and "align_corners" in _options(name):
         decoder_options["align_corners"] = True
     _check_options(name, decoder_options)
@@ -67,12 +68,12 @@ def create_model(
     names = _resolve_class_names(num_classes, class_names)
     output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
     if output_stride not in (8, 16, 32):
-        raise UsageError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        raise UsageError(f"`output_stride` must be 8, 16 or 32, got {output_stride}")
     pyramid = Backbone(
         backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, img_size=img_size
     )
     decoder = _build_decoder(name, pyramid, decoder_options)
-    # A decoder that ends at full resolution has its head there as well, with a 3x3 convolution.
+    # The U-Net ends at full resolution, so its head has a 3x3 convolution, as its other steps there.
     head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
     config = {
         "name": name,
@@ -100,22 +101,14 @@ def create_model(
 def _build_decoder(name: str, pyramid: Backbone, options: dict[str, Any]) -> nn.Module:
     try:
         return DECODERS[name](pyramid.channels, pyramid.strides, **options)
-    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # values that torch refuses, each in its own way
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # torch raises any of these for a wrong value
         raise UsageError(f"{name} cannot be built with {options}: {error}") from error
-
-
-def _check_name(name: str) -> None:
-    if name not in DECODERS:
-        near = difflib.get_close_matches(name, DECODERS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown model {name!r}{hint} The models are {', '.join(DECODERS)}")
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
     known = _options(name)
     for option in options:
-        if option not in known:
-            raise UsageError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+        check_known(f"option of {name}", option, known)
 
 
 def _options(name: str) -> list[str]:
@@ -124,17 +117,17 @@ def _options(name: str) -> list[str]:
 
 
 def _as_list(value: Any) -> Any:
-    """A tuple as what it is when it comes back from a file, so that architectures can be compared."""
+    """Turn tuples into lists, as a model file returns them, so that architectures can be compared."""
     return [_as_list(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
     if class_names is None:
         if num_classes is None or num_classes < 1:
-            raise UsageError(f"num_classes must be at least 1, got {num_classes}")
+            raise UsageError(f"`num_classes` must be at least 1, got {num_classes}")
         return tuple(f"class_{i}" for i in range(num_classes))
     if num_classes not in (None, len(class_names)):
-        raise UsageError(f"num_classes is {num_classes}, but class_names has {len(class_names)} names")
+        raise UsageError(f"`num_classes` is {num_classes}, but `class_names` has {len(class_names)} names")
     if not class_names:
-        raise UsageError("class_names is empty")
+        raise UsageError("`class_names` is empty")
     return tuple(class_names)

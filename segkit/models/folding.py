@@ -1,4 +1,4 @@
-"""Exact rewrites of trained models for inference: fewer multiplications, the same result up to rounding."""
+"""Exact rewrites of trained models for inference: fewer multiplications, same result up to rounding."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from segkit.models.segmenter import Segmenter
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Folds the batch norms of our own layers into the convolutions before them; in place, eval mode only."""
+    """Fold the batch norms of our decoders into the convolutions before them, in place; only for eval mode."""
     for layer in model.modules():
         if isinstance(layer, ConvNormAct) and isinstance(layer.norm, nn.BatchNorm2d):
             layer.conv, layer.norm = fuse_conv_bn_eval(layer.conv, layer.norm), nn.Identity()
@@ -22,7 +22,7 @@ def fold_norms(model: nn.Module) -> None:
 
 
 def fold_fpn(model: Segmenter) -> None:
-    """Folds the lateral convolutions of an FPN, where the model has one that fits, into its branches; in place."""
+    """Fold the lateral convolutions of an FPN into its branches, in place, if the model has an FPN that fits."""
     if isinstance(model.decoder, FPN) and FoldedFPN.fits(model.decoder, model.backbone.strides):
         model.decoder = FoldedFPN(model.decoder)
 
@@ -30,10 +30,10 @@ def fold_fpn(model: Segmenter) -> None:
 class FoldedFPN(nn.Module):
     """An FPN decoder with the same output and about half the multiplications in its first convolutions.
 
-    Nothing in the top-down pathway is nonlinear, so the first 3x3 convolution of a branch need not see
-    the wide pyramid map `lateral(c) + up(coarser)`. Its share of `lateral(c)` is one convolution of the
-    backbone's few channels; its share of `up(coarser)`, where each 2x2 block holds one value, is four
-    2x2 convolutions of `coarser` itself, one for each position in the block.
+    The top-down pathway is linear, so the first 3x3 convolution of a branch need not see the wide pyramid map
+    `lateral(c) + up(coarser)`. The part of `lateral(c)` becomes one convolution of the backbone's few channels. The
+    part of `up(coarser)`, in which each 2x2 block has one value, becomes four 2x2 convolutions of `coarser`, one for
+    each position in the block.
     """
 
     def __init__(self, decoder: FPN) -> None:
@@ -49,19 +49,19 @@ class FoldedFPN(nn.Module):
 
     @staticmethod
     def fits(decoder: FPN, strides: tuple[int, ...]) -> bool:
-        """Whether each level doubles the stride of the one before."""
+        """Return whether each level doubles the stride of the one before."""
         used = [strides[level] for level in decoder.levels]
         return all(coarse == 2 * fine for fine, coarse in pairwise(used))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         coarser = self.lateral[-1](features[self.levels[-1]])
-        first = [self.branch[-1][0].conv(coarser)]  # what each branch starts from, finest first
+        first = [self.branch[-1][0].conv(coarser)]  # the first convolution of each branch, finest first
         for i in reversed(range(len(self.direct))):
             x = features[self.levels[i]]
-            # Here the lateral's bias is added before the upsampling, so that the zeros around the map stay zeros.
+            # Add the bias of the lateral before the upsampling, so that the padding around the map stays zero.
             below = coarser + self.lateral[i].bias.view(1, -1, 1, 1)
             first.insert(0, self.direct[i](x) + _interleave(self.below[i](below)))
-            if i:  # the finest pyramid map is not needed at all
+            if i:  # nothing needs the finest pyramid map
                 lateral = F.conv2d(x, self.lateral[i].weight)
                 coarser = lateral + resize_like(below, x, mode="nearest")
         maps = [self._finish(i, first) for i in range(len(first))]
@@ -78,7 +78,7 @@ class FoldedFPN(nn.Module):
 
 
 def _compose(conv: nn.Conv2d, lateral: nn.Conv2d) -> nn.Conv2d:
-    """One 3x3 convolution for `conv(lateral(x))`, without the lateral's bias."""
+    """Return one 3x3 convolution for `conv(lateral(x))`, without the bias of the lateral."""
     composed = nn.Conv2d(lateral.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
     weight = torch.einsum("omyx,mi->oiyx", conv.weight.cpu().double(), lateral.weight.cpu().double()[..., 0, 0])
     composed.weight.data = weight.to(conv.weight)
@@ -88,10 +88,10 @@ def _compose(conv: nn.Conv2d, lateral: nn.Conv2d) -> nn.Conv2d:
 
 
 def _convolve_upsampled(conv: nn.Conv2d) -> nn.Conv2d:
-    """For a 3x3 `conv` of a map doubled by copying: a 2x2 convolution of the map itself, see `_interleave`.
+    """Return a 2x2 convolution of a map for a 3x3 `conv` of the map doubled by copying, see `_interleave`.
 
-    In a row of copies (.. a a b b ..) the taps (l, m, r) around the first b see (a, b, b), around the
-    second (b, b, c): two values each, with taps (l, m + r) and (l + m, r).
+    In a row of copies (.. a a b b ..) the taps (l, m, r) around the first b meet (a, b, b), those around the second
+    b meet (b, b, c): two values each, with taps (l, m + r) and (l + m, r).
     """
     left, middle, right = conv.weight.cpu().double().unbind(-1)  # each (O, M, 3)
     across = [torch.stack([left, middle + right], -1), torch.stack([left + middle, right], -1)]
@@ -107,7 +107,7 @@ def _convolve_upsampled(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _interleave(x: Tensor) -> Tensor:
-    """(N, 4 C, H + 1, W + 1) phases -> (N, C, 2 H, 2 W): phase (a, b) gives the pixels (2 i + a, 2 j + b)."""
+    """Join phases (N, 4 C, H + 1, W + 1) to (N, C, 2 H, 2 W): phase (a, b) holds the pixels (2 i + a, 2 j + b)."""
     n, channels, height, width = x.shape
     h, w = height - 1, width - 1
     even, odd = slice(None, -1), slice(1, None)

@@ -16,20 +16,23 @@ from segkit.models.layers import ConvNormAct, init_decoder, resize_like
 
 
 class FPN(nn.Module):
-    """Takes a feature pyramid, finest first; gives (N, channels, H/4, W/4).
+    """The decoder of Panoptic FPN: feature pyramid -> (N, channels, H/4, W/4).
 
-    Differs: Lin's 3x3 convolutions after each top-down sum are left out, since each semantic branch
-    starts with a 3x3 convolution of its own.
+    Differs: There is no 3x3 convolution after each top-down sum, as in Lin et al., since each semantic branch
+    starts with one.
 
     Args:
-        in_channels: Channels of each pyramid level.
-        strides: Stride of each pyramid level against the image; levels finer than 4 are not used.
+        in_channels: Channels of each pyramid level, finest first.
+        strides: Stride of each pyramid level relative to the image; levels finer than 4 are not used.
         pyramid_channels: Width of the top-down pathway.
         channels: Width of the semantic branches, and of the output.
-        merge: `add` the levels (the paper's) or `cat` their channels, coarsest first.
+        merge: `add` the levels, as in the paper, or `cat` their channels, coarsest first.
         dropout: Dropout of whole channels before the head.
-        norm: Normalisation in the semantic branches: `group` (the paper's), `batch` or `none`.
+        norm: Normalisation in the semantic branches: `group`, as in the paper, `batch` or `none`.
         align_corners: How the branches are upsampled; see `segkit.models.layers.resize`.
+
+    Raises:
+        UsageError: The pyramid has no level of stride 4 or more, or an unknown `merge` or `norm`.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class FPN(nn.Module):
         if not self.levels:
             raise UsageError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
         if merge not in ("add", "cat"):
-            raise UsageError(f"merge must be 'add' or 'cat', got {merge!r}")
+            raise UsageError(f"`merge` must be 'add' or 'cat', got {merge!r}")
         self.merge = merge
         self.out_channels = channels if merge == "add" else channels * len(self.levels)
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels[i], pyramid_channels, 1) for i in self.levels)
@@ -76,7 +79,7 @@ class FPN(nn.Module):
 
 
 class SemanticBranch(nn.Sequential):
-    """3x3 convolutions, each followed by a resize to the next finer level, until the finest."""
+    """3x3 convolutions, each followed by a resize to the next finer level, up to the finest."""
 
     def __init__(self, in_channels: int, out_channels: int, *, steps: int, norm: str, align_corners: bool) -> None:
         widths = [in_channels] + [out_channels] * max(1, steps)
@@ -92,6 +95,6 @@ class SemanticBranch(nn.Sequential):
 
 
 def _routes(strides: Sequence[int]) -> list[list[int]]:
-    """For each level, the finer levels that it passes on its way to level 0: one for each smaller stride."""
+    """Return for each level the finer levels that its branch is resized to: one for each smaller stride."""
     first_of = {stride: level for level, stride in reversed(list(enumerate(strides)))}
     return [[level for s, level in sorted(first_of.items(), reverse=True) if s < stride] for stride in strides]

@@ -1,4 +1,4 @@
-"""The few layers that the decoders share."""
+"""Layers that the decoders share."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,35 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.compat import is_exporting
-from segkit.errors import UsageError
+from segkit.names import check_known
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer where the channels do not divide, or a
-    # group would have one channel (torch refuses groups of one value, as in a 1x1 map).
+    # 32 groups as in Wu & He, "Group Normalization", 2018; fewer if 32 does not divide the channels, or if a group
+    # would have one channel: in a 1x1 map that would be one value, which torch refuses to normalise.
     "group": lambda channels: nn.GroupNorm(_largest_divisor(channels, min(32, max(1, channels // 2))), channels),
     "none": lambda channels: nn.Identity(),
 }
 
 
 def resize_like(x: Tensor, reference: Tensor, mode: str = "bilinear", *, align_corners: bool = False) -> Tensor:
-    """Resizes `x` (N, C, h, w) to the height and width of `reference` (N, C', H, W)."""
+    """Resize `x` (N, C, h, w) to the height and width of `reference` (N, C', H, W)."""
     return resize(x, reference.shape[-2:], mode, align_corners=align_corners)
 
 
 def resize(x: Tensor, size: Sequence[int], mode: str = "bilinear", *, align_corners: bool = False) -> Tensor:
-    """Resizes `x` (N, C, h, w) to `size` (H, W).
+    """Resize `x` (N, C, h, w) to `size` (H, W).
 
-    By default pixels are areas. `align_corners=True` makes them points and puts the outer ones on each
-    other, as some older networks were trained; it has no meaning for `nearest`.
+    By default a pixel is an area. With `align_corners=True` a pixel is a point and the corner points coincide, as in
+    some older networks. It has no effect on `nearest`.
     """
     return F.interpolate(x, size=size, mode=mode, align_corners=None if mode == "nearest" else align_corners)
 
 
 def create_norm(name: str, channels: int) -> nn.Module:
-    """A normalisation layer by name: `batch`, `group` or `none`."""
-    if name not in NORMS:
-        raise UsageError(f"unknown norm {name!r}, expected one of {', '.join(NORMS)}")
+    """Return a normalisation layer by name: `batch`, `group` or `none`."""
+    check_known("norm", name, NORMS)
     return NORMS[name](channels)
 
 
@@ -59,14 +58,14 @@ class ConvNormAct(nn.Sequential):
 
 
 class AtrousDepthwiseConv2d(nn.Conv2d):
-    """3x3 depthwise convolution without bias, quick at the rates of an ASPP: (N, C, H, W) -> the same shape.
+    """3x3 depthwise convolution without bias, fast at the rates of an ASPP: (N, C, H, W) -> the same shape.
 
-    A rate no smaller than the map leaves only the middle of the kernel on it: one product per pixel. At
-    other large rates the processor's library has no kernel of its own for the convolution, and a sum of
-    nine shifted products, one after the other, takes a fraction of its time where no gradient is needed.
+    If the rate is not smaller than the map, only the middle of the kernel meets the map: one product per pixel. For
+    other large rates oneDNN has no fast kernel; without gradients, a sum of nine shifted products takes a fraction
+    of its time on a CPU.
     """
 
-    LARGE = 7  # rates from here on are slow in oneDNN, by measurement
+    LARGE = 7  # measured: oneDNN is slow from this rate on
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)
@@ -77,7 +76,7 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
             return super().forward(x)
         if rate >= max(x.shape[-2:]):
             return x * _per_channel(self.weight[:, 0, 1, 1])
-        # In half precision every one of the nine sums would be rounded, unless the compiler joins them.
+        # In half precision each of the nine sums would be rounded, unless the compiler fuses them.
         exact = x.dtype == torch.float32 or torch.compiler.is_compiling()
         if rate >= self.LARGE and x.device.type == "cpu" and exact and not torch.is_grad_enabled():
             return self._sum_of_shifts(x)
@@ -92,7 +91,7 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
             if (row, column) == (0, 0) or abs(down) >= height or abs(right) >= width:
                 continue
             tap = _per_channel(kernel[:, row + 1, column + 1])
-            if torch.compiler.is_compiling():  # one kernel for all the taps
+            if torch.compiler.is_compiling():  # becomes one kernel for all nine taps
                 total = total + F.pad(x.float(), (-right, right, -down, down)) * tap
             else:
                 here, there = (..., _on_map(-down), _on_map(-right)), (..., _on_map(down), _on_map(right))
@@ -105,7 +104,7 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def _on_map(shift: int) -> slice:
-    """The pixels of an axis that are `shift` or more from its start, or, where negative, from its end."""
+    """Return the slice of an axis that skips `shift` pixels at its start, or at its end if `shift` is negative."""
     return slice(max(shift, 0), min(shift, 0) or None)
 
 
@@ -113,7 +112,7 @@ class SeparableConvNormAct(nn.Sequential):
     """Depthwise 3x3 and pointwise 1x1 convolution, then normalisation and ReLU.
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution", 2018, section 3.1.
-    Differs: nothing between the depthwise and the pointwise convolution.
+    Differs: No normalisation or activation between the depthwise and the pointwise convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: str = "batch") -> None:
@@ -130,10 +129,10 @@ class SeparableConvNormAct(nn.Sequential):
 
 
 class BatchNormOfVectors(nn.BatchNorm2d):
-    """Batch normalisation of pooled (N, C, 1, 1) vectors that survives a training batch of one.
+    """Batch normalisation of pooled (N, C, 1, 1) vectors that also trains on a batch of one.
 
-    One value has no variance, so a batch of one is normalised by the running statistics and leaves
-    them as they are.
+    A single value has no variance, so a batch of one is normalised by the running statistics and does not change
+    them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ class BatchNormOfVectors(nn.BatchNorm2d):
 
 @torch.no_grad()
 def init_decoder(module: nn.Module) -> None:
-    """He-normal convolutions with zero bias, unit norms.
+    """Initialise convolutions by He's normal distribution with zero bias, and norms with weight 1 and bias 0.
 
     Source: He et al., "Delving Deep into Rectifiers", 2015, equation 10 (fan in).
     """

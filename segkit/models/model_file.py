@@ -1,8 +1,7 @@
-"""One file holds a model: weights as safetensors; architecture, class names, preprocessing in its header."""
+"""Model files: the weights as safetensors; architecture, class names and preprocessing in the header."""
 
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from segkit.errors import MissingFileError, UsageError
+from segkit.files import write_whole
 from segkit.models.factory import create_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
+from segkit.runs import RunFolder
 
 FORMAT = 1
-MODEL_FILES = ("best.safetensors", "model.safetensors")  # in a run folder, in a save_pretrained folder
-SPLITS = "splits.json"  # in the folder of train.py --fold all, with an entry for each of the runs fold0, fold1 ...
+SAVED_PRETRAINED = "model.safetensors"  # the file in a folder that `save_pretrained` writes
+SPLITS = RunFolder("").splits.name
 
 
 def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
-    """Writes the model to one safetensors file, whole or not at all.
+    """Write the model to one safetensors file, whole or not at all.
 
     Args:
         model: The model, in any memory format and on any device.
         path: The file; an existing one is replaced.
-        **extra: Plain data that is kept beside the model, such as `miou=0.71`; see `read_header`.
+        **extra: Plain data that is stored with the model, such as `miou=0.71`; see `read_header`.
+
+    Raises:
+        UsageError: The model was not built by `create_model`.
     """
-    path, content = Path(path), model_bytes(model, **extra)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder, path.name)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    write_whole(path, model_bytes(model, **extra), durable=True)
 
 
 def model_bytes(model: Segmenter, **extra: Any) -> bytes:
-    """What `save_model` writes, for those who write it in their own way."""
+    """Return the content of the file that `save_model` writes."""
     if model.config is None:
-        raise UsageError("a model that create_model did not build cannot be saved so: its architecture has no name")
+        raise UsageError("cannot save a model that create_model did not build: its architecture has no name")
     header = {**describe_model(model), "extra": extra}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     return save(tensors, metadata={"segkit": json.dumps(header)})
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:
-    """The model file's header for `model`: what rebuilds it (`model`, None if unknown), classes and preprocessing."""
+    """Return the header of a model file: architecture (`model`, None if unknown), classes and preprocessing."""
     return {
         "format": FORMAT,
         "model": model.config,
@@ -58,14 +55,14 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
 
 
 def load_model(path: str | os.PathLike) -> Segmenter:
-    """Loads a model in eval mode, without network and without naming its architecture again.
+    """Load a model in eval mode; the file says how to build it, and nothing is downloaded.
 
     Args:
-        path: A model file, or a run folder with `best.safetensors`, or a folder with `model.safetensors`.
+        path: A model file, a run folder with `best.safetensors`, or a folder that `save_pretrained` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file was not written by segkit, or is damaged.
+        MissingFileError: There is no such file.
+        UsageError: The file was not written by segkit, or is damaged.
     """
     file = find_model_file(path)
     header = read_header(file)
@@ -77,49 +74,37 @@ def load_model(path: str | os.PathLike) -> Segmenter:
 
 
 def find_model_file(path: str | os.PathLike) -> Path:
-    """The model file that `path` (a file or a folder) stands for."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    for name in MODEL_FILES:
-        if (path / name).is_file():
-            return path / name
-    if (path / SPLITS).is_file():
-        raise MissingFileError(f"{path} holds a model for each fold; give one of them, such as {path / 'fold0'}")
-    if path.is_dir():
-        raise MissingFileError(f"the folder {path} holds none of {', '.join(MODEL_FILES)}")
-    raise MissingFileError(f"no model file at {path}")
-
-
-def find_folds(path: str | os.PathLike) -> list[Path]:
-    """The run folders of all folds where `path` is a folder of `train.py --fold all`; else `path` alone.
+    """Return the model file at `path`, which may be the file, a run folder or a folder of `save_pretrained`.
 
     Raises:
-        FileNotFoundError: a fold has no model yet.
+        MissingFileError: There is none.
     """
-    path = Path(path)
-    if not (path / SPLITS).is_file():
-        return [path]
-    folds = [path / f"fold{i}" for i in range(len(json.loads((path / SPLITS).read_text(encoding="utf-8"))))]
-    missing = [fold.name for fold in folds if not (fold / MODEL_FILES[0]).is_file()]
-    if missing:
-        raise MissingFileError(
-            f"{path} has no model of {', '.join(missing)} yet; python train.py --resume {path} trains it, "
-            "or name the folds that are there"
-        )
-    return folds
+    path, run = Path(path), RunFolder(path)
+    files = (run.best, path / SAVED_PRETRAINED)
+    for file in (path, *files):
+        if file.is_file():
+            return file
+    if run.is_cross_validation:
+        raise MissingFileError(f"{path} holds a model for each fold; choose one, such as {run.fold(0)}")
+    if path.is_dir():
+        raise MissingFileError(f"the folder {path} has neither {' nor '.join(file.name for file in files)}")
+    raise MissingFileError(f"there is no model file {path}")
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """What a model file says of itself: `model`, `class_names`, `preprocessing`, `extra`."""
+    """Return the header of a model file: `model` (arguments of create_model), `class_names`, `preprocessing`, `extra`.
+
+    Raises:
+        UsageError: The file was not written by segkit, or is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     if "segkit" not in metadata:
-        raise UsageError(f"{path} was not written by segkit: it holds weights, but no architecture")
+        raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture")
     header = json.loads(metadata["segkit"])
     if header["format"] > FORMAT:
-        raise UsageError(f"{path} has format {header['format']}, this segkit reads up to {FORMAT}: update segkit")
+        raise UsageError(f"{path} has format {header['format']}; this segkit reads up to {FORMAT}, update it")
     return header

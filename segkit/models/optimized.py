@@ -1,4 +1,4 @@
-"""optimize: the fast path for inference in one call."""
+"""optimize: make a model faster for inference."""
 
 import copy
 import warnings
@@ -14,12 +14,12 @@ from segkit.models.segmenter import Segmenter
 
 
 class OptimizedSegmenter(nn.Module):
-    """What `optimize` gives: takes and gives what the model does, in inference mode.
+    """A model that `optimize` made faster: same input and output, but only for inference.
 
     Attributes:
-        class_names: As in the model.
-        preprocessing: As in the model.
-        compiled: Whether a compiler was there.
+        class_names: Those of the model.
+        preprocessing: That of the model.
+        compiled: Whether the model is compiled; false if there is no C++ compiler.
     """
 
     def __init__(self, model: Segmenter, *, dtype: torch.dtype, compiled: bool, dynamic: bool) -> None:
@@ -46,35 +46,35 @@ class OptimizedSegmenter(nn.Module):
 
     def train(self, mode: bool = True) -> "OptimizedSegmenter":
         if mode:
-            raise UsageError("an optimized model only infers; train the model that it was made from")
+            raise UsageError("an optimized model is only for inference; train the model that it was made from")
         return super().train(mode)
 
 
 def optimize(
     model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: bool = True, dynamic: bool = False
 ) -> OptimizedSegmenter:
-    """Makes a copy of the model that infers faster: channels last, norms folded into convolutions, compiled.
+    """Return a copy of the model that is faster: channels last, norms folded into convolutions, compiled.
 
-    The first call at an image size and batch compiles, which takes tens of seconds. In float32 the logits
-    change by rounding only.
+    The first call with an image size and a batch size compiles, which takes tens of seconds. In float32 the logits
+    change only by rounding.
 
     Args:
-        model: A trained model; it stays as it is.
-        dtype: torch.float32, or torch.bfloat16 where the processor computes in it (logits then change in
-            the third digit).
-        compile: False leaves out the compiler.
-        dynamic: Compiles the second size for sizes of any kind, which takes many minutes; by default each size, of
-            the first 256, is compiled by itself.
+        model: A trained model; it is not changed.
+        dtype: torch.float32, or torch.bfloat16 if the processor computes in it (the logits then change in the third
+            digit).
+        compile: Whether to compile.
+        dynamic: Compile the second size for all further sizes, which takes many minutes. By default each size is
+            compiled separately, up to 256 of them.
 
     Returns:
-        A module that stands for the model wherever it infers: in `Predictor`, in `TTA`.
+        A module that replaces the model for inference, such as in `Predictor` and in `TTA`.
     """
     compiled = compile and (_on_gpu(model) or has_cpp_compiler())
     if compile and not compiled:
-        warnings.warn("optimize: there is no C++ compiler, so the model is not compiled", stacklevel=2)
+        warnings.warn("optimize: there is no C++ compiler, the model is not compiled", stacklevel=2)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(fast)
-    if not compiled:  # compiled, the plain FPN is the faster one: fewer but larger convolutions
+    if not compiled:  # A compiled FPN is faster without folding: it has fewer but larger convolutions.
         fold_fpn(fast)
     fast = fast.to(dtype=dtype, memory_format=torch.channels_last)
     return OptimizedSegmenter(fast, dtype=dtype, compiled=compiled, dynamic=dynamic).eval()

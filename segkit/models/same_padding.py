@@ -1,4 +1,4 @@
-"""TensorFlow's "same" padding at a lower price."""
+"""TensorFlow's "same" padding without a copy of the map."""
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +9,17 @@ from segkit.compat import is_exporting
 
 
 class SameDepthwiseConv2d(Conv2dSame):
-    """timm's Conv2dSame for depthwise convolutions, with the padding in the kernel instead of the map.
+    """timm's Conv2dSame for depthwise convolutions, which pads the kernel instead of the map.
 
-    Where the stride divides the map, "same" pads one pixel more at the far end than at the near one. A
-    kernel with one more row and column of zeros at its near end, padded alike on both sides, gives the
-    same sums and spares a copy of the whole map. Maps of other sizes take timm's way, and so do GPUs, which
-    have fast kernels for 3 x 3 and 5 x 5 alone.
+    If the stride divides the size of the map, "same" pads one pixel more at the far end than at the near end. A
+    kernel with one more row and column of zeros at its near end, and equal padding at both ends of the map, returns
+    the same sums and saves a copy of the map. Maps of other sizes are padded by timm. So are all maps on a GPU, which
+    has fast kernels only for 3 x 3 and 5 x 5.
     """
 
     @classmethod
     def from_conv(cls, conv: Conv2dSame) -> "SameDepthwiseConv2d":
-        """One with the very parameters of `conv`."""
+        """Return a layer that shares the parameters of `conv`."""
         with torch.device("meta"):  # timm's class takes no device before 1.0.16
             same = cls(
                 conv.in_channels,
@@ -44,7 +44,7 @@ class SameDepthwiseConv2d(Conv2dSame):
 
 
 def pad_kernels(net: nn.Module) -> None:
-    """Puts a SameDepthwiseConv2d in the place of each strided depthwise Conv2dSame; in place."""
+    """Replace each depthwise Conv2dSame of `net` by a SameDepthwiseConv2d, in place."""
     for parent in list(net.modules()):
         for name, conv in parent.named_children():
             if type(conv) is Conv2dSame and conv.groups == conv.in_channels > 1 and conv.dilation == (1, 1):

@@ -1,4 +1,4 @@
-"""Backbone, decoder and head joined: any input size in, the same size out."""
+"""Segmenter: backbone, decoder and head; images of any size in, logits of the same size out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Outputs(NamedTuple):
-    """What `model(images, extras=True)` gives; a head that the model lacks gives None."""
+    """The result of `model(images, extras=True)`; None for a head that the model does not have."""
 
     logits: Tensor  # (N, num_classes, H, W)
     aux_logits: Tensor | None  # (N, num_classes, H, W)
@@ -34,20 +34,19 @@ class Outputs(NamedTuple):
 class Segmenter(nn.Module, PyTorchModelHubMixin):
     """Semantic segmentation: normalised (N, in_channels, H, W) images -> (N, num_classes, H, W) logits.
 
-    Images are padded at the right and below to what the backbone's strides divide, and the logits are cut
-    to the image again: a resize that covers a fraction of a stride would shift the far end.
+    Images are padded on the right and below to a multiple of the backbone's strides, and the logits are cropped to
+    the image again: resizing by a fraction of a stride instead would shift the far end.
 
     Args:
-        backbone: Gives the feature pyramid.
+        backbone: Returns the feature pyramid.
         decoder: `list[Tensor] -> Tensor`, see `segkit.testing.check_decoder`.
-        head: From the decoder's channels to the classes.
-        class_names: In index order.
-        preprocessing: What the backbone was trained with; the backbone's own by default.
-        config: The arguments of `create_model` that build this architecture; a model without them
-            cannot be saved by `save_model`.
-        align_corners: How the logits are brought to the image's size; see `segkit.models.layers.resize`.
+        head: Maps the channels of the decoder to the classes.
+        class_names: Names of the classes in index order.
+        preprocessing: Mean, standard deviation and range of the images; by default those of the backbone.
+        config: The arguments of `create_model` that build this architecture; `save_model` needs them.
+        align_corners: How the logits are resized to the image; see `segkit.models.layers.resize`.
         aux_head: Segmentation head on the features before the deepest, for training.
-        image_head: Classifies the whole image by the deepest features.
+        image_head: Classifier of the whole image on the deepest features.
     """
 
     def __init__(
@@ -80,11 +79,11 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         return len(self.class_names)
 
     def forward(self, images: Tensor, *, extras: bool = False) -> Tensor | Outputs:
-        """Gives the logits; with `extras` those of the auxiliary heads as well."""
+        """Return the logits (N, num_classes, H, W); with `extras` also those of the auxiliary heads, as Outputs."""
         padded = pad_to_multiple(images, self.backbone.size_multiple)
         features = self.backbone(padded)
         logits = self.head(self.decoder(features))
-        # A decoder that ends at the image's size says so, and is spared a resize that changes nothing.
+        # A decoder that ends at the size of the image needs no resize.
         if getattr(self.decoder, "out_stride", None) != 1:
             logits = resize_like(logits, padded, align_corners=self.align_corners)
         logits = _cut(logits, images)
@@ -117,7 +116,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         return predict_photo(self, photo, **options)
 
     def freeze_backbone(self, frozen: bool = True) -> Segmenter:
-        """Stops the backbone from learning and holds it in eval mode (dropout and drop-path too), or lets it go."""
+        """Freeze the backbone: no gradients, and eval mode for its norms, dropout and drop-path. Or unfreeze it."""
         self.backbone_is_frozen = frozen
         self.backbone.requires_grad_(not frozen)
         return self.train(self.training)
@@ -128,7 +127,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
             self.backbone.eval()
         return self
 
-    # The hub's hooks: one file format, whichever way a model is stored.
+    # The hooks of PyTorchModelHubMixin: `save_pretrained` writes the same file as `save_model`.
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from segkit.models.model_file import save_model
@@ -164,9 +163,9 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
 
 
 class SegmentationHead(nn.Conv2d):
-    """A convolution from the decoder's width to the classes.
+    """A convolution from the channels of the decoder to the classes.
 
-    Starts near zero, so that training begins at even probabilities.
+    Its weights start near zero, so that training starts from nearly equal probabilities.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, kernel_size: int = 1) -> None:
@@ -176,7 +175,7 @@ class SegmentationHead(nn.Conv2d):
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Deep supervision: 3x3 convolution to a quarter of the channels, dropout, classes.
+    """Head for deep supervision: 3x3 convolution to a quarter of the channels, dropout, classes.
 
     Source: Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.3.
     """
@@ -189,7 +188,7 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class ImageHead(nn.Sequential):
-    """Classes of the whole image, from the mean of the deepest features: (N, C, h, w) -> (N, num_classes)."""
+    """Classifier of the whole image by the mean of its features: (N, C, h, w) -> (N, num_classes)."""
 
     def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.2) -> None:
         super().__init__(
@@ -202,7 +201,7 @@ def _cut(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def pad_to_multiple(images: Tensor, multiple: Sequence[int]) -> Tensor:
-    """Pads (N, C, H, W) with zeros at the right and below to multiples of (height, width)."""
-    # Not -size % multiple: the compiler's symbolic sizes know no remainder of a negative number.
+    """Pad (N, C, H, W) with zeros on the right and below to multiples of (height, width)."""
+    # Not -size % multiple: the symbolic sizes of the compiler have no remainder of negative numbers.
     bottom, right = ((m - size % m) % m for size, m in zip(images.shape[-2:], multiple, strict=True))
     return F.pad(images, (0, right, 0, bottom))

@@ -1,7 +1,7 @@
-"""load_smp_checkpoint: a model trained with segmentation_models_pytorch as a Segmenter with the same output.
+"""load_smp_checkpoint: load a model of segmentation_models_pytorch (SMP) as a Segmenter with the same output.
 
 Source: Iakubovskii, "Segmentation Models Pytorch", https://github.com/qubvel-org/segmentation_models.pytorch; names,
-shapes and defaults of version 0.6.0.
+shapes and defaults are those of version 0.6.0.
 """
 
 import os
@@ -19,7 +19,7 @@ from segkit.models.smp_files import read_smp_weights
 from segkit.models.smp_keys import is_dead, map_keys
 from segkit.models.smp_options import SMP_NAMES, as_plain, find_architecture, translate_options
 
-PLACES = ("architecture", "encoder_name", "classes")  # arguments with a place of their own
+PLACES = ("architecture", "encoder_name", "classes")  # arguments of SMP that have their own argument here
 
 
 def load_smp_checkpoint(
@@ -31,29 +31,30 @@ def load_smp_checkpoint(
     class_names: Sequence[str] | None = None,
     **smp_kwargs: Any,
 ) -> Segmenter:
-    """Builds the Segmenter that gives the logits of a model trained with segmentation_models_pytorch.
+    """Load a model that was trained with SMP as a Segmenter that returns the same logits.
 
-    SMP itself is not needed, nothing is downloaded, and no code in the file is run. The model is an ordinary one:
-    `save_model` and `load_model` keep it without anything of SMP's.
+    SMP need not be installed, nothing is downloaded, and no code in the file is run. `save_model` and `load_model`
+    work with the result as with any other Segmenter.
 
     Args:
-        source: A .pth or .safetensors file, a folder written by SMP's `save_pretrained` (whose settings become the
-            defaults), or a state dict; plain, under `state_dict`, `model` and the like, or with a prefix (`module.`).
+        source: A .pth or .safetensors file, a folder that SMP's `save_pretrained` wrote (its settings are then the
+            defaults), or a state dict. The weights may be an entry such as `state_dict` or `model`, and their keys
+            may have a prefix such as `module.`.
         architecture: `DeepLabV3Plus`, `FPN` or `Unet`.
         encoder_name: SMP's name: `resnet50`, `se_resnext50_32x4d`, `efficientnet-b4`, `timm-efficientnet-b4`,
             `tu-convnext_tiny`, ...
         num_classes: SMP's `classes`.
-        class_names: In index order.
-        **smp_kwargs: The other arguments that SMP's model was built with, under SMP's names and with SMP's
-            defaults; `encoder_weights` tells only how the images were normalised.
+        class_names: Names of the classes in index order.
+        **smp_kwargs: The other arguments that the SMP model was built with, by SMP's names and with SMP's defaults.
+            `encoder_weights` only says how the images were normalised.
 
     Returns:
-        The model in eval mode: (N, in_channels, H, W) -> (N, num_classes, H, W) logits, at any size; at the sizes
-        that SMP takes they are its own.
+        The model in eval mode: (N, in_channels, H, W) -> logits (N, num_classes, H, W) for any H and W. At sizes that
+        SMP accepts the logits equal SMP's.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown or unsupported argument, an unreadable file, or weights of another model.
+        MissingFileError: There is no such file.
+        UsageError: An unknown or unsupported argument, an unreadable file, or weights of another model.
     """
     name = find_architecture(architecture)
     weights, settings = read_smp_weights(source)
@@ -70,7 +71,7 @@ def load_smp_checkpoint(
         **translate_options(name, {key: value for key, value in options.items() if key not in PLACES}),
     )
     model.load_state_dict(_select(weights, model, name, encoder_name))
-    if encoder_weights == "advprop":  # trained with other images: Xie et al., "Adversarial Examples", 2020
+    if encoder_weights == "advprop":  # trained on images in -1..1: Xie et al., "Adversarial Examples", 2020
         half = (0.5,) * len(model.preprocessing.mean)
         model.preprocessing = replace(model.preprocessing, mean=half, std=half)
     return model.eval()
@@ -84,7 +85,7 @@ def _find_backbone(encoder_name: str) -> str:
 
 
 def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins a folder's settings and what the caller says, which may not disagree."""
+    """Join the settings of a folder and the arguments of the caller, which must not contradict each other."""
     stored = {key: value for key, value in stored.items() if not key.startswith("_")}
     for key in stored.keys() & given.keys() - {"encoder_weights"}:
         if as_plain(stored[key]) != as_plain(given[key]):
@@ -93,7 +94,7 @@ def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _select(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_name: str) -> dict[str, Tensor]:
-    """Picks the model's tensors out of SMP's, by our keys, and makes sure that all of them fit and none is left."""
+    """Return SMP's tensors by our keys; all must fit, and none may be missing or unused."""
     target = model.state_dict()
     key_of = map_keys(target, name, encoder_name)
     wrong = [
@@ -108,7 +109,7 @@ def _select(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_
     if wrong or missing or foreign:
         some = [*wrong[:2], *missing[:2], *foreign[:2]]
         raise UsageError(
-            f"the weights are not those of SMP's {SMP_NAMES[name]} with encoder {encoder_name!r} and these options: "
-            f"{len(wrong)} of another shape, {len(missing)} missing, {len(foreign)} unexpected; {'; '.join(some)}"
+            f"the weights do not belong to SMP's {SMP_NAMES[name]} with encoder {encoder_name!r} and these options: "
+            f"{len(wrong)} with another shape, {len(missing)} missing, {len(foreign)} unexpected; {'; '.join(some)}"
         )
     return {key: weights.get(smp, target[key]) for key, smp in key_of.items()}

@@ -1,9 +1,8 @@
-"""The encoders of segmentation_models_pytorch that timm does not have as such: timm's networks, changed to match.
+"""Encoders of segmentation_models_pytorch (SMP) that differ from timm's: networks of timm, changed to match.
 
 Source: behaviour measured on SMP 0.6.0 (encoders resnet, senet, efficientnet, timm_efficientnet).
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,17 +12,17 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from segkit.errors import UsageError
+from segkit.names import unknown
 
 PREFIX = "smp:"
-# What the widths and depths of the EfficientNets were scaled for: Tan & Le, "EfficientNet", 2019, section 5.
+# The image sizes of EfficientNet-B0 to B7: Tan & Le, "EfficientNet", 2019, section 5.
 EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
 
 
 Stages = tuple[tuple[str, ...], tuple[str, ...]]
 RESNET: Stages = (("layer3",), ("layer4",))
 EFFICIENTNET: Stages = (("blocks.3", "blocks.4"), ("blocks.5", "blocks.6"))
-# SMP's table puts the end of stride 16 two blocks early in efficientnet-b0 alone, so the weights are trained so.
+# In SMP's table, stride 16 of efficientnet-b0 (and only there) ends two blocks early; weights were trained with that.
 EFFICIENTNET_B0: Stages = (("blocks.3", "blocks.4.0"), ("blocks.4.1", "blocks.4.2", "blocks.5", "blocks.6"))
 
 
@@ -32,10 +31,10 @@ class Variant:
     """How an encoder differs from the network of timm with the same weights.
 
     Attributes:
-        timm_name: timm's network.
-        stages: Names of the modules at stride 16, whose last gives that map, and of those at stride 32.
-        options: Arguments of timm's network.
-        frozen_size: Size of the images for which TensorFlow's `same` padding was fixed; None for symmetric padding.
+        timm_name: The network of timm.
+        stages: Names of the modules at stride 16, and of those at stride 32; the last of each returns the map.
+        options: Arguments of the network of timm.
+        frozen_size: Image size for which TensorFlow's `same` padding was fixed; None for symmetric padding.
     """
 
     timm_name: str
@@ -45,7 +44,7 @@ class Variant:
 
 
 def _lukemelas(number: int, size: int) -> Variant:
-    """TensorFlow's EfficientNet in lukemelas/EfficientNet-PyTorch."""
+    """Return the variant of an EfficientNet of TensorFlow, as ported in lukemelas/EfficientNet-PyTorch."""
     options = {"drop_path_rate": 0.2, "bn_eps": 1e-3, "bn_momentum": 0.01}
     return Variant(f"efficientnet_b{number}", EFFICIENTNET if number else EFFICIENTNET_B0, options, size)
 
@@ -64,19 +63,21 @@ ENCODERS: dict[str, Variant] = {
 
 
 def find_variant(name: str) -> Variant:
-    """The variant that SMP calls `name`, such as `efficientnet-b4`; an unknown one raises ValueError."""
+    """Return the variant that SMP calls `name`, such as `efficientnet-b4`.
+
+    Raises:
+        UsageError: An unknown encoder.
+    """
     if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise UsageError(f"unknown encoder {name!r}{hint} The encoders are {', '.join(ENCODERS)}, and tu-<timm's name>")
+        raise unknown("encoder", name, [*ENCODERS, "tu-<name of timm>"])
     return ENCODERS[name]
 
 
 def create_smp_features(name: str, in_channels: int, output_stride: int) -> nn.Module:
-    """Builds the feature network of an encoder by SMP's name, with random weights in timm's naming.
+    """Build the feature network of an encoder by SMP's name, with random weights and timm's keys.
 
     Args:
-        name: With or without the prefix `smp:`.
+        name: SMP's name, with or without the prefix `smp:`.
         in_channels: Channels of the images.
         output_stride: Stride of the deepest features, 8, 16 or 32.
 
@@ -95,7 +96,7 @@ def create_smp_features(name: str, in_channels: int, output_stride: int) -> nn.M
 
 
 class EfficientNetWithStem(nn.Module):
-    """timm's EfficientNet whose finest map is the stem's, not the first stage's, which has the same size."""
+    """timm's EfficientNet whose finest map comes from the stem instead of the first stage, which has the same size."""
 
     def __init__(self, net: nn.Module, stages: Stages) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class EfficientNetWithStem(nn.Module):
         self.ends = [self._find_last_block(name) for name in ends]
 
     def _find_last_block(self, name: str) -> int:
-        """The number of the last block of a stage (`blocks.4`), or of a block itself (`blocks.4.0`), among all."""
+        """Return the index among all blocks of the last block of a stage (`blocks.4`), or of a block (`blocks.4.0`)."""
         module = self.get_submodule(name)
         return list(chain.from_iterable(self.blocks)).index(module[-1] if isinstance(module, nn.Sequential) else module)
 
@@ -121,10 +122,10 @@ class EfficientNetWithStem(nn.Module):
 
 
 def _dilate_stages(net: nn.Module, variant: Variant, output_stride: int) -> None:
-    """Replaces the strides above `output_stride` by dilation, of all convolutions of the stages concerned.
+    """Replace strides above `output_stride` by dilation in all convolutions of their stages.
 
-    Differs: DeepLab and timm give the first block of a stage the dilation before it; weights trained either
-    way must run that way.
+    Differs: In DeepLab and timm the first block of such a stage has the dilation of the stage before. Weights must run
+    with the dilations that they were trained with.
     """
     for stride, names in zip((16, 32), variant.stages, strict=True):
         if stride <= output_stride:
@@ -138,9 +139,10 @@ def _dilate_stages(net: nn.Module, variant: Variant, output_stride: int) -> None
 
 
 def _freeze_same_padding(net: nn.Module, size: int) -> None:
-    """Pads each convolution of stride 2 as TensorFlow does within an image of `size`: symmetrically if it is odd there.
+    """Pad each convolution of stride 2 as TensorFlow does for an image of `size`: symmetrically if its map is odd.
 
-    Those whose stride became a dilation are the last ones, so the size is that of the undilated network.
+    Convolutions whose stride became a dilation are the last ones, so the sizes before them are those of the undilated
+    network.
     """
     for name, conv in list(net.named_modules()):
         if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):
@@ -151,7 +153,7 @@ def _freeze_same_padding(net: nn.Module, size: int) -> None:
 
 
 class EvenSameConv2d(nn.Conv2d):
-    """A convolution of stride 2 with TensorFlow's `same` padding for even sizes: one pixel more right and below."""
+    """A convolution of stride 2 with TensorFlow's `same` padding for even sizes: one more pixel right and below."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(

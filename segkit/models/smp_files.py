@@ -1,4 +1,4 @@
-"""Finds the weights of an SMP model in the files and dicts in which people keep them."""
+"""Read the weights of an SMP model from the kinds of files and dicts that people store them in."""
 
 import json
 import os
@@ -22,18 +22,18 @@ NAMES_OF_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "encoder")
 
 
 def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Gives SMP's state dict, without what was wrapped around it, and the settings stored beside it.
+    """Return the state dict of an SMP model and the settings that are stored with it.
 
     Args:
-        source: A .pth or .safetensors file, a folder written by SMP's `save_pretrained`, or what such a file
-            holds. The weights may be an entry (`{"state_dict": ...}`), and their keys may have a prefix (`module.`).
+        source: A .pth or .safetensors file, a folder that SMP's `save_pretrained` wrote, or the content of such a
+            file. The weights may be an entry (`{"state_dict": ...}`), and their keys may have a prefix (`module.`).
 
     Returns:
-        Tensors by SMP's keys, and the settings of a folder (`architecture`, `encoder_name`, ...; otherwise none).
+        The tensors by SMP's keys; and the settings of a folder (`architecture`, `encoder_name`, ...), else none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file that cannot be read, or without an SMP model.
+        MissingFileError: There is no such file.
+        UsageError: The file cannot be read, or has no SMP model.
     """
     if isinstance(source, Mapping):
         return _strip_prefix(_unwrap(source, "the dict"), "the dict"), {}
@@ -47,7 +47,7 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
 def _read_settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise MissingFileError(f"the folder {folder} holds no config.json, as SMP's save_pretrained writes it")
+        raise MissingFileError(f"the folder {folder} has no config.json, which SMP's save_pretrained writes")
     settings = json.loads(file.read_text(encoding="utf-8"))
     if "_model_class" in settings:
         settings["architecture"] = find_architecture(settings["_model_class"])
@@ -56,7 +56,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise MissingFileError(f"no weights file at {path}")
+        raise MissingFileError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -65,19 +65,19 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused or zipfile.is_zipfile(path):
             raise UsageError(_how_to_extract(path, refused and refused[1])) from error
-        raise UsageError(f"{path} is not a file of weights: torch.load cannot read it") from error
+        raise UsageError(f"{path} is not a weights file: torch.load cannot read it") from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise UsageError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(content, Mapping):
-        raise UsageError(f"{path} holds a {type(content).__name__}, expected a dict with the weights")
+        raise UsageError(f"{path} has a {type(content).__name__}, expected a dict with the weights")
     return content
 
 
 def _how_to_extract(path: Path, refused: str | None) -> str:
     weights = path.with_name(f"{path.stem}_weights.pth").name
     return (
-        f"{path} holds Python objects{f' ({refused})' if refused else ''} beside its weights, and to load those is to "
-        "run code from the file; on a machine where you trust it, extract the weights with\n"
+        f"{path} has Python objects{f' ({refused})' if refused else ''} next to its weights, and loading them runs "
+        "code from the file; on a machine where you trust it, extract the weights with\n"
         f"    checkpoint = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
         "    torch.save(checkpoint.state_dict() if hasattr(checkpoint, 'state_dict') else {k: v for k, v in "
         f"checkpoint.items() if isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}}, {weights!r})\n"
@@ -86,7 +86,7 @@ def _how_to_extract(path: Path, refused: str | None) -> str:
 
 
 def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
-    """Gives the dict of tensors in `content`: itself, the entry with a usual name, or the only one."""
+    """Return the dict of tensors in `content`: itself, the entry with a usual name, or the only entry."""
     if any(isinstance(value, Tensor) for value in content.values()):
         return content
     inner = {
@@ -97,16 +97,16 @@ def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
     for name in (*NAMES_OF_WEIGHTS, *(inner if len(inner) == 1 else ())):
         if name in inner:
             return inner[name]
-    raise UsageError(f"found no weights in {where}, whose entries are {', '.join(map(str, content)) or 'none'}")
+    raise UsageError(f"there are no weights in {where}; its entries are {', '.join(map(str, content)) or 'none'}")
 
 
 def _strip_prefix(weights: Mapping[str, Any], where: str | Path) -> dict[str, Tensor]:
-    """Cuts what wrappers put before SMP's keys, and leaves out what is not below it (a loss, a normalisation)."""
+    """Remove the prefix of a wrapper from SMP's keys, and drop keys without the prefix (a loss, a normalisation)."""
     mark = f"{HEAD}.weight"
     prefixes = [key.removesuffix(mark) for key in weights if key.endswith(mark)]
     if len(prefixes) != 1:
-        found = f"holds {len(prefixes)} SMP models, under {', '.join(map(repr, prefixes))}; pass the state dict of one"
-        none = f"holds no SMP model: it has no key {mark!r}, but {', '.join(list(weights)[:3])}, ..."
+        found = f"has {len(prefixes)} SMP models, under {', '.join(map(repr, prefixes))}; pass the state dict of one"
+        none = f"has no SMP model: there is no key {mark!r}, but {', '.join(list(weights)[:3])}, ..."
         raise UsageError(f"{where} {found if prefixes else none}")
     prefix = prefixes[0]
     return {

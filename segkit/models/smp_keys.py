@@ -1,6 +1,6 @@
-"""Where the tensors of a Segmenter lie in the state dict of SMP's model of the same architecture.
+"""The keys of a Segmenter's tensors in the state dict of the SMP model with the same architecture.
 
-Source: the key lists of SMP 0.6.0's models; older releases have the same.
+Source: the key lists of the models of SMP 0.6.0; older releases have the same keys.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 HEAD = "segmentation_head.0"
 
-Rules = tuple[tuple[str, str], ...]  # pattern of the start of our key, start of SMP's
+Rules = tuple[tuple[str, str], ...]  # a pattern for the start of our key, and the start of SMP's key
 
 DECODERS: dict[str, Rules] = {
     "deeplabv3plus": (
@@ -42,7 +42,7 @@ DECODERS: dict[str, Rules] = {
     ),
 }
 
-# lukemelas/EfficientNet-PyTorch, whose blocks are numbered throughout; the first stage has no expansion.
+# Keys of lukemelas/EfficientNet-PyTorch: blocks are numbered across stages, and the first stage has no expansion.
 STEM: Rules = ((r"conv_stem", "_conv_stem"), (r"bn1", "_bn0"))
 FIRST_STAGE: Rules = (
     (r"conv_dw", "_depthwise_conv"),
@@ -61,15 +61,15 @@ OTHER_STAGES: Rules = (
     (r"se\.conv_", "_se_"),
 )
 
-# The classifier's last convolution, which SMP keeps and never runs.
+# The last convolution of the classifier: SMP stores it but never runs it.
 DEAD = {"efficientnet-": ("encoder._conv_head.", "encoder._bn1."), "timm-": ("encoder.conv_head.", "encoder.bn2.")}
 
 
 def map_keys(keys: Iterable[str], architecture: str, encoder_name: str) -> dict[str, str]:
-    """Gives SMP's key for each of the Segmenter's.
+    """Return SMP's key for each key of the Segmenter.
 
     Args:
-        keys: Of the Segmenter's state dict.
+        keys: The keys of the Segmenter's state dict.
         architecture: `deeplabv3plus`, `fpn` or `unet`.
         encoder_name: SMP's name of the encoder.
     """
@@ -85,12 +85,12 @@ def map_keys(keys: Iterable[str], architecture: str, encoder_name: str) -> dict[
 
 
 def is_dead(key: str, encoder_name: str) -> bool:
-    """Whether SMP's model holds this tensor without using it."""
+    """Return whether the SMP model stores this tensor but never uses it."""
     return any(encoder_name.startswith(start) and key.startswith(dead) for start, dead in DEAD.items())
 
 
 def _map_encoder(inner: dict[str, str], encoder_name: str) -> dict[str, str]:
-    """Gives SMP's key for each of the backbone's: {our whole key: timm's key} -> {our whole key: SMP's key}."""
+    """Map the keys of the backbone: {our whole key: timm's key} -> {our whole key: SMP's key}."""
     if encoder_name.startswith("tu-"):
         return {key: f"encoder.model.{name}" for key, name in inner.items()}
     if not encoder_name.startswith("efficientnet-"):

@@ -1,9 +1,10 @@
-"""The arguments of SMP's models, their defaults, and what they are called in `create_model`."""
+"""The arguments of SMP's models, their defaults, and their names in `create_model`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from segkit.errors import UsageError
+from segkit.names import unknown
 
 SMP_NAMES = {"deeplabv3plus": "DeepLabV3Plus", "fpn": "FPN", "unet": "Unet"}
 
@@ -35,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         **COMMON,
     },
 }
-# What we have under another name; of all other arguments only the default is supported.
+# Our names of SMP's arguments; of all other arguments only the default is supported.
 OUR_NAMES = {
     "in_channels": "in_channels",
     "encoder_output_stride": "output_stride",
@@ -49,7 +50,7 @@ OUR_NAMES = {
     "decoder_dropout": "dropout",
     "decoder_use_norm": "norm",
 }
-# What SMP always does and is not our default.
+# Options of ours that SMP always uses and that are not our default.
 OUR_OPTIONS: dict[str, dict[str, Any]] = {
     "deeplabv3plus": {"align_corners": True, "aspp_refine": True, "fuse_convs": 1},
     "fpn": {"align_corners": True},
@@ -59,21 +60,25 @@ NORMS = {True: "batch", "batchnorm": "batch", False: "none", "identity": "none"}
 
 
 def find_architecture(architecture: str) -> str:
-    """Our name of SMP's architecture, in any case; an unknown one raises ValueError."""
+    """Return our name of SMP's architecture, in upper or lower case.
+
+    Raises:
+        UsageError: An unknown architecture.
+    """
     if architecture.lower() not in SMP_NAMES:
-        raise UsageError(f"architecture must be one of {', '.join(SMP_NAMES.values())}, got {architecture!r}")
+        raise unknown("architecture", architecture, SMP_NAMES.values())
     return architecture.lower()
 
 
 def translate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns SMP's arguments into those of `create_model`.
+    """Translate SMP's arguments to those of `create_model`.
 
     Args:
         name: `deeplabv3plus`, `fpn` or `unet`.
-        options: SMP's arguments by SMP's names; defaults may be left out.
+        options: SMP's arguments by SMP's names; absent ones have SMP's defaults.
 
     Raises:
-        ValueError: an argument that SMP's model or ours does not have.
+        UsageError: An argument that SMP's model or ours does not have.
     """
     options = dict(options)
     if "decoder_use_batchnorm" in options:  # its name until SMP 0.4
@@ -87,29 +92,28 @@ def translate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_plain(value: Any) -> Any:
-    """A tuple as a list, as it comes back from JSON."""
+    """Return a tuple as a list, as JSON stores it."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _check_names(name: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in DEFAULTS[name]:
-            known = ", ".join(["encoder_weights", *DEFAULTS[name]])
-            raise UsageError(f"{key!r} is not supported for SMP's {SMP_NAMES[name]}; supported are {known}")
+            raise unknown(f"argument of SMP's {SMP_NAMES[name]}", key, ["encoder_weights", *DEFAULTS[name]])
         if key not in OUR_NAMES and value != DEFAULTS[name][key]:
-            remedy = " (leave it out, and the keys classification_head.* too)" if key == "aux_params" else ""
-            raise UsageError(f"{key}={value!r} is not supported, only {DEFAULTS[name][key]!r}{remedy}")
+            remedy = "; omit it, and remove the keys classification_head.*" if key == "aux_params" else ""
+            raise UsageError(f"`{key}={value!r}` is not supported, only {DEFAULTS[name][key]!r}{remedy}")
 
 
 def _check_values(chosen: Mapping[str, Any]) -> None:
     if chosen.get("encoder_output_stride", 16) not in (8, 16):
         raise UsageError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
     if len(chosen.get("decoder_atrous_rates", (12, 24, 36))) != 3:
-        raise UsageError(f"decoder_atrous_rates must be three, as in SMP, got {chosen['decoder_atrous_rates']}")
-    groups = 32  # SMP's always; ours are fewer where each would have one channel
+        raise UsageError(f"decoder_atrous_rates must be three rates, as in SMP, got {chosen['decoder_atrous_rates']}")
+    groups = 32  # SMP always has 32; we have fewer if each would have one channel
     channels = chosen.get("decoder_segmentation_channels", 2 * groups)
     if channels % groups or channels == groups:
-        raise UsageError(f"decoder_segmentation_channels must be a multiple of 32 from 64 on, got {channels}")
+        raise UsageError(f"decoder_segmentation_channels must be a multiple of 32, at least 64, got {channels}")
     norm = chosen.get("decoder_use_norm", True)
     if not isinstance(norm, bool | str) or norm not in NORMS:
         raise UsageError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")

@@ -1,4 +1,4 @@
-"""A new model starts from the weights of another one, with classes of its own."""
+"""transfer_weights: start a model from the weights of another one with other classes."""
 
 import copy
 import os
@@ -13,23 +13,23 @@ from segkit.models.segmenter import Segmenter
 
 
 def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
-    """Gives `model` the weights and the preprocessing of a model file; in its heads, those of the classes by name.
+    """Copy the weights and the preprocessing of a model file into `model`; its heads are matched by class name.
 
     Args:
-        model: Of the same architecture; changed in place.
-        path: See `load_model`.
+        model: A model of the same architecture; changed in place.
+        path: A model file or its folder, see `load_model`.
 
     Returns:
-        The classes that the file does not know, and whose part of the heads stays as it is.
+        The classes that the file does not have; their part of the heads keeps its values.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file was not written by segkit, or holds another architecture.
+        MissingFileError: There is no such file.
+        UsageError: The file was not written by segkit, or has another architecture.
     """
     source = load_model(path)
     if source.config != model.config:
         raise UsageError(
-            f"cannot start from {path}, a model of another architecture: {differences(source.config, model.config)}"
+            f"cannot start from {path}, it has another architecture: {differences(source.config, model.config)}"
         )
     own, given, layers = model.state_dict(), source.state_dict(), list(class_layers(model))
     untaught = [copy.deepcopy(layer.state_dict()) for layer in layers]
@@ -46,14 +46,14 @@ def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first three entries in which two mappings differ, in words."""
+    """Describe the first three entries in which two mappings differ."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     listed = "; ".join(f"{key} is {before.get(key)} there, {now.get(key)} here" for key in keys[:3])
     return listed + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def class_layers(model: Segmenter) -> Iterator[nn.Module]:
-    """The last layer of each head, whose outputs are the classes."""
+    """Yield the last layer of each head, whose outputs are the classes."""
     for head in (model.head, model.aux_head, model.image_head):
         if head is not None:
             yield head[-1] if isinstance(head, nn.Sequential) else head

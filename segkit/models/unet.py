@@ -1,4 +1,4 @@
-"""The U-Net decoder: from the deepest level up, doubling the size and joining the features of that size.
+"""The U-Net decoder: double the size from the deepest level up, and join the features of each size.
 
 Source: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, section 2.
 """
@@ -13,16 +13,19 @@ from segkit.models.layers import ConvNormAct, init_decoder, resize
 
 
 class UNet(nn.Module):
-    """Takes a feature pyramid, finest first and the image itself at its head; gives (N, channels[-1], H, W).
+    """The decoder of U-Net: feature pyramid that starts with the image -> (N, channels[-1], H, W).
 
-    Differs: padded convolutions, so that the output is as large as the image; nearest upsampling in
-    place of up-convolutions; the encoder is a backbone, and the image itself is not joined.
+    Differs: The convolutions are padded, so that the output is as large as the image; nearest upsampling replaces
+    up-convolutions; the encoder is a backbone, and the image itself is not joined.
 
     Args:
-        in_channels: Channels of each pyramid level.
-        strides: Stride of each pyramid level against the image; the first must be 1.
+        in_channels: Channels of each pyramid level, finest first.
+        strides: Stride of each pyramid level relative to the image; the first must be 1.
         channels: Width of each step, deepest first: one for each doubling of the size.
         norm: `batch`, `group` or `none`.
+
+    Raises:
+        UsageError: The first level is not the image, or `channels` has another length.
     """
 
     def __init__(
@@ -40,7 +43,8 @@ class UNet(nn.Module):
         self.strides = [strides[-1] >> step for step in range(1, strides[-1].bit_length())]
         if len(channels) != len(self.strides):
             raise UsageError(
-                f"UNet needs {len(self.strides)} channels to come from stride {strides[-1]} to 1, got {tuple(channels)}"
+                f"UNet needs {len(self.strides)} `channels`, one for each doubling from stride {strides[-1]} to 1, "
+                f"got {tuple(channels)}"
             )
         self.levels = [level_of.get(stride, 0) for stride in self.strides]  # 0: nothing to join
         skips = [in_channels[level] if level else 0 for level in self.levels]
@@ -64,7 +68,7 @@ class UNet(nn.Module):
 
 
 class UpStep(nn.Module):
-    """Upsample to `size`, join the features of that size where there are any, two 3x3 convolutions."""
+    """Upsample to `size`, join the features of that size if there are any, then two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, norm: str) -> None:
         super().__init__()

@@ -56,8 +56,8 @@ def test_onnx_names_the_file_which_is_replaced_only_by_overwrite(run, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.safetensors"], "no model file at none.safetensors"),
-        (["."], "holds none of best.safetensors"),
+        (["none.safetensors"], "there is no model file none.safetensors"),
+        (["."], "has neither best.safetensors nor model.safetensors"),
         (["RUN", "--onnx", "."], ". is a folder; --onnx takes a file"),
         ([], "FILE|RUN"),
         (["RUN", "--onxx", "a"], "--onxx"),

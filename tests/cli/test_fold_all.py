@@ -343,10 +343,10 @@ def test_folds_share_the_weight_of_their_folder(whole):
 
 
 def test_a_folder_with_a_missing_fold_says_how_to_get_it(out, shapes, capsys):
-    with pytest.raises(FileNotFoundError, match=r"holds a model for each fold; give one of them, such as .*fold0"):
+    with pytest.raises(FileNotFoundError, match=r"holds a model for each fold; choose one, such as .*fold0"):
         load_model(out)
     shutil.rmtree(out / "fold1")
-    with pytest.raises(FileNotFoundError, match=r"no model of fold1 yet; python train.py --resume .*x trains it"):
+    with pytest.raises(FileNotFoundError, match="no model of fold1 yet; resume the cross-validation"):
         find_folds(out)
 
 

@@ -153,8 +153,8 @@ def test_one_class_and_one_image_train(tmp_path):
     [
         (["--data", "none.json"], 3, "there is no annotation file at none.json"),
         (["--model", "fppn"], 2, "did you mean 'fpn'"),
-        (["--backbone", "resnet81"], 2, "did you mean resnet18"),
-        (["--pretrained", "weights.safetensors"], 2, "no weights file at weights.safetensors"),
+        (["--backbone", "resnet81"], 2, "did you mean 'resnet1"),
+        (["--pretrained", "weights.safetensors"], 2, "there is no weights file weights.safetensors"),
         (["--loss", "dise=1"], 2, "did you mean 'dice'"),
         (["--optimizer", "fusedadam"], 2, "optimizer 'fusedadam' is not available here"),
         (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm'; did you mean"),
@@ -237,7 +237,7 @@ def test_an_unreadable_image_in_training_is_named(shapes, tmp_path, capsys, work
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--weights", "none.safetensors"], "no model file at none.safetensors"),
+        (["--weights", "none.safetensors"], "there is no model file none.safetensors"),
         (["--weights", "RUN", "--source", "nowhere"], "there is no file or folder nowhere"),
         (["--weights", "RUN", "--source", "."], "no images below ."),
         ([], "there is no trained model"),

@@ -106,7 +106,7 @@ def test_another_run_starts_from_the_weights_and_the_architecture_of_one(out, sh
 
 def test_a_start_that_is_no_model_is_refused(shapes, tmp_path, capsys):
     assert fails(train, *train_arguments(shapes, tmp_path / "b"), "--init-from", tmp_path) == 2
-    assert f"the folder {tmp_path} holds none of best.safetensors" in capsys.readouterr().err
+    assert f"the folder {tmp_path} has neither best.safetensors nor model.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

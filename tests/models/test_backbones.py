@@ -43,7 +43,7 @@ def test_a_window_network_is_padded_to_its_windows():
 
 
 def test_a_network_for_one_size_is_built_for_the_size_that_is_asked_for():
-    with pytest.raises(ValueError, match=r"one size alone; give img_size=\(H, W\)"):
+    with pytest.raises(ValueError, match=r"a single size; pass `img_size` \(H, W\)"):
         Backbone("efficientformerv2_s0")
     model = create_model("unet", backbone="efficientformerv2_s0", num_classes=2, img_size=(96, 128)).eval()
     with torch.inference_mode():
@@ -52,7 +52,7 @@ def test_a_network_for_one_size_is_built_for_the_size_that_is_asked_for():
 
 def test_a_network_without_a_pyramid_is_refused_with_the_names_of_others():
     with pytest.raises(
-        ValueError, match="maps of stride 16 alone, not a pyramid; choose one with stages, such as resnet50"
+        ValueError, match="only maps of stride 16, not a pyramid; choose a network with stages, such as resnet50"
     ):
         create_model("fpn", backbone="vit_tiny_patch16_224", num_classes=2)
 

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from segkit.errors import OfflineError
 from segkit.models import DECODERS, Backbone, backbone, create_model
 
 
@@ -11,13 +12,13 @@ from segkit.models import DECODERS, Backbone, backbone, create_model
     ("arguments", "message"),
     [
         ({"name": "fppn", "num_classes": 2}, "did you mean 'fpn'"),
-        ({"name": "fpn", "num_classes": 2, "backbone": "resnet81"}, "did you mean resnet18"),
-        ({"name": "fpn", "num_classes": 2, "chanels": 8}, "no option 'chanels'; it has pyramid_channels, channels"),
+        ({"name": "fpn", "num_classes": 2, "backbone": "resnet81"}, "did you mean 'resnet18'"),
+        ({"name": "fpn", "num_classes": 2, "chanels": 8}, "unknown option of fpn 'chanels'; did you mean 'channels'"),
         ({"name": "fpn", "num_classes": 0}, "at least 1"),
         ({"name": "fpn"}, "at least 1"),
-        ({"name": "fpn", "num_classes": 2, "class_names": ["a"]}, "num_classes is 2, but class_names has 1"),
+        ({"name": "fpn", "num_classes": 2, "class_names": ["a"]}, "`num_classes` is 2, but `class_names` has 1"),
         ({"name": "fpn", "num_classes": 2, "output_stride": 5}, "8, 16 or 32"),
-        ({"name": "fpn", "num_classes": 2, "backbone": "vgg11", "output_stride": 16}, "use output_stride=32"),
+        ({"name": "fpn", "num_classes": 2, "backbone": "vgg11", "output_stride": 16}, "use `output_stride=32`"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_that_names_the_remedy(arguments, message):
@@ -115,7 +116,7 @@ def test_a_missing_weights_file_is_named(tmp_path):
 
 def test_pretrained_without_network_says_what_to_do(no_network, monkeypatch, tmp_path):
     monkeypatch.setattr(backbone.huggingface_hub, "try_to_load_from_cache", lambda *args: None)
-    with pytest.raises(ConnectionError, match="takes a downloaded safetensors file"):
+    with pytest.raises(OfflineError, match="the path of a downloaded safetensors file"):
         create_model("fpn", backbone="resnet18", num_classes=2, pretrained=True)
 
 

@@ -93,5 +93,5 @@ def test_convolutions_start_with_he_normal_weights(name):
 
 
 def test_unet_names_the_number_of_channels_it_needs():
-    with pytest.raises(ValueError, match="needs 5 channels"):
+    with pytest.raises(ValueError, match="needs 5 `channels`"):
         UNet(CHANNELS, STRIDES, channels=(8, 8))

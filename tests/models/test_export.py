@@ -117,7 +117,7 @@ def test_an_onnx_file_stands_alone(written):
     [
         (lambda images: torch.zeros(len(images), 3, *images.shape[2:]), "differs from torch by 1 of the largest logit"),
         (lambda images: torch.full((len(images), 3, *images.shape[2:]), torch.nan), "differs from torch by nan"),
-        (lambda images: torch.zeros(len(images), 3, 96, 128), r"gives \(2, 3, 96, 128\) for images \(2, 97, 131\)"),
+        (lambda images: torch.zeros(len(images), 3, 96, 128), r"returns \(2, 3, 96, 128\) for images \(2, 97, 131\)"),
     ],
 )
 def test_a_file_that_differs_from_torch_is_not_left_behind(tmp_path, monkeypatch, logits, message):

@@ -89,7 +89,7 @@ def test_without_a_compiler_optimize_says_so_in_one_line(monkeypatch):
 
 
 def test_an_optimized_model_does_not_train():
-    with pytest.raises(ValueError, match="only infers"):
+    with pytest.raises(ValueError, match="only for inference"):
         optimize(trained_like("fpn"), compile=False).train()
 
 

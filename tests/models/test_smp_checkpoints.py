@@ -174,7 +174,7 @@ def test_an_unknown_smp_backbone_is_told_the_nearest():
 
 
 def test_smp_backbones_have_no_weights_on_the_hub(no_network):
-    with pytest.raises(ValueError, match="no pretrained weights for 'smp:resnet18'; use pretrained=False"):
+    with pytest.raises(ValueError, match="no pretrained weights for 'smp:resnet18'; use `pretrained=False`"):
         create_model("fpn", backbone="smp:resnet18", num_classes=2, pretrained=True)
 
 
@@ -252,7 +252,7 @@ def test_a_seed_checkpoint_with_a_pickled_scheduler_is_refused_with_the_remedy(t
 
 def test_the_remedy_extracts_the_weights_of_a_whole_pickled_model_as_well(tmp_path, monkeypatch):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match="beside its weights") as refusal:
+    with pytest.raises(ValueError, match="next to its weights") as refusal:
         read_smp_weights(tmp_path / "whole.pth")
     run_remedy(refusal, tmp_path, monkeypatch)
     assert torch.load(tmp_path / "whole_weights.pth", weights_only=True).keys() == {"0.weight", "0.bias"}
@@ -291,10 +291,10 @@ def test_a_cut_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "args": {}}, "found no weights in the dict, whose entries are epoch, args"),
-        ({}, "whose entries are none"),
-        ({"conv.weight": torch.ones(1)}, "no SMP model: it has no key 'segmentation_head.0.weight', but conv.weight"),
-        (PREFIXED | TINY, "holds 2 SMP models, under 'module.', ''; pass the state dict of one"),
+        ({"epoch": 3, "args": {}}, "no weights in the dict; its entries are epoch, args"),
+        ({}, "its entries are none"),
+        ({"conv.weight": torch.ones(1)}, "no SMP model: there is no key 'segmentation_head.0.weight', but conv.weight"),
+        (PREFIXED | TINY, "has 2 SMP models, under 'module.', ''; pass the state dict of one"),
     ],
 )
 def test_a_dict_without_one_smp_model_says_what_it_holds(content, message):
@@ -371,19 +371,19 @@ def test_an_argument_that_the_folder_contradicts_is_refused(folder, arguments, m
         ({"in_channels": 1}, r"'encoder.conv_stem.weight' expected \(32, 1, 3, 3\)"),
         ({"classes": 4}, "classes=4 is not num_classes=3"),
         ({"encoder_name": "resnet19"}, "did you mean 'resnet18'"),
-        ({"encoder_name": "tu-resnet19"}, "did you mean resnet18"),
+        ({"encoder_name": "tu-resnet19"}, "did you mean 'resnet1"),
         (
             {"decoder_drop_out": 0.0},
-            "'decoder_drop_out' is not supported for SMP's FPN; supported are .*decoder_dropout",
+            "unknown argument of SMP's FPN 'decoder_drop_out'; did you mean 'decoder_dropout'",
         ),
-        ({"encoder_output_stride": 16}, "'encoder_output_stride' is not supported for SMP's FPN"),
-        ({"encoder_depth": 4}, "encoder_depth=4 is not supported, only 5"),
-        ({"upsampling": 2}, "upsampling=2 is not supported, only 4"),
-        ({"activation": "softmax"}, "activation='softmax' is not supported, only None"),
-        ({"aux_params": {"classes": 2}}, r"leave it out, and the keys classification_head.\* too"),
+        ({"encoder_output_stride": 16}, "unknown argument of SMP's FPN 'encoder_output_stride'"),
+        ({"encoder_depth": 4}, "`encoder_depth=4` is not supported, only 5"),
+        ({"upsampling": 2}, "`upsampling=2` is not supported, only 4"),
+        ({"activation": "softmax"}, "`activation='softmax'` is not supported, only None"),
+        ({"aux_params": {"classes": 2}}, r"omit it, and remove the keys classification_head.\*"),
         ({"decoder_interpolation": "bilinear"}, "only 'nearest'"),
-        ({"decoder_segmentation_channels": 32}, "a multiple of 32 from 64 on, got 32"),
-        ({"class_names": ["a"]}, "num_classes is 3, but class_names has 1"),
+        ({"decoder_segmentation_channels": 32}, "a multiple of 32, at least 64, got 32"),
+        ({"class_names": ["a"]}, "`num_classes` is 3, but `class_names` has 1"),
     ],
 )
 def test_a_model_that_the_weights_do_not_fit_is_one_sentence_that_names_what(changes, message):
@@ -394,7 +394,7 @@ def test_a_model_that_the_weights_do_not_fit_is_one_sentence_that_names_what(cha
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("PSPNet", {}, "one of DeepLabV3Plus, FPN, Unet, got 'PSPNet'"),
+        ("PSPNet", {}, "unknown architecture 'PSPNet'. Known: DeepLabV3Plus, FPN, Unet"),
         ("DeepLabV3Plus", {"encoder_output_stride": 32}, "8 or 16, as in SMP, got 32"),
         ("DeepLabV3Plus", {"decoder_atrous_rates": (6, 12)}, "three"),
         ("Unet", {"decoder_use_norm": "layernorm"}, "one of True, 'batchnorm', False, 'identity', got 'layernorm'"),

@@ -1,4 +1,4 @@
-"""Which images come in which batch: by seed and epoch alone, shared between processes, rare ones more often."""
+"""The images of each training batch: drawn by seed and epoch, divided among processes, rare classes more often."""
 
 from collections.abc import Iterator
 
@@ -7,28 +7,31 @@ from torch.utils.data import Sampler
 
 from segkit.errors import UsageError
 
-PADDING = 1  # marks a sample that counts for nothing
+PADDING = 1  # marks a sample that is neither trained on nor counted
 
 
 class TrainBatches(Sampler[list[tuple[int, ...]]]):
-    """Batches of (index, seed of the augmentation), shuffled anew in each epoch.
+    """Batches of (index, seed of the augmentation), shuffled again in each epoch.
 
-    Set `epoch` before each pass, and `start` to leave out that many of its batches. A last batch of one is
-    dropped where others remain, since batch normalisation cannot learn from it.
+    Set `epoch` before each pass, and `start` to skip that many batches of it. A last batch of one sample is dropped if
+    there are others, because batch normalisation cannot learn from it.
 
-    Several processes share each batch: process `rank` of `ranks` takes every `ranks`-th sample of it, so that
-    together they learn from the same samples whatever their number, and all have as many batches. Where a last
-    batch leaves one of them with less than two samples, it takes others of that batch as (index, seed, PADDING),
-    whose target is ignored: they are there for the batch normalisation and count for nothing.
+    Several processes share each batch: process `rank` of `ranks` takes every `ranks`-th sample, so that together they
+    learn from the same samples, however many they are, and all have the same number of batches. If the last batch
+    leaves a process with fewer than two samples, it also takes others of that batch as (index, seed, PADDING): batch
+    normalisation needs them, but their target is ignored.
 
     Args:
         length: Number of images.
         batch_size: Images in a batch, over all processes.
-        seed: What the order and the augmentations are drawn by, together with the epoch.
-        shares: (length,) how much of an epoch is each image's, see `repeat_factors`; by default all
-            come once. The epoch's length stays as it is.
+        seed: Decides, together with the epoch, the order and the augmentations.
+        shares: (length,) relative frequency of each image in an epoch, see `repeat_factors`. By default each image
+            occurs once. The length of the epoch does not change.
         rank: Number of this process.
-        ranks: Number of processes, which divides `batch_size`.
+        ranks: Number of processes; it divides `batch_size`.
+
+    Raises:
+        UsageError: `ranks` does not divide `batch_size`.
     """
 
     def __init__(
@@ -43,8 +46,8 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
     ) -> None:
         if batch_size % ranks:
             raise UsageError(
-                f"batches of {batch_size} cannot be shared evenly by {ranks} processes; "
-                f"try --batch-size {-(-batch_size // ranks) * ranks}"
+                f"batches of {batch_size} cannot be divided evenly among {ranks} processes; "
+                f"try `batch_size={-(-batch_size // ranks) * ranks}`"
             )
         self.length = length
         self.batch_size = batch_size
@@ -65,7 +68,7 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
             yield self._share(samples[i * self.batch_size : (i + 1) * self.batch_size])
 
     def images(self, number: int) -> list[int]:
-        """The images of a batch of the epoch, in all processes."""
+        """Return the images of a batch of the epoch, over all processes."""
         return [index for index, _ in self._samples()[number * self.batch_size : (number + 1) * self.batch_size]]
 
     def _samples(self) -> list[tuple[int, int]]:
@@ -82,26 +85,26 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         return own + [(*sample, PADDING) for sample in (batch * least)[: max(0, least - len(own))]]
 
     def _drawn(self, random: np.random.Generator) -> np.ndarray:
-        """The images of an epoch: each as often as its share says, rounded up or down by chance."""
+        """Return the images of an epoch: each as often as its share says, rounded up or down at random."""
         if self.shares is None:
             return np.arange(self.length)
-        # Evenly spaced marks on the line of all shares: `length` images in all, none missed by more than one.
+        # Evenly spaced marks on the line of all shares hit each image as often as its share says, to within one.
         ends = np.cumsum(self.shares) / np.sum(self.shares) * self.length
         marks = np.arange(self.length) + random.random()
         return np.searchsorted(ends, marks, side="right").clip(max=self.length - 1)
 
 
 def repeat_factors(presence: np.ndarray, threshold: float) -> np.ndarray:
-    """How often images of rare classes are to be shown: max over its classes of max(1, sqrt(threshold / frequency)).
+    """Return how often to show each image: the maximum over its classes of max(1, sqrt(threshold / frequency)).
 
     Source: Gupta et al., "LVIS", 2019, section 5.1.
 
     Args:
-        presence: (images, C) whether the class is in the image.
-        threshold: A class in a smaller share of the images than this is rare.
+        presence: (N, C) bool, whether the class is in the image.
+        threshold: A class is rare if its share of the images is smaller than this.
 
     Returns:
-        (images,) float64, at least 1.
+        (N,) float64, at least 1.
     """
     frequency = np.maximum(presence.mean(0), 1e-12)
     of_class = np.maximum(1.0, np.sqrt(threshold / frequency))

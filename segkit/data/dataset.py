@@ -1,4 +1,4 @@
-"""SegmentationDataset: what every source of images with label maps is to segkit."""
+"""SegmentationDataset: the interface of all sources of images with label maps."""
 
 import bisect
 import os
@@ -21,17 +21,17 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 class SegmentationDataset:
-    """Images with label maps. A source of your own sets `class_names` and gives `__len__`, `image` and `mask`.
+    """Images with label maps. Your own source sets `class_names` and defines `__len__`, `image` and `mask`.
 
-    Item i is `(image, target)`: image (H, W, 3) uint8 RGB, target (H, W) uint8 labels, 255 where a pixel
-    counts for nothing; passed through the transform where there is one.
+    Item i is `(image, target)`: image (H, W, 3) uint8 RGB, target (H, W) uint8 labels, 255 for pixels that are neither
+    trained on nor scored. The transform, if there is one, is applied to both.
 
     Attributes:
         class_names: In label order.
-        ignore_classes: Names of classes that are painted 255 in the target.
-        transform: Called as `transform(image=image, mask=target)`, as in albumentations; gives a mapping
-            with `image` and `mask`.
-        mask_cache: Where masks are kept once they are drawn.
+        ignore_classes: Names of classes that are 255 in the target.
+        transform: Called as `transform(image=image, mask=target)`, as in albumentations; returns a mapping with
+            `image` and `mask`.
+        mask_cache: Keeps masks that are slow to make.
         notes: What is remarkable about the files, for people to read.
     """
 
@@ -45,19 +45,19 @@ class SegmentationDataset:
         raise NotImplementedError
 
     def image(self, index: int) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB."""
+        """Return the image (H, W, 3) uint8 RGB."""
         raise NotImplementedError
 
     def mask(self, index: int) -> np.ndarray:
-        """The labels (H, W) uint8 as the source has them; the image file is not read."""
+        """Return the labels (H, W) uint8 of the source; does not read the image."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What messages and results call the image."""
+        """Return the name of the image in messages and results."""
         return str(index)
 
     def target(self, index: int) -> np.ndarray:
-        """The labels (H, W) uint8 to learn: `mask`, from the cache where there is one, without the ignored classes."""
+        """Return the labels (H, W) uint8 to learn: `mask`, through the cache, with ignored classes as 255."""
         cache = self.mask_cache
         mask = self.mask(index) if cache is None else cache.get(index, lambda: self.mask(index))
         ignored = self.ignored_labels
@@ -75,11 +75,11 @@ class SegmentationDataset:
         return result["image"], result["mask"]
 
     def small_image(self, index: int, factor: int) -> np.ndarray:
-        """The image at 1/`factor` of its size, rounded up; sources that can do so decode no more than that."""
+        """Return the image at 1/`factor` of its size, rounded up. A source may decode only as much as that needs."""
         return np.asarray(Image.fromarray(self.image(index)).reduce(factor))
 
     def small_sample(self, index: int, at_least: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and target at a half, a quarter or an eighth, as far as both sides stay at least `at_least`."""
+        """Return image and target at 1, 1/2, 1/4 or 1/8 of their size: the smallest with both sides >= `at_least`."""
         target = self.target(index)
         factor = reduction(target.shape, at_least)
         if factor == 1:
@@ -88,31 +88,31 @@ class SegmentationDataset:
 
     @property
     def ignored_labels(self) -> tuple[int, ...]:
-        """The labels of `ignore_classes`; also what a metric's `exclude` takes."""
+        """The labels of `ignore_classes`, as the `exclude` of a metric takes them."""
         unknown = [name for name in self.ignore_classes if name not in self.class_names]
         if unknown:
             raise DataError(
-                f"there is no class {unknown[0]!r} to ignore, the classes are {', '.join(self.class_names)}"
+                f"there is no class {unknown[0]!r} to ignore; the classes are {', '.join(self.class_names)}"
             )
         return tuple(list(self.class_names).index(name) for name in self.ignore_classes)
 
     def subset(self, indices: Sequence[int]) -> "Subset":
-        """The images of the given indices, in that order."""
+        """Return the images with these indices, in this order."""
         return Subset(self, indices)
 
     def split(self, fraction: float, seed: int = 0) -> tuple["SegmentationDataset", "SegmentationDataset"]:
-        """Two sets, the second with about `fraction` of the images (at least one), drawn by `seed`."""
+        """Split into two sets at random; the second has about `fraction` of the images, at least one."""
         if not 0 < fraction < 1:
-            raise UsageError(f"fraction must lie between 0 and 1, got {fraction}")
+            raise UsageError(f"`fraction` must be between 0 and 1, got {fraction}")
         if len(self) < 2:
-            raise DataError(f"a set of {len(self)} images cannot be split in two; give a validation set by --val")
+            raise DataError(f"a set of {len(self)} images cannot be split in two; give `val`")
         order = np.random.default_rng(seed).permutation(len(self))
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
 
 
 class Subset(SegmentationDataset):
-    """Some images of a data set; its classes, ignored classes, masks and transform are those of the whole."""
+    """Some images of a data set, with its classes, ignored classes, masks and transform."""
 
     def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
         self.whole = whole
@@ -144,7 +144,7 @@ class ImageFile(Protocol):
 
     path: Path
     file_name: str
-    size: tuple[int, int]  # (H, W) that its labels have
+    size: tuple[int, int]  # (H, W) of its label map
 
 
 class ImageFiles(SegmentationDataset):
@@ -181,7 +181,7 @@ class JoinedDatasets(SegmentationDataset):
     """The images of several data sets with the same classes, one set after the other.
 
     Raises:
-        DataError: the sets differ in their classes or in those that they ignore.
+        DataError: The sets have different classes or ignored classes.
     """
 
     def __init__(self, parts: Sequence[SegmentationDataset]) -> None:
@@ -195,34 +195,34 @@ class JoinedDatasets(SegmentationDataset):
                     f"{', '.join(part.class_names)}"
                 )
             if set(part.ignore_classes) != set(self.ignore_classes):
-                raise DataError("data sets to join differ in the classes that they ignore")
+                raise DataError("data sets to join differ in their ignored classes")
         self._ends = list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def image(self, index: int) -> np.ndarray:
-        part, place = self._find(index)
-        return part.image(place)
+        part, own = self._find(index)
+        return part.image(own)
 
     def small_image(self, index: int, factor: int) -> np.ndarray:
-        part, place = self._find(index)
-        return part.small_image(place, factor)
+        part, own = self._find(index)
+        return part.small_image(own, factor)
 
     def mask(self, index: int) -> np.ndarray:
-        part, place = self._find(index)
-        return part.mask(place)
+        part, own = self._find(index)
+        return part.mask(own)
 
     def target(self, index: int) -> np.ndarray:
-        part, place = self._find(index)
-        return part.target(place)
+        part, own = self._find(index)
+        return part.target(own)
 
     def name(self, index: int) -> str:
-        part, place = self._find(index)
-        return part.name(place)
+        part, own = self._find(index)
+        return part.name(own)
 
     def _find(self, index: int) -> tuple[SegmentationDataset, int]:
-        """The part that holds an image, and the place there."""
+        """Return the part with this image, and its index there."""
         index = range(len(self))[index]
         number = bisect.bisect_right(self._ends, index)
         return self.parts[number], index - self._ends[number] + len(self.parts[number])

@@ -16,15 +16,16 @@ def group_images(
     labels: Sequence[Hashable] | None = None,
     pairs: Iterable[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """Numbers the groups of N images: same file, same label, or joined by a chain of pairs.
+    """Number the groups of N images: images with the same file, the same label, or connected by a chain of pairs.
 
     Args:
-        names: The images' files. The same path is the same image; the same name in two folders is not.
-        labels: A value for each image, None for an image that is like no other.
+        names: The files of the images. The same path is the same image; the same name in two folders is not.
+        labels: A value for each image; None for an image that is in no group.
         pairs: Positions of two images that belong together.
 
     Returns:
-        (N,) integers from 0, in the order of each group's first name: they do not depend on the order of the images.
+        (N,) integers from 0, in the order of the first name of each group, so they do not depend on the order of the
+        images.
     """
     files = [os.path.normpath(name) for name in names]
     order = sorted(range(len(files)), key=files.__getitem__)
@@ -40,7 +41,7 @@ def group_images(
 
 
 def _links(labels: Iterable[Hashable]) -> list[tuple[int, int]]:
-    """Each position with the first one that has the same label."""
+    """Return each position together with the first position that has the same label."""
     first: dict[Hashable, int] = {}
     return [(first.setdefault(label, i), i) for i, label in enumerate(labels) if label is not None]
 
@@ -52,14 +53,15 @@ def _root(parent: list[int], node: int) -> int:
     return node
 
 
-CELLS = 8  # a side of the image, which gives 2 * 8 * 9 bits
-BLOCK = 2048  # rows of the distance table that are held at once
+CELLS = 8  # per side of the image; the hash has 2 * 8 * 9 bits
+BLOCK = 2048  # rows of the distance table that are in memory at once
 
 
 def difference_hash(image: np.ndarray) -> np.ndarray:
-    """Whether each cell of a coarse gray grid is darker than its right and its lower neighbour, (144,) bool.
+    """Return whether each cell of a coarse gray grid is darker than its right and its lower neighbour, (144,) bool.
 
-    Source: Krawetz, "Kind of Like That" (dHash), 2013. Differs: neighbours below as well as beside.
+    Images that look alike differ in few bits. Source: Krawetz, "Kind of Like That" (dHash), 2013. Differs: lower
+    neighbours, too.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -70,7 +72,7 @@ def difference_hash(image: np.ndarray) -> np.ndarray:
 
 
 def hash_images(paths: Sequence[str | os.PathLike], workers: int = 4) -> np.ndarray:
-    """The hashes of N image files, (N, 144) bool, read in several threads."""
+    """Return the hashes of N image files, (N, 144) bool, read in several threads."""
     if not paths:
         return np.zeros((0, 2 * CELLS * (CELLS + 1)), dtype=bool)
     with ThreadPoolExecutor(workers) as pool:
@@ -78,10 +80,10 @@ def hash_images(paths: Sequence[str | os.PathLike], workers: int = 4) -> np.ndar
 
 
 def near_pairs(hashes: np.ndarray, distance: int = 8) -> list[tuple[int, int]]:
-    """All pairs (i, j), i < j, of hashes (N, B) that differ in at most `distance` bits.
+    """Return all pairs (i, j), i < j, of hashes (N, B) that differ in at most `distance` bits.
 
-    The default joins copies that were resized or saved again, and frames of a burst. On photographs of single
-    objects on white and of facades, the nearest other photograph is at a distance of 33 and 48 (median).
+    The default finds copies that were resized or saved again, and frames of a burst. In photographs of single objects
+    on white and of facades, the median distance to the nearest other photograph is 33 and 48.
     """
     signs = np.where(hashes, 1, -1).astype(np.float32)
     least = hashes.shape[1] - 2 * distance  # the product of two rows of signs is B - 2 * (bits that differ)

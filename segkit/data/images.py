@@ -1,4 +1,4 @@
-"""All image files are read and written here."""
+"""Reading and writing of all image files."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segkit.errors import DataError
-from segkit.files import MAX_PIXELS
+from segkit.files import MAX_PIXELS, write_whole
 from segkit.names import check_known
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -28,8 +28,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BACK = {6: 8, 8: 6}  # the others undo themselves
-# What Pillow's readers raise on damaged files.
+_BACK = {6: 8, 8: 6}  # the orientation that undoes another; all others undo themselves
+# The exceptions that Pillow's readers raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
 
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     """How image files are read.
 
     Attributes:
-        exif: `apply` turns images as their EXIF orientation says, `ignore` leaves them as they lie in the file.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` leaves them as they are stored.
         max_pixels: Larger images are refused before they are decoded.
     """
 
@@ -62,24 +62,24 @@ def read_image(
     reduce: int = 1,
     reading: Reading = AS_USUAL,
 ) -> np.ndarray:
-    """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Read an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Args:
         path: The file.
-        size: The expected (H, W), as the annotations give it. Where the file has that size only
-            before it is turned, it is left unturned, since the annotations were drawn so.
-        reduce: 1, 2, 4 or 8: by how much it is made smaller, each pixel the mean of a square; sizes are rounded
-            up. Of a JPEG the details are then not even decoded.
-        reading: What becomes of EXIF orientations, and which images are too large.
+        size: The (H, W) that its annotations have. If the file has this size only before it is turned, it is not
+            turned, because the annotations were drawn on it like that.
+        reduce: Factor 1, 2, 4 or 8 by which the image is made smaller: each pixel is the mean of a square; sizes are
+            rounded up. A JPEG is then decoded faster, without the details.
+        reading: Whether EXIF orientations are applied, and which images are too large.
 
     Raises:
-        DataError: the file is missing, not an image, damaged, too large, or of another size.
+        DataError: The file is missing, not an image, damaged, too large, or of another size.
     """
     with open_image(path, reading.max_pixels) as image:
         header = _header(image, reading.exif)
         header.check_size(path, size)
         turn = reading.exif == "apply" and (size is None or size == header.turned)
-        # Its squares begin at the corner where the file begins: one that is turned must hold whole ones.
+        # A JPEG is reduced in squares from its stored corner; after a turn, only whole squares are the same ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
         is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
         rgb = to_rgb(_turn(image, header.orientation, turn))
@@ -87,26 +87,26 @@ def read_image(
 
 
 def reduction(size: tuple[int, int], at_least: int) -> int:
-    """The largest of 1, 2, 4 and 8 by which both sides can be divided and stay at least `at_least`."""
+    """Return the largest of 1, 2, 4 and 8 by which both sides can be divided and stay at least `at_least`."""
     return max((k for k in (2, 4, 8) if min(size) // k >= at_least), default=1)
 
 
 def reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
-    """The labels (H, W) at the middle of each square that `read_image(reduce=factor)` makes a pixel of."""
+    """Return the label at the middle of each square that is one pixel of `read_image(reduce=factor)`."""
     rows, columns = (np.arange(0, length, factor) + factor // 2 for length in mask.shape)
     return mask[np.ix_(rows.clip(max=mask.shape[0] - 1), columns.clip(max=mask.shape[1] - 1))]
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself before it is decoded.
+    """What an image file says about itself before it is decoded.
 
     Attributes:
-        stored: (H, W) as the pixels lie in the file.
-        turned: (H, W) once it is turned as its EXIF orientation says; as `stored` where that is ignored.
-        orientation: EXIF's number, 1 for an image that is upright.
+        stored: (H, W) of the stored pixels.
+        turned: (H, W) after it is turned as its EXIF orientation says; same as `stored` if that is ignored.
+        orientation: EXIF orientation, 1 for an upright image.
         mode: Pillow's name of its channels.
         transparent: Whether it has transparency.
-        animated: Whether it has further frames or pages.
+        animated: Whether it has several frames or pages.
     """
 
     stored: tuple[int, int]
@@ -117,7 +117,7 @@ class ImageHeader(NamedTuple):
     animated: bool
 
     def check_size(self, path: str | os.PathLike, size: tuple[int, int] | None) -> None:
-        """Raises DataError unless the image has this size, turned or not."""
+        """Raise DataError unless the image has this size, turned or not."""
         if size is not None and size not in (self.stored, self.turned):
             raise DataError(
                 f"{path} is {self.turned[0]} x {self.turned[1]} pixels (height x width), but its annotations say "
@@ -126,17 +126,17 @@ class ImageHeader(NamedTuple):
 
 
 def read_image_header(path: str | os.PathLike, reading: Reading = AS_USUAL) -> ImageHeader:
-    """Reads an image file's header; its pixels are not looked at.
+    """Read the header of an image file, without decoding the pixels.
 
     Raises:
-        DataError: as in `read_image`, but for what only decoding shows.
+        DataError: As `read_image`, except for damage that only decoding finds.
     """
     with open_image(path, reading.max_pixels) as image:
         return _header(image, reading.exif)
 
 
 class _UnlimitedPillow:
-    """While any thread is in it, Pillow opens files of any size: the limit is ours, and is checked on the header."""
+    """Lets Pillow open files of any size while a thread is in this context; `open_image` checks our limit itself."""
 
     def __init__(self) -> None:
         self._lock, self._inside, self._limit = threading.Lock(), 0, None
@@ -159,15 +159,15 @@ _unlimited_pillow = _UnlimitedPillow()
 
 @contextmanager
 def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") -> Iterator[Image.Image]:
-    """An image file, opened by Pillow; whatever is wrong with it, now or later, is a DataError.
+    """Open an image file with Pillow; errors of the file, also while it is decoded, become a DataError.
 
     Args:
         path: The file.
-        max_pixels: Larger ones are refused.
-        what: What messages call it.
+        max_pixels: Larger images are refused.
+        what: What messages call the file.
     """
     try:
-        # Without a name Pillow does not map the file into memory, where it gets turned TIFFs wrong.
+        # With a path, Pillow maps the file into memory, and then reads turned TIFFs wrongly.
         with _unlimited_pillow, open(path, "rb") as file, Image.open(file) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
@@ -192,11 +192,11 @@ def _beginning(path: str | os.PathLike) -> str:
 
 
 def _header(image: Image.Image, exif: str) -> ImageHeader:
-    # The class's own method decodes a whole PNG, to look for EXIF behind its pixels.
+    # PngImageFile.getexif would decode the whole file, to look for EXIF behind the pixels.
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     size = (image.height, image.width)
     other = size[::-1] if orientation in _ROTATED else size
-    # Pillow gives the size of a TIFF, and later its pixels, as they are when turned.
+    # Pillow reports the size of a TIFF, and later its pixels, after the turn.
     stored, turned = (other, size) if image.format == "TIFF" else (size, other)
     return ImageHeader(
         stored,
@@ -204,13 +204,13 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
         orientation if orientation in range(1, 9) else 1,
         image.mode,
         "A" in image.mode or "transparency" in image.info,
-        # An MPO is a photograph with a preview or a second eye behind it.
+        # An MPO is a photograph followed by a preview or by the picture of a second lens.
         image.format != "MPO" and getattr(image, "is_animated", False),
     )
 
 
 def _decodes_small(image: Image.Image, factor: int) -> bool:
-    """Tells a JPEG to be decoded at 1/factor, rounded up; whether the image now has that size."""
+    """Ask for a JPEG to be decoded at 1/factor, rounded up; returns whether the image now has that size."""
     expected = tuple(-(-length // factor) for length in image.size)
     image.draft(None, (image.width // factor, image.height // factor))
     return image.size == expected
@@ -228,18 +228,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
         values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.uint8(np.clip(values / 257, 0, 255).round())).convert("RGB")
-    if "transparency" in image.info:  # of a palette, which Pillow wants to be made RGBA first
+    if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -> None:
-    """Writes an (H, W) label map as an index PNG with colours; pixel values are the labels.
+    """Write an (H, W) label map as an index PNG with colours; the pixel values are the labels.
 
     Args:
-        path: The PNG file; replaced as a whole.
-        mask: Labels 0 to 255.
-        palette: (256, 3) uint8.
+        path: The PNG file; if it exists, it is replaced.
+        mask: (H, W) labels 0 to 255.
+        palette: (256, 3) uint8 RGB.
     """
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette.astype(np.uint8).tobytes())
@@ -247,22 +247,17 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an (H, W, 3) uint8 RGB image; the suffix of `path` gives the format."""
+    """Write an (H, W, 3) uint8 RGB image in the format of the suffix of `path`."""
     _save(Image.fromarray(image), path)
 
 
 def _save(image: Image.Image, path: str | os.PathLike) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp{path.suffix}")
-    try:
-        image.save(temporary, **_OPTIONS.get(path.suffix.lower(), {}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    options = _OPTIONS.get(Path(path).suffix.lower(), {})
+    write_whole(path, lambda temporary: image.save(temporary, **options))
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All image files below `folder`, in order of their paths; hidden ones are left out."""
+    """Return all image files below `folder`, in order of their paths, without hidden ones."""
     folder = Path(folder)
     found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))

@@ -1,4 +1,4 @@
-"""MaskCache: label maps that are rasterised once."""
+"""MaskCache: label maps that are drawn only once."""
 
 import hashlib
 import os
@@ -6,28 +6,30 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from segkit.files import write_whole
+
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-UNUSED = 60 * 24 * 3600  # seconds
+UNUSED = 60 * 24 * 3600  # seconds after which unused masks are removed
 _DIGEST = re.compile("[0-9a-f]{16}")
-MAKER = "1"  # to be raised when the same annotations come to give other masks
+MAKER = "1"  # raise it if the same annotations become other masks
 
 
 class MaskCache:
-    """Keeps label maps as PNG, in a folder that several processes share, or in memory.
+    """Keeps label maps as PNG, in a folder that several processes may share, or in memory.
 
-    A file is written beside its place and then moved there, so that nobody reads half of it. What cannot
-    be read is made anew; where the folder cannot be written, the masks are made each time. Masks of other
-    keys that nobody has opened for 60 days are removed.
+    Files are written whole or not at all. A file that cannot be read is made again; if the folder cannot be written,
+    the masks are made each time. Masks of other keys that nobody has opened for 60 days are removed.
 
     Args:
-        folder: Where the files lie, below a folder named after `key`; None for memory.
-        key: What the masks follow from, such as the digest of their JSON file and the settings: another
-            key never sees these masks.
+        folder: The files are below it, in a folder named after `key`. None to keep them in memory.
+        key: What the masks depend on, such as the digest of their JSON file and the settings. Masks of another key are
+            never used.
     """
 
     def __init__(self, folder: str | os.PathLike | None, key: str = "") -> None:
@@ -38,7 +40,7 @@ class MaskCache:
             _open_folder(self.folder)
 
     def get(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The mask (H, W) uint8 of image `index`; `make()` gives it where it is not there yet."""
+        """Return the mask (H, W) uint8 of image `index`; calls `make()` if the cache does not have it."""
         png = self._kept.get(index) if self.folder is None else _read(self._path(index))
         mask = None if png is None else cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
         if mask is not None and mask.ndim == 2:
@@ -56,18 +58,15 @@ class MaskCache:
 
     def _write(self, index: int, png: np.ndarray) -> None:
         path = self._path(index)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        # On a full or read-only disk the cache may fail, but not the training.
+        with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(png.tobytes())
-            os.replace(temporary, path)
-        except OSError:  # full or read-only: a cache may fail, the training may not
-            temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+            write_whole(path, png.tobytes())
 
 
 def _open_folder(folder: Path) -> None:
-    """Notes that the folder is in use; where it is new, removes its neighbours that have long not been."""
-    try:
+    """Mark the folder as used; if it is new, remove its neighbours that have not been used for a long time."""
+    with suppress(OSError):  # read-only, or another process was faster
         if folder.is_dir():
             os.utime(folder)
             return
@@ -75,12 +74,10 @@ def _open_folder(folder: Path) -> None:
         for other in folder.parent.iterdir():
             if _DIGEST.fullmatch(other.name) and time.time() - other.stat().st_mtime > UNUSED:
                 shutil.rmtree(other, ignore_errors=True)
-    except OSError:  # read-only, or another process was faster: a cache may fail, the training may not
-        return
 
 
 def default_folder() -> Path:
-    """`segkit/masks` below the user's cache folder."""
+    """Return `segkit/masks` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segkit" / "masks"
 
 

@@ -14,22 +14,22 @@ from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
 
 PathLike = str | os.PathLike
-_SPREAD = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies gray of 2 and 4 bits, to fill 8
-LISTED = 8  # values that a message lists
+_SPREAD = {"L;2": 85, "L;4": 17}  # factor by which Pillow spreads gray of 2 and 4 bits to 8
+LISTED = 8  # most values that a message lists
 BINARY_HINT = (
     "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
 )
 
 
 class WrongValues(DataError):
-    """A mask has values or colours that are no class."""
+    """A mask has values or colours that are not a class."""
 
 
 class MaskReader:
     """Reads masks whose pixel values are labels or, with a palette, whose colours are classes.
 
     Args:
-        class_names: In label order: a sequence, or a text file with a name in each line; by default the palette's.
+        class_names: In label order: a sequence, or a text file with one name per line. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`.
         max_pixels: Larger masks are refused before they are decoded.
 
@@ -38,7 +38,7 @@ class MaskReader:
         coloured: Whether there is a palette.
 
     Raises:
-        DataError: a file that is missing or wrong, neither of both, or colours for a class without a name.
+        DataError: A file is missing or wrong, there are neither names nor a palette, or the palette has other names.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class MaskReader:
         self._code = None if colours is None else ColourCode(colours, self.class_names)
 
     def read(self, path: Path) -> np.ndarray:
-        """The labels (H, W) uint8 of a mask file.
+        """Return the labels (H, W) uint8 of a mask file.
 
         Raises:
-            WrongValues: it has values or colours that are no class.
-            DataError: it is damaged, lossy or no image.
+            WrongValues: It has values or colours that are not a class.
+            DataError: It is damaged, lossy or not an image.
         """
         if self._code is None:
             values = _single_channel(_open(path, self.max_pixels), path)
@@ -81,7 +81,7 @@ class MaskReader:
 
 
 def read_lines(given: PathLike | Sequence[str], what: str) -> list[str]:
-    """A sequence as it is; of a text file the lines that are not empty."""
+    """Return a sequence unchanged, or the lines of a text file that are not empty."""
     if not isinstance(given, str | os.PathLike):
         return list(given)
     return [line.strip() for line in read_text(Path(given), what).splitlines() if line.strip()]
@@ -90,32 +90,32 @@ def read_lines(given: PathLike | Sequence[str], what: str) -> list[str]:
 def _class_names(
     given: PathLike | Sequence[str] | None, colours: dict[Colour, str] | None, palette: PathLike | None
 ) -> tuple[str, ...]:
-    """The classes in label order, from the names, the palette, or both when they agree."""
+    """Return the classes in label order, from the names, the palette, or both if they agree."""
     known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
     if given is None and colours is None:
-        raise DataError("masks do not name their classes: class_names (--class-names) or a palette must do so")
+        raise DataError("masks do not name their classes; give `class_names` or a `palette`")
     names = known if given is None else read_lines(given, "file of class names")
     if len(set(names)) != len(names) or not 0 < len(names) < 256:
         raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
     odd = sorted(set(known) - set(names))
     if odd:
-        raise DataError(f"{palette} has colours for {_listed(odd)}, which are no class names")
+        raise DataError(f"{palette} has colours for {_listed(odd)}, which are not class names")
     return tuple(names)
 
 
 def _single_channel(values: np.ndarray, path: Path) -> np.ndarray:
-    """The values (H, W) of a gray or index image; gray may be stored as RGB."""
+    """Return the values (H, W) of a gray or index image; gray may be stored as RGB."""
     if values.ndim == 2:
         return values
     if values.shape[2] > 2 and (values[..., 1:3] != values[..., :1]).any():
-        raise WrongValues(f"{path} is a mask in colours; a palette file (--palette) must say what they mean")
+        raise WrongValues(f"{path} is a mask in colours; give a `palette` that says which class each colour is")
     return values[..., 0]
 
 
 def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
     with open_image(path, max_pixels, "mask") as image:
         if image.format == "JPEG":
-            raise DataError(f"the mask {path} is a JPEG, whose compression alters labels; give PNG files")
+            raise DataError(f"the mask {path} is a JPEG, and its compression changes labels; give PNG files")
         if mode is not None:
             return np.array(image.convert(mode))
         raw = _raw_mode(image)
@@ -126,7 +126,7 @@ def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Pillow's name for how the pixels lie in the file, known until they are decoded."""
+    """Return Pillow's name for the stored format of the pixels, which it forgets once they are decoded."""
     arguments = image.tile[0][3] if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 

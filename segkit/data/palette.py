@@ -1,4 +1,4 @@
-"""Palette files: which colour of a mask means which class."""
+"""Palette files: which colour of a mask is which class."""
 
 import csv
 import json
@@ -15,15 +15,15 @@ IGNORED = "ignore"
 
 
 def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
-    """Class names by colour, in the order of the file.
+    """Read the class names by colour, in the order of the file.
 
-    A text or CSV file has a class in each line: its name, then red, green and blue from 0 to 255, between
-    spaces, tabs, commas or semicolons. A first line that names the columns, empty lines and lines that begin with
-    `#` are left out. A JSON file is one object, `{"name": [red, green, blue], ...}`. The name `ignore` is no
-    class: its pixels count for nothing. A name may come several times, with a colour each.
+    A text or CSV file has one class per line: its name, then red, green and blue from 0 to 255, separated by spaces,
+    tabs, commas or semicolons. A first line with the names of the columns, empty lines and lines that begin with `#`
+    are skipped. A JSON file is one object, `{"name": [red, green, blue], ...}`. The name `ignore` is not a class: its
+    pixels become 255. A name may occur several times, with one colour each.
 
     Raises:
-        DataError: the file is missing or not of this form, or gives one colour to two classes.
+        DataError: The file is missing, has another form, or has one colour for two classes.
     """
     file = Path(file)
     text = read_text(file, "palette file")
@@ -32,14 +32,14 @@ def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
     for name, numbers in rows:
         colour = _as_colour(name, numbers, file)
         if palette.setdefault(colour, name) != name:
-            raise DataError(f"{file} gives the colour {_words(colour)} to both {palette[colour]!r} and {name!r}")
+            raise DataError(f"{file} has the colour {_words(colour)} for both {palette[colour]!r} and {name!r}")
     if not palette:
         raise DataError(f"{file} has no colours; a line is a name and its red, green and blue, such as car 0 0 142")
     return palette
 
 
 def read_text(file: Path, what: str) -> str:
-    """The text of a file in UTF-8; `what` is what messages call it."""
+    """Return the text of a file in UTF-8; messages call the file `what`."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def _text_rows(text: str) -> list[tuple[str, list]]:
 
 
 def _cells(line: str) -> list[str]:
-    """The words of a line; a name with spaces is several of them."""
+    """Return the words of a line; a name with spaces is several words."""
     separator = next((s for s in ",;\t" if s in line), None)
     cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
     return [cell.strip() for cell in cells]
@@ -87,7 +87,7 @@ def _as_colour(name: str, numbers: list, file: Path) -> Colour:
 
 
 class ColourCode:
-    """Turns colour-coded masks into labels.
+    """Converts colour-coded masks to labels.
 
     Args:
         palette: Class names by colour; `ignore` becomes 255.
@@ -102,7 +102,7 @@ class ColourCode:
         self._labels = np.array([labels[name] for name in palette.values()], dtype=np.uint8)[order]
 
     def labels(self, picture: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Labels (H, W) uint8 of a mask (H, W, 3) uint8 RGB, and its colours that the palette has not."""
+        """Return the labels (H, W) uint8 of a mask (H, W, 3) uint8 RGB, and the colours that are not in the palette."""
         codes = _codes(picture)
         places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = np.unique(codes[self._codes[places] != codes])
@@ -110,7 +110,7 @@ class ColourCode:
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) as one number each."""
+    """Return colours (..., 3) as one number each."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 

@@ -1,4 +1,4 @@
-"""From annotations to a label map."""
+"""Label maps drawn from annotations, and signed distance maps of label maps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from segkit.errors import DataError, UsageError
 from segkit.labels import IGNORE_INDEX
 
-Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons of x, y, x, y ...
+Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons x, y, x, y ...
 
 
 class Annotation(NamedTuple):
@@ -55,13 +55,14 @@ OVERLAP_TEXTS = {
 def rasterize(
     annotations: Sequence[Annotation], size: tuple[int, int], *, overlap: str = "smallest", crowd: str = "paint"
 ) -> np.ndarray:
-    """Paints annotations as a label map; a region is what pycocotools makes of it.
+    """Draw annotations as a label map; each region has exactly the pixels that pycocotools gives it.
 
     Args:
-        annotations: What is painted on a background of 0.
+        annotations: What to paint; all other pixels are 0.
         size: (H, W) of the map.
-        overlap: What lies on top, a key of `OVERLAPS`; of equals, the later. An ignored region lies above all.
-        crowd: `paint` treats crowds like all others, `ignore` paints them 255, beneath all others.
+        overlap: Which region lies on top, a key of `OVERLAPS`; among equals, the later one. A region with label 255
+            lies on top of all others.
+        crowd: `paint` treats crowds like other regions, `ignore` paints them 255, below all others.
 
     Returns:
         (H, W) uint8.
@@ -80,7 +81,7 @@ def rasterize(
 
 
 def encode(shape: Shape, size: tuple[int, int]) -> bytes:
-    """The counts of the compressed RLE of a shape in an image of (H, W) pixels."""
+    """Return the counts of the compressed RLE of a shape in an image of (H, W) pixels."""
     if isinstance(shape, bytes):
         return shape
     parts = coco_mask.frPyObjects(shape, *size)
@@ -88,23 +89,23 @@ def encode(shape: Shape, size: tuple[int, int]) -> bytes:
 
 
 def runs_of(counts: bytes) -> np.ndarray:
-    """The run lengths in the counts of a compressed RLE, int64.
+    """Return the run lengths in the counts of a compressed RLE, int64.
 
-    A number is written in digits of five bits, the lowest first, each plus 48, and 32 more where others
-    follow; the highest bit of the last one is its sign. From the fourth on, a number is the difference to
-    the last but one. Source: maskApi.c of pycocotools.
+    Each number is written in digits of five bits, the lowest first; a character is a digit plus 48, plus 32 if more
+    digits follow. The highest bit of the last digit is the sign. From the fourth number on, the difference to the
+    number two places before is written. Source: maskApi.c of pycocotools.
 
     Raises:
-        ValueError: these are no counts.
+        DataError: These are not counts.
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise DataError("its counts are no compressed RLE")
+        raise DataError("its counts are not a compressed RLE")
     ends = np.flatnonzero(digits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends + 1 - starts)
     if place.max() > 9:
-        raise DataError("its counts are no compressed RLE")
+        raise DataError("its counts are not a compressed RLE")
     runs = np.add.reduceat((digits & 31) << 5 * place, starts)
     runs -= ((digits[ends] & 16) > 0).astype(np.int64) << 5 * (place[ends] + 1)
     runs[1::2] = runs[1::2].cumsum()
@@ -119,19 +120,24 @@ def _paint(column_major: np.ndarray, region: _Region) -> None:
 
 
 def signed_distance_maps(mask: np.ndarray, num_classes: int, *, ignore_index: int | None = 255) -> np.ndarray:
-    """Distance of each pixel to the region of each class, negative inside, where it is that to the outside.
+    """Return the signed distance of each pixel to the boundary of each class: positive outside, negative inside.
+
+    It is the target of the boundary loss.
 
     Source: Kervadec et al., "Boundary Loss for Highly Unbalanced Segmentation", 2019, section 2.2.
 
     Args:
         mask: (H, W) class indices.
         num_classes: Number of classes C.
-        ignore_index: The label of pixels that count for nothing: they belong to no class, and their
-            distance is 0; None for none.
+        ignore_index: The label of ignored pixels: they belong to no class, and their distance is 0. None if no pixel
+            is ignored.
 
     Returns:
-        (C, H, W) float32, Euclidean and in pixels, at least 1 outside and at most -1 inside; 0 for a class
-        that has no boundary, since it is absent or fills the image.
+        (C, H, W) float32, Euclidean distances in pixels, at least 1 outside and at most -1 inside. All 0 for a class
+        without a boundary, which is absent or fills the image.
+
+    Raises:
+        UsageError: The mask is not (H, W) integers, or has a label that is not a class.
     """
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise UsageError(f"mask must be (H, W) integer class indices, got {mask.dtype} {mask.shape}")

@@ -1,4 +1,4 @@
-"""What loaders take one by one: images and masks as tensors, augmented by the sample's own seed or as they are."""
+"""Samples of the loaders: image and mask as tensors, augmented by the seed of the sample or unchanged."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +14,22 @@ from segkit.data.dataset import SegmentationDataset
 from segkit.data.findings import may_be_bad
 from segkit.errors import DataError, UsageError
 from segkit.labels import IGNORE_INDEX
+from segkit.names import check_known
 
 Sample = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, mask (H, W)
 Mix = Callable[[Sample, Sample, np.random.Generator], Sample]
 
 
 def cutmix(sample: Sample, donor: Sample, random: np.random.Generator) -> Sample:
-    """Puts a rectangle of the donor, at the same place, into the sample; its share of the area is uniform in 0..1.
+    """Replace a rectangle of the sample by the same rectangle of the donor; its share of the area is uniform in 0..1.
 
     Source: Yun et al., "CutMix", 2019, section 3.1, with alpha 1; for segmentation French et al.,
     "Semi-supervised Semantic Segmentation Needs Strong, Varied Perturbations", 2020, section 3.3.
 
     Args:
         sample: Image (H, W, 3) and mask (H, W).
-        donor: Of the same height and width.
-        random: What the rectangle is drawn by.
+        donor: Image and mask of the same height and width.
+        random: Draws the rectangle.
     """
     (image, mask), (other_image, other_mask) = sample, donor
     _check_sizes(mask, other_mask)
@@ -42,13 +43,13 @@ def cutmix(sample: Sample, donor: Sample, random: np.random.Generator) -> Sample
 
 
 class CopyPaste:
-    """Copies the donor's pixels of some classes onto the sample, at a place drawn for all of them together.
+    """Copy the donor's pixels of some classes to a random position in the sample, all with the same offset.
 
-    Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method", 2021, section 3, with
-    hard edges; for classes in place of instances, as the first segkit users copied rare objects.
+    Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method", 2021, section 3.
+    Differs: hard edges, and classes instead of instances.
 
     Args:
-        classes: The classes that are copied.
+        classes: The classes to copy.
     """
 
     def __init__(self, classes: Sequence[int]) -> None:
@@ -64,37 +65,37 @@ class CopyPaste:
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         copied, blob, labels = copied[box], other_image[box], other_mask[box]
         top, left = (int(random.integers(n - m + 1)) for n, m in zip(mask.shape, copied.shape, strict=True))
-        place = np.s_[top : top + copied.shape[0], left : left + copied.shape[1]]
+        window = np.s_[top : top + copied.shape[0], left : left + copied.shape[1]]
         image, mask = image.copy(), mask.copy()
-        image[place][copied], mask[place][copied] = blob[copied], labels[copied]
+        image[window][copied], mask[window][copied] = blob[copied], labels[copied]
         return image, mask
 
 
 def _check_sizes(mask: np.ndarray, other: np.ndarray) -> None:
     if mask.shape != other.shape:
-        raise UsageError(f"both samples must be of one size, got {mask.shape} and {other.shape}")
+        raise UsageError(f"both samples must have the same size, got {mask.shape} and {other.shape}")
 
 
 _log = logging.getLogger(__name__)
-ATTEMPTS = 20  # images that are tried in place of a bad one
+ATTEMPTS = 20  # substitutes that are tried for a bad image
 
 
 class Augmented(Dataset):
-    """Applies a transform, seeded for each sample: item (index, seed) -> (image (3, H, W), mask (H, W)) uint8.
+    """Augmented samples: item (index, seed) is (image (3, H, W), mask (H, W)), both uint8.
 
-    The mask of an item (index, seed, PADDING) is ignored everywhere.
+    The mask of an item (index, seed, PADDING) is 255 everywhere.
 
     Args:
         data: Images and masks.
-        transform: An albumentations pipeline.
-        mix: Makes one sample of two, see `segkit.data.samples`.
+        transform: An albumentations pipeline; it is seeded for each sample.
+        mix: Makes one sample out of two, such as `cutmix` or a `CopyPaste`.
         mix_share: Share of the samples that are mixed.
-        donors: Indices of the images that the second sample is drawn from; all by default.
-        on_bad: What happens to an image that cannot be read: `error`, or `skip` for another in its place,
-            drawn by the sample's seed, with its own mask; it is logged once.
-        max_bad: Largest share of the images that `skip` replaces; one always may be.
-        decode_at_least: Take images and masks at a half, a quarter or an eighth, as far as both sides stay at least
-            this, for transforms that shrink large photographs to a crop; 0 takes them whole.
+        donors: Indices of the images that the second sample is drawn from. By default all.
+        on_bad: `error` raises if an image cannot be read. `skip` takes another image and its mask instead, drawn by the
+            seed of the sample, and logs it once per image.
+        max_bad: Largest share of the images that `skip` may replace; it may always replace one.
+        decode_at_least: Read images and masks at 1/2, 1/4 or 1/8 of their size, the smallest whose shorter side is at
+            least this; for transforms that shrink large photographs to a crop. 0 reads them at full size.
     """
 
     def __init__(
@@ -109,8 +110,7 @@ class Augmented(Dataset):
         max_bad: float = 0.01,
         decode_at_least: int = 0,
     ) -> None:
-        if on_bad not in ("error", "skip"):
-            raise UsageError(f"on_bad must be 'error' or 'skip', got {on_bad!r}")
+        check_known("`on_bad`", on_bad, ("error", "skip"))
         self.data = data
         self.transform = transform
         self.mix = mix
@@ -119,11 +119,11 @@ class Augmented(Dataset):
         self.on_bad = on_bad
         self.max_bad = max_bad
         self.decode_at_least = decode_at_least
-        self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # what one worker met, all know
+        self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # all workers see it
 
     @property
     def replaced(self) -> list[str]:
-        """Names of the images that could not be read so far, in this process and in the workers."""
+        """Names of the images that could not be read so far, in this process or a worker."""
         return [self.data.name(index) for index in self._bad.nonzero().flatten().tolist()]
 
     def __len__(self) -> int:
@@ -141,14 +141,14 @@ class Augmented(Dataset):
         return _to_tensors(image, np.full_like(mask, IGNORE_INDEX) if padding else mask)
 
     def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        with naming(self.data, index):
+        with name_image_in_errors(self.data, index):
             image, mask = self._read(index, seed)
             self.transform.set_random_seed(seed)
             result = self.transform(image=image, mask=mask)
         return result["image"], result["mask"]
 
     def _read(self, index: int, seed: int) -> Sample:
-        """The image and mask; of a bad image's substitutes the first that can be read, which the files decide alone."""
+        """Return image and mask, or a substitute, which depends only on the seed and on which files can be read."""
         substitutes = np.random.default_rng((seed, 2))
         for _ in range(ATTEMPTS):
             if not self._bad[index]:
@@ -166,17 +166,17 @@ class Augmented(Dataset):
         bad, total = int(self._bad.sum()), len(self)
         if bad > may_be_bad(total, self.max_bad):
             raise DataError(
-                f"{bad} of {total} training images cannot be read, more than max_bad={self.max_bad:g} (--max-bad) "
-                f"replaces; the last one: {error}"
+                f"{bad} of {total} training images cannot be read, more than `max_bad={self.max_bad:g}` allows; "
+                f"the last one: {error}"
             ) from error
-        _log.warning("%s; another image stands in for it", error)
+        _log.warning("%s; another image is used instead", error)
 
     def _sample(self, index: int) -> Sample:
         return self.data.small_sample(index, self.decode_at_least) if self.decode_at_least else self.data[index]
 
 
 class Plain(Dataset):
-    """Images as they are: item index -> (image (3, H, W), mask (H, W)) uint8."""
+    """Unchanged samples: item i is (image (3, H, W), mask (H, W)), both uint8."""
 
     def __init__(self, data: SegmentationDataset) -> None:
         self.data = data
@@ -185,17 +185,13 @@ class Plain(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        with naming(self.data, index):
+        with name_image_in_errors(self.data, index):
             return _to_tensors(*self.data[index])
 
 
 @contextmanager
-def naming(data: SegmentationDataset, index: int) -> Iterator[None]:
-    """Adds the image's name to errors that do not know it: of somebody's own data set or transform.
-
-    Raises:
-        RuntimeError: from that error.
-    """
+def name_image_in_errors(data: SegmentationDataset, index: int) -> Iterator[None]:
+    """Re-raise an error of a custom data set or transform as a RuntimeError that names the image."""
     try:
         yield
     except (DataError, OSError, MemoryError):
@@ -205,5 +201,5 @@ def naming(data: SegmentationDataset, index: int) -> Iterator[None]:
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Image (3, H, W) and mask (H, W); the image's memory stays as it is, channels last."""
+    """Return image (3, H, W) and mask (H, W) as tensors; the image keeps its memory layout, channels last."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), torch.from_numpy(np.ascontiguousarray(mask))

@@ -6,64 +6,81 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from segkit.errors import UsageError
-
-# albumentations asks the network for its newest version unless it is told not to before the import.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import cv2
 import numpy as np
+
+from segkit.errors import UsageError
+from segkit.labels import IGNORE_INDEX
+from segkit.names import check_known
+
+_NO_UPDATE = "NO_ALBUMENTATIONS_UPDATE"
+
+
+@contextmanager
+def _without_update_check() -> Iterator[None]:
+    """Keep albumentations from asking the network for its newest version, which it does while it is imported."""
+    before = os.environ.get(_NO_UPDATE)
+    os.environ[_NO_UPDATE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_UPDATE]
+        else:
+            os.environ[_NO_UPDATE] = before
+
+
+with _without_update_check():
+    import albumentations as A
 
 Fill = dict[str, int]
 Transforms = list[A.BasicTransform | A.BaseCompose]
 RECOMMENDED = ("none", "flip", "light", "standard")
 
 
-def create_transform(
-    name: str, *, crop: int, ignore_index: int = 255, rare_classes: Sequence[int] = (), rare_crops: float = 0.0
-) -> A.Compose:
-    """Builds the augmentation of training images.
+def create_transform(name: str, *, crop: int, rare_classes: Sequence[int] = (), rare_crops: float = 0.0) -> A.Compose:
+    """Create the augmentation of training images.
 
     Args:
-        name: Ours: `none` (only cropped), `flip`, `light` or `standard`, each with all that the one before
-            it does; what comes from outside the image is `ignore_index` in the mask. The two that segkit
-            grew from: `seed1` (its DeepLabV3+; `seed1-fpn` its FPN) and `seed2`, which resize the image, or most
-            of it, to the crop and reflect it at its borders.
-        crop: Height and width of what comes out, in pixels.
-        ignore_index: Label of what lies outside the image.
+        name: `none` (only crops), `flip`, `light` or `standard`; each does more than the one before it. Pixels from
+            outside the image are 255 in the mask. Or the augmentations of two competition solutions, which resize most
+            of the image to the crop and reflect it at its borders: `seed1` (its DeepLabV3+; `seed1-fpn` its FPN) and
+            `seed2`.
+        crop: Height and width of the result, in pixels.
         rare_classes: Classes that crops are drawn around.
-        rare_crops: Share of the crops that are drawn around a pixel of a rare class, where there is one; of
-            our own augmentations alone.
+        rare_crops: Share of the crops that are drawn around a pixel of a rare class, if the image has one. Only for
+            the first four augmentations.
 
     Returns:
-        A transform: `transform(image=(H, W, 3) uint8, mask=(H, W) uint8)`.
+        A transform: call it as `transform(image=image, mask=mask)` with (H, W, 3) and (H, W) uint8.
 
     Raises:
-        ValueError: an unknown name or a wrong number; an argument that albumentations does not know.
+        UsageError: The name is unknown, a number is out of range, or albumentations does not know an argument.
     """
-    if name not in AUGMENTATIONS:
-        raise UsageError(f"unknown augmentation {name!r}, expected one of {', '.join(AUGMENTATIONS)}")
+    check_known("augmentation", name, AUGMENTATIONS)
     if crop < 1:
-        raise UsageError(f"crop must be at least 1 pixel, got {crop}")
+        raise UsageError(f"`crop` must be at least 1 pixel, got {crop}")
     if not 0 <= rare_crops <= 1:
-        raise UsageError(f"rare_crops must be in 0..1, got {rare_crops}")
+        raise UsageError(f"`rare_crops` must be in 0..1, got {rare_crops}")
     if name not in RECOMMENDED and rare_crops:
-        raise UsageError(f"rare_crops needs an augmentation that crops, one of {', '.join(RECOMMENDED)}, not {name!r}")
+        raise UsageError(
+            f"`rare_crops` needs an augmentation that crops, one of {', '.join(RECOMMENDED)}, not {name!r}"
+        )
+    os.environ.setdefault(_NO_UPDATE, "1")  # loader workers that are spawned import albumentations again
     with strict_arguments():
         if name not in RECOMMENDED:
             return A.Compose(AUGMENTATIONS[name](crop))
-        fill = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": ignore_index}
-        at_least_two = A.PadIfNeeded(2, 2, **fill)  # a single row must survive being halved
+        fill = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}
+        at_least_two = A.PadIfNeeded(2, 2, **fill)  # so that an image of one row can be halved
         cut = [A.PadIfNeeded(crop, crop, **fill), RareCrop(crop, rare_classes, rare_crops)]
         return A.Compose([at_least_two, *AUGMENTATIONS[name](fill), *cut])
 
 
 @contextmanager
 def strict_arguments() -> Iterator[None]:
-    """Makes an argument that albumentations does not know an error; it warns only, and goes on without it.
+    """Raise UsageError for arguments that albumentations does not know, instead of its warning.
 
-    Around pipelines of your own: `with strict_arguments(): A.Compose([A.RandomResizedCrop(size=(512, 512))])`.
+    Use it around your own pipelines: `with strict_arguments(): A.Compose([A.RandomResizedCrop(size=(512, 512))])`.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(not valid|invalid|deprecated).*")
@@ -74,9 +91,14 @@ def strict_arguments() -> Iterator[None]:
 
 
 class RareCrop(A.DualTransform):
-    """Cuts a square; with probability `share` around a pixel of a rare class, if the mask has one.
+    """Crop a square; with probability `share` around a pixel of a rare class, if the mask has one.
 
-    Every rare class in the mask is as likely as the others, and so is every pixel of it.
+    All rare classes in the mask are equally likely, and so are all pixels of a class.
+
+    Args:
+        size: Height and width of the crop, in pixels.
+        classes: The rare classes.
+        share: Probability of a crop around a rare class, 0 to 1.
     """
 
     def __init__(self, size: int, classes: Sequence[int], share: float) -> None:
@@ -138,7 +160,7 @@ def _standard(fill: Fill) -> Transforms:
 
 
 def _shift_scale_rotate(p: float) -> A.Affine:
-    """Once ShiftScaleRotate, with the defaults that it had."""
+    """Return what used to be ShiftScaleRotate, with its old defaults."""
     return A.Affine(
         scale=(0.9, 1.1),
         translate_percent=(-0.0625, 0.0625),
@@ -154,7 +176,7 @@ def _sharpness() -> A.OneOf:
 
 
 def _seed1(crop: int) -> Transforms:
-    turn = A.OneOf([A.RandomRotate90(p=0.25), A.VerticalFlip(p=0.5)], p=1.0)  # one of them always: 1/3 and 2/3
+    turn = A.OneOf([A.RandomRotate90(p=0.25), A.VerticalFlip(p=0.5)], p=1.0)  # always one: 1/3 and 2/3
     return [turn, *_seed1_cut(crop)]
 
 
@@ -163,7 +185,7 @@ def _seed1_fpn(crop: int) -> Transforms:
 
 
 def _seed1_cut(crop: int) -> Transforms:
-    hole = (0.1, 0.1)  # once Cutout, whose holes all had the same size
+    hole = (0.1, 0.1)  # it used to be Cutout, with holes of one size
     return [
         A.CoarseDropout(num_holes_range=(10, 10), hole_height_range=hole, hole_width_range=hole, fill=0, p=0.25),
         _shift_scale_rotate(p=0.25),

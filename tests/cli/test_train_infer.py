@@ -310,11 +310,11 @@ def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, sh
     assert "x1.png is not an image" in error
     assert "no image at" in error
     assert fails(train, *arguments, "--on-bad", "skip") == 3
-    assert "2 of 6 images cannot be used, more than max_bad=0.01 (--max-bad)" in capsys.readouterr().err
+    assert "2 of 6 images cannot be used, more than --max-bad 0.01" in capsys.readouterr().err
     train.main([*arguments, "--on-bad", "skip", "--max-bad", "0.5"])
     out = capsys.readouterr().out
-    assert "--data: left out: images that are not there: 1 (images/x2.png)" in out
-    assert "--data: gray images, made RGB: 1 (images/x0.png)" in out
+    assert "data: skipped: missing images: 1 (images/x2.png)" in out
+    assert "data: gray images, converted to RGB: 1 (images/x0.png)" in out
     assert "labels 0 background, 1 square (category 3), 2 disc (category 7)" in out
     reported = (tmp_path / "a/data_report.csv").read_text().splitlines()
     assert reported[0] == "set,severity,kind,where,sentence"
@@ -333,10 +333,10 @@ def test_a_file_that_comes_twice_is_warned_of_in_training_and_an_error_in_valida
     content = json.loads(file.read_text())
     content["images"].append(content["images"][0] | {"id": 999})
     file.write_text(json.dumps(content))
-    with pytest.warns(DataWarning, match="files that are several images"):
+    with pytest.warns(DataWarning, match="files that are listed as several images"):
         assert fails(train, *train_arguments((shapes[0], file), tmp_path / "a")) == 3
     assert "x0.png is listed as 2 images, and would count as often" in capsys.readouterr().err
-    with pytest.warns(DataWarning, match="files that are several images"):
+    with pytest.warns(DataWarning, match="files that are listed as several images"):
         train.main(train_arguments((file, shapes[1]), tmp_path / "b", "--epochs", "1"))
 
 

@@ -121,7 +121,7 @@ def test_a_split_is_seeded_and_loses_nothing(shapes):
 
 
 def test_one_image_cannot_be_split(folder):
-    with pytest.raises(DataError, match="give a validation set by --val"):
+    with pytest.raises(DataError, match="give `val`"):
         load(folder).split(0.2)
 
 

@@ -62,7 +62,7 @@ def notes_of(file, **options):
         ({"size": [20, 30], "counts": [0.5, 599.5]}, "whole numbers, 0 or more"),
         ({"size": [20, 30], "counts": "1"}, "come to 1 pixels"),
         ({"size": [20, 30], "counts": "\u00e9"}, "a list or a string"),
-        ({"size": [20, 30], "counts": "\n"}, "no compressed RLE"),
+        ({"size": [20, 30], "counts": "\n"}, "not a compressed RLE"),
         ({"size": [20, 30], "counts": None}, "a list or a string"),
     ],
 )

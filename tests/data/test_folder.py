@@ -238,7 +238,7 @@ def test_two_images_of_one_name_are_named(tmp_path):
             r"0\.png has the values 7, but the 3 classes are 0 to 2, and 255 is ignored$",
         ),
         (np.uint16(LABELS) * 250, r"0\.png has the values 250, 500, 63750"),
-        (coloured(LABELS), r"0\.png is a mask in colours; a palette file \(--palette\)"),
+        (coloured(LABELS), r"0\.png is a mask in colours; give a `palette`"),
         (np.uint8(255 * (LABELS == 1)), r"masks.* have no values except 0 and 255.* 'NAME 255 255 255'"),
     ],
 )
@@ -282,7 +282,7 @@ def load_again(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_names": None}, r"class_names \(--class-names\) or a palette"),
+        ({"class_names": None}, r"`class_names` or a `palette`"),
         ({"class_names": ["a", "a"]}, "all different, got 2: a, a"),
         ({"class_names": "nowhere.txt"}, r"no file of class names at nowhere\.txt"),
         ({"palette": "nowhere.txt"}, r"no palette file at nowhere\.txt"),
@@ -299,8 +299,8 @@ def test_missing_or_wrong_settings_are_named(tmp_path, options, message):
         ("p.txt", "", r"p\.txt has no colours"),
         ("p.txt", "car 0 0", r"p\.txt: expected a name and its red.* got '' car 0 0"),
         ("p.txt", "car 0 0 300", "from 0 to 255, got 'car' 0 0 300"),
-        ("p.txt", "car 0 0 1\nbus 0 0 1", r"the colour \(0, 0, 1\) to both 'car' and 'bus'"),
-        ("p.txt", "car 0 0 1", r"p\.txt has colours for car, which are no class names"),
+        ("p.txt", "car 0 0 1\nbus 0 0 1", r"the colour \(0, 0, 1\) for both 'car' and 'bus'"),
+        ("p.txt", "car 0 0 1", r"p\.txt has colours for car, which are not class names"),
         ("p.json", "[1]", r"p\.json is not a palette: expected \{"),
         ("p.json", "{", r"p\.json is not valid JSON"),
         ("p.json", '{"car": 3}', "got 'car' 3"),

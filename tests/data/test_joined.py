@@ -44,7 +44,7 @@ def test_ignored_classes_stay_ignored():
     ("other", "message"),
     [
         (Flat(1, class_names=("a", "c")), "differ in their classes: a, b / a, c"),
-        (Flat(1, ignore_classes=("b",)), "differ in the classes that they ignore"),
+        (Flat(1, ignore_classes=("b",)), "differ in their ignored classes"),
     ],
 )
 def test_sets_that_do_not_fit_are_an_error(other, message):

@@ -90,9 +90,9 @@ def test_pixels_outside_the_image_are_ignored_and_labels_are_not_mixed(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda data: create_transform("strong", crop=8), "unknown augmentation 'strong', expected one of none, flip"),
-        (lambda data: create_transform("none", crop=0), "crop must be at least 1"),
-        (lambda data: train_loader(data, None, batch_size=0), "batch_size must be at least 1"),
+        (lambda data: create_transform("strong", crop=8), "unknown augmentation 'strong'. Known: none, flip"),
+        (lambda data: create_transform("none", crop=0), "`crop` must be at least 1"),
+        (lambda data: train_loader(data, None, batch_size=0), "`batch_size` must be at least 1"),
         (lambda data: train_loader([], None, batch_size=1), "no images"),
     ],
 )
@@ -170,7 +170,7 @@ def test_mixed_samples_depend_on_the_seed_alone(data):
 
 
 def test_rare_crops_of_a_pipeline_that_does_not_crop_are_refused():
-    with pytest.raises(ValueError, match="rare_crops needs an augmentation that crops"):
+    with pytest.raises(ValueError, match="`rare_crops` needs an augmentation that crops"):
         create_transform("seed2", crop=8, rare_classes=(1,), rare_crops=0.5)
 
 
@@ -206,7 +206,7 @@ def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once
     assert torch.equal(samples[3, 5][0], image)
     named = [record.getMessage() for record in caplog.records if "x3.png" in record.getMessage()]
     assert len(named) == 1
-    assert named[0].endswith("; another image stands in for it")
+    assert named[0].endswith("; another image is used instead")
     assert samples.replaced == ["images/x3.png"]
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_image_is_an_error_unless_it_may_be_skipped_and_always_in_vali
 def test_more_damaged_images_than_allowed_are_an_error_with_their_number(damaged):
     samples = Augmented(damaged, create_transform("none", crop=32), on_bad="skip", max_bad=0.1)
     samples[3, 5]  # one may always be
-    with pytest.raises(DataError, match=r"2 of 12 training images cannot be read, more than max_bad=0\.1 .*x7\.png"):
+    with pytest.raises(DataError, match=r"2 of 12 training images cannot be read, more than `max_bad=0\.1` .*x7\.png"):
         samples[7, 1]
 
 
@@ -380,3 +380,16 @@ def test_a_batch_tells_its_images():
     own = [index for index, _ in next(iter(batches))]
     assert batches.images(1)[1::2] == own
     assert sorted(index for number in range(3) for index in batches.images(number)) == list(range(10))
+
+
+def test_importing_the_loaders_changes_neither_the_environment_nor_the_exit_of_the_process():
+    code = (
+        "import atexit, os, torch.utils.data, cv2, multiprocessing.util, concurrent.futures.thread; "
+        "registered = []; atexit.register = registered.append; before = dict(os.environ); "
+        "import segkit.data.loaders, segkit.data.transforms; "
+        "print(dict(os.environ) == before, [f for f in registered if 'segkit' in f.__module__])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    assert printed.split() == ["True", "[]"]

@@ -62,7 +62,7 @@ def test_run_lengths_are_those_that_were_compressed():
 
 @pytest.mark.parametrize("counts", [b"", b"\x00\x01", b"abc\xff", b"P", b"oooooooooooooooo0"])
 def test_bytes_that_are_no_counts_are_refused(counts):
-    with pytest.raises(ValueError, match="no compressed RLE"):
+    with pytest.raises(ValueError, match="not a compressed RLE"):
         runs_of(counts)
 
 

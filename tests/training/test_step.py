@@ -8,11 +8,13 @@ import torch
 from helpers.one_step import batches, learn, norm_free_state, weights
 from helpers.tiny_training import build_state, interrupted, loaders, run
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segkit.errors import NotFiniteError
 from segkit.losses import create_loss
-from segkit.training import StopSignals, read_checkpoint
-from segkit.training.step import pixel_shares, windows
+from segkit.training import StopSignals, create_optimizer, create_scheduler, read_checkpoint
+from segkit.training.step import BufferBackup, pixel_shares, windows
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce", {"ce": 0.6, "bce": 0.4}])
@@ -261,3 +263,90 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_learns_afterwards(tm
     assert all(torch.equal(value, before[key]) for key, value in state.model.backbone.state_dict().items())
     run(tmp_path, state=state, epochs=2, freeze_backbone=1)
     assert not any(torch.equal(p, before[name]) for name, p in state.model.backbone.named_parameters())
+
+
+class PlainCrossEntropy(nn.Module):
+    """A loss that reads no value on the host."""
+
+    def forward(self, logits, target):
+        return nn.functional.cross_entropy(logits, target.long(), ignore_index=255)
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts reads of a single value: `tensor.item()`, `float(tensor)`, `if tensor`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+class TensorReads(TorchFunctionMode):
+    """Counts reads of whole tensors: `tensor.tolist()`, `tensor.cpu()`, `tensor.numpy()`."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", None) in ("tolist", "cpu", "numpy", "__array__")
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_counters_see_each_kind_of_read():
+    with ScalarReads() as scalars, TensorReads() as tensors:
+        x = torch.ones(())
+        assert x.item() == float(x) == x
+        assert math.isfinite(x)
+        x.tolist()
+        x.cpu()
+        x.numpy()
+    assert (scalars.count, tensors.count) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "amp"),
+    [({}, "off"), ({"clip_grad": 1.0}, "off"), ({"sam": 0.1, "clip_grad": 1.0}, "bf16"), ({}, "fp16")],
+)
+def test_a_step_reads_values_from_the_device_once(options, amp):
+    state = build_state(ema=0.9, amp=amp)
+    state.optimizer = create_optimizer(state.model, "sgd", lr=0.1)  # Adam counts its steps on the host
+    state.scheduler = create_scheduler(state.optimizer, epochs=2, steps_per_epoch=5)
+    data = list(loaders()[0])
+    with ScalarReads() as scalars, TensorReads() as tensors:
+        learn(state, data, PlainCrossEntropy(), amp=amp, **options)
+    assert state.updates == len(data) == 5
+    assert scalars.count + tensors.count == 5
+
+
+class CopiedTensors(TorchDispatchMode):
+    """Lists the tensors that are copied from, by number and by clone."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.clone.default:
+            self.sources.add(id(args[0]))
+        elif function in (torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default):
+            self.sources.update(map(id, args[1] if isinstance(args[1], list) else [args[1]]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_buffers_that_change_are_copied_before_a_step():
+    state = build_state()
+    state.model.register_buffer("constant", constant := torch.ones(1000))
+    backup = BufferBackup(state.model)
+    backup.save()
+    with CopiedTensors() as copied:
+        backup.save()
+    norms = [module for module in state.model.modules() if hasattr(module, "running_mean")]
+    assert copied.sources == {id(buffer) for norm in norms for buffer in norm.buffers()} != set()
+    state.model.freeze_backbone()
+    with CopiedTensors() as copied:
+        backup.save()
+    assert copied.sources == set()  # all norms are in the backbone, in eval mode now
+    constant += 1
+    with CopiedTensors() as copied:
+        backup.save()
+    assert copied.sources == {id(constant)}

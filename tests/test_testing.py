@@ -104,8 +104,15 @@ def modes(name):
     return MODES if "mode" in inspect.signature(LOSSES[name]).parameters else MODES[:1]
 
 
-@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name in LOSSES for mode in modes(name)])
-@pytest.mark.parametrize("ignore_index", [255, 1, -100, None])
+def conformance_cases():
+    """Return all losses, modes and values to ignore; other values than 255 are slow in all modes but the first."""
+    cases = [(name, mode, index) for name in LOSSES for mode in modes(name) for index in (255, 1, -100, None)]
+    return [
+        case if case[1] == MODES[0] or case[2] == 255 else pytest.param(*case, marks=pytest.mark.slow) for case in cases
+    ]
+
+
+@pytest.mark.parametrize(("name", "mode", "ignore_index"), conformance_cases())
 def test_our_losses_conform(name, mode, ignore_index):
     options = {"mode": mode} if len(modes(name)) > 1 else {}
     loss = create_loss(name, ignore_index=ignore_index, **options)

@@ -15,6 +15,7 @@ _PUBLIC = {
     "SlidingWindow": "segkit.sliding_window",
     "DenseCRF": "segkit.crf",
     "Predictor": "segkit.inference",
+    "train": "segkit.workflows.train",
     "check": "segkit.workflows.check",
     "make_folds": "segkit.workflows.folds",
     "predict": "segkit.workflows.infer",

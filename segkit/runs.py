@@ -38,9 +38,13 @@ class RunFolder:
         self.class_iou = self.path / "class_iou.png"
         self.confusion = self.path / "confusion_matrix.csv"
         self.confusion_picture = self.path / "confusion_matrix.png"
+        self.train_batch = self.path / "train_batch.png"
+        self.val_predictions = self.path / "val_predictions.png"
+        self.worst_images = self.path / "worst.png"
+        self.best_images = self.path / "best.png"
         # Of a cross-validation:
         self.splits = self.path / "splits.json"  # the validation images of each fold
-        self.summary = self.path / "summary.csv"  # scores of each fold, mean and standard deviation
+        self.summary = self.path / "summary.csv"  # scores of each fold, mean and standard deviation; written last
         self.out_of_fold_confusion = self.path / "oof_confusion.csv"
         self.infer_command = self.path / "infer_command.txt"
 
@@ -87,6 +91,25 @@ def find_folds(path: str | os.PathLike) -> list[Path]:
             "have one"
         )
     return [fold.path for fold in run.folds()]
+
+
+def run_to_resume(resume: str | os.PathLike | bool, out: str | os.PathLike | None) -> RunFolder | None:
+    """Return the run that a training resumes, or None for a new run.
+
+    Args:
+        resume: False for a new run; a run folder, or a checkpoint in it; True for the run in `out`; "auto" for the run
+            in `out` if it has been saved there, otherwise a new one.
+        out: The run folder.
+    """
+    if resume is False or (resume in (True, "auto") and out is None):
+        return None
+    if resume is True:
+        return RunFolder(out)
+    if resume == "auto":
+        run = RunFolder(out)
+        return run if run.has_checkpoint or run.is_cross_validation else None
+    path = Path(resume)
+    return RunFolder(path.parent if path.is_file() else path)
 
 
 def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False) -> Path:
@@ -146,7 +169,7 @@ def newest_run() -> Path:
     Raises:
         MissingFileError: There is no trained model.
     """
-    files = [*RUNS.glob(f"*/{RunFolder('').best.name}"), *RUNS.glob(f"*/{RunFolder('').infer_command.name}")]
+    files = [*RUNS.glob(f"*/{RunFolder('').best.name}"), *RUNS.glob(f"*/{RunFolder('').summary.name}")]
     found = sorted(files, key=lambda file: file.stat().st_mtime)
     if not found:
         raise MissingFileError(

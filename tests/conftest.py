@@ -51,14 +51,14 @@ def blank_charts(request):
     if request.path.parent.name != "cli" or request.path.stem == "test_run_report":
         yield
         return
-    import segkit.report
+    import segkit.report.run
 
     def blank(*content, **options):
         Image.new("RGB", (2, 2)).save(content[-1])
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("save_curves", "save_class_iou", "save_confusion"):
-            patch.setattr(segkit.report, name, blank)
+            patch.setattr(segkit.report.run, name, blank)
         yield
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.report import batch_picture, prediction_picture, save_class_iou, save_curves
+from segkit.report import batch_picture, label_picture, save_class_iou, save_curves
 from segkit.visualize import create_palette, grid, legend, overlay, with_legend
 
 IMAGE = np.full((20, 30, 3), 100, dtype=np.uint8)
@@ -69,7 +69,7 @@ def test_report_pictures_are_drawn(tmp_path):
     target = np.zeros((20, 30), np.uint8)
     names = ("ground", "can")
     assert batch_picture(np.stack([IMAGE] * 3), np.stack([target] * 3), names).ndim == 3
-    assert prediction_picture([IMAGE], [target], [target], names).ndim == 3
+    assert label_picture([IMAGE], {"truth": [target], "prediction": [target]}, names).ndim == 3
 
 
 @pytest.mark.parametrize("averaged", ["ema_val_loss", "ema_miou"])

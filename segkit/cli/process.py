@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any, TextIO
 
@@ -186,6 +186,17 @@ class _Patient:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # also for buffered output and other writers
             os.close(nowhere)
+
+
+@contextmanager
+def first_process_prints() -> Iterator[None]:
+    """Under torchrun, drop the output and the data warnings of all processes but the first, which has the same."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        yield
 
 
 def reported_to_torchrun(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from segkit.config.reading import parse_args
 from segkit.config.recipes import RECIPES, read_recipe
 from segkit.config.sources import LabelConfig, SourceConfig
 from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
-from segkit.config.train import TrainConfig
+from segkit.config.train import TrainConfig, implied_settings
 
 __all__ = [
     "RECIPES",
@@ -27,6 +27,7 @@ __all__ = [
     "default_of",
     "format_settings",
     "from_keywords",
+    "implied_settings",
     "parse_args",
     "read_recipe",
     "read_settings",

@@ -1,15 +1,19 @@
 """Settings of train.py."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers
+from segkit.config.files import Setting, read_settings
+from segkit.config.recipes import read_recipe
 from segkit.config.sources import LabelConfig
 from segkit.config.words import Folder, Folders, Losses, Options, PathOrWord, ResumeWords, Sources
 from segkit.errors import UsageError
+from segkit.runs import run_to_resume
 
 
 @dataclass(frozen=True)
@@ -196,3 +200,24 @@ class TrainConfig(LabelConfig):
         check(self, "folds", self.folds >= 2, "at least 2")
         in_range = self.fold == "all" or 0 <= self.fold < self.folds
         check(self, "fold", in_range, f"in 0..{self.folds - 1}, or all")
+
+
+def implied_settings(
+    given: Mapping[str, Any], architecture_of: Callable[[Path], Mapping[str, Setting]]
+) -> dict[str, Setting]:
+    """Return the settings that others imply: the run to resume, the model of `init_from`, or the demo.
+
+    Settings that are given, and recipes and files, win over them.
+
+    Args:
+        given: Settings by name; absent ones are the default.
+        architecture_of: Returns the settings that build the architecture of a model file.
+    """
+    run = run_to_resume(given.get("resume", False), given.get("out"))
+    if run is not None:
+        found = read_settings(TrainConfig, run.args) if run.args.is_file() else {}
+        return {name: setting for name, setting in found.items() if name not in ("out", "resume")}
+    is_demo = not given.get("data") and not given.get("recipe")
+    demo = read_recipe(TrainConfig, "demo", "no `data`") if is_demo else {}
+    init_from = given.get("init_from")
+    return {**demo, **(architecture_of(init_from) if init_from is not None else {})}

@@ -125,16 +125,6 @@ def batch_picture(images: np.ndarray, target: np.ndarray, class_names: Sequence[
     return _with_names(grid(cells, columns=min(4, len(cells))), class_names, palette)
 
 
-def prediction_picture(
-    images: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
-    predictions: Sequence[np.ndarray],
-    class_names: Sequence[str],
-) -> np.ndarray:
-    """One row for each photograph: as it is, with the truth, with the prediction."""
-    return label_picture(images, {"truth": targets, "prediction": predictions}, class_names)
-
-
 def label_picture(
     images: Sequence[np.ndarray],
     masks: Mapping[str, Sequence[np.ndarray]],

@@ -12,6 +12,7 @@ from segkit.files import write_json, write_records
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import Evaluation
 from segkit.report import label_picture
+from segkit.report.gallery import image_caption
 from segkit.runs import create_run_folder
 from segkit.workflows.datasets import check_model_classes, open_scored
 from segkit.workflows.devices import pick_device, pick_workers
@@ -22,7 +23,6 @@ from segkit.workflows.score_tables import (
     describe,
     describe_difference,
     difference_rows,
-    image_caption,
     image_rows,
     plain_rows,
     set_scores,

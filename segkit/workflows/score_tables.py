@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from segkit.console import table
-from segkit.metrics import Evaluation, Interval, PerImageConfusion, PerImageScores
+from segkit.metrics import Evaluation, Interval, PerImageScores
 
 Row = dict[str, Any]
 
@@ -103,21 +103,6 @@ def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
 def plain_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the records for a CSV: six digits for fractions, and an empty cell for NaN."""
     return [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-
-
-def image_caption(images: PerImageConfusion, image: int, count: int = 2) -> str:
-    """Return lines: the mIoU of an image, then its largest confusions with their shares of its pixels."""
-    counts = images.counts[image].cpu().numpy()
-    names = (*images.class_names, "no class")
-    pairs = counts[: len(names) - 1]
-    wrong = np.where(np.eye(*pairs.shape, dtype=bool), 0, pairs)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    lines = [
-        f"{names[truth]} as {names[predicted]}: {100 * wrong[truth, predicted] / pairs.sum():.1f} %"
-        for truth, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[truth, predicted]
-    ]
-    return "\n".join([f"mIoU {100 * images.compute().of_image[image]:.1f} %", *lines])
 
 
 def _signed(difference: float, low: float, high: float) -> list[str]:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import weakref
 from contextlib import nullcontext, redirect_stdout
 from itertools import chain
@@ -15,17 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SMALL, fails
+from helpers.commands import SMALL, fails, signal_at_batch
 
-import segkit.training
-from segkit.cli import evaluate, fold_summary, infer, train, train_all_folds
+from segkit.cli import evaluate, infer, train
 from segkit.config import TrainConfig, parse_args
 from segkit.data import CocoSegmentation
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
 from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
+from segkit.workflows import crossval, run
 from segkit.workflows.predictors import find_members
+from segkit.workflows.train import train_as_configured
 
 K = 3
 NAMES = ("background", "square", "disc")
@@ -47,7 +47,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="module")
 def watched(shapes, tmp_path_factory):
     out, opened, models, alive = tmp_path_factory.mktemp("my folds") / "x", [], [], []
-    build_state, open_folds = train.build_state, train_all_folds.open_folds
+    build_state, open_folds = run.build_state, crossval.open_folds
 
     def watched_build(*args):
         alive.append(sum(model() is not None for model in models))
@@ -56,8 +56,8 @@ def watched(shapes, tmp_path_factory):
         return state
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(train, "build_state", watched_build)
-        patch.setattr(train_all_folds, "open_folds", lambda config: opened.append(1) or open_folds(config))
+        patch.setattr(run, "build_state", watched_build)
+        patch.setattr(crossval, "open_folds", lambda *args: opened.append(1) or open_folds(*args))
         train.main(arguments(shapes, out, "--fold", "all"))
     return Watched(out, printed.getvalue(), len(opened), alive)
 
@@ -153,15 +153,15 @@ def test_the_summary_has_best_epochs_means_and_deviations(whole):
 
 def test_a_class_that_a_fold_lacks_spoils_no_mean():
     values = np.array([[0.5, 0.4, np.nan], [0.7, 0.8, np.nan], [0.6, np.nan, 0.9]])
-    assert np.allclose(fold_summary.mean_of_folds(values), [0.6, 0.6, 0.9])
-    spread = fold_summary.spread_of_folds(values)
+    assert np.allclose(crossval.mean_of_folds(values), [0.6, 0.6, 0.9])
+    spread = crossval.spread_of_folds(values)
     assert np.allclose(spread[:2], [0.1, 0.4 / 2**0.5])
     assert np.isnan(spread[2])
-    rows = fold_summary.summary_rows(("a", "b"), [1, 2, 3], values)
+    rows = crossval.summary_rows(("a", "b"), [1, 2, 3], ["x", "y", "z"], values)
     assert [row["iou/b"] for row in rows] == ["", "", "0.9", "0.9", ""]
     total = ConfusionMatrix(3, class_names=("a", "b", "c"), exclude=(2,))
     total.update(np.array([[0, 0, 1]]), np.array([[0, 1, 1]]))
-    table = fold_summary.describe(total, np.full((2, 4), np.nan))
+    table = crossval.summary_table(total, np.full((2, 4), np.nan))
     assert [line.split()[:2] for line in table.splitlines()[1:]] == [
         ["a", "50.00"],
         ["b", "50.00"],
@@ -194,33 +194,19 @@ def test_the_data_is_opened_once_and_no_model_outlives_its_fold(watched):
 # resume
 
 
-def interrupt_at(monkeypatch, number):
-    """Sends Ctrl-C in the given batch of all."""
-    real, calls = train.progress_bar, iter(range(999))
-
-    def progress(batches):
-        for batch in real(batches):
-            if next(calls) == number:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
-
-    monkeypatch.setattr(train, "progress_bar", progress)
-    return lambda: monkeypatch.setattr(train, "progress_bar", real)
-
-
 def test_an_interrupted_run_goes_on_in_its_fold_and_equals_one_that_was_not(
     whole, shapes, tmp_path, monkeypatch, capsys
 ):
-    out, restore = tmp_path / "x", interrupt_at(monkeypatch, 5)
+    out = tmp_path / "x"
+    signal_at_batch(monkeypatch, 5)
     assert fails(train, *arguments(shapes, out, "--fold", "all")) == 130
-    assert f"stopped by SIGINT; saved. To go on: python train.py --resume {out}\n" in capsys.readouterr().err
+    assert f"stopped by SIGINT; saved. To resume: python train.py --resume {out}\n" in capsys.readouterr().err
     assert (out / "fold1" / "last.pt").is_file()
     assert not (out / "fold2").exists()
-    restore()
     finished = (out / "fold0" / "last.pt").stat().st_mtime_ns
     train.main(["--resume", str(out)])
     printed = capsys.readouterr().out
-    assert "fold 0 is finished" in printed
+    assert f"{out / 'fold0'} is already finished" in printed
     assert f"resuming {out / 'fold1'} after epoch" in printed
     assert (out / "fold0" / "last.pt").stat().st_mtime_ns == finished
     assert all(same_weights(out / f"fold{fold}", whole / f"fold{fold}") for fold in range(K))
@@ -231,7 +217,7 @@ def test_an_interrupted_run_goes_on_in_its_fold_and_equals_one_that_was_not(
 def test_a_fold_that_was_never_saved_begins_anew(out, whole):
     for name in ("last.pt", "last.prev.pt", "results.csv"):
         (out / "fold2" / name).unlink(missing_ok=True)
-    (out / "infer_command.txt").unlink()
+    (out / "summary.csv").unlink()
     train.main(["--resume", str(out)])
     assert same_weights(out / "fold2", whole / "fold2")
 
@@ -239,7 +225,9 @@ def test_a_fold_that_was_never_saved_begins_anew(out, whole):
 def test_a_finished_run_says_so(out, capsys):
     before = (out / "summary.csv").stat().st_mtime_ns
     train.main(["--resume", str(out)])
-    assert f"{out} is already finished, all 3 folds of 2 epochs; to go on: --epochs 4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{out} is already finished, all 3 folds of 2 epochs\n" in printed
+    assert f"train it longer: python train.py --resume {out} --epochs 4\n" in printed
     assert (out / "summary.csv").stat().st_mtime_ns == before
 
 
@@ -251,17 +239,26 @@ def test_resume_auto_takes_up_the_folds_that_are_there(out, shapes, capsys):
 @pytest.mark.slow
 def test_more_epochs_go_to_every_fold_and_into_the_summary(out, capsys):
     train.main(["--resume", str(out), "--epochs", "3"])
-    assert capsys.readouterr().out.count("--epochs was 2, is 3") == K
+    assert capsys.readouterr().err.count("--epochs was 2, is 3") == K
     assert [len(read(out / f"fold{fold}" / "results.csv")) for fold in range(K)] == [3, 3, 3]
     assert (out / "infer_command.txt").is_file()
 
 
-def test_a_summary_older_than_a_model_is_made_anew(out, capsys):
-    (out / "summary.csv").write_text("")
-    later = (out / "infer_command.txt").stat().st_mtime + 5
+def test_a_summary_of_another_model_is_made_again_and_times_do_not_matter(out, capsys):
+    later = (out / "summary.csv").stat().st_mtime + 5
     os.utime(out / "fold1" / "best.safetensors", (later, later))
     train.main(["--resume", str(out)])
-    assert capsys.readouterr().out.count("is finished") == K
+    assert "all 3 folds" in capsys.readouterr().out
+    shutil.copy(out / "fold0" / "best.safetensors", out / "fold1" / "best.safetensors")
+    train.main(["--resume", str(out)])
+    assert capsys.readouterr().out.count("is already finished, at 2/2 epochs") == K
+    first, second, *_ = read(out / "summary.csv")
+    assert first["model"] == second["model"] != ""
+
+
+def test_a_summary_that_is_damaged_is_made_again(out):
+    (out / "summary.csv").write_text("fold\n")
+    train.main(["--resume", str(out)])
     assert len(read(out / "summary.csv")) == 5
 
 
@@ -274,10 +271,10 @@ def test_ctrl_c_while_the_folds_are_scored_says_how_to_go_on(out, capsys, monkey
     def stop(*args):
         raise KeyboardInterrupt
 
-    (out / "infer_command.txt").unlink()
-    monkeypatch.setattr(fold_summary, "score_fold", stop)
+    (out / "summary.csv").unlink()
+    monkeypatch.setattr(crossval, "score_best", stop)
     assert fails(train, "--resume", out) == 130
-    assert f"To go on: python train.py --resume {out}" in capsys.readouterr().err
+    assert f"to resume this run: --resume {out}\n" in capsys.readouterr().err
 
 
 def test_other_settings_or_another_split_are_errors_before_anything_is_trained(out, shapes, tmp_path, capsys):
@@ -298,7 +295,7 @@ def test_other_settings_or_another_split_are_errors_before_anything_is_trained(o
 
 def test_a_single_run_is_not_taken_for_one_of_all_folds(out, shapes, capsys):
     assert fails(train, "--resume", out / "fold0", "--fold", "all") == 2
-    assert "is no run of --fold all, it has no splits.json" in capsys.readouterr().err
+    assert "is not a run of all folds, it has no splits.json" in capsys.readouterr().err
     assert fails(train, *arguments(shapes, out, "--fold", "all")) == 2
     assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
@@ -354,10 +351,10 @@ def test_the_newest_run_may_be_one_of_all_folds(out, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     shutil.copytree(out / "fold0", tmp_path / "runs" / "single")
     shutil.move(out, tmp_path / "runs" / "x")
-    os.utime(tmp_path / "runs" / "x" / "infer_command.txt")
+    os.utime(tmp_path / "runs" / "x" / "summary.csv")
     monkeypatch.chdir(tmp_path)
     assert newest_run().name == "x"
-    (tmp_path / "runs" / "x" / "infer_command.txt").unlink()
+    (tmp_path / "runs" / "x" / "summary.csv").unlink()
     assert newest_run().name == "single"
 
 
@@ -373,7 +370,7 @@ def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
     with RunLock() as lock:
         lock.take(tmp_path)
         with pytest.raises(ValueError, match=f"another training writes to {tmp_path}"):
-            train_all_folds.train_all_folds(config, train.train)
+            train_as_configured(config)
 
 
 def test_what_a_killed_writer_left_does_not_stand_in_the_way(tmp_path):
@@ -386,7 +383,8 @@ def test_what_a_killed_writer_left_does_not_stand_in_the_way(tmp_path):
 
 
 def test_all_folds_under_torchrun_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(segkit.training, "ranks_of_torchrun", lambda device: nullcontext(Ranks(0, 2)))
+    monkeypatch.setattr("segkit.workflows.train.ranks_of_torchrun", lambda device: nullcontext(Ranks(0, 2)))
     monkeypatch.setattr(Ranks, "on_first", lambda self, act: act())
     assert fails(train, "--data", tmp_path / "x.json", "--folds", "3", "--fold", "all") == 2
-    assert "under torchrun give each --fold by its number, one by one" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--fold all trains in one process; under torchrun, train each --fold by its number" in error

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +15,16 @@ import torch
 from helpers.commands import fails, train_arguments
 from PIL import Image
 
-from segkit.cli import run_report, train
-from segkit.cli.environment import write_environment
-from segkit.cli.train_scores import Extremes, Gallery
+from segkit.cli import train
 from segkit.data import CocoSegmentation
-from segkit.inference import Labelled, Predictor
+from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix, PerImageConfusion
 from segkit.models import load_model
+from segkit.report import Gallery, RunFacts, RunReport, RunResults
+from segkit.report.gallery import Highest
+from segkit.runs import RunFolder
 from segkit.workflows.devices import pick_workers
+from segkit.workflows.environment import write_environment
 
 
 def last_rows(folder):
@@ -106,20 +107,20 @@ def test_a_resumed_run_keeps_what_it_ran_on_before(tmp_path):
     device, file = torch.device("cpu"), tmp_path / "env.json"
     runs = []
     for number in range(3):
-        runs.append({**write_environment(tmp_path, device), "number": number})
+        runs.append({**write_environment(file, device), "number": number})
         content = json.loads(file.read_text())
         file.write_text(json.dumps({**content, "number": number}))
     content = json.loads(file.read_text())
     assert content.pop("earlier") == runs[:2]
     assert content == runs[2]
     file.write_text("{")
-    write_environment(tmp_path, device)
+    write_environment(file, device)
     assert "earlier" not in json.loads(file.read_text())
 
 
 def test_a_run_starts_on_systems_that_cannot_tell_which_cores_are_its_own(tmp_path, monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert write_environment(tmp_path, torch.device("cpu"))["cores"] == os.cpu_count()
+    assert write_environment(tmp_path / "env.json", torch.device("cpu"))["cores"] == os.cpu_count()
     assert pick_workers(None) >= 1
 
 
@@ -137,23 +138,25 @@ def test_pictures_that_cannot_be_drawn_do_not_stop_a_training(shapes, tmp_path, 
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    for name in ("save_curves", "save_confusion", "render", "label_picture", "batch_picture"):
-        monkeypatch.setattr(f"segkit.report.{name}", full)
+    for name in ("save_curves", "save_confusion", "render", "gallery_picture", "batch_picture"):
+        monkeypatch.setattr(f"segkit.report.run.{name}", full)
     out = tmp_path / "a"
     train.main(train_arguments(shapes, out, "--epochs", "2"))
     told = [record.getMessage() for record in caplog.records]
-    assert f"{out / 'curves.png'} is left out: [Errno 28] No space left on device" in told
+    assert f"{out / 'curves.png'} is skipped: [Errno 28] No space left on device" in told
     assert len(last_rows(out)) == 2
     assert (out / "confusion_matrix.csv").is_file()
     assert not [path for path in out.iterdir() if path.suffix in (".html", ".png") and path.name != "class_iou.png"]
 
 
-def test_pictures_are_left_out_while_they_would_take_more_than_their_share(shapes, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("segkit.report.save_curves", lambda history, file: drawn.append(len(history)))
-    monkeypatch.setattr(run_report, "LARGEST_SHARE", 1e-9)
-    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "3"))
-    assert drawn == [1, 3]
+def test_curves_and_page_are_skipped_while_they_would_take_more_than_their_share(tmp_path):
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "miou": 0.5, "pixel_accuracy": 0.5, "lr": 0.1, "time": 1.0}
+    facts = RunFacts(class_names=("ground",), model="fpn", parameters=1, images=(1, 1), epochs=3)
+    for share, expected in ((1e-9, "epoch 1 of 3"), (1e9, "epoch 2 of 3")):
+        report = RunReport(RunFolder(tmp_path), facts, largest_share=share)
+        for epochs in (1, 2):
+            report.update(RunResults([row | {"epoch": epoch} for epoch in range(1, epochs + 1)]))
+        assert expected in (tmp_path / "report.html").read_text()
 
 
 def test_a_logger_without_its_package_is_one_line(shapes, tmp_path, monkeypatch, caplog):
@@ -178,21 +181,20 @@ def test_a_single_validation_image_is_the_worst_and_the_best(tmp_path, shapes):
 
 def test_the_worst_images_come_from_the_worst_up_and_the_best_from_the_best_down():
     gallery, target = Gallery(8, side=8), np.zeros((4, 4), np.uint8)
-    for index, wrong in enumerate([3, 0, 7, 1, 5, 2, 6, 4]):
+    for wrong in [3, 0, 7, 1, 5, 2, 6, 4]:
         mask = target.copy()
         mask.flat[:wrong] = 1
         confusion = PerImageConfusion(2)
         confusion.update(mask, target)
-        image = np.zeros((4, 4, 3), np.uint8)
-        gallery.offer(index, f"{wrong} wrong", Labelled(image, target, SimpleNamespace(mask=mask)), confusion)
+        gallery.offer(f"{wrong} wrong", np.zeros((4, 4, 3), np.uint8), target, mask, confusion)
     assert [row.captions[0] for row in gallery.worst.rows()] == ["7 wrong", "6 wrong", "5 wrong", "4 wrong"]
     assert [row.captions[0] for row in gallery.best.rows()] == ["0 wrong", "1 wrong", "2 wrong", "3 wrong"]
     assert [row.captions[0] for row in gallery.even] == ["3 wrong", "7 wrong", "2 wrong", "4 wrong"]
 
 
 def test_the_highest_are_kept_in_their_order_and_of_equals_the_first():
-    kept = Extremes(3)
+    kept = Highest(3)
     for number, rank in enumerate([0.2, 0.9, 0.5, 0.9, 0.5, 0.1]):
-        if kept.takes((rank,)):
+        if kept.accepts((rank,)):
             kept.add((rank,), number)
     assert kept.rows() == [1, 3, 2]

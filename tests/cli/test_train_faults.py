@@ -17,10 +17,13 @@ from helpers.commands import fails, train_arguments
 from helpers.shapes import write_shapes
 from torch import nn
 
-from segkit.cli import environment, train, train_report
+from segkit.cli import train
+from segkit.console import Console
 from segkit.demo import write
 from segkit.runs import RunLock
 from segkit.training import Trainer
+from segkit.workflows import run
+from segkit.workflows.start import Start
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -134,11 +137,11 @@ def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsy
 
 def test_a_disk_that_is_nearly_full_is_told_at_the_start(shapes, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
-    monkeypatch.setattr(train_report.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     size = (tmp_path / "a" / "last.pt").stat().st_size
-    printed = capsys.readouterr().out
-    assert f"warning: {tmp_path / 'a'} has room for 2 MB; the run needs about " in printed
+    printed = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'a'} has room for 2 MB, but the run needs about " in printed
     told = int(printed.partition("needs about ")[2].partition(" MB")[0])
     assert told * 1e6 == pytest.approx(3 * size, rel=0.1)
 
@@ -148,12 +151,12 @@ def test_a_class_that_no_validation_image_shows_is_told_once(shapes, tmp_path, c
     text = val.read_text()
     val.write_text(text.replace('"category_id": 3', '"category_id": 7'))
     train.main(train_arguments((shapes[0], val), tmp_path / "a", "--epochs", "2"))
-    assert capsys.readouterr().out.count("warning: no validation image shows square: how well that is found") == 1
+    assert capsys.readouterr().err.count("warning: no validation image shows square: the IoU of such a class") == 1
 
 
 def test_a_set_smaller_than_a_batch_is_told_and_trains(shapes, tmp_path, capsys):
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--batch-size", "50"))
-    assert "--batch-size is 50, but there are 12 images: each step has all of them" in capsys.readouterr().out
+    assert "fewer images than a batch holds: each step takes all 12 of them" in capsys.readouterr().out
 
 
 def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
@@ -165,7 +168,7 @@ def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
             if not os.getuid():
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
-            train._check_folder(train.TrainConfig(out=folder / "a"), is_new=True)
+            Start(folder / "a").check_folder()
 
         expected = f"UsageError: cannot write to {folder / 'a'}: Permission denied ({folder})"
         assert in_another_process(act) == expected
@@ -185,21 +188,21 @@ def test_nothing_is_written_beside_the_data_which_may_be_read_only(tmp_path):
 def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tmp_path, monkeypatch, caplog):
     out, steps = tmp_path / "a", []
 
-    def signalled(batches):
+    def signalled(self, batches, *, unit="image", **options):
         for number, batch in enumerate(batches):
             if number == 1:
                 signal.raise_signal(signal.SIGUSR1)
-            elif number == 2:
+            elif number == 2 and unit == "batch":
                 steps.append(torch.load(out / "last.pt", weights_only=True)["step"])
             yield batch
 
     def signalled_again(*args):
         signal.raise_signal(signal.SIGUSR1)
-        finish(*args)
+        return score_best(*args)
 
-    finish = train.finish
-    monkeypatch.setattr(train, "progress_bar", signalled)
-    monkeypatch.setattr(train, "finish", signalled_again)  # when all is saved it does nothing
+    score_best = run.score_best
+    monkeypatch.setattr(Console, "progress", signalled)
+    monkeypatch.setattr(run, "score_best", signalled_again)  # everything is saved: it does nothing
     train.main(train_arguments(shapes, out, "--epochs", "1"))
     assert steps == [2]
     assert f"saved {out / 'last.pt'}, as asked; training continues" in caplog.text
@@ -207,13 +210,13 @@ def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tm
 
 
 def test_a_signal_before_the_first_step_has_that_saved(shapes, tmp_path, monkeypatch):
-    write = environment.write_environment
+    write = run.write_environment
 
     def signalled(*args):
         signal.raise_signal(signal.SIGTERM)
         return write(*args)
 
-    monkeypatch.setattr(environment, "write_environment", signalled)
+    monkeypatch.setattr(run, "write_environment", signalled)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "1")) == 143
     assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 1
 
@@ -256,7 +259,7 @@ def test_a_worker_that_is_killed_is_one_sentence_and_the_run_goes_on_later(shape
     assert process.returncode == 1, error
     assert "Traceback" not in error
     assert error.count("segkit train: error: DataLoader worker") == 1
-    assert error.endswith("What was saved before is kept.\n")
+    assert error.endswith("Everything that was saved before is kept.\n")
     epoch = torch.load(out / "last.pt", weights_only=True)["epoch"]
     train.main(["--resume", str(out), "--epochs", str(epoch + 1), "--workers", "0"])
     assert len(list(csv.DictReader((out / "results.csv").open()))) == epoch + 1
@@ -267,7 +270,7 @@ def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path, monkeypatch):
         def forward(self, logits, target):
             raise torch.OutOfMemoryError("of its own")
 
-    monkeypatch.setattr(train, "build_loss", lambda *args: OutOfMemory())
+    monkeypatch.setattr(run, "build_loss", lambda *args: OutOfMemory())
     before = set(active_children())
     with pytest.raises(SystemExit) as stop:  # it holds the training's frames, and they the loaders
         train.main(train_arguments(shapes, tmp_path / "a", "--workers", "2"))

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.commands import SMALL, fails, train_arguments
+from helpers.commands import SMALL, fails, signal_at_batch, train_arguments
 from helpers.shapes import write_shapes
 from PIL import Image
 
-import segkit.data
 from segkit.cli import infer, train
 from segkit.data import DataWarning
 from segkit.models import load_model, read_header
@@ -54,16 +53,10 @@ def test_training_learns(shapes, tmp_path):
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "b"
-    real = train.epoch_line
-
-    def stop_after_the_first(report, state, epochs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "epoch_line", stop_after_the_first)
+    signal_at_batch(monkeypatch, 3)  # the first of the second epoch
     assert fails(train, *train_arguments(shapes, out, "--epochs", "2")) == 130
-    monkeypatch.setattr(train, "epoch_line", real)
     train.main(train_arguments(shapes, out, "--epochs", "2", "--resume"))
-    assert "after epoch 1" in capsys.readouterr().out
+    assert "after epoch 1 and 1 batches of the next" in capsys.readouterr().out
     whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, out))
     assert all(torch.equal(value, resumed["model"][key]) for key, value in whole["model"].items())
     assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
@@ -71,13 +64,13 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path
 
 def test_without_data_it_trains_on_the_demo_in_the_next_free_folder(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segkit.data, "write_demo", lambda folder: shapes)
+    monkeypatch.setattr("segkit.workflows.train.write_demo", lambda folder: shapes)
     (tmp_path / "runs/train1").mkdir(parents=True)
     train.main([*SMALL, "--epochs", "1"])
     printed = capsys.readouterr().out
-    assert printed.startswith("DEMO: no --data given")
+    assert printed.startswith("DEMO: no data is given")
     assert "This was the demo." in printed
-    assert f"open {Path('runs/train2/report.html')}\n" in printed
+    assert f"look at it: {Path('runs/train2/report.html')}\n" in printed
     assert Path("runs/train2/report.html").is_file()
     assert not any(Path("runs/train1").iterdir())
 
@@ -218,7 +211,7 @@ def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):
     assert fails(train, *arguments) == 2
     assert "the run had 3 classes, now there are 3; class 2 is disc there, ball here" in capsys.readouterr().err
     assert fails(infer, "--weights", run, "--source", other, "--images", shapes[0].parent, "--out", tmp_path / "o") == 3
-    assert "do not match the model's classes" in capsys.readouterr().err
+    assert "do not match the classes of the model" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
@@ -251,7 +244,7 @@ def test_infer_names_what_it_lacks(run, tmp_path, monkeypatch, capsys, arguments
 
 
 def test_a_bug_keeps_its_traceback(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "describe", lambda *args: int("not a number"))
+    monkeypatch.setattr("segkit.workflows.train.train_run", lambda *args: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         train.main(train_arguments(shapes, tmp_path / "a"))
 
@@ -319,7 +312,7 @@ def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, sh
     reported = (tmp_path / "a/data_report.csv").read_text().splitlines()
     assert reported[0] == "set,severity,kind,where,sentence"
     assert any(line.startswith("train,error,missing-image,images/x2.png,") for line in reported)
-    assert "damaged training images that others stood in for: 1 (images/x3.png)" in out
+    assert "1 damaged training images were replaced by others (images/x3.png)" in out
 
 
 def test_bad_validation_images_are_never_skipped(untidy, shapes, tmp_path, capsys):

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import fails, train_arguments
+from helpers.commands import fails, signal_at_batch, train_arguments
 
 from segkit.cli import train
-from segkit.cli.train_resume import fixed_settings, is_finished
 from segkit.config import TrainConfig
 from segkit.losses import create_loss
 from segkit.models import load_model, read_header
 from segkit.runs import check_writable
 from segkit.training import checkpoint
+from segkit.workflows.start import fixed_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,26 +44,43 @@ def epochs(out):
 
 def test_a_finished_run_says_so(out, capsys):
     train.main(["--resume", str(out)])
-    assert "is already finished, at 1/1 epochs; to go on: --epochs 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{out} is already finished, at 1/1 epochs\n" in printed
+    assert f"train it longer: python train.py --resume {out} --epochs 2\n" in printed
 
 
 @pytest.mark.parametrize(
-    ("epochs", "patience", "said"),
+    ("epochs", "patience", "how", "longer"),
     [
-        (2, 9, "is already finished, at 2/2 epochs; to go on: --epochs 4\n"),
-        (2, 3, "is already finished, at 2/2 epochs; to go on: --epochs 4 --early-stopping 6\n"),
-        (5, 3, "stopped early, after 3 epochs without a better mIoU; to go on: --early-stopping 6\n"),
+        (2, 0, "is already finished, at 2/2 epochs", "--epochs 4"),
+        (2, 3, "is already finished, at 2/2 epochs", "--epochs 4 --early-stopping 6"),
+        (5, 3, "was stopped early, after 3 epochs without a better mIoU", "--early-stopping 6"),
     ],
 )
-def test_what_a_finished_run_lacks_to_go_on_is_named(out, capsys, epochs, patience, said):
-    config = TrainConfig(out=out, epochs=epochs, early_stopping=patience)
-    assert is_finished(config, {"epoch": 2, "stale_epochs": 3})
-    assert capsys.readouterr().out == f"{out} {said}"
+def test_a_finished_run_says_how_to_train_it_longer(out, capsys, epochs, patience, how, longer):
+    content = torch.load(out / "last.pt", weights_only=True)
+    torch.save({**content, "epoch": 2, "stale_epochs": 3, "history": 2 * content["history"]}, out / "last.pt")
+    train.main(["--resume", str(out), "--epochs", str(epochs), "--early-stopping", str(patience)])
+    printed = capsys.readouterr().out
+    assert f"{out} {how}\n" in printed
+    assert f"train it longer: python train.py --resume {out} {longer}\n" in printed
+
+
+def test_a_run_is_finished_by_its_checkpoint_whatever_files_are_there(out, capsys):
+    content = torch.load(out / "last.pt", weights_only=True)
+    assert content["finished"]
+    torch.save({**content, "finished": False}, out / "last.pt")
+    train.main(["--resume", str(out)])
+    assert "already finished" not in capsys.readouterr().out
+    assert torch.load(out / "last.pt", weights_only=True)["finished"]
+    assert epochs(out) == ["1"]
 
 
 def test_a_finished_run_without_its_pictures_gets_them(out):
     (out / "val_predictions.png").unlink()
+    weights = (out / "best.safetensors").read_bytes()
     train.main(["--resume", str(out)])
+    assert (out / "best.safetensors").read_bytes() == weights
     assert (out / "val_predictions.png").is_file()
     assert epochs(out) == ["1"]
 
@@ -71,9 +88,9 @@ def test_a_finished_run_without_its_pictures_gets_them(out):
 @pytest.mark.parametrize("words", [["--resume", "OUT"], ["--resume", "OUT/last.pt"], ["--out", "OUT", "--resume"]])
 def test_an_extended_run_takes_its_settings_from_the_folder(out, capsys, words):
     train.main([*(word.replace("OUT", str(out)) for word in words), "--epochs", "2"])
-    printed = capsys.readouterr().out
-    assert f"resuming {out} after epoch 1" in printed
-    assert "--epochs was 1, is 2: the learning rate follows the new number" in printed
+    printed = capsys.readouterr()
+    assert f"resuming {out} after epoch 1" in printed.out
+    assert "warning: --epochs was 1, is 2: from here on the learning rate follows the new number" in printed.err
     assert epochs(out) == ["1", "2"]
     assert "augment: flip" in (out / "args.yaml").read_text()
     assert "epochs: 2" in (out / "args.yaml").read_text()
@@ -128,29 +145,29 @@ def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate
     shapes, tmp_path, monkeypatch, capsys, workers
 ):
     loss = NaNIn({3, 4, 5})  # all of the second of three epochs
-    monkeypatch.setattr(train, "build_loss", lambda *args: loss)
+    monkeypatch.setattr("segkit.workflows.run.build_loss", lambda *args: loss)
     options = ["--epochs", "3", "--nan-policy", "restart", "--schedule", "constant", "--warmup-epochs", "0"]
     train.main(train_arguments(shapes, tmp_path / "a", *options, "--workers", workers))
-    printed = capsys.readouterr().out
-    at = f"once again from {tmp_path / 'a' / 'last.pt'}, after epoch 1, with half the learning rate"
-    assert f"as in 2 steps before it, in epoch 2, step 3; try a lower `lr`, or `amp=off`; {at}" in printed
+    printed = capsys.readouterr().err
+    at = f"restarting from {tmp_path / 'a' / 'last.pt'}, after epoch 1, at half the learning rate"
+    assert f"as in 2 steps before it, in epoch 2, step 3; try a lower --lr, or --amp off; {at}" in printed
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert [float(row["lr"]) for row in rows] == [3e-3, 1.5e-3, 1.5e-3]
 
 
 def test_a_run_that_was_extended_starts_once_more_too(out, monkeypatch, capsys):
-    monkeypatch.setattr(train, "build_loss", lambda *args: NaNIn({0, 1, 2}))
+    monkeypatch.setattr("segkit.workflows.run.build_loss", lambda *args: NaNIn({0, 1, 2}))
     train.main(["--resume", str(out), "--epochs", "2", "--nan-policy", "restart"])
-    assert f"once again from {out / 'last.pt'}, after epoch 1, with half" in capsys.readouterr().out
+    assert f"restarting from {out / 'last.pt'}, after epoch 1, at half" in capsys.readouterr().err
     assert epochs(out) == ["1", "2"]
 
 
 @pytest.mark.parametrize(("policy", "restarts"), [("stop", 0), ("restart", 1)])
 def test_a_loss_that_stays_not_finite_ends_the_run(shapes, tmp_path, monkeypatch, capsys, policy, restarts):
-    monkeypatch.setattr(train, "build_loss", lambda *args: NaNIn(range(3, 99)))
+    monkeypatch.setattr("segkit.workflows.run.build_loss", lambda *args: NaNIn(range(3, 99)))
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "3", "--nan-policy", policy)) == 4
     printed = capsys.readouterr()
-    assert printed.out.count("once again from") == restarts
+    assert printed.err.count("restarting from") == restarts
     assert "segkit train: error: the loss is nan, as in 2 steps before it, in epoch 2, step 3" in printed.err
     content = torch.load(tmp_path / "a" / "last.pt", weights_only=True)
     assert content["epoch"] == 1
@@ -172,7 +189,7 @@ def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
     assert fails(train, "--resume", tmp_path / "a", "--epochs", "2") == 2
     assert "the data files are not those that the run began with" in capsys.readouterr().err
     train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
-    assert "warning: the data has changed\n" in capsys.readouterr().out
+    assert "warning: the data has changed\n" in capsys.readouterr().err
     assert epochs(tmp_path / "a") == ["1", "2"]
 
 
@@ -190,8 +207,8 @@ def test_after_a_change_of_the_data_the_rate_still_ends_at_zero_and_the_best_is_
         coco["annotations"] = [one for one in coco["annotations"] if one["image_id"] in kept]
         file.write_text(json.dumps(coco))
     train.main(["--resume", str(out), "--epochs", "3", "--allow-data-change"])
-    said = "the data has changed; an epoch has 1 steps in the place of 3; what was best on other images counts no more"
-    assert said in capsys.readouterr().out
+    warned = "the data has changed; an epoch now has 1 steps instead of 3; the best mIoU is searched again, since"
+    assert warned in capsys.readouterr().err
     rates = [float(row["lr"]) for row in csv.DictReader((out / "results.csv").open())]
     assert rates[1:] == pytest.approx([3e-3 * (2 / 3) ** 0.9, 3e-3 * (1 / 3) ** 0.9], rel=1e-4)
     content = torch.load(out / "last.pt", weights_only=True)
@@ -213,8 +230,8 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
     data = (out / "last.pt").read_bytes()
     (out / "last.pt").write_bytes(data[:1000])
     train.main(["--resume", str(out), "--epochs", "2"])
-    printed = capsys.readouterr().out
-    assert "last.pt (1000 bytes): the file is damaged or was not written by segkit; going on from the" in printed
+    printed = capsys.readouterr().err
+    assert "last.pt (1000 bytes): the file is damaged or was not written by segkit; it is renamed to" in printed
     assert epochs(out) == ["1", "2"]
 
 
@@ -258,7 +275,7 @@ def test_a_run_that_was_extended_and_stopped_before_its_pictures_is_not_finished
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", stopped)
+        patch.setattr("segkit.workflows.run.score_best", stopped)
         assert fails(train, "--resume", out, "--epochs", "2") == 130
     train.main(["--resume", str(out)])
     assert "is already finished" not in capsys.readouterr().out
@@ -329,18 +346,10 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
 def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, capsys, number, code, name):
-    real, calls = train.progress_bar, iter(range(99))
-
-    def interrupt(batches):
-        for batch in real(batches):
-            if next(calls) == 1:
-                signal.raise_signal(number)
-            yield batch
-
-    monkeypatch.setattr(train, "progress_bar", interrupt)
+    signal_at_batch(monkeypatch, 1, number)
     out = tmp_path / "a"
     assert fails(train, *train_arguments(shapes, out, "--epochs", "1")) == code
-    assert f"stopped by {name}; saved. To go on: python train.py --resume {out}" in capsys.readouterr().err
+    assert f"stopped by {name}; saved. To resume: python train.py --resume {out}\n" in capsys.readouterr().err
     assert torch.load(out / "last.pt", weights_only=True)["step"] == 2
     train.main(["--resume", str(out)])
     assert epochs(out) == ["1"]
@@ -350,12 +359,8 @@ def test_a_signal_on_a_full_disk_does_not_say_that_it_saved(shapes, tmp_path, mo
     def full(state, out, randoms):
         raise OSError(28, "No space left on device")
 
-    def interrupt(batches):
-        signal.raise_signal(signal.SIGTERM)
-        return batches
-
     monkeypatch.setattr(checkpoint, "save_state", full)
-    monkeypatch.setattr(train, "progress_bar", interrupt)
+    signal_at_batch(monkeypatch, 0, signal.SIGTERM)
     assert fails(train, *train_arguments(shapes, tmp_path / "a")) == 143
     assert "stopped by SIGTERM; not saved" in capsys.readouterr().err
 
@@ -395,10 +400,10 @@ def test_whole_numbers_are_the_settings_that_the_run_folder_gives_back():
 
 
 def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
-    def dies(config, ranks):
+    def dies(config, **options):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
 
-    monkeypatch.setattr(train, "train", dies)
+    monkeypatch.setattr("segkit.workflows.train.train_as_configured", dies)
     assert fails(train, "--data", "x.json") == 1
     error = capsys.readouterr().err
     assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images died" in error
@@ -413,10 +418,10 @@ def test_a_dead_worker_is_one_sentence(capsys, monkeypatch):
     ],
 )
 def test_memory_that_runs_out_is_one_sentence_with_a_remedy(capsys, monkeypatch, error):
-    def greedy(config, ranks):
+    def greedy(config, **options):
         raise error
 
-    monkeypatch.setattr(train, "train", greedy)
+    monkeypatch.setattr("segkit.workflows.train.train_as_configured", greedy)
     assert fails(train, "--data", "x.json") == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -6,12 +6,12 @@ import pytest
 import timm
 import torch
 
-from segkit.cli import train_parts
-from segkit.cli.train_rare import Rarity
 from segkit.config import TrainConfig, parse_args
 from segkit.config.recipes import RECIPES, recipe_names
 from segkit.data import create_transform
 from segkit.models import DECODERS, create_model
+from segkit.workflows import parts
+from segkit.workflows.parts import Rarity
 
 WASTE1 = [name for name in recipe_names() if name.startswith("waste1-")]
 WASTE2 = [name for name in recipe_names() if name.startswith("waste2-")]
@@ -27,8 +27,8 @@ def tiny_model():
 
 def rates(config, at, steps_per_epoch=10):
     """The learning rates at the given epochs."""
-    optimizer = train_parts.build_optimizer(config, tiny_model())
-    schedule = train_parts.build_schedule(config, optimizer, steps_per_epoch=steps_per_epoch)
+    optimizer = parts.build_optimizer(config, tiny_model())
+    schedule = parts.build_schedule(config, optimizer, steps_per_epoch=steps_per_epoch)
     found = []
     for epoch in at:
         schedule.step_update(round(epoch * steps_per_epoch))
@@ -45,7 +45,7 @@ def test_every_recipe_can_be_built(name):
     assert config.pretrained != "true" or timm.models.is_model_pretrained(config.backbone)
     create_transform(config.augment, crop=config.crop)
     assert all(0 < rate <= config.lr for rate in rates(config, [0.1, 1, config.epochs / 2]))
-    loss = train_parts.build_loss(config, Rarity())
+    loss = parts.build_loss(config, Rarity())
     value = loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
     assert math.isfinite(value)
 
@@ -70,7 +70,7 @@ def test_the_first_solution_ignores_unknown_and_lets_everything_decay():
         assert (config.ignore_classes, config.overlap) == (("UNKNOWN",), "max-id")
         assert config.augment == ("seed1-fpn" if config.model == "fpn" else "seed1")
         assert (config.clip_grad, config.label_smoothing, config.batch_size) == (5, 0.05, 24)
-        optimizer = train_parts.build_optimizer(config, tiny_model())
+        optimizer = parts.build_optimizer(config, tiny_model())
         assert type(optimizer) is torch.optim.Adam
         assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-6}
 
@@ -78,8 +78,8 @@ def test_the_first_solution_ignores_unknown_and_lets_everything_decay():
 def test_the_second_solution_waits_for_the_validation_loss_to_fall():
     assert len(WASTE2) == 6
     for config in map(load, WASTE2):
-        optimizer = train_parts.build_optimizer(config, tiny_model())
-        schedule = train_parts.build_schedule(config, optimizer, steps_per_epoch=1)
+        optimizer = parts.build_optimizer(config, tiny_model())
+        schedule = parts.build_schedule(config, optimizer, steps_per_epoch=1)
         found = []
         for epoch, loss in enumerate([1.0, 0.9, 0.9, 0.9, 0.9, 0.8]):
             schedule.step_update(epoch)
@@ -105,7 +105,7 @@ def test_settings_of_the_schedule_reach_it():
     assert rates(config, [2, 5, 20]) == pytest.approx([3e-4, 3e-5, 3e-6])
     words = ["--schedule", "plateau", "--patience", "0", "--plateau-factor", "0.5", "--monitor", "miou"]
     config = parse_args(TrainConfig, ["--data", "a.json", *words], prog="train.py")
-    schedule = train_parts.build_schedule(config, train_parts.build_optimizer(config, tiny_model()), steps_per_epoch=1)
+    schedule = parts.build_schedule(config, parts.build_optimizer(config, tiny_model()), steps_per_epoch=1)
     for miou in (0.5, 0.4, 0.6):
         schedule.end_epoch(loss=1.0, miou=miou)
     assert schedule.plateau.factor == 0.5

@@ -35,7 +35,7 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
 
     names["settings"] = replace(names["settings"], epochs=2, resume=True)
     go_on = "train(settings, load=lambda settings: (train_set, "
-    with pytest.raises(ValueError, match="the data is not what the run began with"):
+    with pytest.raises(ValueError, match="the data files are not those that the run began with"):
         exec(f"{go_on} train_set.subset([0, 1])))", names)
     exec(f"{go_on} val_set))", names)
     assert len((tmp_path / "runs/scans/results.csv").read_text().splitlines()) == 3

@@ -1,9 +1,13 @@
 """Run the commands on small data: arguments of a training that takes a second, and the exit code of a failure."""
 
+import signal
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from segkit.console import Console
 
 SMALL = [
     *("--model", "fpn", "--backbone", "test_resnet", "--pretrained", "false", "--crop", "48"),
@@ -33,3 +37,16 @@ def fails(command: ModuleType, *arguments: object) -> int | str | None:
     with pytest.raises(SystemExit) as stop:
         command.main([str(argument) for argument in arguments])
     return stop.value.code
+
+
+def signal_at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, number: int = signal.SIGINT) -> None:
+    """Send a signal to this process before a training learns from a batch, counted from 0 over all epochs and runs."""
+    progress, batches = Console.progress, count()
+
+    def with_signal(self, items, **options):
+        for item in progress(self, items, **options):
+            if options.get("unit") == "batch" and next(batches) == batch:
+                signal.raise_signal(number)
+            yield item
+
+    monkeypatch.setattr(Console, "progress", with_signal)

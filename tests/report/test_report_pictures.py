@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.report import save_class_iou, save_confusion, write_whole
+from segkit.files import write_whole
+from segkit.report import save_class_iou, save_confusion
 
 
 @pytest.mark.parametrize("classes", [1, 2, 70])

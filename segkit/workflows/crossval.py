@@ -1,0 +1,284 @@
+"""cross_validate: a training for each fold, one after another, and the scores of all models together."""
+
+import copy
+import csv
+import gc
+import hashlib
+import io
+import json
+import logging
+import math
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from segkit.config import TrainConfig, write_yaml
+from segkit.console import Console
+from segkit.errors import MissingFileError, UsageError
+from segkit.files import read_text, remove_leftovers, write_records, write_whole
+from segkit.folds.split import Folds
+from segkit.metrics import ConfusionMatrix
+from segkit.metrics.scores import percent, table
+from segkit.models import find_model_file, read_header
+from segkit.report.run import write_confusion
+from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
+from segkit.training import Interrupted, autocast
+from segkit.training.checkpoint import check_settings
+from segkit.workflows.datasets import open_folds
+from segkit.workflows.devices import pick_device
+from segkit.workflows.run import Session, TrainResult, finished_result, score_best, train_run
+from segkit.workflows.start import Start, data_digests, fixed_settings, read_run
+
+_log = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CrossValidationResult:
+    """The finished trainings of all folds.
+
+    Attributes:
+        folder: The folder that holds the runs fold0, fold1 and so on.
+        folds: The result of each fold.
+        summary: The rows of summary.csv: best epoch, mIoU and IoU per class of each fold, their mean and their standard
+            deviation.
+        was_finished: Whether everything was finished before, so that nothing was trained.
+    """
+
+    folder: RunFolder
+    folds: tuple[TrainResult, ...]
+    summary: tuple[Mapping[str, str], ...]
+    was_finished: bool = False
+
+
+def cross_validate(config: TrainConfig, session: Session) -> CrossValidationResult:
+    """Train the model of each fold as an ordinary run, and score each image by the model that has not seen it.
+
+    The data is opened once. All folds have the same seed, so that each equals the run of `fold=I` by itself. If the run
+    is resumed, finished folds stay as they are.
+
+    Args:
+        config: The settings.
+        session: What this process is.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM has come. The state is saved; the attribute `run` is the folder of all folds.
+        UsageError: A setting, the data or the folder cannot be used.
+    """
+    with RunLock() as lock:
+        return _cross_validate(config, session, lock)
+
+
+def _cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> CrossValidationResult:
+    console = session.console
+    run = run_to_resume(config.resume, config.out)
+    if run is not None:
+        lock.take(run.path)
+        finished = _finished_folds(config, run)
+        if len(finished) == config.folds and _has_summary(run):
+            console.print(f"{run} is already finished, all {config.folds} folds of {config.epochs} epochs")
+            return CrossValidationResult(run, tuple(finished), _read_summary(run), was_finished=True)
+    check_writable(config.out)
+    folds = open_folds(config, console)
+    if run is None:
+        run = _create_folder(config, folds)
+        lock.take(run.path)
+    else:
+        _reopen_folder(run, folds)
+    write_yaml(replace(config, resume=False), run.args)
+    sizes = [len(names) for names in folds.validated()]
+    console.print(
+        f"folds  {config.folds} trainings of {config.epochs} epochs, one after another, in {run.fold(0)} to "
+        f"{run.fold(config.folds - 1)}\n"
+        f"       {sum(sizes)} images, each validates once: {', '.join(map(str, sizes))}"
+    )
+    results = []
+    with _folder_in_interrupts(run):
+        for number in range(config.folds):
+            console.print(f"\nfold {number}, of 0 to {config.folds - 1}")
+            fold = run.fold(number)
+            if not fold.has_checkpoint:
+                shutil.rmtree(fold.path, ignore_errors=True)  # of a training that was stopped before it saved anything
+            resume = fold.path if fold.has_checkpoint else False
+            settings = replace(config, fold=number, out=fold.path, resume=resume)
+            results.append(train_run(settings, partial(folds.__getitem__, number), session))
+            gc.collect()  # The model is part of reference cycles, and the next one needs its memory.
+        _sum_up(config, folds, run, console)
+    return CrossValidationResult(run, tuple(results), _read_summary(run))
+
+
+def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
+    """Check the folds of the run to resume, and return the results of those that are finished.
+
+    Raises:
+        MissingFileError: The folder is not one of a cross-validation.
+        UsageError: A fold has been trained with other settings, or on other data.
+    """
+    if not run.is_cross_validation:
+        raise MissingFileError(f"nothing to resume: {run} is not a run of all folds, it has no {run.splits.name}")
+    finished, digests, now = [], data_digests(config), fixed_settings(config)
+    for number in range(config.folds):
+        fold = run.fold(number)
+        if not fold.has_checkpoint:
+            continue
+        content = read_run(fold)
+        check_settings({**content["settings"], "fold": now["fold"], "epochs": now["epochs"]}, now)
+        if content["data"] != digests and not config.allow_data_change:
+            raise UsageError(
+                f"cannot resume: the data is not what fold {number} was trained on (its files differ); "
+                "to resume it on the data of now, add `allow_data_change`"
+            )
+        if Start(fold.path, content).is_finished(config.epochs, config.early_stopping):
+            finished.append(finished_result(fold, content))
+    return finished
+
+
+def _create_folder(config: TrainConfig, folds: Folds) -> RunFolder:
+    """Make the folder of all folds, with splits.json."""
+    run = RunFolder(create_run_folder(config.out, "train"))
+    remove_leftovers(run.path, run.splits.name)
+    splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
+    write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
+    return run
+
+
+def _reopen_folder(run: RunFolder, folds: Folds) -> None:
+    """Check that the images are divided as before, and remove the scores of the folds so far."""
+    if [entry["val"] for entry in json.loads(read_text(run.splits))] != folds.validated():
+        raise UsageError(
+            f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored on "
+            "images they were trained on; start a new run with another `out`"
+        )
+    for file in (run.summary, run.out_of_fold_confusion, run.infer_command):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder_in_interrupts(run: RunFolder) -> Iterator[None]:
+    """Note the folder of all folds in an Interrupted that passes, and log it if Ctrl-C comes outside a training."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.run = run.path
+        raise
+    except KeyboardInterrupt:
+        _log.info("to resume this run: `resume=%s`", run)
+        raise
+
+
+def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console) -> None:
+    """Score every image by the model that has not seen it; print and write the scores.
+
+    summary.csv is written last: it says that the cross-validation is finished, and by which models.
+    """
+    device = pick_device(config.device)
+    runs = [run.fold(number) for number in range(config.folds)]
+    data = [folds[number][1] for number in range(config.folds)]
+    of_fold = [
+        score_best(fold, own, device, autocast(device, config.amp), console)
+        for fold, own in zip(runs, data, strict=True)
+    ]
+    total = copy.deepcopy(of_fold[0])
+    for confusion in of_fold[1:]:
+        total += confusion
+    values = np.stack([_values(confusion) for confusion in of_fold])
+    headers = [read_header(find_model_file(fold.path))["extra"] for fold in runs]
+    rows = summary_rows(
+        total.class_names, [header["epoch"] for header in headers], [_identity(fold) for fold in runs], values
+    )
+    write_confusion(run.out_of_fold_confusion, total)
+    write_whole(run.infer_command, f"{infer_command(run)}\n")
+    write_records(run.summary, rows)
+    console.print(
+        f"\nout of fold: {sum(map(len, data))} images in one confusion matrix, each by the model that has not seen it\n"
+        f"{summary_table(total, values)}\n\n"
+        f"{run}: {', '.join(file.name for file in (run.summary, run.out_of_fold_confusion, run.splits))}"
+    )
+
+
+def infer_command(run: RunFolder) -> str:
+    """Return the shell command that segments photographs with the models of all folds."""
+    return f"python infer.py --weights {shlex.quote(str(run))}/fold* --source photographs/"
+
+
+def _has_summary(run: RunFolder) -> bool:
+    """Return whether summary.csv exists and is about the models that the folds have now."""
+    if not run.summary.is_file():
+        return False
+    models = {row.get("fold"): row.get("model") for row in _read_summary(run)}
+    return all(models.get(str(i)) == _identity(fold) for i, fold in enumerate(run.folds()))
+
+
+def _read_summary(run: RunFolder) -> tuple[Mapping[str, str], ...]:
+    return tuple(csv.DictReader(io.StringIO(read_text(run.summary))))
+
+
+def _identity(run: RunFolder) -> str:
+    """Return a digest of the best model of a run."""
+    return hashlib.sha256(run.best.read_bytes()).hexdigest()[:16]
+
+
+def summary_rows(
+    class_names: Sequence[str], best_epochs: Sequence[int], models: Sequence[str], values: np.ndarray
+) -> list[Row]:
+    """Return a row for each fold, one for their mean and one for their standard deviation.
+
+    Args:
+        class_names: C names.
+        best_epochs: The best epoch of each fold.
+        models: The digest of each fold's model.
+        values: (k, C + 1) mIoU and the IoU of each class; NaN for a class that a fold does not have.
+    """
+    names = ["miou", *(f"iou/{name}" for name in class_names)]
+    rows = [*zip(range(len(values)), best_epochs, models, values, strict=True)]
+    rows += [("mean", "", "", mean_of_folds(values)), ("sd", "", "", spread_of_folds(values))]
+    return [
+        {"fold": fold, "best_epoch": epoch}
+        | {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in zip(names, of_fold, strict=True)}
+        | {"model": model}
+        for fold, epoch, model, of_fold in rows
+    ]
+
+
+def mean_of_folds(values: np.ndarray) -> np.ndarray:
+    """Return the (D,) means of (k, D) values over the folds that have one; NaN if no fold has."""
+    return _over_folds(values, 1, np.mean)
+
+
+def spread_of_folds(values: np.ndarray) -> np.ndarray:
+    """Return the (D,) sample standard deviations of (k, D) values; NaN if fewer than two folds have a value."""
+    return _over_folds(values, 2, lambda column: np.std(column, ddof=1))
+
+
+def summary_table(total: ConfusionMatrix, values: np.ndarray) -> str:
+    """Return the IoU of each class over all images, and the mean and spread of the folds' own, as a table.
+
+    Args:
+        total: The confusion matrix of all images.
+        values: (k, C + 1) mIoU and the IoU of each class in each fold.
+    """
+    of_folds = zip(mean_of_folds(values), spread_of_folds(values), strict=True)
+    rows = [
+        (name, value, f"  {percent(mean):>13}  {percent(spread)}")
+        for name, value, (mean, spread) in zip(
+            ("mean (mIoU)", *total.class_names), _values(total), of_folds, strict=True
+        )
+    ]
+    return table("class", ("  IoU %", "mean of folds", "     sd"), [*rows[1:], rows[0]])
+
+
+def _values(confusion: ConfusionMatrix) -> np.ndarray:
+    """Return (C + 1,) mIoU and the IoU of each class; NaN for classes that are not scored."""
+    scores = confusion.compute()
+    return np.array([scores.miou, *np.where(confusion.included, scores.iou, np.nan)])
+
+
+def _over_folds(values: np.ndarray, least: int, function: Callable[[np.ndarray], float]) -> np.ndarray:
+    columns = [column[~np.isnan(column)] for column in values.T]
+    return np.array([function(column) if len(column) >= least else np.nan for column in columns])

@@ -1,0 +1,212 @@
+"""The parts of a training, built from its settings: loaders, model, optimizer, schedule and loss."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segkit.config import Setting, TrainConfig
+from segkit.console import Console
+from segkit.data import SegmentationDataset, create_transform, train_loader, val_loader
+from segkit.data.batches import repeat_factors
+from segkit.data.loaders import Loader
+from segkit.data.samples import CopyPaste, cutmix
+from segkit.folds.counts import ClassCounts, count_labels
+from segkit.losses import class_weights, create_loss
+from segkit.models import Segmenter, create_model, find_model_file, read_header, transfer_weights
+from segkit.training import (
+    Ranks,
+    Schedule,
+    TrainState,
+    check_optimizer,
+    create_ema,
+    create_optimizer,
+    create_scaler,
+    create_scheduler,
+    share_batch_norms,
+)
+from segkit.workflows.devices import pick_workers
+from segkit.workflows.start import data_digests, fixed_settings
+
+
+@dataclass(frozen=True)
+class Rarity:
+    """How a training makes up for rare classes.
+
+    Attributes:
+        weights: (C,) weights of the classes in the loss; None for no weights.
+        shares: How often each image is shown in an epoch; None to show all alike.
+        classes: Labels of the rare classes, which crops are drawn around.
+        mixing: The options of `train_loader` that mix two samples into one.
+    """
+
+    weights: Tensor | None = None
+    shares: np.ndarray | None = None
+    classes: tuple[int, ...] = ()
+    mixing: dict[str, Any] = field(default_factory=dict)
+
+
+def measure_rarity(config: TrainConfig, data: SegmentationDataset, console: Console) -> Rarity:
+    """Count the pixels of each class in the training masks, if a setting depends on it."""
+    needs_rare = config.rare_threshold > 0 or config.rare_crops > 0 or config.mix == "copy-paste"
+    mixing: dict[str, Any] = {"mix": cutmix} if config.mix == "cutmix" else {}
+    if config.class_weights == "none" and not needs_rare:
+        return Rarity(mixing=mixing)
+    names = data.class_names
+    counts = count_labels((data.target(i) for i in range(len(data))), len(names))
+    rare = rare_classes(counts)
+    weights = None
+    if needs_rare:
+        console.print(f"rare   {', '.join(names[c] for c in rare) or 'no class'}")
+    if config.class_weights != "none":
+        # `effective` saturates near 10,000, so it gets numbers of images instead of pixels.
+        table = counts.images if config.class_weights == "effective" else counts.pixels
+        weights = class_weights(table.sum(0), config.class_weights)
+        listed = (f"{name} {weight:.3g}" for name, weight in zip(names, weights.tolist(), strict=True))
+        console.print(f"weights {', '.join(listed)}")
+    if config.mix == "copy-paste":
+        donors = (counts.images[:, list(rare)] > 0).any(1).nonzero()[0]
+        mixing = {"mix": CopyPaste(rare), "donors": [int(i) for i in donors]}
+    shares = repeat_factors(counts.images > 0, config.rare_threshold) if config.rare_threshold else None
+    return Rarity(weights=weights, shares=shares, classes=rare, mixing=mixing)
+
+
+def rare_classes(counts: ClassCounts) -> tuple[int, ...]:
+    """Return the classes with fewer pixels than half the mean over the classes that occur."""
+    pixels = counts.pixels.sum(0)
+    occurring = pixels[pixels > 0]
+    return tuple(c for c, n in enumerate(pixels) if 0 < n < occurring.mean() / 2) if len(occurring) else ()
+
+
+def build_loaders(
+    config: TrainConfig, train_set: SegmentationDataset, val_set: SegmentationDataset, rarity: Rarity, ranks: Ranks
+) -> tuple[Loader, Loader]:
+    """Return the training and the validation loader of this process."""
+    workers = pick_workers(config.workers, ranks.count_here)
+    train = train_loader(
+        train_set,
+        create_transform(config.augment, crop=config.crop, rare_classes=rarity.classes, rare_crops=config.rare_crops),
+        batch_size=config.batch_size,
+        workers=workers,
+        seed=config.seed,
+        shares=rarity.shares,
+        on_bad=config.on_bad,
+        max_bad=config.max_bad,
+        decode_at_least=config.decode_at_least,
+        rank=ranks.rank,
+        ranks=ranks.count,
+        **rarity.mixing,
+    )
+    return train, val_loader(val_set, workers=min(workers, 2), rank=ranks.rank, ranks=ranks.count)
+
+
+def build_state(
+    config: TrainConfig, model: Segmenter, sets: Sequence[SegmentationDataset], batches: int, device: torch.device
+) -> TrainState:
+    """Return the state of a new run: model, optimizer, schedule, scaler and average.
+
+    Args:
+        config: The settings.
+        model: The model, on `device`.
+        sets: The training and the validation images.
+        batches: Number of batches in an epoch.
+        device: The device of the model.
+    """
+    optimizer = build_optimizer(config, model)
+    steps = math.ceil(batches / config.accumulate)
+    return TrainState(
+        model,
+        optimizer,
+        build_schedule(config, optimizer, steps_per_epoch=steps),
+        create_scaler(device, config.amp),
+        create_ema(model, config.ema),
+        settings=fixed_settings(config),
+        data=data_digests(config, sets),
+        steps_per_epoch=steps,
+    )
+
+
+def build_model(
+    config: TrainConfig,
+    class_names: Sequence[str],
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
+    *,
+    is_resumed: bool,
+) -> Segmenter:
+    """Return the model on `device`, with pretrained weights or the weights of `init_from`.
+
+    A resumed run takes its weights from the checkpoint, so that neither is read.
+    """
+    check_optimizer(config.optimizer)  # before pretrained weights are downloaded
+    pretrained = {"true": True, "false": False}.get(config.pretrained, config.pretrained)
+    model = create_model(
+        config.model,
+        backbone=config.backbone,
+        class_names=tuple(class_names),
+        pretrained=False if is_resumed or config.init_from is not None else pretrained,
+        output_stride=config.output_stride,
+        **config.decoder,
+    )
+    if config.init_from is not None and not is_resumed:
+        new = transfer_weights(model, config.init_from)
+        console.print(f"weights of {config.init_from}" + (f"; new classes: {', '.join(new)}" if new else ""))
+    # Channels last is a quarter faster, on CPUs and GPUs.
+    return share_batch_norms(model.to(device, memory_format=torch.channels_last), config.sync_bn, device, ranks)
+
+
+def architecture_of(path: Path) -> dict[str, Setting]:
+    """Return the settings that build the architecture of a model file.
+
+    Args:
+        path: The file, or the folder that holds it.
+    """
+    options = read_header(find_model_file(path))["model"]
+    known = {name: options.pop(name) for name in ("backbone", "output_stride")}
+    unset = {"in_channels": 3, "img_size": None, "aux_head": False, "image_head": False, "align_corners": False}
+    decoder = {name: value for name, value in options.items() if name != "name" and value != unset.get(name, ...)}
+    settings = {"model": options["name"], **known, "decoder": decoder}
+    return {name: Setting(value, f"model {path}") for name, value in settings.items()}
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over the parameters of `model`."""
+    return create_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        backbone_lr_factor=config.backbone_lr_factor,
+        layer_decay=config.layer_decay,
+        decay_norms=config.decay_norms,
+    )
+
+
+def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int) -> Schedule:
+    """Return the schedule of the learning rate."""
+    return create_scheduler(
+        optimizer,
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.warmup_epochs,
+        warmup_factor=config.warmup_factor,
+        min_lr=config.min_lr,
+        monitor=config.monitor,
+        patience=config.patience,
+        plateau_factor=config.plateau_factor,
+        milestones=config.milestones,
+    )
+
+
+def build_loss(config: TrainConfig, rarity: Rarity) -> nn.Module:
+    """Return the loss, with label smoothing and class weights."""
+    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+    weights = {} if rarity.weights is None else {"class_weights": rarity.weights}
+    return create_loss(config.loss, **smoothing, **weights)

@@ -1,0 +1,101 @@
+"""train: data and settings in, a run folder with a model out."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from segkit.config import TrainConfig, from_keywords, implied_settings, read_recipe, takes_settings
+from segkit.console import Console
+from segkit.data import SegmentationDataset
+from segkit.demo import write_demo
+from segkit.errors import UsageError
+from segkit.runs import DEMO, run_to_resume
+from segkit.training import ranks_of_torchrun, save_signal_ignored
+from segkit.workflows.crossval import CrossValidationResult, cross_validate
+from segkit.workflows.datasets import load_data
+from segkit.workflows.parts import architecture_of
+from segkit.workflows.run import Session, TrainResult, train_run
+
+OWN = ("data", "val", "train_only")  # the settings that take a data set of the caller
+
+
+@takes_settings(TrainConfig)
+def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValidationResult:
+    """Train a segmentation model, as `python train.py` does.
+
+        run = segkit.train(data="train.json", images="photographs/", model="fpn", epochs=40, out="runs/x")
+        model = run.load()
+
+    While it trains, Ctrl-C and SIGTERM let the current step finish and save the state; `resume` continues there.
+    Under torchrun all processes train one model, and the first one writes. The C library of the process is left as it
+    is: call `segkit.training.keep_memory()` before, and steps on a CPU take a quarter less time.
+
+    Args:
+        verbose: Print what is trained, and the scores after each epoch.
+        **settings: The settings of the command, see `python train.py --help`. A setting that is not given is taken
+            from the run to resume, or from the recipe. `data`, `val` and `train_only` also take a data set of your
+            own, see `segkit.data.SegmentationDataset`; without `val`, a share of `data` is split off.
+
+    Returns:
+        The run folder, its best scores, and the model by `load()`. With `fold="all"`, the results of all folds.
+
+    Raises:
+        UsageError: A setting or the run folder cannot be used.
+        DataError: The data cannot be used.
+        NotFiniteError: The loss or the gradient is not finite in several steps.
+        segkit.training.Interrupted: Ctrl-C or SIGTERM has come; the state is saved.
+    """
+    own = {name: settings.pop(name) for name in OWN if isinstance(settings.get(name), SegmentationDataset)}
+    return train_as_configured(_read_keywords(settings, has_data=bool(own)), own, verbose=verbose)
+
+
+def _read_keywords(settings: Mapping[str, Any], *, has_data: bool) -> TrainConfig:
+    """Return the settings from keywords, the recipe that they name, and the run or the model that they start from."""
+    implied = implied_settings({**settings, "data": has_data or settings.get("data")}, architecture_of)
+    name = settings.get("recipe")
+    recipe = {} if name is None else read_recipe(TrainConfig, name, "`recipe`")
+    below = {name: setting.value for name, setting in {**implied, **recipe}.items()}
+    return from_keywords(TrainConfig, {**below, **settings})
+
+
+def train_as_configured(
+    config: TrainConfig,
+    own: Mapping[str, SegmentationDataset] | None = None,
+    *,
+    verbose: bool = False,
+    command: str = "",
+) -> TrainResult | CrossValidationResult:
+    """Train as `train` does, with settings that are read already.
+
+    Args:
+        config: The settings.
+        own: Data sets of the caller, as `data`, `val` and `train_only`.
+        verbose: Print what is trained, and the scores after each epoch.
+        command: The command line that env.json records.
+    """
+    own = own or {}
+    _check_own(config, own)
+    with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks:
+        config = ranks.on_first(lambda config=config: config)  # Others may have read args.yaml a moment later.
+        session = Session(ranks, Console(verbose=verbose and ranks.is_first), command)
+        if config.fold == "all":
+            if ranks.count > 1:
+                raise UsageError('`fold="all"` trains in one process; under torchrun, train each `fold` by its number')
+            return cross_validate(config, session)
+        is_new = ranks.on_first(lambda: run_to_resume(config.resume, config.out)) is None
+        if own or config.data or not is_new:
+            sources = replace(config, **{name: (data,) for name, data in own.items()})
+            return train_run(config, lambda: load_data(sources, session.console), session)
+        session.console.print(f"DEMO: no data is given, so segkit draws a small data set in {DEMO} and trains on it.")
+        train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
+        config = replace(config, data=(train_json,), val=(val_json,))
+        return replace(train_run(config, lambda: load_data(config, session.console), session), is_demo=True)
+
+
+def _check_own(config: TrainConfig, own: Mapping[str, SegmentationDataset]) -> None:
+    if own and ("data" not in own or config.data or config.val or config.train_only):
+        raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
+    if own and config.folds is not None:
+        raise UsageError(
+            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
+        )

@@ -152,7 +152,7 @@ def test_one_class_and_one_image_train(tmp_path):
         (["--optimizer", "fusedadam"], 2, "optimizer 'fusedadam' is not available here"),
         (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm'; did you mean"),
         (["--augment", "much"], 2, "unknown augmentation 'much'"),
-        (["--decoder", "width=3"], 2, "fpn has no option 'width'"),
+        (["--decoder", "width=3"], 2, "unknown option of fpn 'width'"),
         (["--decoder", "channels=abc"], 2, "fpn cannot be built with {'channels': 'abc'}"),
         (["--device", "tpu?"], 2, "unknown --device"),
         (["--device", "meta"], 2, "unknown --device 'meta'"),

@@ -45,23 +45,23 @@ def solid(paint: np.ndarray) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, rows: int, columns: int, size: int = CANVAS) -> np.ndarray:
-    """Smooth noise (size, size) of about -1..1 whose grain is `size / rows` by `size / columns` pixels."""
+    """Return smooth noise (size, size) of about -1..1 whose grain is `size / rows` by `size / columns` pixels."""
     grid = rng.uniform(-1, 1, (rows + 1, columns + 1)).astype(np.float32)
     return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def mix(rgb: np.ndarray, paint: np.ndarray | float, mask: np.ndarray) -> np.ndarray:
-    """Lay `paint` over `rgb` where `mask` (0..1) says so."""
+    """Blend `paint` over `rgb` with the weights `mask` (0..1)."""
     return rgb + (paint - rgb) * mask[..., None]
 
 
 def within(distance: np.ndarray, half_width: np.ndarray | float) -> np.ndarray:
-    """Anti-aliased mask (0..1) of `|distance| < half_width`, both in canvas units."""
+    """Draw the anti-aliased mask (0..1) of `|distance| < half_width`, both in canvas units."""
     return np.clip((half_width - np.abs(distance)) / PIXEL + 0.5, 0, 1)
 
 
 def polygon(points: Points) -> np.ndarray:
-    """Anti-aliased mask (0..1) of a filled polygon."""
+    """Draw the anti-aliased mask (0..1) of a filled polygon."""
     corners = np.round(((np.asarray(points) + 1) / PIXEL - 0.5) * 16).astype(np.int32)
     mask = np.zeros((CANVAS, CANVAS), np.uint8)
     cv2.fillPoly(mask, [corners], 255, cv2.LINE_AA, 4)
@@ -69,7 +69,7 @@ def polygon(points: Points) -> np.ndarray:
 
 
 def smooth_polygon(points: Points) -> np.ndarray:
-    """Anti-aliased mask of a polygon whose corners are rounded by Chaikin's corner cutting."""
+    """Draw the anti-aliased mask of a polygon whose corners are rounded by Chaikin's corner cutting."""
     curve = np.asarray(points, float)
     for _ in range(3):
         following = np.roll(curve, -1, axis=0)
@@ -78,7 +78,7 @@ def smooth_polygon(points: Points) -> np.ndarray:
 
 
 def strokes(segments: Sequence[tuple[float, float, float, float]], width: float) -> np.ndarray:
-    """Anti-aliased mask of straight lines (x0, y0, x1, y1) of one width."""
+    """Draw the anti-aliased mask of straight lines (x0, y0, x1, y1) of one width."""
     mask = np.zeros((CANVAS, CANVAS), np.uint8)
     for segment in segments:
         x0, y0, x1, y1 = (round(((value + 1) / PIXEL - 0.5) * 16) for value in segment)
@@ -87,24 +87,24 @@ def strokes(segments: Sequence[tuple[float, float, float, float]], width: float)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> np.ndarray:
-    """Anti-aliased mask of a filled ellipse."""
+    """Draw the anti-aliased mask of a filled ellipse."""
     return np.clip((1 - np.hypot((X - x) / rx, (Y - y) / ry)) * min(rx, ry) / PIXEL + 0.5, 0, 1)
 
 
 def relief(height: np.ndarray, strength: float) -> np.ndarray:
-    """Brightness factor (..., 1) of a height map that is lit from the upper left."""
+    """Return the brightness factor (..., 1) of a height map that is lit from the upper left."""
     slope = cv2.filter2D(height, -1, np.float32([[1, 1, 0], [1, 0, -1], [0, -1, -1]]))
     return np.clip(1 - strength * slope, 0.35, 1.7)[..., None]
 
 
 def pillow(cover: np.ndarray, width: float) -> np.ndarray:
-    """Height map that rises from the outline inwards over `width`."""
+    """Return a height map that rises from the outline inwards over `width`."""
     kernel = (round(width / PIXEL),) * 2
     return cv2.blur(cv2.blur(cover, kernel), kernel)
 
 
 def cells(rng: np.random.Generator, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Voronoi cells about `spacing` apart: (distance to the cell's centre in canvas units, cell number)."""
+    """Return Voronoi cells about `spacing` apart: (distance to the cell's centre in canvas units, cell number)."""
     ticks = np.arange(-1 + spacing / 2, 1, spacing)
     centres = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     centres += rng.uniform(-0.45, 0.45, centres.shape) * spacing
@@ -116,7 +116,7 @@ def cells(rng: np.random.Generator, spacing: float) -> tuple[np.ndarray, np.ndar
 
 
 def revolve(profile: Points, bulge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Silhouette of a turned body with the radii `profile` [(y, radius), ...] down an upright axis.
+    """Draw the silhouette of a turned body with the radii `profile` [(y, radius), ...] down an upright axis.
 
     Returns (cover, u, v): `u` runs from -1 to 1 across the body, `v` is y along the curved horizontal rings.
     """
@@ -129,12 +129,12 @@ def revolve(profile: Points, bulge: float) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def gleam(u: np.ndarray, at: float, width: float) -> np.ndarray:
-    """Soft highlight (0..1) along the line `u == at`."""
+    """Draw a soft highlight (0..1) along the line `u == at`."""
     return np.exp(-(((u - at) / width) ** 2))
 
 
 def text(rng: np.random.Generator, left: float, right: float, rows: np.ndarray, width: float) -> np.ndarray:
-    """Mask of lines of illegible words at the heights `rows` between two margins."""
+    """Draw a mask of lines of illegible words at the heights `rows` between two margins."""
     words = []
     for y in rows:
         x, end = left, right - rng.uniform(0, 0.35) * (right - left)
@@ -146,7 +146,7 @@ def text(rng: np.random.Generator, left: float, right: float, rows: np.ndarray, 
 
 
 def unknown(rng: np.random.Generator) -> Sprite:
-    """A lumpy, mottled lump bound with adhesive tape."""
+    """Draw a lumpy, mottled lump bound with adhesive tape."""
     angles = np.arange(14) * (2 * np.pi / 14)
     radii = rng.uniform(0.62, 0.92, 14)
     cover = smooth_polygon(np.stack([radii * np.cos(angles), rng.uniform(0.75, 1) * radii * np.sin(angles)], 1))
@@ -163,7 +163,7 @@ def unknown(rng: np.random.Generator) -> Sprite:
 
 
 def general_trash(rng: np.random.Generator) -> Sprite:
-    """A crumpled, star-like wad of flat facets in several colours."""
+    """Draw a crumpled, star-like wad of flat facets in several colours."""
     count = rng.integers(11, 16)
     angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * (2 * np.pi / count)
     radii = np.where(np.arange(count) % 2, rng.uniform(0.5, 0.68, count), rng.uniform(0.75, 0.95, count))
@@ -179,7 +179,7 @@ def general_trash(rng: np.random.Generator) -> Sprite:
 
 
 def paper(rng: np.random.Generator) -> Sprite:
-    """A flat printed sheet with a curled corner."""
+    """Draw a flat printed sheet with a curled corner."""
     w, h, c = rng.uniform(0.6, 0.72), rng.uniform(0.8, 0.92), rng.uniform(0.25, 0.4)
     cover = polygon([(-w, -h), (w - c, -h), (w, c - h), (w, h), (-w, h)])
     sheet = colour(rng)
@@ -199,7 +199,7 @@ def paper(rng: np.random.Generator) -> Sprite:
 
 
 def carton_print(rng: np.random.Generator) -> np.ndarray:
-    """Print of a milk carton that runs around the edge between front and side at x = 0.2."""
+    """Draw the print of a milk carton that runs around the edge between front and side at x = 0.2."""
     base = colour(rng)
     ink, accent = contrasting(rng, base), contrasting(rng, base)
     level = Y + 0.28 * np.maximum(X - 0.2, 0) + rng.uniform(0.03, 0.12) * np.sin(5 * X)
@@ -211,7 +211,7 @@ def carton_print(rng: np.random.Generator) -> np.ndarray:
 
 
 def paper_pack(rng: np.random.Generator) -> Sprite:
-    """A gable-top milk carton that shows its front and one side."""
+    """Draw a gable-top milk carton that shows its front and one side."""
     front = polygon([(-0.58, -0.3), (0.2, -0.3), (0.2, 0.88), (-0.58, 0.88)])
     side = polygon([(0.2, -0.3), (0.62, -0.4), (0.62, 0.72), (0.2, 0.88)])
     roof = polygon([(-0.58, -0.3), (0.2, -0.3), (0.36, -0.7), (-0.4, -0.7)])
@@ -227,7 +227,7 @@ def paper_pack(rng: np.random.Generator) -> Sprite:
 
 
 def metal(rng: np.random.Generator) -> Sprite:
-    """A drink can of brushed, printed aluminium with a pull tab on its lid."""
+    """Draw a drink can of brushed, printed aluminium with a pull tab on its lid."""
     cover, u, v = revolve([(-0.9, 0.4), (-0.78, 0.4), (-0.62, 0.52), (0.62, 0.52), (0.72, 0.46)], 0.3)
     bare = 0.6 + 0.3 * colour(rng)
     print_ = colour(rng)
@@ -245,7 +245,7 @@ def metal(rng: np.random.Generator) -> Sprite:
 
 
 def glass(rng: np.random.Generator) -> Sprite:
-    """A see-through bottle with a slim neck, a bright rim and a streak of light."""
+    """Draw a see-through bottle with a slim neck, a bright rim and a streak of light."""
     belly, shoulder = rng.uniform(0.36, 0.46), rng.uniform(-0.3, -0.05)
     neck = [(-0.95, 0.17), (-0.86, 0.17), (-0.84, 0.125), (shoulder - 0.18, 0.14), (shoulder - 0.08, 0.19)]
     body = [(shoulder + 0.06, 0.9 * belly), (shoulder + 0.16, belly), (0.74, belly), (0.8, 0.85 * belly)]
@@ -262,7 +262,7 @@ def glass(rng: np.random.Generator) -> Sprite:
 
 
 def plastic(rng: np.random.Generator) -> Sprite:
-    """A ribbed PET bottle with a screw cap and a label band."""
+    """Draw a ribbed PET bottle with a screw cap and a label band."""
     ribs = [(y, 0.42 + 0.03 * (-1) ** i) for i, y in enumerate(np.arange(0.12, 0.72, 0.06))]
     neck = [(-0.95, 0.2), (-0.76, 0.2), (-0.75, 0.15), (-0.68, 0.15)]
     cover, u, v = revolve([*neck, (-0.42, 0.42), (-0.2, 0.44), (0.05, 0.36), *ribs, (0.78, 0.36)], 0.2)
@@ -280,7 +280,7 @@ def plastic(rng: np.random.Generator) -> Sprite:
 
 
 def styrofoam(rng: np.random.Generator) -> Sprite:
-    """A chunky foam tray of coarse beads with a broken edge."""
+    """Draw a chunky foam tray of coarse beads with a broken edge."""
     w, h = rng.uniform(0.78, 0.92), rng.uniform(0.55, 0.75)
     chip, bite = rng.uniform(-0.4, 0.4), rng.uniform(0.08, 0.22)
     edge = [(w, -h), (w, h), (chip + bite, h), (chip, h - bite), (chip - bite, h), (-w, h), (-w, -h)]
@@ -295,7 +295,7 @@ def styrofoam(rng: np.random.Generator) -> Sprite:
 
 
 def bag_outline(rng: np.random.Generator) -> np.ndarray:
-    """Silhouette of a carrier bag with two handle loops."""
+    """Draw the silhouette of a carrier bag with two handle loops."""
     low, high = rng.uniform(0.72, 0.92, 2), rng.uniform(0.45, 0.62, 2)
     sides = [(high[1], -0.3), (low[1], 0.2), (low[0], 0.8), (0.1, 0.95), (-low[0], 0.85), (-low[1], 0.2)]
     cover = smooth_polygon([(-high[0], -0.3), (0, -0.15), *sides])
@@ -308,7 +308,7 @@ def bag_outline(rng: np.random.Generator) -> np.ndarray:
 
 
 def plastic_bag(rng: np.random.Generator) -> Sprite:
-    """A billowing, wrinkled, translucent carrier bag."""
+    """Draw a billowing, wrinkled, translucent carrier bag."""
     cover = bag_outline(rng)
     wrinkles = np.abs(noise(rng, 3, 8)) + 0.5 * np.abs(noise(rng, 7, 7)) + 0.3 * np.abs(noise(rng, 5, 20))
     light = relief(-wrinkles, 1.1) * relief(pillow(cover, 0.2), 2)
@@ -319,7 +319,7 @@ def plastic_bag(rng: np.random.Generator) -> Sprite:
 
 
 def battery(rng: np.random.Generator) -> Sprite:
-    """A two-tone cell with a nub terminal and a plus sign."""
+    """Draw a two-tone cell with a nub terminal and a plus sign."""
     cover, u, v = revolve([(-0.98, 0.14), (-0.87, 0.14), (-0.86, 0.4), (0.8, 0.4), (0.84, 0.38)], 0.2)
     body = colour(rng)
     crown, mark = contrasting(rng, body), contrasting(rng, body)
@@ -336,7 +336,7 @@ def battery(rng: np.random.Generator) -> Sprite:
 
 
 def clothing(rng: np.random.Generator) -> Sprite:
-    """A T-shirt of woven cloth, striped or checked, with soft folds."""
+    """Draw a T-shirt of woven cloth, striped or checked, with soft folds."""
     right = [(0.24, -0.8), (0.5, -0.72), (0.97, -0.28), (0.74, -0.02), (0.52, -0.22), (0.54, 0.88)]
     cover = polygon([(0, -0.68), *right, *((-x, y) for x, y in reversed(right))])
     base = colour(rng)

@@ -9,12 +9,12 @@ import numpy as np
 from segkit.demo.objects import CANVAS, OBJECTS, colour, noise
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
-SMALLEST_AREA = 40  # pixels
-SMALLEST_SHARE = 0.25  # of the object
+SMALLEST_AREA = 40  # least visible pixels of an object
+SMALLEST_SHARE = 0.25  # least visible share of an object
 
 
 class Placed(NamedTuple):
-    """A sprite in its place: category id, then colour, silhouette and opacity (0..1) of the scene's size."""
+    """A sprite at its position: category id, then colour, silhouette and opacity (0..1) at the size of the scene."""
 
     category_id: int
     rgb: np.ndarray
@@ -35,7 +35,7 @@ def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, list[tuple[int, 
     """
     rng = np.random.default_rng(seed)
     image = background(rng, size)
-    # The sprites' own shading has its light in the upper left, so the scene's must be about there too.
+    # The sprites are shaded with light from the upper left, so the light of the scene comes from there, too.
     towards_light = rng.uniform(1.1, 1.45) * np.pi
     objects = visible_objects(scatter(rng, size))
     for placed, _ in objects:
@@ -69,7 +69,7 @@ def place(rng: np.random.Generator, category_id: int, centre: np.ndarray, size: 
 
 
 def visible_objects(placed: list[Placed]) -> list[tuple[Placed, np.ndarray]]:
-    """Find what shows of each object, bottom to top, and leave out objects that are all but hidden.
+    """Find the visible part of each object, bottom to top, and drop objects that are nearly hidden.
 
     An object is left out before anything is painted, so nothing unlabelled can be seen.
     """
@@ -112,7 +112,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def planks(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Wooden boards with grain along them and dark joints."""
+    """Draw wooden boards with grain along them and dark joints."""
     boards = int(rng.integers(4, 7))
     tone = np.repeat(rng.uniform(-0.12, 0.12, boards), -(-size // boards))[:size, None]
     grain = 0.12 * noise(rng, size // 3, 3, size) + 0.1 * noise(rng, 12, 2, size)
@@ -121,19 +121,19 @@ def planks(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def concrete(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Blotchy cast concrete with pores."""
+    """Draw blotchy cast concrete with pores."""
     fine = noise(rng, size // 2, size // 2, size)
     return 0.1 * noise(rng, 5, 5, size) + 0.07 * noise(rng, 20, 20, size) + 0.1 * fine - 0.35 * (fine > 0.85)
 
 
 def belt(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A conveyor belt with cross ribs and stains."""
+    """Draw a conveyor belt with cross ribs and stains."""
     ribs = np.sin(np.arange(size) * (2 * np.pi * rng.integers(14, 22) / size))
     return 0.16 * np.clip(3 * ribs, -1, 1)[None, :] + 0.1 * noise(rng, 6, 6, size) + 0.05 * noise(rng, 90, 90, size)
 
 
 def tiles(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Square tiles of slightly different tones with pale joints."""
+    """Draw square tiles of slightly different tones with pale joints."""
     count = int(rng.integers(3, 7))
     tone = cv2.resize(rng.uniform(-0.1, 0.1, (count, count)), (size, size), interpolation=cv2.INTER_NEAREST)
     line = np.arange(size) % (size / count) < max(size / 64, 1)
@@ -141,19 +141,19 @@ def tiles(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def grass(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Short blades: noise that is much finer across than along."""
+    """Draw short blades: noise that is much finer across than along."""
     blades = np.maximum(noise(rng, size // 9, size // 2, size), noise(rng, size // 7, size // 3, size))
     return 0.4 * blades - 0.1 + 0.1 * noise(rng, 6, 6, size)
 
 
 def cardboard(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Corrugated board with faint flutes and fibres."""
+    """Draw corrugated board with faint flutes and fibres."""
     flutes = np.sin(np.arange(size) * (2 * np.pi * rng.integers(28, 44) / size))
     return 0.05 * flutes[:, None] + 0.06 * noise(rng, size // 2, size // 8, size) + 0.08 * noise(rng, 4, 4, size)
 
 
 def cloth(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Coarse plain weave."""
+    """Draw coarse plain weave."""
     phase = np.arange(size) * (2 * np.pi / size * rng.integers(40, 64))
     return 0.14 * np.sin(phase)[:, None] * np.sin(phase)[None, :] + 0.1 * noise(rng, 5, 5, size)
 

@@ -1,4 +1,4 @@
-"""The embedded demo: drawn scenes of recyclable waste, written as a COCO data set of eleven classes."""
+"""Write the demo: drawn scenes of recyclable waste as a COCO data set of eleven classes."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 from segkit.data.images import write_image
 from segkit.demo.scenes import CLASSES, draw_scene
 from segkit.errors import UsageError
+from segkit.files import write_json
 
-# Raise this whenever the drawing changes, so that an older demo is not taken for the present one.
+# Raise this when the drawing changes, so that an older demo is not taken for the current one.
 DRAWING = 1
 VAL_SEED_OFFSET = 500_000
 TRACING = 4  # enlargement of a mask before its outline is traced
@@ -36,7 +37,7 @@ def write_demo(
         The paths of `train.json` and `val.json`; their images lie below `root/images`.
 
     Raises:
-        ValueError: If `root` exists and holds anything else than this very data set.
+        UsageError: `root` exists and holds anything else than this data set.
     """
     root = Path(root)
     settings = {"drawing": DRAWING, "train": train, "val": val, "size": size, "seed": seed}
@@ -52,7 +53,7 @@ def write_demo(
 
 
 def is_written(root: Path, settings: dict[str, int]) -> bool:
-    """Tell whether `root` is this complete demo; raise ValueError if it is something else."""
+    """Return whether `root` is this complete demo; raise UsageError if it is something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -71,7 +72,7 @@ def publish(draft: Path, root: Path, settings: dict[str, int]) -> None:
     try:
         os.replace(draft, root)
     except OSError:
-        # Another process may have written the same demo meanwhile, which is as good as ours.
+        # Another process may have written the same demo meanwhile; it is as good as ours.
         if not is_written(root, settings):
             raise
 
@@ -100,16 +101,16 @@ def write_split(root: Path, split: str, seeds: range, settings: dict[str, int]) 
         "annotations": annotations,
         "categories": categories(),
     }
-    (root / f"{split}.json").write_text(json.dumps(coco))
+    write_json(root / f"{split}.json", coco)
 
 
 def categories() -> list[dict[str, Any]]:
-    """List the COCO categories, ids 1..11."""
+    """Return the COCO categories, with ids 1 to 11."""
     return [{"id": index, "name": name, "supercategory": "waste"} for index, name in enumerate(CLASSES, 1)]
 
 
 def annotate(mask: np.ndarray) -> dict[str, Any]:
-    """Describe a visible mask in COCO's terms: polygons, or compressed RLE where it has holes."""
+    """Describe a visible mask as a COCO annotation: polygons, or compressed RLE if it has holes."""
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     polygons = outlines(mask)
     segmentation = polygons or {"size": rle["size"], "counts": rle["counts"].decode()}
@@ -118,7 +119,7 @@ def annotate(mask: np.ndarray) -> dict[str, Any]:
 
 
 def outlines(mask: np.ndarray) -> list[list[float]]:
-    """Trace the polygons [x0, y0, x1, y1, ...] of a mask without holes; empty if it has any."""
+    """Trace the polygons [x0, y0, x1, y1, ...] of a mask; returns none if it has holes."""
     # findContours runs through pixel centres; on an enlarged mask that is close to the pixels' outer edges.
     large = cv2.resize(mask.astype(np.uint8), None, fx=TRACING, fy=TRACING, interpolation=cv2.INTER_NEAREST)
     contours, hierarchy = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

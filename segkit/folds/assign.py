@@ -1,15 +1,15 @@
-"""assign_folds: k folds with even shares of every class, in images, annotations and pixels; groups stay whole."""
+"""Divide images into k folds with even shares of every class, and measure how even folds are."""
 
 import numpy as np
 
 from segkit.errors import UsageError
 from segkit.folds.counts import ClassCounts
 
-CANDIDATES = 64  # partners that are tried for a swap of one group
-TRIES = 4000  # groups in a round of swaps, which bounds the time for sets of any size
+CANDIDATES = 64  # partners that are tried for the swap of a group
+TRIES = 4000  # groups in a round of swaps; it bounds the time for large sets
 ROUNDS = 2
-# Weights of the squares: of the number of images in a fold, and of each class in each count. Images come before pixels,
-# so that a class with k images has one in each fold.
+# Weights of the squares: of the number of images in a fold, and of each class in each count. Images weigh more than
+# pixels, so that a class with k images has one in each fold.
 SIZE_WEIGHT, COUNT_WEIGHTS = 5.0, ClassCounts(images=2.0, annotations=1.0, pixels=1.0)
 
 
@@ -21,30 +21,30 @@ def assign_folds(
     train_only: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Gives each image the fold that it validates in, so that every fold holds 1/k of every class.
+    """Assign each image to the fold in which it validates, so that every fold has about 1/k of every class.
 
-    Each group is a vector: its share of all images, and of the images, annotations and pixels of each class. The
-    squared distance of the folds' sums from 1/k is made small: the groups go one by one, large shares first, to the
-    fold where they add least, then pairs trade places as long as that helps. A share of a rare class is a large one,
-    so that rare classes come first. In numpy alone; 3,272 images take a fifth of a second.
+    Each group of images is a vector: its share of all images, and of the images, annotations and pixels of each class.
+    The method minimises the squared distance between the sum of each fold and 1/k. It first puts the groups one by one,
+    large shares first, into the fold where they add least; then pairs of groups swap folds as long as that helps. An
+    image of a rare class has a large share of it, so rare classes come first. 3,272 images take a fifth of a second.
 
-    Source: Sechidis et al., "On the Stratification of Multi-Label Data", 2011, for one image at a time with rare
-    labels first. Differs: amounts instead of labels, whole groups, and the trades.
+    Source: Sechidis et al., "On the Stratification of Multi-Label Data", 2011, which places one image at a time, rare
+    labels first. Differs: amounts instead of labels, whole groups, and the swaps.
 
     Args:
         counts: What each of the N images holds, see `count_classes`.
         k: Number of folds.
-        groups: (N,) integers; images of one group land in one fold. By default each image is its own. The
-            result depends on these numbers, not on the order of the images.
+        groups: (N,) integers; images of a group stay in one fold. By default each image is a group. The result depends
+            on these numbers, not on the order of the images.
         train_only: (N,) bool, images that never validate.
         seed: Another seed gives another split.
 
     Returns:
         (N,) integers 0 to k - 1. Train on `folds != i`, validate on `(folds == i) & ~train_only`. A train-only image
-        is -1, or in the fold of its group where that validates, so that no training set holds its twin.
+        has the fold of its group if that validates, so that it never trains when its twin validates; otherwise -1.
 
     Raises:
-        ValueError: k is below 2, or larger than the number of groups that validate.
+        UsageError: `k` is below 2, or larger than the number of groups that validate.
     """
     images = len(counts.images)
     groups = np.arange(images) if groups is None else np.asarray(groups)
@@ -54,17 +54,17 @@ def assign_folds(
         raise UsageError(_wrong_k(k, len(names), int(validates.sum())))
     shares = _group_shares(ClassCounts(*(count[validates] for count in counts)), member)
     random = np.random.default_rng(seed)
-    fold_of = _trade(shares, _place(shares, k, random), k, random)
-    place = np.searchsorted(names, groups).clip(max=len(names) - 1)
-    return np.where(names[place] == groups, fold_of[place], -1)
+    fold_of = _swap(shares, _place(shares, k, random), k, random)
+    nearest = np.searchsorted(names, groups).clip(max=len(names) - 1)
+    return np.where(names[nearest] == groups, fold_of[nearest], -1)
 
 
 def fold_table(count: np.ndarray, folds: np.ndarray, k: int) -> np.ndarray:
-    """The share of each class's total that lies in each fold, (k, C); NaN for a class that is nowhere.
+    """Return the share of each class that lies in each fold, (k, C); NaN for a class without images.
 
     Args:
         count: (N, C) images, annotations or pixels of `ClassCounts`.
-        folds: (N,) the images' folds; those at -1 are left out.
+        folds: (N,) the fold of each image; images with -1 are skipped.
         k: Number of folds.
     """
     sums = np.stack([count[folds == fold].sum(0) for fold in range(k)])
@@ -73,10 +73,10 @@ def fold_table(count: np.ndarray, folds: np.ndarray, k: int) -> np.ndarray:
 
 
 def unevenness(count: np.ndarray, folds: np.ndarray, k: int) -> float:
-    """How unevenly the folds hold the classes: the coefficient of variation over folds, mean of the classes.
+    """Return how uneven folds are: the coefficient of variation over the folds, averaged over the classes.
 
-    0 is even; 0.1 says that a fold's share of a class is typically a tenth above or below 1/k. A class of fewer than
-    k images cannot be even. The arguments are those of `fold_table`.
+    0 is even; at 0.1, the share of a class in a fold is typically a tenth above or below 1/k. A class with fewer than k
+    images cannot be even. The arguments are those of `fold_table`.
     """
     spread = k * fold_table(count, folds, k).std(0)
     present = ~np.isnan(spread)
@@ -85,13 +85,13 @@ def unevenness(count: np.ndarray, folds: np.ndarray, k: int) -> float:
 
 def _wrong_k(k: int, groups: int, images: int) -> str:
     if k < 2:
-        return f"the number of folds must be at least 2, got {k}"
+        return f"`k` must be at least 2, got {k}"
     together = "" if groups == images else f", which form {groups} groups that stay together"
     return f"{k} folds need at least {k} images, got {images}{together}"
 
 
 def _group_shares(counts: ClassCounts, member: np.ndarray) -> np.ndarray:
-    """(G, D) what each group adds to the parts that are to be even; each column sums to 1 before its weight."""
+    """Return (G, D) the shares of each group in everything that shall be even; columns sum to 1 before weighting."""
     amounts = np.concatenate([np.ones((len(member), 1)), *counts], axis=1)
     weights = np.concatenate([[SIZE_WEIGHT], *(np.full(counts.images.shape[1], w) for w in COUNT_WEIGHTS)])
     sums = np.zeros((member.max() + 1, amounts.shape[1]))
@@ -101,10 +101,10 @@ def _group_shares(counts: ClassCounts, member: np.ndarray) -> np.ndarray:
 
 
 def _place(shares: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
-    """(G,) folds: large groups first, each to the fold whose squares grow least.
+    """Return (G,) folds: large groups first, each in the fold whose squares grow least.
 
-    The squares of a fold grow by 2 * share @ sum + share @ share, which is least where the fold is empty: no fold
-    stays empty. The seed blurs the order, within a factor of two.
+    The squares of a fold grow by 2 * share @ sum + share @ share, which is least for an empty fold: no fold stays
+    empty. The seed varies the order: sizes within a factor of two may change places.
     """
     sums, folds = np.zeros((k, shares.shape[1])), np.empty(len(shares), dtype=np.intp)
     for group in np.argsort(-(shares**2).sum(1) * (1 + random.random(len(shares))), kind="stable"):
@@ -114,13 +114,13 @@ def _place(shares: np.ndarray, k: int, random: np.random.Generator) -> np.ndarra
     return folds
 
 
-def _trade(shares: np.ndarray, folds: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
-    """(G,) folds after groups have traded places, or moved alone, wherever that makes the squares smaller."""
+def _swap(shares: np.ndarray, folds: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
+    """Return (G,) folds after groups have swapped folds, or moved to another, if that makes the squares smaller."""
     folds, sums = folds.copy(), np.stack([shares[folds == fold].sum(0) for fold in range(k)])
     for _ in range(ROUNDS):
         changed = False
         for group in random.permutation(len(shares))[:TRIES]:
-            partner, fold = _best_trade(shares, folds, sums, group, random)
+            partner, fold = _best_swap(shares, folds, sums, group, random)
             if fold == folds[group]:
                 continue
             change = shares[group] - (0 if partner is None else shares[partner])
@@ -135,12 +135,12 @@ def _trade(shares: np.ndarray, folds: np.ndarray, k: int, random: np.random.Gene
     return folds
 
 
-def _best_trade(
+def _best_swap(
     shares: np.ndarray, folds: np.ndarray, sums: np.ndarray, group: int, random: np.random.Generator
 ) -> tuple[int | None, int]:
-    """The partner (None to move alone) and the fold that suit a group best; its own fold if nothing helps.
+    """Return the partner of the best swap, or None to move without one, and the fold; its own fold if nothing helps.
 
-    Where the vector u leaves fold a for fold b, the squares change by 2 * u @ (sum of b - sum of a + u).
+    If the vector u moves from fold a to fold b, the squares change by 2 * u @ (sum of b - sum of a + u).
     """
     others = np.arange(len(shares))
     if len(shares) > CANDIDATES:
@@ -151,23 +151,23 @@ def _best_trade(
     gain = -np.einsum("nd,nd->n", leaving, (sums - sums[own])[target] + leaving)
     gain[target == own] = 0
     best = int(gain.argmax())
-    if gain[best] < 1e-12:  # rounding is no gain
+    if gain[best] < 1e-12:  # smaller gains are rounding errors
         return None, own
     return (int(others[best]) if best < len(others) else None), int(target[best])
 
 
 def random_folds(groups: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """(N,) folds by chance, with as many groups in each; `groups` as in `assign_folds`."""
+    """Return (N,) random folds with the same number of groups in each, to compare with; see `assign_folds`."""
     names, member = np.unique(groups, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) % k)[member]
 
 
 def one_by_one_folds(annotations: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
-    """(N,) folds by the greedy rule that circulates in notebooks, on the counts of annotations alone.
+    """Return (N,) folds of the greedy method that circulates in notebooks, which uses only annotation counts.
 
-    Groups come one by one, those with the most uneven class counts first, and each goes to the fold that keeps the
-    standard deviation of the folds' class shares, mean of the classes, smallest. The candidates' deviations follow
-    from running sums of the shares and their squares instead of being counted again.
+    Groups with the most uneven class counts come first. Each goes to the fold that keeps the standard deviation of the
+    class shares over the folds smallest, averaged over the classes. Running sums of the shares and of their squares
+    give the deviation for each candidate.
 
     Args:
         annotations: (N, C) annotations of each class in each image.
@@ -183,7 +183,7 @@ def one_by_one_folds(annotations: np.ndarray, groups: np.ndarray, k: int) -> np.
     for group in np.argsort(-counts.std(1), kind="stable"):
         share = shares[group]
         total += share
-        squares_then = squares + share * (2 * sums + share)  # (k, C), one row for each fold it might go to
+        squares_then = squares + share * (2 * sums + share)  # (k, C), one row per fold that it might go to
         variance = np.maximum(squares_then / k - (total / k) ** 2, 0)
         fold = int(np.sqrt(variance).mean(1).argmin())
         folds[group], squares = fold, squares_then[fold]

@@ -93,7 +93,7 @@ def report(name: str, rows: list[np.ndarray], seconds: float) -> None:
 
 def measure(file: Path, k: int, seeds: int) -> None:
     source, reading = timed(read_fold_source, file)
-    counts, counting = timed(count_classes, source.annotations, list(source.categories))
+    counts, counting = timed(count_classes, source.regions, len(source.class_names) + 1)
     groups = np.arange(len(source.images))
     print(f"\n{file.name}: {len(source.images)} images, {sum(map(len, source.annotations))} annotations, k = {k}")
     print(

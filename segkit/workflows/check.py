@@ -8,7 +8,7 @@ from typing import Any
 from segkit.checks import CheckedSet, check_sets, class_table, describe, finding_lines, save_pictures, write_tables
 from segkit.config import CheckConfig, from_keywords, takes_settings
 from segkit.console import Console
-from segkit.data import CocoSegmentation, FolderSegmentation
+from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.dataset import ImageFiles
 from segkit.errors import UsageError
 from segkit.runs import create_run_folder
@@ -73,7 +73,7 @@ def run_check(config: CheckConfig, console: Console) -> CheckResult:
 
 def _open_sets(config: CheckConfig) -> dict[str, ImageFiles]:
     """Return the data sets by name, read without raising."""
-    if any(isinstance(one, ImageFiles) for one in config.data):
+    if any(isinstance(one, SegmentationDataset) for one in config.data):
         return _own_sets(config.data)
     check_kinds(config.data, config.images, config.masks, (config.class_names, config.palette))
     names = _names(config.data)

@@ -58,6 +58,8 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
         DataError: A JSON has a fault.
     """
     config = from_keywords(FoldsConfig, settings)
+    if not all(isinstance(file, Path) for file in (config.data, *config.train_only)):
+        raise UsageError("`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set")
     console = Console(verbose=verbose)
     _check_input(config, check_fold_folder(config.out, overwrite=config.overwrite))
     source = read_fold_source(config.data, config.train_only, merge_same_name=config.merge_same_name)

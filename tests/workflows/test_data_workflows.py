@@ -1,0 +1,122 @@
+"""segkit.check and segkit.make_folds as another program calls them, and the data sets that a training opens."""
+
+import inspect
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segkit
+from segkit.config import CheckConfig, FoldsConfig, TrainConfig, from_keywords
+from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.errors import DataError, UsageError
+from segkit.workflows.datasets import load_data, open_folds
+
+
+@pytest.mark.parametrize(("workflow", "config"), [(segkit.check, CheckConfig), (segkit.make_folds, FoldsConfig)])
+def test_a_workflow_takes_the_settings_of_its_command(workflow, config):
+    parameters = dict(inspect.signature(workflow).parameters)
+    assert parameters.pop("verbose").default is False
+    assert list(parameters) == list(config.__dataclass_fields__)
+    with pytest.raises(UsageError, match="unknown argument 'imagse'; did you mean 'images'"):
+        workflow(data="x.json", out="o", imagse="y")
+
+
+def test_check_returns_counts_and_findings_and_prints_nothing(shapes, tmp_path, capsys):
+    result = segkit.check(data=[str(file) for file in shapes], out=tmp_path / "o")
+    assert capsys.readouterr() == ("", "")
+    assert [part.name for part in result.sets] == ["train", "val"]
+    assert result.errors == 0
+    assert result.sets[0].measures.annotations.sum(0).tolist() == [0, 12, 12]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(result.files)
+    segkit.check(data=shapes[0], out=tmp_path / "p", verbose=True)
+    assert "train  12 images, 24 annotations, 3 classes" in capsys.readouterr().out
+
+
+def test_check_takes_a_data_set_and_counts_its_errors(shapes, tmp_path):
+    content = json.loads(shapes[1].read_text())
+    content["images"].append({"id": 1, "file_name": "gone.png", "height": 48, "width": 64})
+    file = shapes[1].parent / "gone.json"
+    file.write_text(json.dumps(content))
+    result = segkit.check(data=CocoSegmentation.inspect(file), out=tmp_path / "o")
+    assert result.errors == 1
+    assert result.sets[0].findings[0].kind == "missing-image"
+    with pytest.raises(UsageError, match="data sets whose images are files"):
+        segkit.check(data=CocoSegmentation(shapes[0]).subset([0]), out=tmp_path / "p")
+
+
+def test_make_folds_returns_its_files_and_the_fold_of_each_image(shapes, tmp_path, capsys):
+    made = segkit.make_folds(data=shapes[0], out=tmp_path / "folds", k=3, seed=2)
+    assert capsys.readouterr() == ("", "")
+    assert made.class_names == ("square", "disc")
+    assert sorted(np.bincount(made.folds)) == [4, 4, 4]
+    data = CocoSegmentation(shapes[0])
+    for fold, (file, names) in enumerate(zip(made.valid, made.names, strict=True)):
+        assert names == tuple(data.name(i) for i in np.flatnonzero(made.folds == fold))
+        valid = CocoSegmentation(file, root=shapes[0].parent)
+        assert tuple(valid.name(i) for i in range(len(valid))) == names
+    with pytest.raises(UsageError, match="must be COCO JSON files"):
+        segkit.make_folds(data=data, out=tmp_path / "other")
+
+
+class Own(SegmentationDataset):
+    """A data set of one's own: grey images with one class each."""
+
+    class_names = ("ground", "leaf", "stem")
+
+    def __len__(self):
+        return 9
+
+    def image(self, index):
+        return np.full((8, 8, 3), index, dtype=np.uint8)
+
+    def mask(self, index):
+        return np.full((8, 8), index % 3, dtype=np.uint8)
+
+
+def settings(**given):
+    return from_keywords(TrainConfig, given)
+
+
+def names(data):
+    return [data.name(i) for i in range(len(data))]
+
+
+def test_a_training_takes_data_sets_of_ones_own():
+    train, val = load_data(settings(data=Own(), val=Own(), masks=()))
+    assert (len(train), len(val)) == (9, 9)
+    train, val = load_data(settings(data=Own(), val_fraction=1 / 3))
+    assert sorted(names(train) + names(val)) == [str(i) for i in range(9)]
+    assert len(val) == 3
+
+
+def test_a_data_set_of_ones_own_is_divided_into_folds_by_its_masks():
+    folds = open_folds(settings(data=Own(), folds=3, fold=0))
+    for fold in range(3):
+        train, val = folds[fold]
+        assert sorted(int(name) % 3 for name in names(val)) == [0, 1, 2]
+        assert sorted(names(train) + names(val)) == [str(i) for i in range(9)]
+    assert load_data(settings(data=Own(), folds=3, fold=1))[1].indices == folds[1][1].indices
+
+
+def test_data_sets_of_ones_own_that_do_not_fit_are_an_error(shapes):
+    with pytest.raises(DataError, match=r"`data` and .*val\.json differ in their classes: ground, leaf, stem /"):
+        load_data(settings(data=Own(), val=shapes[1]))
+    with pytest.raises(UsageError, match="`data` takes files, or a single data set"):
+        load_data(settings(data=(Own(), Own()), val=Own()))
+    with pytest.raises(UsageError, match="`ignore_classes` of its own"):
+        load_data(settings(data=Own(), ignore_classes="leaf"))
+
+
+def test_folds_read_each_json_once(shapes, monkeypatch):
+    opened, open_file = [], io.open
+
+    def counting(path, *args, **kwargs):
+        opened.append(Path(path).name)
+        return open_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", counting)  # what pathlib opens files with
+    load_data(settings(data=shapes[0], train_only=shapes[1], folds=3, fold=0, mask_cache="off"))
+    assert sorted(name for name in opened if name.endswith(".json")) == ["train.json", "val.json"]

@@ -105,7 +105,7 @@ def write_tables(checked: Sequence[CheckedSet], out: Path) -> list[str]:
         "overlaps.csv": ("set class other_class pixels pixel_share", _overlap_rows(checked)),
         "findings.csv": (
             "set severity kind where sentence",
-            [(r.data.name, f.severity, f.kind, f.where, f.sentence) for r in checked for f in r.findings],
+            [(r.name, f.severity, f.kind, f.where, f.sentence) for r in checked for f in r.findings],
         ),
     }
     for name, (header, rows) in tables.items():

@@ -26,7 +26,7 @@ def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, list[tuple[int, 
     """Draw one scene of waste.
 
     Args:
-        seed: Non-negative number that alone decides the scene.
+        seed: Non-negative number that decides the scene.
         size: Side of the square image in pixels.
 
     Returns:
@@ -71,7 +71,7 @@ def place(rng: np.random.Generator, category_id: int, centre: np.ndarray, size: 
 def visible_objects(placed: list[Placed]) -> list[tuple[Placed, np.ndarray]]:
     """Find the visible part of each object, bottom to top, and drop objects that are nearly hidden.
 
-    An object is left out before anything is painted, so nothing unlabelled can be seen.
+    Objects are dropped before anything is painted, so that nothing unlabelled is visible.
     """
     covered = np.zeros_like(placed[0].cover, bool)
     kept = []

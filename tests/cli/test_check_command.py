@@ -74,6 +74,7 @@ def test_faults_are_printed_tabled_and_pictured_and_the_exit_code_is_3(faulty, t
     assert run(faulty, "--full", "--out", tmp_path / "o") == 3
     printed = capsys.readouterr().out
     found = {(row["severity"], row["kind"], row["where"]) for row in rows(tmp_path / "o/findings.csv")}
+    assert {row["set"] for row in rows(tmp_path / "o/findings.csv")} == {"train"}
     assert {
         ("error", "missing-image", "images/gone.png"),
         ("warning", "one-colour", "images/flat.png"),

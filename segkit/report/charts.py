@@ -1,4 +1,4 @@
-"""Curves as SVG, drawn with the colours of the page around them, in the dark too."""
+"""Curves as SVG. Colours come from the styles of the page around them, so that they fit its dark mode."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 8, 26  # margins around the plot
-DOTTED = 40  # points up to which each is marked
+DOTTED = 40  # largest number of points that are marked by dots
 
 
 def line_chart(
@@ -17,14 +17,17 @@ def line_chart(
     high: float | None = None,
     marked: float | None = None,
 ) -> str:
-    """A figure with one line for each series over the epochs; values that are NaN are left out.
+    """Return an HTML figure with one line per series over the epochs; NaN values are skipped.
 
     Args:
-        title: Above the figure.
-        epochs: Rising.
-        series: Values by the name of their line, at most four.
-        high: Upper end of the axis; by default that of the values.
-        marked: The epoch of a vertical line, such as the best one.
+        title: The title above the figure.
+        epochs: The epochs, increasing.
+        series: Name of a line -> its values; at most four.
+        high: Upper end of the axis; by default the largest value.
+        marked: An epoch to mark by a vertical line, such as the best one.
+
+    Returns:
+        The figure as HTML text.
     """
     lines = {
         name: [(x, y) for x, y in zip(epochs, values, strict=True) if math.isfinite(y)]
@@ -80,7 +83,7 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` or below it to `high` or above it, four to seven of them."""
+    """Return four to seven round numbers that cover the range from `low` to `high`."""
     raw = (high - low) / 5
     unit = 10 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)

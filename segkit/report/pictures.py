@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""Charts and pictures of a run."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,17 @@ from matplotlib.figure import Figure
 from segkit.files import write_whole
 from segkit.visualize import create_palette, grid, legend, overlay
 
-LONGEST_NAME = 24  # letters of a class beside a bar or a row
-NUMBERED = 60  # classes up to which the cells of a confusion matrix can hold a number
+LONGEST_NAME = 24  # letters of a class name next to a bar or a row
+NUMBERED = 60  # largest number of classes with numbers in the cells of the confusion matrix
 
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draws losses, mIoU and pixel accuracy, and learning rate over the epochs; dashed, of the averaged weights."""
+    """Draw losses, scores and learning rate over the epochs; dashed lines are of the averaged weights.
+
+    Args:
+        history: The rows of results.csv; epochs without a value are skipped.
+        path: The PNG file.
+    """
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
     for axes, name, label in (
@@ -43,19 +48,19 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """The epochs that have a value, and the values."""
+    """Return the epochs that have a value, and the values."""
     rows = [row for row in history if row[name] == row[name]]
     return [row["epoch"] for row in rows], [row[name] for row in rows]
 
 
 def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path, *, miou: float | None = None) -> None:
-    """Draws the IoU of each class as a bar, best first; a class that does not occur gets none.
+    """Draw the IoU of each class as a bar, best first; a class that does not occur has no bar.
 
     Args:
-        class_names: In label order.
-        iou: In [0, 1], NaN for a class that does not occur.
+        class_names: Names of the classes, in label order.
+        iou: IoU of each class, in [0, 1]; NaN for a class that does not occur.
         path: The PNG file.
-        miou: The mean to show, where some classes are not in it.
+        miou: The mean in the title; by default the mean over all classes with a value.
     """
     miou = np.nanmean(iou) if miou is None else miou
     order = np.argsort(-np.nan_to_num(np.asarray(iou), nan=-1.0))
@@ -71,11 +76,11 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path,
 
 
 def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Draws which share of each true class is taken for which class, in percent; a class without pixels is gray.
+    """Draw a confusion matrix in percent of each true class; the row of a class without pixels is gray.
 
     Args:
         matrix: (C, C) pixel counts: rows are the truth, columns the prediction.
-        class_names: In label order.
+        class_names: Names of the classes, in label order.
         path: The PNG file.
     """
     total = matrix.sum(1, keepdims=True)
@@ -84,7 +89,7 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     figure = Figure(figsize=(side + 2.4, side + 1.6))
     axes = figure.subplots()
     axes.set_facecolor("0.85")
-    # Small confusions are what one looks for: a twentieth of a class is seen at a glance.
+    # The square root makes small confusions visible: 5 % of a class is seen at a glance.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     names = [_short(name) for name in class_names]
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
@@ -113,12 +118,15 @@ def _save(figure: Figure, path: Path, **options: str) -> None:
 
 
 def batch_picture(images: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Training crops as the model sees them, with their target, and the names of the classes.
+    """Return training crops as the model sees them, overlaid with their labels, above a legend.
 
     Args:
         images: (N, H, W, 3) uint8 RGB.
         target: (N, H, W) labels; ignored pixels are white.
-        class_names: In label order.
+        class_names: Names of the classes, in label order.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
     """
     palette = create_palette(len(class_names))
     cells = [overlay(image, mask, palette, opacity=0.45) for image, mask in zip(images, target, strict=True)]
@@ -133,14 +141,17 @@ def label_picture(
     *,
     cell: int = 256,
 ) -> np.ndarray:
-    """One row for each photograph: as it is, then with each of its label maps.
+    """Return a picture with one row per photograph: the photograph, then an overlay for each of its label maps.
 
     Args:
-        images: (H, W, 3) uint8 RGB.
-        masks: Label maps (H, W) of all photographs, by the title of their column; ignored pixels are white.
-        class_names: In label order.
-        captions: Lines below the pictures of each row: of the photograph, then of each label map.
-        cell: Longest side of a picture, in pixels.
+        images: Photographs (H, W, 3), uint8 RGB.
+        masks: Title of a column -> the label maps (H, W) of all photographs; ignored pixels are white.
+        class_names: Names of the classes, in label order.
+        captions: For each row, the text below the photograph and below each overlay.
+        cell: Longest side of a cell, in pixels.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
     """
     palette = create_palette(len(class_names))
     cells = []
@@ -152,7 +163,7 @@ def label_picture(
 
 
 def _even(captions: Sequence[str]) -> list[str]:
-    """The captions of a row, all with as many lines as the longest."""
+    """Return the captions of a row, padded to the same number of lines."""
     most = max(caption.count("\n") for caption in captions)
     return [caption + "\n" * (most - caption.count("\n")) for caption in captions]
 

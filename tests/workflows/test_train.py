@@ -1,0 +1,155 @@
+"""segkit.train: the command as a function of keywords, for files and for data sets of one's own."""
+
+import inspect
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.commands import signal_at_batch, train_arguments
+from helpers.tiny_training import NAMES, Drawn
+
+import segkit
+from segkit.cli import train
+from segkit.errors import UsageError
+from segkit.training import Interrupted
+from segkit.workflows.crossval import CrossValidationResult
+
+SETTINGS = {
+    **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 48},
+    **{"decoder": {"pyramid_channels": 16, "channels": 16}, "augment": "none", "loss": {"ce": 0.6, "dice": 0.4}},
+    **{"batch_size": 4, "lr": 3e-3, "workers": 0, "device": "cpu", "mask_cache": "off"},
+}
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def out(shapes, tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "a"
+
+
+@pytest.fixture(scope="module")
+def result(shapes, out):
+    return segkit.train(data=str(shapes[0]), val=[shapes[1]], out=str(out), epochs=1, **SETTINGS)
+
+
+def test_the_result_says_what_was_reached_and_loads_the_best_model(result, out):
+    assert result.folder.path == out
+    assert result.class_names == ("background", "square", "disc")
+    assert [row["epoch"] for row in result.history] == [1]
+    assert (result.best_epoch, result.best_miou) == (1, result.history[0]["miou"])
+    assert not result.was_finished
+    assert result.load().class_names == result.class_names
+    with pytest.raises(AttributeError):
+        result.best_epoch = 2
+
+
+def test_it_trains_as_the_command_does(result, shapes, out, tmp_path):
+    train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1"))
+    other = weights(tmp_path / "b")
+    assert all(torch.equal(value, other[name]) for name, value in weights(out).items())
+    first, second = (yaml.safe_load((folder / "args.yaml").read_text()) for folder in (out, tmp_path / "b"))
+    assert {name for name in first if first[name] != second[name]} == {"out"}
+
+
+def test_it_prints_only_if_it_is_asked_to(shapes, tmp_path, capsys):
+    own = {"data": Drawn(4), "val": Drawn(2), "epochs": 1, **SETTINGS}
+    segkit.train(**own, out=tmp_path / "a")
+    assert capsys.readouterr().out == ""
+    segkit.train(**own, out=tmp_path / "b", verbose=True)
+    assert "4 training and 2 validation images" in capsys.readouterr().out
+
+
+def test_without_val_a_share_of_an_own_data_set_is_split_off(tmp_path, capsys):
+    result = segkit.train(data=Drawn(8), val_fraction=0.25, out=tmp_path / "a", epochs=1, verbose=True, **SETTINGS)
+    assert result.class_names == NAMES
+    assert "6 training and 2 validation images" in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_the_settings_of_its_folder(result, shapes, tmp_path):
+    first = segkit.train(data=shapes[0], val=shapes[1], out=tmp_path / "a", epochs=1, **SETTINGS)
+    longer = segkit.train(resume=str(first.folder), epochs=2)
+    assert len(longer.history) == 2
+    again = segkit.train(out=tmp_path / "a", resume="auto", epochs=2)
+    assert again.was_finished
+    assert again.history == longer.history
+    with pytest.raises(UsageError, match="`lr` was 0.003, is 0.5"):
+        segkit.train(resume=tmp_path / "a", epochs=3, lr=0.5)
+
+
+def test_an_own_data_set_with_other_images_cannot_be_resumed(tmp_path):
+    first = segkit.train(data=Drawn(4), val=Drawn(2), out=tmp_path / "a", epochs=1, **SETTINGS)
+    with pytest.raises(UsageError, match="not those that the run began with"):
+        segkit.train(data=Drawn(5), val=Drawn(2), resume=first.folder.path, epochs=2)
+    assert len(segkit.train(data=Drawn(4), val=Drawn(2), resume=first.folder.path, epochs=2).history) == 2
+
+
+def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
+    segkit.train(data=shapes[0], val=shapes[1], out=tmp_path / "a", recipe="demo", **SETTINGS | {"epochs": 1})
+    written = yaml.safe_load((tmp_path / "a" / "args.yaml").read_text())
+    assert (written["recipe"], written["epochs"], written["crop"]) == ("demo", 1, 48)
+    assert written["warmup_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "unknown argument 'epoch'; did you mean 'epochs'"),
+        ({"recipe": "fastest"}, "unknown recipe 'fastest'"),
+        ({"epochs": "many"}, "`epochs` must be a whole number, got 'many'"),
+        ({"data": Drawn(4), "val": "val.json"}, "all as files, or all as data sets"),
+        ({"val": Drawn(4)}, "all as files, or all as data sets"),
+        ({"data": Drawn(4), "folds": 2, "fold": 0}, "`folds`"),
+        ({"data": "train.json", "resume": True}, "`resume` needs `out`"),
+    ],
+)
+def test_a_keyword_that_cannot_be_is_an_error(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        segkit.train(**settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_signature_shows_the_settings_with_their_defaults():
+    parameters = inspect.signature(segkit.train).parameters
+    assert (parameters["epochs"].default, parameters["lr"].default, parameters["verbose"].default) == (40, 3e-4, False)
+    assert "data" in parameters
+
+
+def test_the_arguments_of_another_program_are_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", "--token", "secret"])
+    segkit.train(data=Drawn(4), val=Drawn(2), out=tmp_path / "a", epochs=1, **SETTINGS)
+    text = (tmp_path / "a" / "env.json").read_text()
+    assert "secret" not in text
+    assert "torch" in json.loads(text)
+
+
+def test_only_the_command_changes_how_the_process_keeps_memory(shapes, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("segkit.training.keep_memory", lambda: calls.append(1))
+    segkit.train(data=Drawn(4), val=Drawn(2), out=tmp_path / "a", epochs=1, **SETTINGS)
+    assert calls == []
+    train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1"))
+    assert calls == [1]
+
+
+def test_ctrl_c_is_an_error_that_names_the_run_to_resume(tmp_path, monkeypatch):
+    signal_at_batch(monkeypatch, 0)
+    with pytest.raises(Interrupted, match="stopped by SIGINT") as stop:
+        segkit.train(data=Drawn(8), val=Drawn(2), out=tmp_path / "a", epochs=2, **SETTINGS)
+    assert stop.value.run == tmp_path / "a"
+    assert len(segkit.train(data=Drawn(8), val=Drawn(2), resume=stop.value.run).history) == 2
+
+
+def test_all_folds_are_one_call(shapes, tmp_path):
+    result = segkit.train(data=shapes[0], folds=2, fold="all", out=tmp_path / "a", epochs=1, **SETTINGS)
+    assert isinstance(result, CrossValidationResult)
+    assert [fold.folder.path.name for fold in result.folds] == ["fold0", "fold1"]
+    assert [row["fold"] for row in result.summary] == ["0", "1", "mean", "sd"]
+    again = segkit.train(resume=tmp_path / "a")
+    assert again.was_finished
+    assert again.summary == result.summary

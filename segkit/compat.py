@@ -58,7 +58,7 @@ def data_parallel(model: nn.Module, **options: Any) -> nn.parallel.DistributedDa
 def leave_process_group() -> None:
     """Leave the process group that `torch.distributed.init_process_group` joined.
 
-    Until torch 2.7 at least, gloo can hang here: the group waits for its threads while it holds Python's lock, and a
+    In torch 2.7 and older, gloo can hang here: the group waits for its threads while it holds Python's lock, and a
     thread that still has to release the tensor of the last exchange waits for that lock. The pause lets the thread do
     so; sleeping releases the lock.
     """

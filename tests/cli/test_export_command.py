@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import fails
 
 from segkit.cli import export
@@ -21,6 +22,9 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
+)
 def test_a_run_folder_is_exported_next_to_its_model(run, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -8,6 +8,9 @@ from torch import nn
 
 from segkit.models import create_model, export, export_onnx, export_program
 
+needs_torch_27 = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
+)
 DECODERS = {
     "deeplabv3plus": {"channels": 16},
     "fpn": {"pyramid_channels": 16, "channels": 16},
@@ -41,6 +44,7 @@ def written(tmp_path_factory):
     return model, path, difference
 
 
+@needs_torch_27
 @torch.inference_mode()
 def test_a_program_gives_the_same_logits_at_any_size(model):
     program = export_program(model)
@@ -76,6 +80,7 @@ def onnx_logits(path, images):
     return torch.from_numpy(logits)
 
 
+@needs_torch_27
 @torch.inference_mode()
 def test_an_onnx_file_gives_the_same_logits_at_any_size(written):
     model, path, difference = written
@@ -88,6 +93,7 @@ def test_an_onnx_file_gives_the_same_logits_at_any_size(written):
         )
 
 
+@needs_torch_27
 def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_architecture(written):
     import onnx
 
@@ -108,6 +114,7 @@ def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_archi
     assert rebuilt.state_dict().keys() == model.state_dict().keys()
 
 
+@needs_torch_27
 def test_an_onnx_file_stands_alone(written):
     assert [path.name for path in written[1].parent.iterdir()] == ["m.onnx"]
 
@@ -151,6 +158,7 @@ def test_weights_that_exceed_one_file_are_refused(tmp_path, monkeypatch):
         export_onnx(small_model("fpn"), tmp_path / "m.onnx")
 
 
+@needs_torch_27
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backbone"),

@@ -1,4 +1,4 @@
-"""SlidingWindow: images of any size through a window, blended where windows overlap, in bands of rows."""
+"""SlidingWindow: predict large images window by window, and blend the windows."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,22 +9,27 @@ import torch
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.names import check_known
 
-_LOWEST = 1e-3  # of the blending weights: every pixel must count for something
-_SIGMA = 1 / 8  # of the window's side; Isensee et al., "nnU-Net", 2021, supplementary note 4.5
+_LOWEST = 1e-3  # smallest blending weight, so that the sum of the weights is positive at every pixel
+_SIGMA = 1 / 8  # as a share of the side of the window; Isensee et al., "nnU-Net", 2021, supplementary note 4.5
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Cuts an image into overlapping windows and blends what is predicted for them.
+    """Cut an image into overlapping windows, and blend the predictions of the windows.
 
-    Memory holds one band of rows, of the window's height and the image's width, whatever the image's height.
+    Only one band of rows is in memory at a time, as high as a window and as wide as the image.
 
     Args:
-        size: Height and width of the window, in pixels; one number for both.
-        overlap: Least share of a window that the next one covers again, 0 <= overlap < 1.
-        blend: `gaussian` trusts the middle of a window more than its border; `constant` all of it alike.
-        batch_size: Windows that run at once.
+        size: Height and width of the window in pixels, or one number for both.
+        overlap: Smallest share of a window that the next window covers again, 0 <= overlap < 1.
+        blend: `gaussian` gives the middle of a window more weight than its border, `constant` gives all pixels the
+            same weight.
+        batch_size: Number of windows that are predicted at once.
+
+    Raises:
+        UsageError: A value is out of range.
     """
 
     size: int | tuple[int, int] = 512
@@ -35,23 +40,27 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         if len(sides) != 2 or min(sides) < 1 or self.batch_size < 1:
-            raise UsageError(f"size and batch_size must be at least 1, got {self.size} and {self.batch_size}")
+            raise UsageError(f"`size` and `batch_size` must be at least 1, got {self.size} and {self.batch_size}")
         if not 0 <= self.overlap < 1:
-            raise UsageError(f"overlap must be at least 0 and less than 1, got {self.overlap}")
-        if self.blend not in ("gaussian", "constant"):
-            raise UsageError(f"unknown blend {self.blend!r}, expected gaussian or constant")
+            raise UsageError(f"`overlap` must be at least 0 and less than 1, got {self.overlap}")
+        check_known("blend", self.blend, ("gaussian", "constant"))
         object.__setattr__(self, "size", sides)
 
     def __call__(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Image (C_in, H, W) -> (C, H, W), from `predict`: windows (N, C_in, h, w) -> (N, C, h, w)."""
+        """Return the blended prediction (C, H, W) float32 of an image (C_in, H, W).
+
+        Args:
+            predict: Windows (N, C_in, h, w) -> predictions (N, C, h, w).
+            image: (C_in, H, W).
+        """
         return torch.cat([band for _, band in self.bands(predict, image)], dim=1)
 
     def bands(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """What `__call__` gives, from the top to the bottom: (first row, (C, rows, W) float32)."""
+        """Yield the result of `__call__` in bands from top to bottom: (first row, (C, rows, W) float32)."""
         height, width = (min(side, length) for side, length in zip(self.size, image.shape[1:], strict=True))
         tops = _starts(image.shape[1], height, self.overlap)
         lefts = _starts(image.shape[2], width, self.overlap)
-        band = None  # (C, height, W), whose first row is the image's row `top`
+        band = None  # (C, height, W); its first row is row `top` of the image
         for top, after in zip(tops, [*tops[1:], image.shape[1]], strict=True):
             strip = image[:, top : top + height]
             for left, probs in self._windows(predict, strip, lefts, width):
@@ -80,14 +89,14 @@ class SlidingWindow:
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows begin: the first at 0, the last at the end, evenly spaced."""
+    """Return the first pixel of each window: evenly spaced, from 0 to the last that fits."""
     step = max(1, math.floor(side * (1 - overlap)))
     count = math.ceil((length - side) / step) + 1
     return np.linspace(0, length - side, count).round().astype(int).tolist()
 
 
 def _sums(starts: list[int], weights: Tensor, length: int) -> Tensor:
-    """What the weights of all windows add up to along one side."""
+    """Return the sum of the weights of all windows at each pixel of one side."""
     total = weights.new_zeros(length)
     for start in starts:
         total[start : start + len(weights)] += weights

@@ -1,4 +1,4 @@
-"""Conformance tests for modules of your own; our decoders pass them too."""
+"""Conformance tests for your own decoders and losses; ours pass them too."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +15,27 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 SIZES = ((96, 128), (97, 131), (33, 5), (1, 1))
 MODES = ("multiclass", "binary", "multilabel")
-POISONS = (math.nan, math.inf, -math.inf, 1e30)  # what ignored pixels may hold
+POISONS = (math.nan, math.inf, -math.inf, 1e30)  # values of logits that must have no effect at ignored pixels
 
 
 def check_decoder(
     decoder: Callable[..., nn.Module] | nn.Module, in_channels: Sequence[int], strides: Sequence[int]
 ) -> None:
-    """Checks that a decoder does what `Segmenter` relies on.
+    """Check that a decoder does everything that `Segmenter` relies on.
 
-    That is: one map (N, out_channels, h, w) from a feature pyramid of any image size, a single pixel
-    included; an equal answer for an image alone and in a batch in eval mode; a gradient for every
-    parameter, in a training batch of one as well; half precision; export with a dynamic size.
+    The decoder must return one map (N, out_channels, h, w) for the feature pyramid of an image of any size, even of a
+    single pixel. In eval mode, the result for an image must not depend on the other images of the batch. Every
+    parameter must get a gradient, also in a training batch of one. Half precision, and export with dynamic sizes,
+    must work.
 
     Args:
         decoder: A module `list[Tensor] -> Tensor` with an attribute `out_channels`, or a class that is
             called with `in_channels` and `strides`.
-        in_channels: Channels of each pyramid level, finest first; the first is the image itself.
+        in_channels: Channels of each pyramid level, finest first; the first level is the image itself.
         strides: Stride of each level.
 
     Raises:
-        AssertionError: names what does not hold, with what was expected and what came.
+        AssertionError: Says which of these does not hold, what was expected and what was found.
     """
     if not isinstance(decoder, nn.Module):
         decoder = decoder(in_channels, strides)
@@ -78,8 +79,8 @@ def _check_contract(decoder: nn.Module) -> None:
 def _check_shape(decoder: nn.Module, features: list[Tensor], size: tuple[int, int]) -> None:
     before = [feature.clone() for feature in features]
     out = decoder(features)
-    assert isinstance(out, Tensor), f"a decoder gives one tensor, got {type(out).__name__}"
-    assert out.ndim == 4, f"a decoder gives (N, C, h, w), got {tuple(out.shape)}"
+    assert isinstance(out, Tensor), f"a decoder returns one tensor, got {type(out).__name__}"
+    assert out.ndim == 4, f"a decoder returns (N, C, h, w), got {tuple(out.shape)}"
     assert out.shape[:2] == (2, decoder.out_channels), (
         f"expected batch 2 and out_channels {decoder.out_channels}, got {tuple(out.shape)} for images {size}"
     )
@@ -94,7 +95,7 @@ def _check_batch_independence(decoder: nn.Module, features: list[Tensor]) -> Non
     difference = (together[1:] - alone).abs().max().item()
     scale = together.abs().max().item()
     assert difference <= 1e-4 * max(scale, 1.0), (
-        f"in eval mode an image must not depend on its batch; alone it differs by {difference:.2g}"
+        f"in eval mode the result must not depend on the batch; in a batch of one it differs by {difference:.2g}"
     )
 
 
@@ -102,7 +103,7 @@ def _check_gradients(decoder: nn.Module, features: list[Tensor]) -> None:
     decoder.zero_grad()
     decoder(features).square().mean().backward()
     without = [name for name, p in decoder.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without, f"these parameters get no gradient, which stops DistributedDataParallel: {', '.join(without)}"
+    assert not without, f"these parameters get no gradient, so DistributedDataParallel fails: {', '.join(without)}"
 
 
 @torch.inference_mode()
@@ -113,7 +114,7 @@ def _check_precision(decoder: nn.Module, features: list[Tensor], dtype: torch.dt
 
 
 class _TakesAll(nn.Module):
-    """A decoder that computes with each of its features: older torch exports unused ones with a fixed size."""
+    """A decoder that uses all of its features: older torch exports unused ones with a fixed size."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -132,9 +133,9 @@ def _check_export(decoder: nn.Module, in_channels: Sequence[int], strides: Seque
     try:
         exported = torch.export.export(_TakesAll(decoder), (features,), dynamic_shapes=(free,)).module()
         got = exported(other)
-    except Exception as error:  # torch.export has no common base for what it refuses
-        raise AssertionError(f"the decoder does not export with sizes left free: {error}") from error
-    torch.testing.assert_close(got, expected, msg=lambda text: f"the exported decoder gives another result: {text}")
+    except Exception as error:  # the errors of torch.export have no common base class
+        raise AssertionError(f"the decoder does not export with dynamic sizes: {error}") from error
+    torch.testing.assert_close(got, expected, msg=lambda text: f"the exported decoder returns another result: {text}")
 
 
 def check_loss(
@@ -144,28 +145,28 @@ def check_loss(
     mode: Literal["multiclass", "binary", "multilabel"] = "multiclass",
     ignore_index: int | None = 255,
 ) -> None:
-    """Checks that a loss does what a training loop relies on, above all that ignored pixels count for nothing.
+    """Check that a loss does everything that a training loop relies on, above all that it ignores ignored pixels.
 
-    That is: one scalar with a graph, from inputs that stay as they are, for a single pixel, a batch of one
-    and an absent class too; no difference by the target's integer type or by the memory layout; finite
-    losses and gradients at logits of 10,000 and -10,000; sums in float32 for half-precision logits and
-    under autocast. With an `ignore_index`: the loss of the remaining pixels and no gradient at the ignored
-    ones, whatever the logits hold there; and 0, with a graph, where all pixels are ignored.
+    The loss must return one scalar with a graph and leave its inputs unchanged, also for a single pixel, a batch of
+    one and an absent class. The integer type of the target and the memory layout must not matter. Loss and gradient
+    must be finite for logits of 10,000 and -10,000. Sums must be in float32 for half-precision logits and under
+    autocast. With an `ignore_index`, the result must be the loss of the remaining pixels, with gradient 0 at the
+    ignored ones, for any logits there; if all pixels are ignored, it must be 0 and have a graph.
 
     Args:
-        loss: A module or function (logits, target) -> scalar that does not depend on where a pixel lies.
-            Logits are (N, C, H, W); the target holds integers, (N, C, H, W) of 0 and 1 in mode
-            `multilabel`, else (N, H, W).
+        loss: A module or function (logits, target) -> scalar that does not depend on the position of a pixel.
+            Logits are (N, C, H, W). The target has integers: 0 and 1 of shape (N, C, H, W) in mode `multilabel`,
+            else (N, H, W).
         num_classes: C; in mode `binary` C is 1.
-        mode: What the loss was built for.
-        ignore_index: What the loss was built with, inside or outside the classes; None for none.
+        mode: The mode that the loss was built for.
+        ignore_index: The label to ignore that the loss was built with, one of the classes or not; None for none.
 
     Raises:
-        AssertionError: says in a sentence what does not hold.
-        ValueError: a wrong mode.
+        AssertionError: Says in a sentence what does not hold.
+        UsageError: An unknown mode.
     """
     if mode not in MODES:
-        raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise UsageError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}")
     examples = _Examples(1 if mode == "binary" else num_classes, mode, ignore_index)
     _check_scalar(loss, examples)
     _check_small_inputs(loss, examples)
@@ -182,7 +183,7 @@ def check_loss(
 
 @dataclass(frozen=True)
 class _Examples:
-    """Makes logits and targets for one kind of loss, the same ones for the same size."""
+    """Makes logits and targets for one kind of loss; the same ones for the same size."""
 
     num_classes: int
     mode: str
@@ -190,7 +191,7 @@ class _Examples:
 
     @property
     def labels(self) -> list[int]:
-        """What the target may hold at pixels that count."""
+        """The labels of pixels that are not ignored."""
         return [i for i in range(self.num_classes if self.mode == "multiclass" else 2) if i != self.ignore_index]
 
     def make(self, n: int, height: int, width: int, *, ignored: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -204,26 +205,26 @@ class _Examples:
         return logits, target
 
     def ignored(self, target: Tensor) -> Tensor:
-        """(N, H, W) bool."""
+        """Return which pixels are ignored, (N, H, W) bool."""
         return (target[:, 0] if target.ndim == 4 else target) == self.ignore_index
 
 
 def _evaluate(loss: LossFunction, logits: Tensor, target: Tensor, case: str) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by the logits."""
+    """Return the loss and its gradient with respect to the logits."""
     leaf = logits.detach().requires_grad_()
-    given = leaf * 1  # what a module hands over: no leaf, so that autograd itself does not forbid a change in place
+    given = leaf * 1  # Not a leaf, like the output of a model: autograd would forbid to change a leaf in place.
     before = given.detach().clone(), target.clone()
     try:
         value = loss(given, target)
-    except Exception as error:  # whatever a loss of anybody's raises
+    except Exception as error:  # A user's loss may raise anything.
         raise AssertionError(f"the loss raises {type(error).__name__} for {case}: {error}") from error
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    assert shape == (), f"a loss gives one scalar tensor, got {shape} for {case}"
+    assert shape == (), f"a loss returns one scalar tensor, got {shape} for {case}"
     for name, now, then in zip(("logits", "target"), (given, target), before, strict=True):
         assert torch.equal(now.nan_to_num(), then.nan_to_num()), f"the loss changes its {name} in place for {case}"
-    assert value.requires_grad, f"the loss has no graph for {case}, which stops DistributedDataParallel"
+    assert value.requires_grad, f"the loss has no graph for {case}, so DistributedDataParallel fails"
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    assert gradient is not None, f"the logits get no gradient for {case}, which stops DistributedDataParallel"
+    assert gradient is not None, f"the logits get no gradient for {case}, so DistributedDataParallel fails"
     return value.detach(), gradient
 
 
@@ -233,7 +234,7 @@ def _assert_finite(value: Tensor, gradient: Tensor, case: str) -> None:
 
 
 def _assert_close(got: Sequence[Tensor], expected: Sequence[Tensor], claim: str) -> None:
-    """Compares losses, then gradients where they are given; gradients by their largest value."""
+    """Compare losses, then gradients if there are any; gradients relative to their largest value."""
     for what, a, b in zip(("loss", "gradient"), got, expected, strict=False):
         difference, scale = (a - b).abs().max().item(), b.abs().max().item()
         detail = f"{a.item():.6g}, expected {b.item():.6g}" if what == "loss" else f"off by {difference:.2g}"
@@ -260,10 +261,10 @@ def _check_target_types(loss: LossFunction, examples: _Examples) -> None:
     logits, target = examples.make(2, 6, 8)
     expected = _evaluate(loss, logits, target, "int64 targets")
     for dtype in (torch.uint8, torch.int32):
-        if torch.equal(target.to(dtype).long(), target):  # not so for -100 in uint8
+        if torch.equal(target.to(dtype).long(), target):  # uint8 cannot hold an `ignore_index` of -100
             name = str(dtype).removeprefix("torch.")
             got = _evaluate(loss, logits, target.to(dtype), f"{name} targets")
-            _assert_close(got, expected, f"the target's integer type must not matter, {name} and int64 differ")
+            _assert_close(got, expected, f"the integer type of the target must not matter, {name} and int64 differ")
 
 
 def _check_layout(loss: LossFunction, examples: _Examples) -> None:
@@ -293,7 +294,7 @@ def _check_removal(loss: LossFunction, examples: _Examples) -> None:
 def _check_ignored_image(loss: LossFunction, examples: _Examples) -> None:
     logits, target = examples.make(2, 6, 8)
     target[1] = examples.ignore_index
-    got, gradient = _evaluate(loss, logits, target, "an image that is all ignored, beside another")
+    got, gradient = _evaluate(loss, logits, target, "an image that is all ignored, next to another")
     expected = _evaluate(loss, logits[:1], target[:1], "a batch of one")
     claim = "an image that is all ignored must not count in the mean over the batch"
     _assert_close((got, gradient[:1]), expected, claim)
@@ -323,7 +324,7 @@ def _check_all_ignored(loss: LossFunction, examples: _Examples) -> None:
 
 
 def _check_half_precision(loss: LossFunction, examples: _Examples) -> None:
-    logits, target = examples.make(1, 300, 300)  # 90,000 pixels: sums beyond what float16 can hold
+    logits, target = examples.make(1, 300, 300)  # 90,000 pixels: their sum exceeds float16
     for dtype in (torch.bfloat16, torch.float16):
         half, name = logits.to(dtype), str(dtype).removeprefix("torch.")
         got = _evaluate(loss, half, target, f"{name} logits")

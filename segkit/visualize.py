@@ -15,9 +15,12 @@ _CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
 
 
 def create_palette(num_classes: int) -> np.ndarray:
-    """Colours for labels 0 to 255, (256, 3) uint8 RGB: black for 0, white for what lies outside the classes.
+    """Return colours for the labels 0 to 255, (256, 3) uint8 RGB: black for 0, white for labels that are no class.
 
-    The hues are evenly spaced, and those of neighbouring labels far apart.
+    The hues are evenly spaced, and neighbouring labels have very different hues.
+
+    Args:
+        num_classes: Number of classes, background included.
     """
     palette = np.full((256, 3), _IGNORED, dtype=np.uint8)
     palette[0] = 0
@@ -31,16 +34,22 @@ def create_palette(num_classes: int) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The image with each object tinted and outlined in its class colour; background stays as it is.
+    """Return the image with each object tinted and outlined in the colour of its class; background is unchanged.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) labels.
-        palette: (256, 3) uint8.
-        opacity: 0 for the bare image, 1 for flat colours.
+        palette: (256, 3) uint8, see `create_palette`.
+        opacity: Opacity of the colours, from 0 (only outlines) to 1 (flat colours).
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UsageError: Image and mask have different sizes.
     """
     if image.shape[:2] != mask.shape:
-        raise UsageError(f"mask must have the image's size {image.shape[:2]}, got {mask.shape}")
+        raise UsageError(f"`mask` must have the size of the image, {image.shape[:2]}, got {mask.shape}")
     colours = palette[mask]
     alpha = np.where(mask == 0, 0.0, opacity)
     alpha[_edges(mask)] = max(opacity, 0.9)
@@ -48,14 +57,24 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
 
 
 def _edges(mask: np.ndarray) -> np.ndarray:
-    """Object pixels beside a pixel of another label, as (H, W) bool."""
+    """Return which object pixels touch a pixel of another label, (H, W) bool."""
     labels = mask.astype(np.uint8)
     square = np.ones((3, 3), dtype=np.uint8)
     return (cv2.dilate(labels, square) != cv2.erode(labels, square)) & (mask > 0)
 
 
 def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarray, width: int) -> np.ndarray:
-    """A white strip of `width` pixels that names the given labels' colours, in as many rows as it takes."""
+    """Return a white strip of `width` pixels with the colour and the name of each label, in as many rows as needed.
+
+    Args:
+        class_names: Names of all classes in index order.
+        labels: The labels to show.
+        palette: (256, 3) uint8, see `create_palette`.
+        width: Width of the strip, in pixels.
+
+    Returns:
+        (h, width, 3) uint8 RGB.
+    """
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42
     rows: list[list[tuple[int, int]]] = [[]]
     x = 4
@@ -78,7 +97,7 @@ def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarra
 
 
 def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
-    """The picture with a strip below it that names the classes of `mask`; background is not named."""
+    """Return the picture with a legend of the classes of `mask` below it, without background; see `legend`."""
     labels = [int(label) for label in np.unique(mask) if 0 < label < len(class_names)]
     if not labels:
         return picture
@@ -94,15 +113,15 @@ def grid(
     titles: Sequence[str] = (),
     captions: Sequence[str] = (),
 ) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 of any size side by side, each fitted into a square of `cell` pixels.
+    """Return one picture that shows pictures (H, W, 3) uint8 of any size in rows and columns.
 
     Args:
-        pictures: Row by row.
-        columns: Pictures in a row.
-        cell: Longest side of a picture, in pixels.
+        pictures: The pictures, row by row.
+        columns: Number of pictures in a row.
+        cell: Longest side of each picture, in pixels; the pictures are scaled to it.
         gap: White space between pictures, in pixels.
         titles: A title above each column.
-        captions: Lines below each picture; what does not fit into one is cut out in its middle.
+        captions: Lines of text below each picture; a line that is too long is shortened in its middle.
     """
     fitted = [_fit(picture, cell) for picture in pictures]
     if captions:
@@ -113,7 +132,7 @@ def grid(
 
 
 def shrink(picture: np.ndarray, side: int) -> np.ndarray:
-    """An image (H, W, 3) or label map (H, W) whose longest side is at most `side` pixels."""
+    """Return an image (H, W, 3) or label map (H, W) scaled down to at most `side` pixels on its longest side."""
     if max(picture.shape[:2]) <= side:
         return picture
     height, width = picture.shape[:2]
@@ -133,7 +152,10 @@ def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> n
 
 
 def drawable(text: str) -> str:
-    """The text with question marks for what is not UTF-8, such as in names of files, at which OpenCV crashes."""
+    """Return the text with question marks for characters that are not UTF-8, on which OpenCV crashes.
+
+    Names of files may contain such characters.
+    """
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -149,7 +171,7 @@ def _with_caption(picture: np.ndarray, text: str, cell: int) -> np.ndarray:
 
 
 def _shortened(text: str, width: int) -> str:
-    """The text, or its beginning and its end, in `width` pixels."""
+    """Return the text, or its start and its end if it is wider than `width` pixels."""
     shown, kept = text, len(text)
     while kept and cv2.getTextSize(shown, *_CAPTION_FONT, 1)[0][0] > width:
         kept -= 1

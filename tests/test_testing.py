@@ -82,10 +82,10 @@ class Baked(Sum):
     [
         (Unused, "get no gradient.*spare.weight"),
         (InPlace, "changes its input features"),
-        (AcrossTheBatch, "must not depend on its batch"),
+        (AcrossTheBatch, "must not depend on the batch"),
         (WrongWidth, "out_channels 16"),
         (NoWidth, "needs an attribute out_channels"),
-        (Baked, "does not export with sizes left free"),
+        (Baked, "does not export with dynamic sizes"),
     ],
 )
 def test_a_fault_of_a_decoder_is_found_and_named(decoder, message):
@@ -124,7 +124,7 @@ def test_a_sum_of_losses_conforms():
 
 
 def test_a_mode_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="mode must be one of multiclass, binary, multilabel, got 'multi'"):
+    with pytest.raises(ValueError, match="`mode` must be one of multiclass, binary, multilabel, got 'multi'"):
         check_loss(create_loss("ce"), mode="multi")
 
 
@@ -280,7 +280,7 @@ def half_products(logits, target):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (unreduced, r"gives one scalar tensor, got \(2, 6, 8\) for a batch of two"),
+        (unreduced, r"returns one scalar tensor, got \(2, 6, 8\) for a batch of two"),
         (detached, "has no graph for a batch of two"),
         (of_something_else, "the logits get no gradient for a batch of two"),
         (changes_logits, "changes its logits in place"),
@@ -289,7 +289,7 @@ def half_products(logits, target):
         (one_row, "the loss is inf for one pixel"),
         (every_class_needs_a_pixel, "the loss is nan for a class without a pixel"),
         (int64_alone, "raises .* for uint8 targets"),
-        (other_value_in_int32, "integer type must not matter, int32 and int64 differ: the loss is"),
+        (other_value_in_int32, "integer type of the target must not matter, int32 and int64 differ: the loss is"),
         (views, "raises RuntimeError for channels_last logits"),
         (raw_memory, "the memory layout must not matter"),
         (plain_exponentials, "the loss is nan for logits of 10,000"),

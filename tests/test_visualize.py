@@ -30,7 +30,7 @@ def test_an_overlay_tints_objects_outlines_them_and_leaves_background():
 
 
 def test_an_overlay_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="the image's size"):
+    with pytest.raises(ValueError, match="the size of the image"):
         overlay(IMAGE, np.zeros((3, 3), np.uint8), create_palette(2))
 
 

@@ -1,6 +1,7 @@
-"""The benchmarks and the documentation use names of segkit that exist; nothing of them is run."""
+"""The benchmarks and the documentation use names and arguments of segkit that exist; nothing of them is run."""
 
 import ast
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -22,34 +23,70 @@ def dotted(node: ast.AST) -> str | None:
     return None
 
 
-def segkit_names(code: str) -> set[tuple[str, str]]:
-    """Return (module, name) of everything in `code` that is imported from segkit or reached as `segkit.name`."""
-    found = set()
-    for node in ast.walk(ast.parse(code)):
+def imports_of(tree: ast.AST) -> dict[str, str]:
+    """Return the full names of what is imported from segkit, by the name that the code uses for it."""
+    found = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names}
+            found |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {(node.module, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Attribute):
-            module, *names = (dotted(node) or "").split(".")
-            found.add((module, ".".join(names)))
-    return {(module, name) for module, name in found if module.split(".")[0] == "segkit"}
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return {used: name for used, name in found.items() if name.split(".")[0] == "segkit"}
 
 
-def missing_names(code: str) -> list[str]:
-    """Return the names of segkit in `code` that do not exist."""
-    missing = []
-    for module, names in sorted(segkit_names(code)):
+def full_name(node: ast.AST, imports: dict[str, str]) -> str | None:
+    """Return the full name of an expression that begins with an imported name of segkit, None for others."""
+    used, *attributes = (dotted(node) or "").split(".")
+    return ".".join([imports[used], *attributes]) if used in imports else None
+
+
+def segkit_names(tree: ast.AST) -> set[str]:
+    """Return the full names of all that is imported from segkit or used as an attribute of such an import."""
+    imports = imports_of(tree)
+    used = {full_name(node, imports) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {*imports.values(), *used} - {None}
+
+
+def find(name: str) -> object:
+    """Import and return what a full name stands for."""
+    value, path = import_module("segkit"), "segkit"
+    for part in name.split(".")[1:]:
+        path = f"{path}.{part}"
         try:
-            value = import_module(module)
-            for name in filter(None, names.split(".")):
-                try:
-                    value = getattr(value, name)
-                except AttributeError:  # a module that the package does not import by itself
-                    value = import_module(f"{value.__name__}.{name}")
-        except (ImportError, AttributeError):
-            missing.append(f"{module}.{names}".rstrip("."))
-    return missing
+            value = getattr(value, part)
+        except AttributeError:  # a module that its package does not import
+            value = import_module(path)
+    return value
+
+
+def problem_of_call(call: ast.Call, imports: dict[str, str]) -> str | None:
+    """Return why a call of something of segkit cannot work, None if its arguments are right or unknown."""
+    name = full_name(call.func, imports)
+    unpacked = any(isinstance(value, ast.Starred) for value in call.args)
+    if name is None or unpacked:
+        return None
+    keywords = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+    signature = inspect.signature(find(name))
+    bind = signature.bind if len(keywords) == len(call.keywords) else signature.bind_partial
+    try:
+        bind(*call.args, **keywords)
+    except TypeError as error:
+        return f"{name}: {error}"
+    return None
+
+
+def problems(code: str) -> list[str]:
+    """Return the names of segkit in `code` that do not exist, or else the calls that do not fit."""
+    tree, missing = ast.parse(code), []
+    for name in sorted(segkit_names(tree)):
+        try:
+            find(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        return missing
+    imports, calls = imports_of(tree), [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [problem for call in calls if (problem := problem_of_call(call, imports))]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -57,34 +94,50 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.name)
-def test_a_benchmark_imports_names_that_exist(file):
+def test_a_benchmark_uses_names_and_arguments_that_exist(file):
     code = file.read_text(encoding="utf-8")
-    assert segkit_names(code), f"{file.name} uses nothing of segkit"
-    assert missing_names(code) == []
+    assert segkit_names(ast.parse(code)), f"{file.name} imports nothing of segkit"
+    assert problems(code) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_code_of_a_page_uses_names_that_exist(page):
-    assert {code: missing for code in python_blocks(page) if (missing := missing_names(code))} == {}
+def test_the_python_code_of_a_page_uses_names_and_arguments_that_exist(page):
+    code = "\n".join(python_blocks(page))  # later blocks use the imports of earlier ones
+    assert problems(code) == []
 
 
 def test_the_readme_has_python_code_with_names_of_segkit():
-    assert any(segkit_names(code) for code in python_blocks(ROOT / "README.md"))
+    assert any(segkit_names(ast.parse(code)) for code in python_blocks(ROOT / "README.md"))
 
 
 @pytest.mark.parametrize(
-    ("code", "missing"),
+    "code",
     [
-        ("from segkit.models import create_model", []),
-        ("import segkit\nsegkit.models.create_model('fpn').eval()", []),
-        ("from segkit.models import layers", []),
-        ("from segkit.models import creat_model", ["segkit.models.creat_model"]),
-        ("from segkit.nowhere import create_model", ["segkit.nowhere.create_model"]),
-        ("import segkit.nowhere", ["segkit.nowhere"]),
-        ("def run():\n    from segkit.models.factory import moved", ["segkit.models.factory.moved"]),
-        ("import segkit\nsegkit.models.moved(1)", ["segkit.models.moved"]),
-        ("import not_installed\nfrom . import sibling\nmodel.moved(1)", []),
+        "from segkit.models import create_model as make\nmake('fpn', num_classes=3)",
+        "import segkit\nsegkit.models.create_model('fpn').eval(1, 2, 3)",
+        "from segkit.models import layers\nlayers.resize_like",
+        "from segkit.data import CocoSegmentation\nCocoSegmentation(*paths)\nCocoSegmentation(path, **options)",
+        "import not_installed\nfrom . import sibling\nmodel.moved(1)",
     ],
 )
-def test_a_name_that_moved_is_found(code, missing):
-    assert missing_names(code) == missing
+def test_sound_code_has_no_problems(code):
+    assert problems(code) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from segkit.models import creat_model", "segkit.models.creat_model"),
+        ("from segkit.nowhere import create_model", "segkit.nowhere.create_model"),
+        ("import segkit.nowhere", "segkit.nowhere"),
+        ("def run():\n    from segkit.models.factory import moved", "segkit.models.factory.moved"),
+        ("import segkit\nsegkit.models.moved(1)", "segkit.models.moved"),
+        ("from segkit import models\nmodels.moved", "segkit.models.moved"),
+        ("from segkit.data import read_image\nread_image()", "segkit.data.read_image: missing a required argument"),
+        ("from segkit.data import read_image\nread_image(path, moved=1)", "segkit.data.read_image: got an unexpected"),
+        ("import segkit\nsegkit.TTA(moved=1, **options)", "segkit.TTA: got an unexpected keyword argument 'moved'"),
+    ],
+)
+def test_a_name_or_argument_that_went_is_found(code, found):
+    (problem,) = problems(code)
+    assert problem.startswith(found)

@@ -14,11 +14,10 @@ from segkit.files import MAX_PIXELS
 from segkit.folds.split import Folds, add_train_only
 
 Roots = Sequence[Path] | None
-SHOWN = Console(verbose=True)
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
 
-def load_data(config: TrainConfig, console: Console = SHOWN) -> tuple[SegmentationDataset, SegmentationDataset]:
+def load_data(config: TrainConfig, console: Console | None = None) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Return the training and the validation images that the settings ask for.
 
     `data`, `val` and `train_only` name files, or hold one data set of the caller's each.
@@ -42,7 +41,7 @@ def load_data(config: TrainConfig, console: Console = SHOWN) -> tuple[Segmentati
     return add_train_only(train_set, val_set, extra), val_set
 
 
-def open_folds(config: TrainConfig, console: Console = SHOWN) -> Folds:
+def open_folds(config: TrainConfig, console: Console | None = None) -> Folds:
     """Return the images of `data`, divided into `folds`, together with those of `train_only`; see `load_data`."""
     data, extra = _open_training(config, console)
     return Folds(data, extra, k=config.folds, seed=config.seed)
@@ -66,7 +65,7 @@ def open_labelled(
     max_bad: float = 0.0,
     may_be_bare: bool = False,
     is_scored: bool = False,
-    console: Console = SHOWN,
+    console: Console | None = None,
 ) -> SegmentationDataset:
     """Return the images and masks that a setting names, and print what is remarkable about them.
 
@@ -107,6 +106,7 @@ def open_labelled(
             mask_cache=_mask_cache(config.mask_cache),
             **{option: getattr(config, option) for option in ALLOWED},
         )
+    console = console or Console()
     for note in data.notes:
         if note.severity != "warning":  # Python has shown the warnings
             console.print(f"{name}: " + "skipped: " * (note.severity == "error") + str(note))
@@ -212,13 +212,15 @@ def check_model_classes(class_names: Sequence[str], data: SegmentationDataset, m
 _TRAINING_SOURCES = ("data", "val", "train_only")
 
 
-def _open_training(config: TrainConfig, console: Console) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+def _open_training(
+    config: TrainConfig, console: Console | None
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """Return the images of `data` and of `train_only`."""
     data = _open(config, "data", console)
     return data, _open(config, "train_only", console) if config.train_only else None
 
 
-def _open(config: TrainConfig, name: str, console: Console) -> SegmentationDataset:
+def _open(config: TrainConfig, name: str, console: Console | None) -> SegmentationDataset:
     sources = [() if _is_own(getattr(config, source)) else getattr(config, source) for source in _TRAINING_SOURCES]
     number = _TRAINING_SOURCES.index(name)
     roots = config.images or None
@@ -252,7 +254,7 @@ def _own(config: LabelConfig, name: str, values: Sequence[Any]) -> SegmentationD
     if len(values) > 1:
         raise UsageError(f"`{name}` takes files, or a single data set")
     if config.ignore_classes:
-        raise UsageError(f"the data set in `{name}` has `ignore_classes` of its own; set them there")
+        raise UsageError(f"the data set in `{name}` sets its `ignore_classes` itself")
     return values[0]
 
 

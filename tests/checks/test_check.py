@@ -30,13 +30,13 @@ def check(*sets, full=False):
 
 
 def smooth(size=(48, 64)):
-    """A photograph of large soft spots, as unlike the others as two photographs are."""
+    """Return a photograph of large soft spots, which differs from others as two photographs do."""
     coarse = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def create(folder, images, labels=1, findings=()):
-    """A set of the given images by name, each with a square of a label."""
+    """Return a set of images by name, each with a square of a label."""
     items = []
     for file_name, image in images.items():
         Image.fromarray(image).save(folder / file_name)
@@ -96,7 +96,7 @@ def test_images_of_one_colour_do_not_look_alike(tmp_path):
     assert {kind for kind, _ in kinds(report)} == {"one-colour"}
 
 
-def test_classes_that_are_nowhere_and_empty_sets_are_told(tmp_path):
+def test_absent_classes_and_empty_sets_are_reported(tmp_path):
     (report,) = check(create(tmp_path, {"a.png": smooth()}, labels=2))
     assert kinds(report) == {("absent-class", "leaf")}
     (report,) = check(create(tmp_path, {}))
@@ -124,7 +124,7 @@ def test_sets_with_other_classes_are_refused(tmp_path):
         check(train, Drawn(train.items, train.draw, class_names=NAMES[::-1]))
 
 
-def test_masks_of_files_without_an_object_are_told(tmp_path):
+def test_mask_files_without_an_object_are_reported(tmp_path):
     data = create(tmp_path, {"a.png": smooth(), "b.png": smooth()})
     data.draw = lambda index: np.full((48, 64), index, dtype=np.uint8)
     assert ("no-annotations", "a.png") in kinds(check(data)[0])

@@ -40,7 +40,7 @@ def test_pixels_and_annotations_are_counted_by_image_and_class():
     assert result.annotations.tolist() == [[0, 2, 1], [0, 0, 0]]
 
 
-def test_overlaps_count_pixels_of_different_classes_alone():
+def test_overlaps_count_only_pixels_of_different_classes():
     big, small, twin = polygon(1, 0, 0, 20, 10), polygon(2, 5, 5, 10, 10), polygon(1, 0, 0, 10, 10)
     result = measured([big, small, twin], [big, twin])
     assert result.overlaps == {(1, 2): 50}
@@ -58,7 +58,7 @@ def test_a_pixel_of_three_classes_is_contested_once():
     assert result.contested.tolist() == [30]
 
 
-def test_repainted_pixels_are_those_that_another_rule_labels_otherwise():
+def test_repainted_pixels_have_another_label_under_another_rule():
     images = [[polygon(2, 0, 0, 4, 5), polygon(1, 0, 0, 10, 5)], [polygon(1, 0, 0, 4, 5), polygon(2, 0, 0, 10, 5)]]
     result = measured(*images)
     for rule, repainted in result.repainted.items():
@@ -70,7 +70,7 @@ def test_repainted_pixels_are_those_that_another_rule_labels_otherwise():
     assert result.repainted["max-id"].tolist() == [0, 20]
 
 
-def test_an_annotation_over_the_whole_image_is_told():
+def test_an_annotation_over_the_whole_image_is_reported():
     assert measured([polygon(2, -5, -5, 50, 50)], [polygon(2, 0, 0, 29, 20)]).covering == [(0, 2)]
 
 

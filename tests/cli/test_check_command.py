@@ -17,7 +17,7 @@ PICTURES = ["class_examples.png", "rarest_classes.png", "worst_cases.png"]
 
 
 def run(*words):
-    """The exit code."""
+    """Run the command; returns its exit code."""
     try:
         check.main([str(word) for word in words])
     except SystemExit as stop:
@@ -35,7 +35,7 @@ def digests(folder):
 
 @pytest.fixture
 def faulty(tmp_path):
-    """A COCO file with a fault of every sort that can be met in one."""
+    """A COCO file with faults of many kinds."""
     file = write_shapes(tmp_path / "data", "train", 4, seed=5)
     content = json.loads(file.read_text())
     content["images"].append({"id": 1, "file_name": "images/gone.png", "height": 48, "width": 64})
@@ -52,7 +52,7 @@ def faulty(tmp_path):
     return file
 
 
-def test_clean_data_gives_tables_and_pictures_and_exit_code_0(shapes, tmp_path, capsys):
+def test_clean_data_has_tables_pictures_and_exit_code_0(shapes, tmp_path, capsys):
     assert run(*shapes, "--out", tmp_path / "o") == 0
     printed = capsys.readouterr().out
     assert "train  12 images, 24 annotations, 3 classes; all 48 x 64 pixels" in printed

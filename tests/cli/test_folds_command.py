@@ -19,7 +19,7 @@ NAMES = ("can", "box", "rare")
 
 
 def write_set(file, images=20, site=True):
-    """A COCO file: a box in each image, a can in every second, something rare in five."""
+    """Write a COCO file: a box in each image, a can in every second, something rare in five."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows, annotations = [], []
     for i in range(images):
@@ -169,7 +169,7 @@ def test_out_may_be_no_file_and_no_input_is_replaced(data, tmp_path, capsys):
     assert source.is_file()
 
 
-def test_help_comes_without_torch():
+def test_help_imports_no_torch():
     code = (
         "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules)); "
         "sys.argv = ['segkit', 'folds', '--help']; runpy.run_module('segkit', run_name='__main__')"
@@ -210,7 +210,7 @@ def test_train_divides_several_files_and_never_validates_on_train_only_ones(data
 
 
 @pytest.mark.parametrize("flags", [["--folds", 4, "--fold", 1], ["--val-fraction", 0.3], ["--val", "VAL"]])
-def test_a_train_only_image_whose_file_validates_is_left_out(data, tmp_path, flags):
+def test_a_train_only_image_whose_file_validates_is_dropped(data, tmp_path, flags):
     again, val = tmp_path / "again.json", tmp_path / "val.json"
     again.write_text(data.read_text())
     val.write_text(data.read_text())

@@ -18,7 +18,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def folders(shapes, tmp_path_factory):
-    """The drawn shapes as image folders beside folders of index masks and of coloured ones."""
+    """The drawn shapes as folders of images, of index masks and of coloured masks."""
     root = tmp_path_factory.mktemp("folders")
     for part, file in zip(("train", "val"), shapes, strict=True):
         data = CocoSegmentation(file)

@@ -193,7 +193,7 @@ def test_a_second_file_may_number_the_same_categories_in_another_way(tmp_path):
 
 
 @pytest.mark.parametrize("overlap", ["smallest", "last", "max-id"])
-def test_a_region_marked_ignore_is_255_whatever_lies_there(folder, overlap):
+def test_a_region_marked_ignore_is_255_under_any_overlap_rule(folder, overlap):
     whole = {**annotation([rectangle(0, 0, 20, 20)], 3), "id": 1, "ignore": 1}
     write_coco(folder / "x.json", [IMAGE], [whole, {**annotation([rectangle(5, 5, 30, 4)], 7), "id": 2}])
     mask = CocoSegmentation(folder / "x.json", overlap=overlap).mask(0)
@@ -221,7 +221,7 @@ def test_max_id_is_the_maximum_of_the_labels(folder):
     assert np.array_equal(data.mask(0), expected)
 
 
-def test_ignored_classes_are_255_in_the_target_alone(folder):
+def test_ignored_classes_are_255_only_in_the_target(folder):
     write_coco(folder / "x.json", [IMAGE], [annotation([rectangle(0, 0, 5, 5)], 3)])
     data = CocoSegmentation(folder / "x.json", ignore_classes=["square"])
     assert data.ignored_labels == (1,)
@@ -231,7 +231,7 @@ def test_ignored_classes_are_255_in_the_target_alone(folder):
         CocoSegmentation(folder / "x.json", ignore_classes=["UNKNOWN"])
 
 
-def test_a_choice_that_is_none_is_named(folder):
+def test_an_unknown_choice_is_named(folder):
     load(folder)
     for name in ("overlap", "on_bad", "crowd"):
         with pytest.raises(ValueError, match=f"unknown `{name}` 'x'"):
@@ -239,7 +239,7 @@ def test_a_choice_that_is_none_is_named(folder):
 
 
 def cached(folder, monkeypatch, **options):
-    """The mask, and whether it was drawn."""
+    """Return the mask, and whether it was drawn."""
     data = CocoSegmentation(folder / "x.json", **options)
     drawn = []
     draw = data.mask
@@ -247,7 +247,7 @@ def cached(folder, monkeypatch, **options):
     return data.target(0), bool(drawn)
 
 
-def test_cached_masks_are_drawn_anew_when_the_json_or_a_rule_changes(folder, monkeypatch):
+def test_cached_masks_are_drawn_again_if_the_json_or_a_rule_changes(folder, monkeypatch):
     load(folder, *BOTH)
     options = {"mask_cache": folder / "cache"}
     assert cached(folder, monkeypatch, **options)[1]

@@ -1,4 +1,4 @@
-"""Whatever a COCO JSON and its photographs bring: a right mask, or a sentence that names the fault."""
+"""Odd and faulty COCO files and photographs: a right mask, or a sentence that names the fault."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def annotation(segmentation=WHOLE, i=5, **more):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes pictures and a JSON; gives the JSON."""
+    """Write pictures and a JSON; returns the JSON."""
 
     def write(annotations=(), images=None, picture="a.png", categories=CATEGORIES):
         Image.fromarray(PICTURE).save(tmp_path / picture)
@@ -91,7 +91,7 @@ def test_a_segmentation_that_paints_nothing_is_counted(write, segmentation, kind
     assert note.examples == ("annotation 5 of a.png",)
 
 
-def test_a_box_is_painted_where_there_is_nothing_else_and_that_is_asked_for(write, tmp_path):
+def test_a_box_is_painted_if_asked_and_if_there_is_no_segmentation(write, tmp_path):
     file = write([annotation(None, bbox=[2, 3, 10, 4]), annotation([rectangle(20, 0, 5, 5)], 6, bbox=[0, 0, 30, 20])])
     cache = tmp_path / "cache"
     assert CocoSegmentation(file, mask_cache=cache).target(0).sum() == 25
@@ -106,7 +106,7 @@ def test_a_box_is_painted_where_there_is_nothing_else_and_that_is_asked_for(writ
 
 @pytest.mark.parametrize("kind", ["polygon", "rle"])
 def test_annotations_are_fitted_to_an_image_of_another_size_when_asked(write, kind):
-    """They were drawn at 40 x 90, and the file has 20 x 30: half the height, a third of the width."""
+    """The annotations were drawn at 40 x 90, but the file has 20 x 30: half the height, a third of the width."""
     drawn = np.zeros((40, 90), dtype=np.uint8)
     drawn[10:30, 30:60] = 1
     runs = np.flatnonzero(np.diff(drawn.ravel(order="F"), prepend=0, append=0))
@@ -259,7 +259,7 @@ def test_every_kind_of_image_is_read_as_rgb_and_counted(tmp_path, write, mode, s
     assert (notes_of(file).get(kind) == 1) if kind else not notes_of(file)
 
 
-def test_the_first_frame_is_taken_and_told(tmp_path, write):
+def test_only_the_first_frame_is_used_with_a_note(tmp_path, write):
     frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (10, 200)]
     frames[0].save(tmp_path / "f.gif", save_all=True, append_images=frames[1:])
     file = write([annotation()], [image(file_name="f.gif")])
@@ -380,7 +380,7 @@ def test_a_dangling_id_is_an_error_that_names_it(write, change, message):
         CocoSegmentation(write([annotation() | change]))
 
 
-def test_category_ids_may_have_gaps_and_be_zero_beside_the_background(write):
+def test_category_ids_may_have_gaps_and_may_be_zero(write):
     categories = [{"id": 90, "name": "c"}, {"id": 0, "name": "a"}, {"id": 17, "name": "b"}]
     rows = [annotation([rectangle(10 * i, 0, 5, 5)], i, category_id=c) for i, c in enumerate((0, 17, 90))]
     data = CocoSegmentation(write(rows, categories=categories))
@@ -438,7 +438,7 @@ JUNK = [None, True, -1, 0, 1e400, 10**400, float("nan"), "", "x", "\ud800", "a\0
 
 
 def places(node, path=()):
-    """The paths to all values in a JSON."""
+    """Return the paths to all values in a JSON."""
     yield path
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         yield from places(node[key], (*path, key))

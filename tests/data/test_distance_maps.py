@@ -35,7 +35,7 @@ def test_a_class_without_a_boundary_has_no_distances():
     assert not signed_distance_maps(np.full((3, 4), 255, np.uint8), 2).any()
 
 
-def test_the_boundary_loss_is_least_where_the_prediction_is_the_mask():
+def test_the_boundary_loss_is_least_if_the_prediction_is_the_mask():
     mask = np.zeros((1, 12, 12), np.uint8)
     mask[0, 3:8, 4:9] = 1
     maps = torch.from_numpy(signed_distance_maps(mask[0], 2))[None]

@@ -31,7 +31,7 @@ def save_mask(path, values, palette=None):
 
 
 def save_png(path, values, depth, colour):
-    """A PNG of these samples (H, W, channels), each of `depth` bits; Pillow writes no such file."""
+    """Write a PNG of samples (H, W, channels) with `depth` bits each; Pillow cannot write such files."""
     bits = (np.asarray(values, dtype=np.uint16)[..., None] >> np.arange(depth)[::-1]) & 1
     rows = np.packbits(bits.reshape(len(bits), -1).astype(np.uint8), axis=1)
     header = struct.pack(">IIBBBBB", bits.shape[1], len(bits), depth, colour, 0, 0, 0)
@@ -45,7 +45,7 @@ def coloured(labels):
 
 
 def load(folder, masks=(LABELS,), **options):
-    """The folder's images 0.jpg, 1.jpg ... with these masks."""
+    """Write images 0.jpg, 1.jpg ... with these masks, and open the folder."""
     for i, mask in enumerate(masks):
         save_image(folder / f"images/{i}.jpg")
         save_mask(folder / f"masks/{i}.png", mask)
@@ -97,7 +97,7 @@ def test_a_file_of_class_names_has_one_in_each_line(tmp_path):
     assert load(tmp_path, class_names=tmp_path / "names.txt").class_names == ("background", "square", "traffic light")
 
 
-def test_a_list_of_names_takes_these_images_alone(tmp_path):
+def test_a_list_of_names_selects_these_images(tmp_path):
     load(tmp_path, [LABELS] * 3)
     save_image(tmp_path / "images/unlabelled.jpg")
     (tmp_path / "train.txt").write_text("2\n0\n")
@@ -165,7 +165,7 @@ def test_a_turned_photograph_takes_a_mask_in_either_frame(tmp_path):
     ("size", "orientation", "kind"),
     [((3, 4), 6, "left-unturned"), ((4, 3), 6, "turned"), ((4, 4), 6, None), ((3, 4), 3, None)],
 )
-def test_an_orientation_is_told_and_warned_of_where_no_size_proves_it(tmp_path, size, orientation, kind):
+def test_an_orientation_is_noted_with_a_warning_if_no_size_proves_it(tmp_path, size, orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     save_image(tmp_path / "images/0.jpg", size if kind is None else (3, 4), exif=exif)
@@ -175,7 +175,7 @@ def test_an_orientation_is_told_and_warned_of_where_no_size_proves_it(tmp_path, 
     assert [(note.kind, note.count) for note in data.notes] == [(kind or "turned-without-proof", 1)]
 
 
-def test_what_is_made_of_an_image_is_told(tmp_path):
+def test_conversions_of_an_image_are_noted(tmp_path):
     load(tmp_path)
     Image.new("LA", (4, 3)).save(tmp_path / "images/0.png")
     (tmp_path / "images/0.jpg").unlink()
@@ -195,7 +195,7 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path)
         load(tmp_path, names=["gone"])
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     with pytest.raises(DataError) as told:
         load(tmp_path, [LABELS[:1], LABELS[:2], LABELS + np.uint8(9), LABELS])
     for words in (
@@ -207,7 +207,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         assert words in str(told.value)
 
 
-def test_what_cannot_be_used_is_left_out_when_asked(tmp_path):
+def test_images_that_cannot_be_used_are_skipped_if_asked(tmp_path):
     save_image(tmp_path / "images/unlabelled.jpg")
     save_mask(tmp_path / "masks/old.png", LABELS)
     data = load(tmp_path, [LABELS, LABELS[:2]], on_bad="skip", max_bad=0.7)
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_left_out_when_asked(tmp_path):
         load(tmp_path, on_bad="ignore")
 
 
-def test_two_images_of_one_name_are_named(tmp_path):
+def test_two_images_with_the_same_name_are_an_error(tmp_path):
     load(tmp_path)
     save_image(tmp_path / "images/0.png")
     with pytest.raises(DataError, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
@@ -312,6 +312,6 @@ def test_a_wrong_palette_file_is_named(tmp_path, name, text, message):
         load(tmp_path, palette=tmp_path / name)
 
 
-def test_a_folder_that_is_none_is_named(tmp_path):
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(DataError, match="images is not a folder, expected the folder of the images"):
         load(tmp_path, [])

@@ -45,7 +45,7 @@ def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_samples_depend_on_seed_and_epoch_alone(data):
+def test_samples_depend_only_on_seed_and_epoch(data):
     once = batches_of(data, epoch=3)
     assert equal(once, batches_of(data, epoch=3))
     assert equal(once, batches_of(data, epoch=3, workers=2))
@@ -68,7 +68,7 @@ def test_validation_is_every_image_at_full_size_in_order(data):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [(20, 200), (1, 1), (97, 131)])
-def test_a_crop_has_its_size_whatever_the_image(name, size):
+def test_a_crop_has_its_size_for_images_of_any_size(name, size):
     transform = create_transform(name, crop=64)
     result = transform(image=np.zeros((*size, 3), np.uint8), mask=np.zeros(size, np.uint8))
     assert result["image"].shape == (64, 64, 3)
@@ -147,7 +147,7 @@ def test_cutmix_puts_one_rectangle_of_the_donor_in_its_place():
     assert not zeros[1].any()
 
 
-def test_copy_paste_brings_the_pixels_of_its_classes_alone():
+def test_copy_paste_copies_only_pixels_of_its_classes():
     image, mask = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8)
     donor_mask = np.zeros((20, 20), np.uint8)
     donor_mask[2:5, 3:9] = 4
@@ -160,7 +160,7 @@ def test_copy_paste_brings_the_pixels_of_its_classes_alone():
     assert CopyPaste([7])((image, mask), donor, np.random.default_rng(0))[1] is mask
 
 
-def test_mixed_samples_depend_on_the_seed_alone(data):
+def test_mixed_samples_depend_only_on_the_seed(data):
     def sample(seed):
         mixed = Augmented(data, create_transform("flip", crop=32), mix=cutmix, mix_share=1.0)
         return mixed[0, seed]
@@ -188,7 +188,7 @@ def test_extreme_images_become_crops(tmp_path, size):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Twelve photographs, two of which break off after half of their bytes."""
+    """Twelve photographs, two of them cut after half of their bytes."""
     file = write_shapes(tmp_path, "x", 12, seed=4)
     for i in (3, 7):
         path = tmp_path / f"images/x{i}.png"
@@ -210,7 +210,7 @@ def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once
     assert samples.replaced == ["images/x3.png"]
 
 
-def test_substitutes_depend_on_the_seed_alone_and_workers_tell_what_they_met(damaged):
+def test_substitutes_depend_only_on_the_seed_and_all_workers_know_bad_images(damaged):
     here, there = (
         train_loader(
             damaged, create_transform("flip", crop=32), batch_size=4, workers=workers, on_bad="skip", max_bad=0.2
@@ -295,7 +295,7 @@ def test_a_signal_does_not_end_a_worker_that_has_just_begun(data, monkeypatch, n
 
 
 class Broken(SegmentationDataset):
-    """Somebody's own images, one of which raises an error that does not name it."""
+    """A custom data set; one of its images raises an error that does not name it."""
 
     class_names = ("a", "b")
 
@@ -316,7 +316,7 @@ class Broken(SegmentationDataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["train", "val"])
-def test_an_error_of_somebodys_own_data_names_the_image_in_its_last_line(kind, workers):
+def test_an_error_of_a_custom_data_set_names_the_image_in_its_last_line(kind, workers):
     data = Broken()
     if kind == "train":
         loader = train_loader(data, create_transform("none", crop=8), batch_size=2, workers=workers)
@@ -345,7 +345,7 @@ def test_opencv_has_one_thread_in_a_worker():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_that_was_started_ahead_gives_every_pass_as_a_whole_by_the_same_workers(data, workers):
+def test_a_loader_that_was_started_early_uses_the_same_workers_for_every_pass(data, workers):
     before = len(active_children())
     loader = val_loader(data, workers=workers)
     loader.start()
@@ -366,7 +366,7 @@ def test_loaders_travel_to_workers_that_are_spawned(data):
 
 
 @pytest.mark.slow
-def test_spawned_workers_give_the_same_batches(data):
+def test_spawned_workers_load_the_same_batches(data):
     options = {"data": data, "transform": create_transform("standard", crop=32), "batch_size": 4}
     spawned, forked = train_loader(**options, workers=1), train_loader(**options)
     spawned.multiprocessing_context = "spawn"

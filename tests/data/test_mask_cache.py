@@ -50,7 +50,7 @@ def test_a_cache_that_is_opened_counts_as_used(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n"])
-def test_a_damaged_file_is_made_anew(content, tmp_path):
+def test_a_damaged_file_is_made_again(content, tmp_path):
     cache = MaskCache(tmp_path, "key")
     cache.get(0, lambda: MASK)
     (file,) = tmp_path.rglob("*.png")
@@ -59,7 +59,7 @@ def test_a_damaged_file_is_made_anew(content, tmp_path):
     assert np.array_equal(cache.get(0, refuse), MASK)
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path):
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path):
     (tmp_path / "file").write_text("")
     cache = MaskCache(tmp_path / "file" / "below", "key")
     assert np.array_equal(cache.get(0, lambda: MASK), MASK)

@@ -9,7 +9,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
-    """Its lines are run as they stand, beside a folder as they expect it."""
+    """Run the lines of the README next to a folder such as they expect."""
     random = np.random.default_rng(0)
     (tmp_path / "scans").mkdir()
     for i in range(10):

@@ -25,13 +25,13 @@ def test_there_is_nothing_beyond_its_end():
 
 
 def private_megabytes():
-    """Memory of this process that it shares with no other."""
+    """Return the memory of this process that it does not share with others."""
     with open("/proc/self/smaps_rollup") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
 
 
 def growth_in_a_fork(values):
-    """By how many MB a forked process grows as it reads everything."""
+    """Return by how many MB a forked process grows while it reads everything."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

@@ -30,7 +30,7 @@ def test_the_hash_worked_out_by_hand():
     assert not difference_hash(ramp[:, ::-1]).any()
 
 
-def test_near_pairs_are_those_of_plain_loops(monkeypatch):
+def test_near_pairs_equal_the_pairs_of_plain_loops(monkeypatch):
     monkeypatch.setattr("segkit.data.image_groups.BLOCK", 7)
     random = np.random.default_rng(0)
     hashes = random.random((40, 16)) < 0.5

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # py
 
 
 def random_polygons(random, count):
-    """Parts of three to nine points, some beyond the image, most of them intersecting themselves."""
+    """Draw parts of three to nine points, some beyond the image, most of them with crossing edges."""
     for _ in range(count):
         parts = [random.uniform(-10, 60, 2 * random.integers(3, 10)) for _ in range(random.integers(1, 4))]
         yield [part.round(int(random.integers(0, 4))) for part in parts]
@@ -48,7 +48,7 @@ def test_many_overlapping_objects_equal_painting_them_one_by_one():
             assert np.array_equal(rasterize(annotations, SIZE, overlap=overlap), expected)
 
 
-def test_run_lengths_are_those_that_were_compressed():
+def test_decompressed_run_lengths_are_the_compressed_ones():
     random = np.random.default_rng(2)
     for _ in range(200):
         size = tuple(random.integers(1, 90, 2).tolist())

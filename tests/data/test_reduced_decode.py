@@ -68,7 +68,7 @@ def test_the_loader_takes_small_images_with_masks_that_fit(tmp_path):
     assert len(data[0][0]) == 256
 
 
-def test_a_source_of_ones_own_is_reduced_without_doing_anything_for_it():
+def test_a_custom_data_set_is_reduced_by_default():
     class Own(SegmentationDataset):
         class_names = ("background", "can")
 

@@ -16,7 +16,7 @@ def demo(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo") / "set", **SMALL)
 
 
-def test_the_classes_are_those_of_the_recycled_waste_solutions(demo):
+def test_the_classes_are_the_eleven_kinds_of_waste(demo):
     expected = (
         *("UNKNOWN", "General trash", "Paper", "Paper pack", "Metal", "Glass"),
         *("Plastic", "Styrofoam", "Plastic bag", "Battery", "Clothing"),

@@ -10,7 +10,7 @@ from segkit.folds.counts import annotation_areas, count_classes, count_labels
 
 @pytest.fixture
 def regions(tmp_path):
-    """Reads annotations of one image of 6 x 7 pixels, or of each of several, from a COCO file."""
+    """Read annotations of one image of 6 x 7 pixels, or of each of several, from a COCO file."""
 
     def regions(*annotations, images=1):
         rows = [{"id": i, "image_id": 0, "category_id": 1} | a for i, a in enumerate(annotations)]

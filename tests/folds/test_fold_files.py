@@ -13,7 +13,7 @@ CATEGORIES = [{"id": 4, "name": "can", "supercategory": "metal"}, {"id": 2, "nam
 
 
 def write_set(file, images, *, start=1, categories=CATEGORIES, **other):
-    """A COCO file of `images` images 8 x 8; image i holds a box of i + 1 pixels width, every third also a can."""
+    """Write a COCO file of 8 x 8 images; image i has a box of i + 1 pixels width, every third also a can."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows, annotations = [], []
     for i in range(images):
@@ -60,7 +60,7 @@ def test_the_files_load_again_with_the_masks_of_the_whole(tmp_path):
     assert sorted(validated) == sorted(masks)
 
 
-def test_a_file_without_annotations_gives_files_that_load(tmp_path):
+def test_the_folds_of_a_file_without_annotations_load(tmp_path):
     file = write_set(tmp_path / "all.json", 2, annotations=[])
     divide(read_fold_source(file), 2, tmp_path)
     assert json.loads((tmp_path / "train_data0.json").read_text())["annotations"] == []

@@ -11,13 +11,13 @@ from segkit.folds.counts import ClassCounts
 
 
 def counts_of(pixels):
-    """(N, C) pixels, one annotation where there are any."""
+    """Return counts of (N, C) pixels, with one annotation for each class that has pixels."""
     pixels = np.asarray(pixels, dtype=np.float64)
     return ClassCounts((pixels > 0) * 1.0, (pixels > 0) * 1.0, pixels)
 
 
 def drawn_counts(images=300, classes=6, seed=0):
-    """Counts with frequent and rare classes, and sizes that differ by orders of magnitude."""
+    """Return counts with frequent and rare classes, and sizes that differ by orders of magnitude."""
     random = np.random.default_rng(seed)
     frequency = np.geomspace(3, 0.02, classes)
     annotations = random.poisson(frequency, (images, classes)).astype(float)
@@ -47,7 +47,7 @@ def test_the_only_even_split_of_four_images_is_found():
         assert overall(counts, folds, 2) == 0
 
 
-def test_pixels_are_even_where_images_alone_could_not_tell():
+def test_pixels_are_even_if_the_number_of_images_does_not_decide():
     counts = counts_of([[100], [100], [1], [1]])
     for seed in range(10):
         folds = assign_folds(counts, 2, seed=seed)

@@ -62,7 +62,7 @@ def test_make_folds_returns_its_files_and_the_fold_of_each_image(shapes, tmp_pat
 
 
 class Own(SegmentationDataset):
-    """A data set of one's own: grey images with one class each."""
+    """A custom data set: gray images with one class each."""
 
     class_names = ("ground", "leaf", "stem")
 
@@ -84,7 +84,7 @@ def names(data):
     return [data.name(i) for i in range(len(data))]
 
 
-def test_a_training_takes_data_sets_of_ones_own():
+def test_a_training_takes_custom_data_sets():
     train, val = load_data(settings(data=Own(), val=Own(), masks=()))
     assert (len(train), len(val)) == (9, 9)
     train, val = load_data(settings(data=Own(), val_fraction=1 / 3))
@@ -92,7 +92,7 @@ def test_a_training_takes_data_sets_of_ones_own():
     assert len(val) == 3
 
 
-def test_a_data_set_of_ones_own_is_divided_into_folds_by_its_masks():
+def test_a_custom_data_set_is_divided_into_folds_by_its_masks():
     folds = open_folds(settings(data=Own(), folds=3, fold=0))
     for fold in range(3):
         train, val = folds[fold]
@@ -101,12 +101,12 @@ def test_a_data_set_of_ones_own_is_divided_into_folds_by_its_masks():
     assert load_data(settings(data=Own(), folds=3, fold=1))[1].indices == folds[1][1].indices
 
 
-def test_data_sets_of_ones_own_that_do_not_fit_are_an_error(shapes):
+def test_custom_data_sets_that_do_not_fit_are_an_error(shapes):
     with pytest.raises(DataError, match=r"`data` and .*val\.json differ in their classes: ground, leaf, stem /"):
         load_data(settings(data=Own(), val=shapes[1]))
     with pytest.raises(UsageError, match="`data` takes files, or a single data set"):
         load_data(settings(data=(Own(), Own()), val=Own()))
-    with pytest.raises(UsageError, match="`ignore_classes` of its own"):
+    with pytest.raises(UsageError, match="sets its `ignore_classes` itself"):
         load_data(settings(data=Own(), ignore_classes="leaf"))
 
 

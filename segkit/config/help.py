@@ -86,6 +86,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "advanced": (
         *("exif", "max_pixels", "overlap", "crowd", "rescale_annotations", "merge_same_name", "bbox_as_mask"),
         *("allow_outside_root", "backbone_lr_factor", "layer_decay", "decay_norms", "warmup_factor", "sam"),
+        *("aux_weight", "image_weight"),
         *("sync_bn", "nan_policy", "deterministic", "allow_data_change", "seed", "config", "print_config"),
     ),
 }

@@ -103,6 +103,10 @@ class TrainConfig(LabelConfig):
     """Largest norm of the gradient. 0: no clipping."""
     accumulate: Annotated[int, arg(metavar="N")] = 1
     """Batches per optimizer step: --batch-size 4 --accumulate 4 trains like --batch-size 16."""
+    aux_weight: Annotated[float, arg(metavar="W")] = 0.0
+    """Also train an auxiliary head that predicts the mask from earlier features, with its loss times W. 0: off."""
+    image_weight: Annotated[float, arg(metavar="W")] = 0.0
+    """Also train a head that predicts which classes a crop shows, with its loss times W. 0: off."""
     sam: Annotated[float, arg(metavar="RHO")] = 0.0
     """Radius of sharpness-aware minimisation, such as 0.05; a step then takes twice the time. 0: off."""
     freeze_backbone: Annotated[int, arg(metavar="EPOCHS")] = 0
@@ -161,6 +165,8 @@ class TrainConfig(LabelConfig):
         check(self, "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "more than 0 and at most 1")
         for name in (
             "weight_decay",
+            "aux_weight",
+            "image_weight",
             "sam",
             "warmup_epochs",
             "patience",

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from segkit.models.segmenter import Segmenter
 
 def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
     """Copy the weights and the preprocessing of a model file into `model`; its heads are matched by class name.
+
+    An auxiliary head that only one of the two models has is ignored.
 
     Args:
         model: A model of the same architecture; changed in place.
@@ -27,18 +29,21 @@ def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
         UsageError: The file was not written by segkit, or has another architecture.
     """
     source = load_model(path)
-    if source.config != model.config:
-        raise UsageError(
-            f"cannot start from {path}, it has another architecture: {differences(source.config, model.config)}"
-        )
-    own, given, layers = model.state_dict(), source.state_dict(), list(class_layers(model))
-    untaught = [copy.deepcopy(layer.state_dict()) for layer in layers]
-    model.load_state_dict({key: value for key, value in given.items() if value.shape == own[key].shape}, strict=False)
+    theirs, ours = (
+        {key: value for key, value in (made.config or {}).items() if key not in ("aux_head", "image_head")}
+        for made in (source, model)
+    )
+    if theirs != ours:
+        raise UsageError(f"cannot start from {path}, it has another architecture: {differences(theirs, ours)}")
+    own, layers, taught = model.state_dict(), class_layers(model), class_layers(source)
+    untaught = {name: copy.deepcopy(layer.state_dict()) for name, layer in layers.items()}
+    given = {key: value for key, value in source.state_dict().items() if key in own and value.shape == own[key].shape}
+    model.load_state_dict(given, strict=False)
     known = {name: i for i, name in enumerate(source.class_names)}
     shared = [(new, known[name]) for new, name in enumerate(model.class_names) if name in known]
-    for layer, taught, start in zip(layers, class_layers(source), untaught, strict=True):
-        layer.load_state_dict(start)
-        for tensor, other in zip(layer.parameters(), taught.parameters(), strict=True):
+    for name in layers.keys() & taught.keys():
+        layers[name].load_state_dict(untaught[name])
+        for tensor, other in zip(layers[name].parameters(), taught[name].parameters(), strict=True):
             for new, old in shared:
                 tensor.data[new] = other.data[old]
     model.preprocessing = source.preprocessing
@@ -52,8 +57,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return listed + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def class_layers(model: Segmenter) -> Iterator[nn.Module]:
-    """Yield the last layer of each head, whose outputs are the classes."""
-    for head in (model.head, model.aux_head, model.image_head):
-        if head is not None:
-            yield head[-1] if isinstance(head, nn.Sequential) else head
+def class_layers(model: Segmenter) -> dict[str, nn.Module]:
+    """Return the last layer of each head, whose outputs are the classes, by the name of the head."""
+    heads = {name: getattr(model, name) for name in ("head", "aux_head", "image_head")}
+    return {
+        name: head[-1] if isinstance(head, nn.Sequential) else head for name, head in heads.items() if head is not None
+    }

@@ -153,6 +153,8 @@ def build_model(
         pretrained=False if is_resumed or config.init_from is not None else pretrained,
         output_stride=config.output_stride,
         **config.decoder,
+        **({"aux_head": True} if config.aux_weight else {}),
+        **({"image_head": True} if config.image_weight else {}),
     )
     if config.init_from is not None and not is_resumed:
         new = transfer_weights(model, config.init_from)
@@ -169,8 +171,9 @@ def architecture_of(path: Path) -> dict[str, Setting]:
     """
     options = read_header(find_model_file(path))["model"]
     known = {name: options.pop(name) for name in ("backbone", "output_stride")}
-    unset = {"in_channels": 3, "img_size": None, "aux_head": False, "image_head": False, "align_corners": False}
-    decoder = {name: value for name, value in options.items() if name != "name" and value != unset.get(name, ...)}
+    unset = {"in_channels": 3, "img_size": None, "align_corners": False}
+    others = ("name", "aux_head", "image_head")  # `aux_weight` and `image_weight` decide whether there are such heads
+    decoder = {name: value for name, value in options.items() if name not in others and value != unset.get(name, ...)}
     settings = {"model": options["name"], **known, "decoder": decoder}
     return {name: Setting(value, f"model {path}") for name, value in settings.items()}
 

@@ -217,6 +217,8 @@ def _options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOptions
         accumulate=config.accumulate,
         clip_grad=config.clip_grad,
         sam=config.sam,
+        aux_weight=config.aux_weight,
+        image_weight=config.image_weight,
         freeze_backbone=config.freeze_backbone,
         val_every=config.val_every,
         early_stopping=config.early_stopping,

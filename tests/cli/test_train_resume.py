@@ -121,6 +121,21 @@ def test_another_run_starts_from_the_weights_and_the_architecture_of_one(out, sh
     assert torch.allclose(*weights, atol=1e-6)
 
 
+def test_auxiliary_heads_are_trained_resumed_and_optional_for_a_start(shapes, tmp_path):
+    heads = ["--aux-weight", "0.4", "--image-weight", "0.1"]
+    train.main(train_arguments(shapes, tmp_path / "a", *heads, "--epochs", "1"))
+    train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--workers", "0"])
+    model = load_model(tmp_path / "a")
+    assert model.aux_head is not None
+    assert model.image_head is not None
+    for name, options in (("without", []), ("with", ["--aux-weight", "0.4"])):
+        start = ["--init-from", tmp_path / "a", "--out", tmp_path / name, "--crop", 48, "--epochs", 1, "--workers", 0]
+        data = ["--data", shapes[0], "--val", shapes[1], "--batch-size", 8, "--device", "cpu"]
+        train.main(list(map(str, [*start, *data, *options])))
+        assert (load_model(tmp_path / name).aux_head is None) == (name == "without")
+        assert load_model(tmp_path / name).image_head is None
+
+
 def test_a_start_that_is_no_model_is_refused(shapes, tmp_path, capsys):
     assert fails(train, *train_arguments(shapes, tmp_path / "b"), "--init-from", tmp_path) == 2
     assert f"the folder {tmp_path} has neither best.safetensors nor model.safetensors" in capsys.readouterr().err

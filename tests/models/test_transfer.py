@@ -41,6 +41,18 @@ def test_the_same_classes_give_the_same_logits(tmp_path):
     assert torch.equal(source.eval()(images), target.eval()(images))
 
 
+@pytest.mark.parametrize("with_head", ["source", "target"])
+def test_an_auxiliary_head_of_only_one_model_is_ignored(tmp_path, with_head):
+    source = model(("sky", "tree"), 0, aux_head=with_head == "source")
+    target = model(("sky", "tree"), 1, aux_head=with_head == "target")
+    untouched = model(("sky", "tree"), 1, aux_head=with_head == "target")
+    save_model(source, tmp_path / "m.safetensors")
+    assert transfer_weights(target, tmp_path / "m.safetensors") == []
+    assert torch.equal(target.head.weight, source.head.weight)
+    if with_head == "target":
+        assert torch.equal(target.aux_head[-1].weight, untouched.aux_head[-1].weight)
+
+
 def test_options_that_are_tuples_are_those_of_the_file(tmp_path):
     options = {"backbone": "resnet18", "num_classes": 2, "channels": (16, 16, 8, 8, 8)}
     save_model(create_model("unet", **options), tmp_path / "m.safetensors")

@@ -20,7 +20,7 @@ from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
 
 # A function such as DenseCRF: probabilities (C, H, W) on their device and image (H, W, 3) uint8 -> (C, H, W).
-Refine = Callable[[Tensor, np.ndarray], Tensor]
+Refine = Callable[[Tensor, np.ndarray], Tensor | np.ndarray]
 PROBS = ("memory", "disk", "none")
 LARGEST_BIAS = 20  # a factor of 5e8; with much more, no other class would be left in float32
 
@@ -92,7 +92,7 @@ class Predictor:
         self.probs = probs
         if self.tta.merge == "logits":
             raise UsageError(
-                "a Predictor averages probabilities; for the softmax of the mean logits take merge='gmean'"
+                "a Predictor averages probabilities; for the softmax of the mean logits use a TTA with `merge=gmean`"
             )
 
     @property
@@ -174,11 +174,12 @@ class Predictor:
     @torch.inference_mode()
     def finish(self, scores: Scores, image: np.ndarray) -> Prediction:
         """Take the most likely class of each pixel, and copy what is kept to the host: the last step."""
-        mask = _labels(scores.probs) if scores.mask is None else scores.mask
-        probs = None
+        probs = None if scores.probs is None else torch.as_tensor(scores.probs)  # a CRF may return an array
+        mask = _labels(probs) if scores.mask is None else scores.mask
+        kept = None
         if self.probs != "none":
-            probs = scores.probs.cpu().numpy() if scores.array is None else scores.array
-        return Prediction(mask.cpu().numpy(), probs, self.class_names, image)
+            kept = probs.cpu().numpy() if scores.array is None else scores.array
+        return Prediction(mask.cpu().numpy(), kept, self.class_names, image)
 
     def _predict(self, pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""

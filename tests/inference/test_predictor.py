@@ -125,7 +125,7 @@ def test_a_read_only_image_is_segmented():
     [
         (lambda: Predictor(model(), class_bias={"d": 1.0}), "no class 'd' for `class_bias`, the classes are a, b, c"),
         (lambda: Predictor(model(), class_bias={"a": float("nan")}), "`class_bias` must be numbers in -20 .. 20"),
-        (lambda: Predictor(ByColour(), tta=TTA(merge="logits")), "merge='gmean'"),
+        (lambda: Predictor(ByColour(), tta=TTA(merge="logits")), "a TTA with `merge=gmean`"),
         (lambda: Predictor(ByColour(), probs="ram"), "unknown probs 'ram'"),
         (lambda: Predictor(ByColour())(IMAGE[:0]), "uint8 RGB"),
         (lambda: Predictor([]), "at least one model"),
@@ -190,6 +190,11 @@ def test_a_dense_crf_refines_the_tensor_of_the_models_as_it_refines_arrays():
         refined = Predictor(model(), crf=DenseCRF(), probs=probs)(IMAGE)
         assert np.array_equal(refined.probs, expected)
         assert np.array_equal(refined.mask, expected.argmax(0))
+
+
+def test_a_crf_may_return_an_array():
+    found = Predictor(ByColour(), crf=lambda probs, image: probs.numpy()[[2, 1, 0]])(IMAGE)
+    assert np.array_equal(found.probs, Predictor(ByColour())(IMAGE).probs[::-1])
 
 
 def test_models_run_once_for_several_crfs():

@@ -29,6 +29,14 @@ def loader_workers(iterator: Any) -> list[BaseProcess]:
     return list(getattr(iterator, "_workers", ()))
 
 
+def has_workers(loader: DataLoader) -> bool:
+    """Return whether the persistent workers of `loader` have been started.
+
+    Private, because torch keeps the iterator that owns them to itself.
+    """
+    return loader._iterator is not None
+
+
 def end_workers(loader: DataLoader) -> None:
     """End the persistent workers of `loader`; its next pass starts new ones.
 

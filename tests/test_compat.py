@@ -28,8 +28,11 @@ def test_the_workers_of_a_loader_are_its_processes(loader):
 
 
 def test_workers_that_were_ended_are_started_again_by_the_next_pass(loader):
+    assert not compat.has_workers(loader)
     before = compat.loader_workers(iter(loader))
+    assert compat.has_workers(loader)
     compat.end_workers(loader)
+    assert not compat.has_workers(loader)
     assert not any(worker.is_alive() for worker in before)
     compat.end_workers(loader)  # there is nothing left to end
     assert [int(item) for item in loader] == [0, 1, 2, 3]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from segkit.compat import end_workers, loader_workers
+from segkit.compat import end_workers, has_workers, loader_workers
 from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
@@ -34,13 +34,15 @@ class Loader(DataLoader):
     _workers: ClassVar[list[tuple[int, BaseProcess]]] = []  # together with the process that started them
     _is_registered: ClassVar[bool] = False
 
-    def _get_iterator(self) -> Any:
-        if self.num_workers and not Loader._is_registered:
+    def __iter__(self) -> Any:
+        if not self.num_workers or has_workers(self):
+            return super().__iter__()
+        if not Loader._is_registered:
             # Runs before the exit handler of multiprocessing, which was registered earlier and waits for the workers.
             atexit.register(Loader.end_workers)
             Loader._is_registered = True
         with _signals_blocked():
-            iterator = super()._get_iterator()
+            iterator = super().__iter__()
         self._workers.extend((os.getpid(), worker) for worker in loader_workers(iterator))
         return iterator
 
@@ -49,8 +51,8 @@ class Loader(DataLoader):
 
         Each worker is a copy of this process, which after the first training step has gigabytes more.
         """
-        if self.num_workers and self._iterator is None:
-            self._iterator = self._get_iterator()
+        if self.num_workers and not has_workers(self):
+            iter(self)
 
     def close(self) -> None:
         """End the workers; the next pass starts new ones.

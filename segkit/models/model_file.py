@@ -18,7 +18,6 @@ from segkit.runs import RunFolder
 
 FORMAT = 1
 SAVED_PRETRAINED = "model.safetensors"  # the file in a folder that `save_pretrained` writes
-SPLITS = RunFolder("").splits.name
 
 
 def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:

@@ -302,3 +302,30 @@ def test_a_loss_of_ones_own_can_be_summed_with_ours():
     torch.testing.assert_close(
         total(logits, target), BCELoss()(logits, target) + 2 * CrossEntropyLoss()(logits, target)
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
+def test_on_a_real_gpu_a_loss_and_its_gradient_are_those_of_the_cpu(name, mode, options):
+    logits, target = example(mode, (2, 48, 64))
+    logits = torch.where(ignored_entries(logits, target), math.nan, logits)
+    loss = build(name, mode, **options)
+    expected = loss_and_gradient(loss, logits, target)
+    got = loss_and_gradient(loss.cuda(), logits.cuda(), target.cuda())
+    torch.testing.assert_close([x.cpu() for x in got], list(expected), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [*SOFTMAX_SUM, "sum"])
+def test_on_a_real_gpu_in_half_precision_nothing_is_waited_for(name):
+    logits, target = (x.cuda() for x in example(size=(2, 48, 64)))
+    loss = create_loss(SOFTMAX_SUM if name == "sum" else name)
+    expected = loss_and_gradient(loss, logits.half().double(), target)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = loss_and_gradient(loss, logits.half(), target)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got[0].double(), expected[0], rtol=1e-4, atol=0)
+    scale = expected[1].abs().max()
+    torch.testing.assert_close(got[1].double() / scale, expected[1] / scale, rtol=0.01, atol=2e-3)

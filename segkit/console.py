@@ -1,5 +1,6 @@
-"""Console: what a workflow shows while it works, if it is asked to."""
+"""Console: what a workflow shows while it works, if it is asked to; tables and percentages as text."""
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,3 +45,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in [header, *rows]
     ]
+
+
+def percent(share: float) -> str:
+    """Return a share as text in percent with two digits, or "-" for NaN."""
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"

@@ -28,14 +28,11 @@ def run(argv: Sequence[str] | None) -> None:
     """Read the settings, train, and print what to do next."""
     with errors_as_sentences("train", TrainConfig), first_process_prints():
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
-        from segkit.training import Interrupted, keep_memory
-        from segkit.workflows.devices import pick_device
+        from segkit.training import Interrupted
         from segkit.workflows.train import train_as_configured
 
-        if pick_device(config.device).type == "cpu":
-            keep_memory()  # A command may set up its own process; steps take a quarter less time.
         try:
-            result = train_as_configured(config, verbose=True, command=shlex.join(sys.argv))
+            result = train_as_configured(config, verbose=True, command=shlex.join(sys.argv), may_keep_memory=True)
         except Interrupted as stop:
             if int(os.environ.get("RANK", 0)) == 0:
                 outcome = "saved" if stop.error is None else "not saved, but what was saved before is kept"

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.console import percent
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, histogram, is_logits, read_arrays
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.labels import as_batch, class_index, is_ignored, pixels_at_a_time
-from segkit.metrics.scores import divide_or_nan, mean_of_present, percent
+from segkit.metrics.scores import divide_or_nan, mean_of_present
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segkit.console import percent
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts, sum_over_ranks
 from segkit.metrics.confusion import ConfusionMatrix
-from segkit.metrics.scores import divide_or_nan, margins, mean_of_present, percent
+from segkit.metrics.scores import divide_or_nan, margins, mean_of_present
 
 
 @dataclass(frozen=True)

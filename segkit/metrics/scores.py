@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segkit.console import percent
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -120,9 +122,5 @@ def table(first: str, columns: Sequence[str], rows: Sequence[tuple[str, float, s
     """Format rows of a name, a share in percent (`-` for NaN) and more text as a table."""
     width = max(len(first), *(len(name) for name, _, _ in rows))
     lines = [f"{first:<{width}}  {'  '.join(columns)}"]
-    lines += [f"{name:<{width}}  {percent(value)}{rest}" for name, value, rest in rows]
+    lines += [f"{name:<{width}}  {percent(value):>7}{rest}" for name, value, rest in rows]
     return "\n".join(lines)
-
-
-def percent(value: float) -> str:
-    return "      -" if np.isnan(value) else f"{100 * value:7.2f}"

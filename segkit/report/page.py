@@ -11,6 +11,7 @@ from string import Template
 import cv2
 import numpy as np
 
+from segkit.console import percent
 from segkit.metrics import ConfusionMatrix
 from segkit.report.charts import line_chart
 from segkit.visualize import create_palette
@@ -149,7 +150,7 @@ def _classes(page: RunPage) -> str:
         rows.append(
             f'<tr><td><span class="swatch" style="background:{colour}"></span>{escape(page.class_names[i])}</td>'
             f'<td class="bar" aria-hidden="true"><div><span style="width:{width:.1f}%"></span></div></td>'
-            + "".join(f'<td class="number">{_percent(number)}</td>' for number in numbers)
+            + "".join(f'<td class="number">{percent(number)}</td>' for number in numbers)
             + "</tr>"
         )
     return f'<div class="scroll"><table class="classes"><tr>{"".join(head)}</tr>{"".join(rows)}</table></div>'
@@ -178,8 +179,8 @@ def _confusions(page: RunPage) -> str:
     names, total = page.class_names, max(1, matrix.sum())
     rows = "".join(
         f"<tr><td>{escape(names[truth])}</td><td>{escape(names[said])}</td>"
-        f'<td class="number">{_percent(wrong[truth, said] / matrix[truth].sum())}</td>'
-        f'<td class="number">{_percent(wrong[truth, said] / total)}</td></tr>'
+        f'<td class="number">{percent(wrong[truth, said] / matrix[truth].sum())}</td>'
+        f'<td class="number">{percent(wrong[truth, said] / total)}</td></tr>'
         for truth, said in largest
     )
     head = "<th>truth</th><th>predicted as</th>"
@@ -211,7 +212,3 @@ def _plain_table(values: Mapping[str, str]) -> str:
 def _table_of(rows: Iterable[str]) -> str:
     joined = "".join(rows)
     return f'<table class="plain">{joined}</table>' if joined else ""
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f}"

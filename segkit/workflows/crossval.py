@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from segkit.config import TrainConfig, write_yaml
-from segkit.console import Console
+from segkit.console import Console, percent
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import read_text, remove_leftovers, write_records, write_whole
 from segkit.folds.split import Folds
 from segkit.metrics import ConfusionMatrix
-from segkit.metrics.scores import percent, table
+from segkit.metrics.scores import table
 from segkit.models import find_model_file, read_header
 from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
@@ -265,7 +265,7 @@ def summary_table(total: ConfusionMatrix, values: np.ndarray) -> str:
     """
     of_folds = zip(mean_of_folds(values), spread_of_folds(values), strict=True)
     rows = [
-        (name, value, f"  {percent(mean):>13}  {percent(spread)}")
+        (name, value, f"  {percent(mean):>13}  {percent(spread):>7}")
         for name, value, (mean, spread) in zip(
             ("mean (mIoU)", *total.class_names), _values(total), of_folds, strict=True
         )

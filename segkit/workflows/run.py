@@ -1,7 +1,6 @@
 """train_run: one training run, from its settings and its data to the finished run folder."""
 
 import logging
-import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from segkit.config import TrainConfig, default_of, write_yaml
-from segkit.console import Console, table
+from segkit.console import Console, percent, table
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
 from segkit.data.rasterize import OVERLAP_TEXTS
@@ -39,6 +38,7 @@ from segkit.training import (
     TrainState,
     autocast,
     checkpoint_bytes,
+    keep_memory,
     make_deterministic,
     release_memory,
     seed_all,
@@ -62,11 +62,13 @@ class Session:
         ranks: This process among those that train one model together.
         console: Prints what is going on, in the first process.
         command: The command line that env.json records; empty in a program that calls segkit.
+        may_keep_memory: Whether `keep_memory` may set up the process for a training on a CPU.
     """
 
     ranks: Ranks
     console: Console
     command: str = ""
+    may_keep_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def _train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sess
     with ranks.failing_together():
         seed_all(config.seed)
         device = pick_device(config.device)
+        if session.may_keep_memory and device.type == "cpu":
+            keep_memory()
         if config.deterministic:
             make_deterministic()
         train_set, val_set = open_sets()
@@ -495,10 +499,10 @@ def _scores_text(run: RunFolder, results: RunResults, class_names: Sequence[str]
     """Return the IoU of each class at the best epoch, and where the files are."""
     averaged = " (averaged weights)" if results.best_weights == "ema" else ""
     rows = [
-        [name, "-" if math.isnan(iou) or name in ignored else f"{100 * iou:.2f}"]
+        [name, "-" if name in ignored else percent(iou)]
         for name, iou in zip(class_names, results.best_iou(class_names), strict=True)
     ]
-    lines = table(["class", "IoU %"], [*rows, ["mIoU", f"{100 * results.best_miou:.2f}"]])
+    lines = table(["class", "IoU %"], [*rows, ["mIoU", percent(results.best_miou)]])
     return "\n".join(
         [
             f"\nvalidation images, best epoch {results.best_epoch}{averaged}:",

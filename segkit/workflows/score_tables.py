@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.console import table
+from segkit.console import percent, table
 from segkit.metrics import Evaluation, Interval, PerImageScores
 
 Row = dict[str, Any]
@@ -23,19 +23,19 @@ def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> s
     of_set = {"mean Dice": "mean_dice", "pixel accuracy": "pixel_accuracy", "boundary mIoU": "boundary_miou"}
     of_images = {"mean over images: mIoU": "image_miou", "mIoU of the worst 5 % of images": "worst_image_miou"}
     lines = [
-        ", ".join(f"{text} {_percent(values[name])}" for text, name in part.items())
+        ", ".join(f"{text} {percent(values[name])}" for text, name in part.items())
         for part in (of_set | {"calibration error": "ece"}, of_images)
     ]
     span = _span(values["miou_low"], values["miou_high"])
-    head = f"mIoU {_percent(values['miou'])} {span}, in 95 % of resamples of the {images} images"
+    head = f"mIoU {percent(values['miou'])} {span}, in 95 % of resamples of the {images} images"
     total = max(1, sum(row["support"] for row in rows))
     header = ["class", "IoU %", "95 % of resamples", "Dice", "precision", "recall", "boundary IoU", "pixels %"]
     names = ("dice", "precision", "recall", "boundary_iou")
     cells = [
         [
-            *(row["class"], _percent(row["iou"]), _span(row["iou_low"], row["iou_high"])),
-            *(_percent(row[name]) for name in names),
-            _percent(row["support"] / total),
+            *(row["class"], percent(row["iou"]), _span(row["iou_low"], row["iou_high"])),
+            *(percent(row[name]) for name in names),
+            percent(row["support"] / total),
         ]
         for row in rows
     ]
@@ -111,10 +111,6 @@ def _signed(difference: float, low: float, high: float) -> list[str]:
         return ["-", "", ""]
     verdict = "better" if low > 0 else "worse" if high < 0 else ""
     return [f"{100 * difference:+.2f}", f"[{100 * low:+.2f}, {100 * high:+.2f}]", verdict]
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _span(low: float, high: float) -> str:

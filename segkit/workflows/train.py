@@ -64,6 +64,7 @@ def train_as_configured(
     *,
     verbose: bool = False,
     command: str = "",
+    may_keep_memory: bool = False,
 ) -> TrainResult | CrossValidationResult:
     """Train as `train` does, with settings that are read already.
 
@@ -72,12 +73,13 @@ def train_as_configured(
         own: Data sets of the caller, as `data`, `val` and `train_only`.
         verbose: Print what is trained, and the scores after each epoch.
         command: The command line that env.json records.
+        may_keep_memory: Whether the process is ours, so that `segkit.training.keep_memory` may set it up.
     """
     own = own or {}
     _check_own(config, own)
     with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks:
         config = ranks.on_first(lambda config=config: config)  # Others may have read args.yaml a moment later.
-        session = Session(ranks, Console(verbose=verbose and ranks.is_first), command)
+        session = Session(ranks, Console(verbose=verbose and ranks.is_first), command, may_keep_memory)
         if config.fold == "all":
             if ranks.count > 1:
                 raise UsageError('`fold="all"` trains in one process; under torchrun, train each `fold` by its number')

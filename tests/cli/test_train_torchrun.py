@@ -154,7 +154,7 @@ def test_settings_that_do_not_fit_are_told_once(torchrun):
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, torchrun, before, after):
     code, _, error = torchrun("--epochs", "1", processes=before)
     assert code == 0, error
-    code, printed, error = torchrun("--epochs", "2", "--resume", "auto", processes=after)
+    code, _, error = torchrun("--epochs", "2", "--resume", "auto", processes=after)
     assert code == 0, error
     assert error.count(f"warning: the run had {before} processes and now has {after}:") == 1
     assert epochs(tmp_path / "a") == ["1", "2"]

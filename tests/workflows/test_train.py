@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_settings_of_its_folder(result, shapes, tmp_path):
     again = segkit.train(out=tmp_path / "a", resume="auto", epochs=2)
     assert again.was_finished
     assert again.history == longer.history
-    with pytest.raises(UsageError, match="`lr` was 0.003, is 0.5"):
+    with pytest.raises(UsageError, match=r"`lr` was 0\.003, is 0\.5"):
         segkit.train(resume=tmp_path / "a", epochs=3, lr=0.5)
 
 
@@ -130,7 +130,7 @@ def test_the_arguments_of_another_program_are_not_recorded(tmp_path, monkeypatch
 
 def test_only_the_command_changes_how_the_process_keeps_memory(shapes, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("segkit.training.keep_memory", lambda: calls.append(1))
+    monkeypatch.setattr("segkit.workflows.run.keep_memory", lambda: calls.append(1))
     segkit.train(data=Drawn(4), val=Drawn(2), out=tmp_path / "a", epochs=1, **SETTINGS)
     assert calls == []
     train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1"))

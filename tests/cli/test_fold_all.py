@@ -1,4 +1,4 @@
-"""train.py --fold all: k ordinary runs, out-of-fold scores, resume; and infer.py on all of them."""
+"""train.py --fold all: k ordinary runs, out-of-fold scores, resume; and infer.py with all of them."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def arguments(shapes, out, *more):
 
 
 class Watched(NamedTuple):
-    """A run of all folds: its folder, what it printed, how often it opened the data, models alive before each fold."""
+    """A cross-validation: its folder, its output, how often it opened the data, the models alive before each fold."""
 
     out: Path
     printed: str
@@ -100,13 +100,13 @@ def test_every_fold_is_an_ordinary_run_and_each_image_validates_once(whole, shap
     assert "fold: all" in (whole / "args.yaml").read_text()
 
 
-def test_a_fold_equals_the_run_that_is_made_of_it_alone(whole, shapes, tmp_path):
+def test_a_fold_equals_the_run_of_that_fold_only(whole, shapes, tmp_path):
     train.main(arguments(shapes, tmp_path / "one", "--fold", "1"))
     assert same_weights(tmp_path / "one", whole / "fold1")
 
 
 def write_random_model(folder, seed):
-    """A model whose classes all occur, and that no other one resembles."""
+    """Write a model that predicts all classes, and that differs from those of other seeds."""
     torch.manual_seed(seed)
     options = {"pyramid_channels": 16, "channels": 16}
     model = create_model("fpn", backbone="mobilenetv3_small_100", class_names=NAMES, pretrained=False, **options)
@@ -151,7 +151,7 @@ def test_the_summary_has_best_epochs_means_and_deviations(whole):
         assert float(rows[4][key]) == pytest.approx(np.std(of_folds, ddof=1), rel=1e-3, abs=1e-6)
 
 
-def test_a_class_that_a_fold_lacks_spoils_no_mean():
+def test_a_class_that_a_fold_does_not_have_is_skipped_in_the_mean():
     values = np.array([[0.5, 0.4, np.nan], [0.7, 0.8, np.nan], [0.6, np.nan, 0.9]])
     assert np.allclose(crossval.mean_of_folds(values), [0.6, 0.6, 0.9])
     spread = crossval.spread_of_folds(values)
@@ -170,7 +170,7 @@ def test_a_class_that_a_fold_lacks_spoils_no_mean():
     ]
 
 
-def test_the_plan_comes_first_and_the_command_last(watched):
+def test_the_plan_is_printed_first_and_the_command_last(watched):
     out, printed = watched.out, watched.printed
     assert f"3 trainings of 2 epochs, one after another, in {out / 'fold0'} to {out / 'fold2'}" in printed
     command = f"python infer.py --weights '{out}'/fold* --source photographs/"
@@ -194,7 +194,7 @@ def test_the_data_is_opened_once_and_no_model_outlives_its_fold(watched):
 # resume
 
 
-def test_an_interrupted_run_goes_on_in_its_fold_and_equals_one_that_was_not(
+def test_an_interrupted_run_resumes_in_its_fold_and_equals_one_that_was_not(
     whole, shapes, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "x"
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on_in_its_fold_and_equals_one_that_was_not(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_fold_that_was_never_saved_begins_anew(out, whole):
+def test_a_fold_that_was_never_saved_starts_again(out, whole):
     for name in ("last.pt", "last.prev.pt", "results.csv"):
         (out / "fold2" / name).unlink(missing_ok=True)
     (out / "summary.csv").unlink()
@@ -231,7 +231,7 @@ def test_a_finished_run_says_so(out, capsys):
     assert (out / "summary.csv").stat().st_mtime_ns == before
 
 
-def test_resume_auto_takes_up_the_folds_that_are_there(out, shapes, capsys):
+def test_resume_auto_resumes_the_folds_that_exist(out, shapes, capsys):
     train.main(arguments(shapes, out, "--fold", "all", "--resume", "auto"))
     assert f"{out} is already finished, all 3 folds" in capsys.readouterr().out
 
@@ -267,7 +267,7 @@ def test_one_fold_resumes_as_an_ordinary_run(out):
     assert [len(read(out / f"fold{fold}" / "results.csv")) for fold in range(K)] == [2, 3, 2]
 
 
-def test_ctrl_c_while_the_folds_are_scored_says_how_to_go_on(out, capsys, monkeypatch):
+def test_ctrl_c_while_the_folds_are_scored_says_how_to_resume(out, capsys, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
@@ -277,7 +277,7 @@ def test_ctrl_c_while_the_folds_are_scored_says_how_to_go_on(out, capsys, monkey
     assert f"to resume this run: --resume {out}\n" in capsys.readouterr().err
 
 
-def test_other_settings_or_another_split_are_errors_before_anything_is_trained(out, shapes, tmp_path, capsys):
+def test_other_settings_or_another_split_are_errors_before_the_training(out, shapes, tmp_path, capsys):
     shutil.rmtree(out / "fold2")
     assert fails(train, "--resume", out, "--lr", "0.5") == 2
     assert "cannot resume with other settings: --lr was 0.003, is 0.5" in capsys.readouterr().err
@@ -293,7 +293,7 @@ def test_other_settings_or_another_split_are_errors_before_anything_is_trained(o
     assert not (out / "fold2").exists()
 
 
-def test_a_single_run_is_not_taken_for_one_of_all_folds(out, shapes, capsys):
+def test_a_single_run_is_not_a_run_of_all_folds(out, shapes, capsys):
     assert fails(train, "--resume", out / "fold0", "--fold", "all") == 2
     assert "is not a run of all folds, it has no splits.json" in capsys.readouterr().err
     assert fails(train, *arguments(shapes, out, "--fold", "all")) == 2
@@ -358,14 +358,14 @@ def test_the_newest_run_may_be_one_of_all_folds(out, tmp_path, monkeypatch):
     assert newest_run().name == "single"
 
 
-def test_all_is_read_from_a_file_of_settings_too(tmp_path):
+def test_fold_all_can_be_set_in_a_file(tmp_path):
     (tmp_path / "a.yaml").write_text("folds: 5\nfold: all\ndata: x.json\n")
     assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == "all"
     (tmp_path / "a.yaml").write_text("folds: 5\nfold: 3\ndata: x.json\n")
     assert parse_args(TrainConfig, ["--config", str(tmp_path / "a.yaml")], prog="train.py").fold == 3
 
 
-def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
+def test_the_folder_of_all_folds_is_locked(tmp_path):
     config = TrainConfig(data=(tmp_path / "a.json",), fold="all", folds=2, out=tmp_path, resume=tmp_path)
     with RunLock() as lock:
         lock.take(tmp_path)
@@ -373,7 +373,7 @@ def test_the_folder_of_all_folds_is_one_trainings_too(tmp_path):
             train_as_configured(config)
 
 
-def test_what_a_killed_writer_left_does_not_stand_in_the_way(tmp_path):
+def test_leftovers_of_a_killed_writer_do_not_occupy_a_folder(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/.splits.json.7.tmp").write_text("[")
     check_free(tmp_path / "x")

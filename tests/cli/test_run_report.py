@@ -1,8 +1,7 @@
-"""What a run folder tells somebody who only looks."""
+"""The report of a run, through the command: pictures, page, env.json."""
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -11,20 +10,14 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from helpers.commands import fails, train_arguments
 from PIL import Image
 
 from segkit.cli import train
 from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
-from segkit.metrics import ConfusionMatrix, PerImageConfusion
+from segkit.metrics import ConfusionMatrix
 from segkit.models import load_model
-from segkit.report import Gallery, RunFacts, RunReport, RunResults
-from segkit.report.gallery import Highest
-from segkit.runs import RunFolder
-from segkit.workflows.devices import pick_workers
-from segkit.workflows.environment import write_environment
 
 
 def last_rows(folder):
@@ -33,12 +26,12 @@ def last_rows(folder):
 
 @pytest.fixture(scope="module")
 def run(shapes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("told") / "a <b>"
+    out = tmp_path_factory.mktemp("run") / "a <b>"
     train.main(train_arguments(shapes, out, "--epochs", "2", "--ema", "0.5"))
     return out
 
 
-def test_the_confusion_matrix_is_that_of_the_best_row(run, shapes):
+def test_the_confusion_matrix_is_of_the_best_model(run, shapes):
     rows = list(csv.reader((run / "confusion_matrix.csv").open()))
     assert rows[0] == ["truth", "background", "square", "disc"]
     counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
@@ -53,14 +46,14 @@ def test_the_confusion_matrix_is_that_of_the_best_row(run, shapes):
     assert miou == pytest.approx(best, abs=1e-3)
 
 
-def test_the_worst_and_the_best_images_are_pictured_beside_the_truth(run):
+def test_the_worst_and_the_best_images_are_drawn_next_to_the_truth(run):
     for name in ("worst.png", "best.png"):
         with Image.open(run / name) as picture:
             assert picture.width == 3 * (320 + 4) + 4
             assert picture.height > 2 * 240
 
 
-def test_the_page_holds_the_run(run):
+def test_the_page_shows_the_run(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 4
     assert page.count("data:image/png") == 1
@@ -88,43 +81,22 @@ def test_a_browser_shows_the_page(run, tmp_path):
     options += ["--window-size=1200,3000", f"--screenshot={tmp_path / 'page.png'}", "--enable-logging=stderr"]
     address = (run / "report.html").resolve().as_uri()
     result = subprocess.run([BROWSER, *options, address], capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in result.stderr  # where a page's errors are told
+    assert "CONSOLE" not in result.stderr  # the log has the errors of a page
     with Image.open(tmp_path / "page.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape == (3000, 1200, 3)
     used = (pixels != pixels[-1, -1]).any(2).any(1)
-    assert used.mean() > 0.3  # rows that are no plain background
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # photographs are among them
+    assert used.mean() > 0.3  # rows with more than the background
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # there are photographs
 
 
-def test_the_environment_is_written_without_the_processes_variables(run):
+def test_env_json_has_no_environment_variables(run):
     content = json.loads((run / "env.json").read_text())
     assert {"started", "command", "segkit", "python", "torch", "timm", "device"} <= set(content)
     assert "PATH" not in json.dumps(content)
 
 
-def test_a_resumed_run_keeps_what_it_ran_on_before(tmp_path):
-    device, file = torch.device("cpu"), tmp_path / "env.json"
-    runs = []
-    for number in range(3):
-        runs.append({**write_environment(file, device), "number": number})
-        content = json.loads(file.read_text())
-        file.write_text(json.dumps({**content, "number": number}))
-    content = json.loads(file.read_text())
-    assert content.pop("earlier") == runs[:2]
-    assert content == runs[2]
-    file.write_text("{")
-    write_environment(file, device)
-    assert "earlier" not in json.loads(file.read_text())
-
-
-def test_a_run_starts_on_systems_that_cannot_tell_which_cores_are_its_own(tmp_path, monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert write_environment(tmp_path / "env.json", torch.device("cpu"))["cores"] == os.cpu_count()
-    assert pick_workers(None) >= 1
-
-
-def test_the_command_to_train_on_does_so_after_early_stopping_too(shapes, tmp_path, capsys):
+def test_the_command_on_the_page_trains_on_after_early_stopping(shapes, tmp_path, capsys):
     out = tmp_path / "a"
     train.main(train_arguments(shapes, out, "--epochs", "2", "--early-stopping", "1"))
     command = re.search(r"python train\.py (--resume [^<]*)", (out / "report.html").read_text()).group(1)
@@ -142,28 +114,18 @@ def test_pictures_that_cannot_be_drawn_do_not_stop_a_training(shapes, tmp_path, 
         monkeypatch.setattr(f"segkit.report.run.{name}", full)
     out = tmp_path / "a"
     train.main(train_arguments(shapes, out, "--epochs", "2"))
-    told = [record.getMessage() for record in caplog.records]
-    assert f"{out / 'curves.png'} is skipped: [Errno 28] No space left on device" in told
+    warned = [record.getMessage() for record in caplog.records]
+    assert f"{out / 'curves.png'} is skipped: [Errno 28] No space left on device" in warned
     assert len(last_rows(out)) == 2
     assert (out / "confusion_matrix.csv").is_file()
     assert not [path for path in out.iterdir() if path.suffix in (".html", ".png") and path.name != "class_iou.png"]
 
 
-def test_curves_and_page_are_skipped_while_they_would_take_more_than_their_share(tmp_path):
-    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "miou": 0.5, "pixel_accuracy": 0.5, "lr": 0.1, "time": 1.0}
-    facts = RunFacts(class_names=("ground",), model="fpn", parameters=1, images=(1, 1), epochs=3)
-    for share, expected in ((1e-9, "epoch 1 of 3"), (1e9, "epoch 2 of 3")):
-        report = RunReport(RunFolder(tmp_path), facts, largest_share=share)
-        for epochs in (1, 2):
-            report.update(RunResults([row | {"epoch": epoch} for epoch in range(1, epochs + 1)]))
-        assert expected in (tmp_path / "report.html").read_text()
-
-
 def test_a_logger_without_its_package_is_one_line(shapes, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--log", "wandb"))
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("segkit")]
-    assert [text.split(":")[0] for text in told] == ["--log wandb is off"]
+    warned = [record.getMessage() for record in caplog.records if record.name.startswith("segkit")]
+    assert [text.split(":")[0] for text in warned] == ["--log wandb is off"]
     assert len(last_rows(tmp_path / "a")) == 1
     assert fails(train, *train_arguments(shapes, tmp_path / "b", "--log", "comet")) == 2
 
@@ -177,24 +139,3 @@ def test_a_single_validation_image_is_the_worst_and_the_best(tmp_path, shapes):
     images = ["--images", str(shapes[0].parent)]
     train.main(train_arguments((shapes[0], one), tmp_path / "a", "--epochs", "1", *images))
     assert (tmp_path / "a/worst.png").read_bytes() == (tmp_path / "a/best.png").read_bytes()
-
-
-def test_the_worst_images_come_from_the_worst_up_and_the_best_from_the_best_down():
-    gallery, target = Gallery(8, side=8), np.zeros((4, 4), np.uint8)
-    for wrong in [3, 0, 7, 1, 5, 2, 6, 4]:
-        mask = target.copy()
-        mask.flat[:wrong] = 1
-        confusion = PerImageConfusion(2)
-        confusion.update(mask, target)
-        gallery.offer(f"{wrong} wrong", np.zeros((4, 4, 3), np.uint8), target, mask, confusion)
-    assert [row.captions[0] for row in gallery.worst.rows()] == ["7 wrong", "6 wrong", "5 wrong", "4 wrong"]
-    assert [row.captions[0] for row in gallery.best.rows()] == ["0 wrong", "1 wrong", "2 wrong", "3 wrong"]
-    assert [row.captions[0] for row in gallery.even] == ["3 wrong", "7 wrong", "2 wrong", "4 wrong"]
-
-
-def test_the_highest_are_kept_in_their_order_and_of_equals_the_first():
-    kept = Highest(3)
-    for number, rank in enumerate([0.2, 0.9, 0.5, 0.9, 0.5, 0.1]):
-        if kept.accepts((rank,)):
-            kept.add((rank,), number)
-    assert kept.rows() == [1, 3, 2]

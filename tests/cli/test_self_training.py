@@ -26,7 +26,7 @@ def label(teacher, source, out, *more):
 
 
 def sure_pixels(out, name):
-    """Label map and which of its pixels reach the threshold of their class."""
+    """Return the label map, and which of its pixels reach the threshold of their class."""
     with np.load(out / "probs" / f"{name}.npz") as stored:
         probs = stored["probs"].astype(np.float32)
     mask = np.asarray(Image.open(out / "mask" / f"{name}.png"))

@@ -1,4 +1,4 @@
-"""What a training meets: other trainings, full disks, dead workers, other users, two signals; and what it says then."""
+"""Training in a hostile world: a second training, a full disk, dead workers, another user, signals."""
 
 import csv
 import os
@@ -37,17 +37,17 @@ def start(*arguments, **options):
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it has not happened"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
 def children(pid):
-    """Processes that `pid` has started and that are alive."""
+    """Return the living child processes of `pid`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
             found.append(int(stat.parent.name))
@@ -65,7 +65,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 
 def in_another_process(act):
-    """Gives what `act` raised in a child, as text."""
+    """Return, as text, what `act` raised in a child process."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -82,7 +82,7 @@ def in_another_process(act):
         return file.read()
 
 
-def test_a_folder_is_taken_by_one_training_until_it_ends(tmp_path):
+def test_a_folder_is_locked_by_one_training_until_it_ends(tmp_path):
     def take():
         with RunLock() as lock:
             lock.take(tmp_path)
@@ -95,7 +95,7 @@ def test_a_folder_is_taken_by_one_training_until_it_ends(tmp_path):
         lock.take(tmp_path / "missing")
 
 
-def test_children_of_a_training_do_not_hold_its_folder(tmp_path):
+def test_children_of_a_training_do_not_keep_its_folder_locked(tmp_path):
     with RunLock() as lock:
         lock.take(tmp_path)
         child = os.fork()
@@ -135,7 +135,7 @@ def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsy
     assert ((out / "last.pt").read_bytes() == before) if resume else not any(out.iterdir())
 
 
-def test_a_disk_that_is_nearly_full_is_told_at_the_start(shapes, tmp_path, capsys, monkeypatch):
+def test_a_disk_that_is_nearly_full_is_a_warning_at_the_start(shapes, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
@@ -146,7 +146,7 @@ def test_a_disk_that_is_nearly_full_is_told_at_the_start(shapes, tmp_path, capsy
     assert told * 1e6 == pytest.approx(3 * size, rel=0.1)
 
 
-def test_a_class_that_no_validation_image_shows_is_told_once(shapes, tmp_path, capsys):
+def test_a_class_without_validation_pixels_is_one_warning(shapes, tmp_path, capsys):
     val = write_shapes(tmp_path, "val", 2, seed=5)
     text = val.read_text()
     val.write_text(text.replace('"category_id": 3', '"category_id": 7'))
@@ -154,13 +154,13 @@ def test_a_class_that_no_validation_image_shows_is_told_once(shapes, tmp_path, c
     assert capsys.readouterr().err.count("warning: no validation image shows square: the IoU of such a class") == 1
 
 
-def test_a_set_smaller_than_a_batch_is_told_and_trains(shapes, tmp_path, capsys):
+def test_a_set_smaller_than_a_batch_trains_with_a_note(shapes, tmp_path, capsys):
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--batch-size", "50"))
     assert "fewer images than a batch holds: each step takes all 12 of them" in capsys.readouterr().out
 
 
-def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
-    with TemporaryDirectory() as name:  # tmp_path lies in folders that others may not enter
+def test_a_folder_of_another_user_is_an_error_before_the_data_is_read():
+    with TemporaryDirectory() as name:  # other users may not enter the folders above tmp_path
         folder = Path(name)
         folder.chmod(0o755 if os.getuid() == 0 else 0o555)
 
@@ -174,18 +174,18 @@ def test_another_user_cannot_write_and_is_told_before_the_data_is_read():
         assert in_another_process(act) == expected
 
 
-def test_nothing_is_written_beside_the_data_which_may_be_read_only(tmp_path):
+def test_nothing_is_written_next_to_the_data(tmp_path):
     folder = tmp_path / "data"
     shapes = write_shapes(folder, "train", 6, 1), write_shapes(folder, "val", 2, 2)
     for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)  # which root does not mind: its writing would show below
+        path.chmod(0o555 if path.is_dir() else 0o444)  # root may write all the same, and the times below would show it
     before = {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]}
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     assert {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), folder]} == before
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
-def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tmp_path, monkeypatch, caplog):
+def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_continues(shapes, tmp_path, monkeypatch, caplog):
     out, steps = tmp_path / "a", []
 
     def signalled(self, batches, *, unit="image", **options):
@@ -209,7 +209,7 @@ def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_goes_on(shapes, tm
     assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 1
 
 
-def test_a_signal_before_the_first_step_has_that_saved(shapes, tmp_path, monkeypatch):
+def test_a_signal_before_the_first_step_saves_after_it(shapes, tmp_path, monkeypatch):
     write = run.write_environment
 
     def signalled(*args):
@@ -221,7 +221,7 @@ def test_a_signal_before_the_first_step_has_that_saved(shapes, tmp_path, monkeyp
     assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 1
 
 
-def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(shapes, tmp_path, monkeypatch):
+def test_validation_workers_start_before_the_first_step_fills_the_memory(shapes, tmp_path, monkeypatch):
     begun = []
 
     fit = Trainer.fit
@@ -236,7 +236,7 @@ def test_workers_for_the_validation_begin_before_a_step_has_filled_the_memory(sh
     assert not begun[0].is_alive()
 
 
-def test_sigterm_while_the_demo_is_drawn_leaves_nothing_of_it(tmp_path, monkeypatch):
+def test_sigterm_while_the_demo_is_drawn_leaves_no_files(tmp_path, monkeypatch):
     def signalled(path, image):
         signal.raise_signal(signal.SIGTERM)
 
@@ -249,7 +249,7 @@ def test_sigterm_while_the_demo_is_drawn_leaves_nothing_of_it(tmp_path, monkeypa
 
 @pytest.mark.slow
 @needs_proc
-def test_a_worker_that_is_killed_is_one_sentence_and_the_run_goes_on_later(shapes, tmp_path):
+def test_a_killed_worker_is_one_sentence_and_the_run_can_be_resumed(shapes, tmp_path):
     out = tmp_path / "a"
     process = start(*train_arguments(shapes, out, "--epochs", "200", "--workers", "2"))
     wait_for((out / "last.pt").is_file)
@@ -272,7 +272,7 @@ def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "build_loss", lambda *args: OutOfMemory())
     before = set(active_children())
-    with pytest.raises(SystemExit) as stop:  # it holds the training's frames, and they the loaders
+    with pytest.raises(SystemExit) as stop:  # it keeps the frames of the training alive, and they keep the loaders
         train.main(train_arguments(shapes, tmp_path / "a", "--workers", "2"))
     assert stop.value.code == 1
     assert set(active_children()) == before
@@ -280,7 +280,7 @@ def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @needs_proc
-def test_ctrl_c_twice_leaves_no_process_no_traceback_and_whole_files(shapes, tmp_path):
+def test_ctrl_c_twice_leaves_whole_files_and_no_process_or_traceback(shapes, tmp_path):
     out = tmp_path / "a"
     options = ["--epochs", "500", "--workers", "2", "--save-every", "1"]
     process = start(*train_arguments(shapes, out, *options), start_new_session=True)
@@ -296,7 +296,7 @@ def test_ctrl_c_twice_leaves_no_process_no_traceback_and_whole_files(shapes, tmp
     torch.load(out / "last.pt", weights_only=True)
 
 
-def test_a_clock_that_is_set_back_does_not_disturb_the_times(shapes, tmp_path, monkeypatch):
+def test_a_clock_that_is_set_back_does_not_change_the_times(shapes, tmp_path, monkeypatch):
     real, back = time.time, iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(back))
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "2"))

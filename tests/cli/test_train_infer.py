@@ -95,7 +95,7 @@ def test_without_a_validation_file_a_share_is_split_off(shapes, tmp_path, capsys
     assert "9 training and 3 validation images" in capsys.readouterr().out
 
 
-def test_infer_writes_what_the_model_says(run, shapes, tmp_path):
+def test_infer_writes_the_predictions_of_the_model(run, shapes, tmp_path):
     infer.main(["--weights", str(run), "--source", str(shapes[1]), "--out", str(tmp_path / "o"), "--device", "cpu"])
     mask = np.asarray(Image.open(tmp_path / "o/mask/images/val2.png"))
     image = np.asarray(Image.open(shapes[1].parent / "images/val2.png"))
@@ -119,7 +119,7 @@ def test_infer_takes_a_folder_and_one_image(run, shapes, tmp_path):
     assert [path.name for path in (tmp_path / "one/mask").iterdir()] == ["val0.png"]
 
 
-def test_a_bad_image_is_left_out_and_named_and_the_rest_is_written(run, tmp_path, capsys):
+def test_a_bad_image_is_skipped_with_a_message_and_the_others_are_written(run, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (20, 30)).save(tmp_path / "in/good.png")
     (tmp_path / "in/bad.jpg").write_text("no image")
@@ -185,7 +185,7 @@ def test_a_misspelt_flag_or_value_is_named(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_an_existing_run_is_not_written_over(run, shapes, capsys):
+def test_an_existing_run_is_not_overwritten(run, shapes, capsys):
     assert fails(train, *train_arguments(shapes, run)) == 2
     assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
@@ -236,7 +236,7 @@ def test_an_unreadable_image_in_training_is_named(shapes, tmp_path, capsys, work
         ([], "there is no trained model"),
     ],
 )
-def test_infer_names_what_it_lacks(run, tmp_path, monkeypatch, capsys, arguments, message):
+def test_infer_names_what_is_missing(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert fails(infer, *(str(run) if a == "RUN" else a for a in arguments)) in (2, 3)
     assert message in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_ignored_classes_are_neither_learnt_nor_scored(shapes, tmp_path, capsys)
 
 @pytest.fixture
 def untidy(tmp_path):
-    """Six photographs: one gray, one an HTML page, one that is not there, one that breaks off."""
+    """Six photographs: one is gray, one is an HTML page, one is missing, one is truncated."""
     file = write_shapes(tmp_path, "x", 6, seed=4)
     Image.open(tmp_path / "images/x0.png").convert("L").save(tmp_path / "images/x0.png")
     (tmp_path / "images/x1.png").write_text("<!DOCTYPE html>")
@@ -296,7 +296,7 @@ def untidy(tmp_path):
     return file
 
 
-def test_bad_images_are_an_error_that_lists_them_or_left_out_and_told(untidy, shapes, tmp_path, capsys):
+def test_bad_images_are_an_error_that_lists_them_or_are_skipped_and_reported(untidy, shapes, tmp_path, capsys):
     arguments = train_arguments((untidy, shapes[1]), tmp_path / "a", "--epochs", "2")
     assert fails(train, *arguments) == 3
     error = capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_bad_validation_images_are_never_skipped(untidy, shapes, tmp_path, capsy
     assert "x1.png is not an image" in capsys.readouterr().err
 
 
-def test_a_file_that_comes_twice_is_warned_of_in_training_and_an_error_in_validation(shapes, tmp_path, capsys):
+def test_a_file_that_is_listed_twice_is_a_warning_in_training_and_an_error_in_validation(shapes, tmp_path, capsys):
     file = write_shapes(tmp_path, "x", 3, seed=4)
     content = json.loads(file.read_text())
     content["images"].append(content["images"][0] | {"id": 999})
@@ -340,7 +340,7 @@ def test_a_training_set_without_annotations_is_an_error(shapes, tmp_path, capsys
     assert "--data has no annotations" in capsys.readouterr().err
 
 
-def test_masks_are_kept_in_the_users_cache_unless_that_is_off(shapes, tmp_path, monkeypatch):
+def test_masks_are_cached_for_the_user_unless_that_is_off(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1"))
     assert not (tmp_path / "cache/segkit/masks").exists()

@@ -1,4 +1,4 @@
-"""train.py --resume, signals and faults, through the command itself."""
+"""train.py --resume, signals and full disks, through the command itself."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def test_a_finished_run_says_how_to_train_it_longer(out, capsys, epochs, patienc
     assert f"train it longer: python train.py --resume {out} {longer}\n" in printed
 
 
-def test_a_run_is_finished_by_its_checkpoint_whatever_files_are_there(out, capsys):
+def test_the_checkpoint_decides_whether_a_run_is_finished(out, capsys):
     content = torch.load(out / "last.pt", weights_only=True)
     assert content["finished"]
     torch.save({**content, "finished": False}, out / "last.pt")
@@ -102,7 +102,7 @@ def test_other_settings_are_named_with_both_values(out, capsys):
     assert "cannot resume with other settings: --crop was 48, is 64; --lr was 0.003, is 0.5" in error
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_by_what_differs(out, capsys):
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_differences(out, capsys):
     content = torch.load(out / "last.pt", weights_only=True)
     content["config"]["backbone"], content["config"]["channels"] = "resnet18", 99
     torch.save(content, out / "last.pt")
@@ -136,14 +136,14 @@ def test_auxiliary_heads_are_trained_resumed_and_optional_for_a_start(shapes, tm
         assert load_model(tmp_path / name).image_head is None
 
 
-def test_a_start_that_is_no_model_is_refused(shapes, tmp_path, capsys):
+def test_init_from_a_folder_without_a_model_is_refused(shapes, tmp_path, capsys):
     assert fails(train, *train_arguments(shapes, tmp_path / "b"), "--init-from", tmp_path) == 2
     assert f"the folder {tmp_path} has neither best.safetensors nor model.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 
 class NaNIn(torch.nn.Module):
-    """A loss that is NaN in some training steps, from 0 over all epochs."""
+    """A loss that is NaN in some training steps, counted from 0 over all epochs."""
 
     def __init__(self, steps):
         super().__init__()
@@ -156,10 +156,10 @@ class NaNIn(torch.nn.Module):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate(
+def test_after_a_loss_that_is_not_finite_a_run_restarts_once_at_half_the_rate(
     shapes, tmp_path, monkeypatch, capsys, workers
 ):
-    loss = NaNIn({3, 4, 5})  # all of the second of three epochs
+    loss = NaNIn({3, 4, 5})  # the whole second epoch of three
     monkeypatch.setattr("segkit.workflows.run.build_loss", lambda *args: loss)
     options = ["--epochs", "3", "--nan-policy", "restart", "--schedule", "constant", "--warmup-epochs", "0"]
     train.main(train_arguments(shapes, tmp_path / "a", *options, "--workers", workers))
@@ -170,7 +170,7 @@ def test_after_a_loss_that_is_not_finite_a_run_starts_once_more_at_half_the_rate
     assert [float(row["lr"]) for row in rows] == [3e-3, 1.5e-3, 1.5e-3]
 
 
-def test_a_run_that_was_extended_starts_once_more_too(out, monkeypatch, capsys):
+def test_an_extended_run_restarts_too(out, monkeypatch, capsys):
     monkeypatch.setattr("segkit.workflows.run.build_loss", lambda *args: NaNIn({0, 1, 2}))
     train.main(["--resume", str(out), "--epochs", "2", "--nan-policy", "restart"])
     assert f"restarting from {out / 'last.pt'}, after epoch 1, at half" in capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_workers_device_and_saving_may_change(out):
     assert epochs(out) == ["1", "2"]
 
 
-def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
+def test_changed_data_is_an_error_unless_it_is_allowed(shapes, tmp_path, capsys):
     folder = shutil.copytree(shapes[0].parent, tmp_path / "data")
     files = folder / "train.json", folder / "val.json"
     train.main(train_arguments(files, tmp_path / "a", "--epochs", "1"))
@@ -208,7 +208,7 @@ def test_changed_data_is_an_error_unless_it_is_meant(shapes, tmp_path, capsys):
     assert epochs(tmp_path / "a") == ["1", "2"]
 
 
-def test_after_a_change_of_the_data_the_rate_still_ends_at_zero_and_the_best_is_sought_anew(shapes, tmp_path, capsys):
+def test_after_a_change_of_the_data_the_rate_ends_at_zero_and_the_best_is_searched_again(shapes, tmp_path, capsys):
     folder = shutil.copytree(shapes[0].parent, tmp_path / "data")
     files = folder / "train.json", folder / "val.json"
     out = tmp_path / "a"
@@ -240,7 +240,7 @@ def test_data_may_move(shapes, tmp_path):
     assert epochs(tmp_path / "a") == ["1", "2"]
 
 
-def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
+def test_a_truncated_checkpoint_is_a_warning_and_the_one_before_is_used(out, capsys):
     train.main(["--resume", str(out), "--epochs", "2"])
     data = (out / "last.pt").read_bytes()
     (out / "last.pt").write_bytes(data[:1000])
@@ -250,7 +250,7 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(out, capsys):
     assert epochs(out) == ["1", "2"]
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_never_takes_the_place_of_the_whole_one(out, monkeypatch):
+def test_a_damaged_checkpoint_is_set_aside_and_never_replaces_the_whole_one(out, monkeypatch):
     train.main(["--resume", str(out), "--epochs", "2"])
     whole = (out / "last.prev.pt").read_bytes()
     (out / "last.pt").write_bytes(b"damaged")
@@ -267,7 +267,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_never_takes_the_place_of_the_whol
     assert (out / "last.damaged.pt").read_bytes() == b"damaged"
 
 
-def test_a_damaged_checkpoint_beside_the_one_that_is_named_is_put_aside(out):
+def test_a_damaged_checkpoint_is_set_aside_if_the_one_before_is_named(out):
     train.main(["--resume", str(out), "--epochs", "2"])
     (out / "last.pt").write_bytes(b"damaged")
     train.main(["--resume", str(out / "last.prev.pt"), "--epochs", "2"])
@@ -285,7 +285,7 @@ def test_settings_that_a_run_did_not_know_yet_have_their_defaults(out):
     assert epochs(out) == ["1", "2"]
 
 
-def test_a_run_that_was_extended_and_stopped_before_its_pictures_is_not_finished(out, monkeypatch, capsys):
+def test_an_extended_run_that_was_stopped_before_its_pictures_gets_them(out, monkeypatch, capsys):
     def stopped(*args):
         raise KeyboardInterrupt
 
@@ -297,7 +297,7 @@ def test_a_run_that_was_extended_and_stopped_before_its_pictures_is_not_finished
     assert "Finished, after 2 epochs." in (out / "report.html").read_text()
 
 
-def test_one_image_a_batch_is_refused_where_batch_norms_see_pooled_values(shapes, tmp_path, capsys):
+def test_one_image_per_batch_is_refused_if_batch_norms_see_pooled_values(shapes, tmp_path, capsys):
     single = ["--backbone", "resnest14d", "--batch-size", "1", "--epochs", "1"]
     assert fails(train, *train_arguments(shapes, tmp_path / "a", *single)) == 2
     error = capsys.readouterr().err
@@ -310,17 +310,17 @@ def test_a_folder_that_is_taken_is_refused_before_the_data_is_read(out, capsys):
     assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
 
-def test_resume_auto_begins_a_run_goes_on_with_it_and_leaves_a_finished_one(shapes, tmp_path, capsys):
+def test_resume_auto_starts_a_run_resumes_it_and_leaves_a_finished_one(shapes, tmp_path, capsys):
     out = tmp_path / "a"
     out.mkdir()
-    (out / "args.yaml").write_text("")  # of a start that was killed before it could save
+    (out / "args.yaml").write_text("")  # left by a training that was killed before it could save
     for count, said in (("1", f"run    {out}"), ("2", f"resuming {out} after epoch 1"), ("2", "is already finished")):
         train.main(train_arguments(shapes, out, "--resume", "auto", "--epochs", count))
         assert said in capsys.readouterr().out
         assert len(epochs(out)) == int(count)
 
 
-def test_resume_auto_begins_nothing_in_a_folder_of_something_else(shapes, tmp_path, capsys):
+def test_resume_auto_starts_nothing_in_a_folder_of_something_else(shapes, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "photograph.jpg").write_bytes(b"")
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--resume", "auto")) == 2
@@ -360,7 +360,7 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
-def test_a_signal_saves_and_says_how_to_go_on(shapes, tmp_path, monkeypatch, capsys, number, code, name):
+def test_a_signal_saves_and_says_how_to_resume(shapes, tmp_path, monkeypatch, capsys, number, code, name):
     signal_at_batch(monkeypatch, 1, number)
     out = tmp_path / "a"
     assert fails(train, *train_arguments(shapes, out, "--epochs", "1")) == code
@@ -397,7 +397,7 @@ def test_a_full_disk_at_the_start_exits_with_1(shapes, tmp_path, capsys, monkeyp
     assert "Traceback" not in error
 
 
-def test_training_goes_on_when_its_output_is_read_no_more(shapes, tmp_path):
+def test_training_continues_when_nobody_reads_its_output(shapes, tmp_path):
     arguments = train_arguments(shapes, tmp_path / "a", "--epochs", "2")
     command = [sys.executable, "-m", "segkit", "train", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -407,7 +407,7 @@ def test_training_goes_on_when_its_output_is_read_no_more(shapes, tmp_path):
     assert (tmp_path / "a" / "report.html").is_file()
 
 
-def test_whole_numbers_are_the_settings_that_the_run_folder_gives_back():
+def test_whole_numbers_equal_the_settings_in_the_run_folder():
     given = TrainConfig(lr=1, loss={"ce": 1}, layer_decay=1, batch_size=8)
     read = TrainConfig(lr=1.0, loss={"ce": 1.0}, layer_decay=1.0, batch_size=8)
     assert fixed_settings(given) == fixed_settings(read)
@@ -460,7 +460,7 @@ def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):
     ("number", "code", "delay"),
     [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), *((signal.SIGKILL, -9, delay) for delay in (0, 0.2, 0.7, 1.1))],
 )
-def test_the_real_command_that_is_stopped_goes_on_and_ends_like_one_that_was_not(shapes, tmp_path, number, code, delay):
+def test_a_command_that_is_stopped_and_resumed_equals_one_that_was_not(shapes, tmp_path, number, code, delay):
     out, whole = tmp_path / "a", tmp_path / "b"
     options = ["--save-every", "2", "--schedule", "constant", "--warmup-epochs", "0", "--workers", "2"]
     command = [sys.executable, "train.py", *train_arguments(shapes, out, "--epochs", "200", *options)]

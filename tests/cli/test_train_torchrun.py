@@ -1,4 +1,4 @@
-"""torchrun train.py: what fails, is killed or is told to stop in one process, and what goes on afterwards."""
+"""torchrun train.py: one process fails, is killed or is asked to stop, and the run is resumed."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ from segkit.cli import train
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 TIMEOUT = 120  # seconds
-# Runs train.py, and at the start of update UPDATE does in process RANK, at its first start, what WHAT says.
+# Runs train.py. At the start of update UPDATE, process RANK executes the statement WHAT, unless it was restarted.
 SABOTAGED = """
 import os, signal, sys
 from segkit.cli import train
@@ -39,7 +39,7 @@ train.main()
 
 @pytest.fixture
 def torchrun(shapes, tmp_path):
-    """Runs train.py in several processes: `torchrun("--epochs", "2")`; sabotage is (rank, update, statement)."""
+    """Return a function that runs train.py in several processes; `sabotage` is (rank, update, statement)."""
 
     def call(*arguments, processes=2, sabotage=None, restarts=0):
         script = ["train.py"]
@@ -69,7 +69,7 @@ def torchrun(shapes, tmp_path):
 
 
 def processes_that_train(out):
-    """Those whose command line names the run."""
+    """Return the processes whose command line names the run."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -99,7 +99,7 @@ def test_processes_write_what_one_writes_and_the_first_prints(shapes, tmp_path, 
         assert list(here) == list(there)
 
 
-def test_a_killed_process_is_started_again_with_the_others_and_each_epoch_is_there_once(tmp_path, torchrun):
+def test_after_a_process_is_killed_all_restart_and_each_epoch_is_there_once(tmp_path, torchrun):
     kill = (1, 5, "os.kill(os.getpid(), signal.SIGKILL)")  # in the second epoch of three updates
     code, printed, error = torchrun("--epochs", "3", "--resume", "auto", sabotage=kill, restarts=1)
     assert code == 0, error
@@ -110,7 +110,7 @@ def test_a_killed_process_is_started_again_with_the_others_and_each_epoch_is_the
     assert printed.count("is already finished, at 3/3 epochs") == 1
 
 
-def test_a_process_that_is_killed_before_the_first_checkpoint_begins_anew(tmp_path, torchrun):
+def test_a_process_that_is_killed_before_the_first_checkpoint_starts_again(tmp_path, torchrun):
     kill = (1, 0, "os.kill(os.getpid(), signal.SIGKILL)")
     code, _, error = torchrun("--epochs", "1", "--resume", "auto", sabotage=kill, restarts=1)
     assert code == 0, error
@@ -136,22 +136,22 @@ def test_an_unexpected_error_in_one_process_ends_all_and_its_traceback_is_shown(
     assert epochs(tmp_path / "a") == ["1"]
 
 
-def test_a_loss_that_is_not_finite_is_told_once_and_has_its_exit_code(torchrun):
+def test_a_loss_that_is_not_finite_is_reported_once_with_its_exit_code(torchrun):
     code, _, error = torchrun("--epochs", "3", "--lr", "1e30", "--clip-grad", "0", "--warmup-epochs", "0")
     assert code == 1
     assert error.count("segkit train: error: the") == 1
     assert "exitcode  : 4" in error
 
 
-def test_settings_that_do_not_fit_are_told_once(torchrun):
+def test_settings_that_do_not_fit_are_reported_once(torchrun):
     code, _, error = torchrun("--batch-size", "5")
     assert code == 1
-    assert error.count("error: batches of 5 cannot be shared evenly by 2 processes; try --batch-size 6") == 1
+    assert error.count("error: batches of 5 cannot be divided evenly among 2 processes; try --batch-size 6") == 1
     assert "exitcode  : 2" in error
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, torchrun, before, after):
+def test_a_run_is_resumed_by_another_number_of_processes(tmp_path, torchrun, before, after):
     code, _, error = torchrun("--epochs", "1", processes=before)
     assert code == 0, error
     code, _, error = torchrun("--epochs", "2", "--resume", "auto", processes=after)

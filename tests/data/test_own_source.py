@@ -34,8 +34,8 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
     assert (tmp_path / "runs/scans/report.html").is_file()
 
     names["settings"] = replace(names["settings"], epochs=2, resume=True)
-    go_on = "train(settings, load=lambda settings: (train_set, "
+    again = "train(settings, load=lambda settings: (train_set, "
     with pytest.raises(ValueError, match="the data files are not those that the run began with"):
-        exec(f"{go_on} train_set.subset([0, 1])))", names)
-    exec(f"{go_on} val_set))", names)
+        exec(f"{again} train_set.subset([0, 1])))", names)
+    exec(f"{again} val_set))", names)
     assert len((tmp_path / "runs/scans/results.csv").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing beside itself and takes every text literally."""
+"""report.html: one page without references that escapes every text."""
 
 import re
 from dataclasses import replace
@@ -16,7 +16,7 @@ EVIL = '<script>alert("1")</script>"\' onload=x $name &amp;'
 
 
 class Elements(HTMLParser):
-    """Tags with their attributes, the text, and whether every tag is closed in turn."""
+    """Parses a page into tags with their attributes and texts, and checks that every tag is closed."""
 
     EMPTY = ("meta", "img", "polyline", "circle", "line")
 
@@ -97,7 +97,7 @@ def test_every_picture_and_chart_is_described(page):
     assert len(described) == 3
 
 
-def test_names_are_taken_literally_wherever_they_stand(page):
+def test_names_are_escaped_everywhere(page):
     evil = replace(
         page,
         name=EVIL,
@@ -119,13 +119,13 @@ def test_names_are_taken_literally_wherever_they_stand(page):
     assert EVIL in [image["alt"] for image in attacked.all("img")]
 
 
-def test_classes_stand_from_the_best_to_the_worst_and_those_without_a_score_last(page):
+def test_classes_are_sorted_from_best_to_worst_and_those_without_a_score_come_last(page):
     texts = "".join(Elements(render(replace(page, iou=[0.3, 0.9, NAN]))).texts)
     table = texts[texts.index("IoU %") :]
     assert table.index("can90.00") < table.index("background30.00") < table.index("cup-")
 
 
-def test_the_largest_confusions_are_told_in_words_too(page):
+def test_the_largest_confusions_are_listed(page):
     texts = Elements(render(page)).texts
     start = texts.index("% of all pixels")
     assert texts[start + 1 : start + 5] == ["can", "cup", "33.33", "25.00"]
@@ -140,7 +140,7 @@ def test_a_run_in_its_first_epochs_has_a_page(page):
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-0.3, 0.2, 1e-9], [1e6, 3e7], [NAN, 2e-5, NAN, 1e-5]])
-def test_a_chart_holds_all_its_points(page, values):
+def test_a_chart_contains_all_its_points(page, values):
     history = [row(epoch, lr=value) for epoch, value in enumerate(values, 4)]
     elements = Elements(render(replace(page, history=history, best_epoch=4)))
     for circle in elements.all("circle"):

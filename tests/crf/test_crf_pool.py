@@ -123,5 +123,5 @@ def test_a_script_without_a_main_guard_gets_a_hint(tmp_path):
     script.write_text(KILLED.replace('if __name__ == "__main__":', "if True:"))
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
-    assert "RuntimeError: a worker of DenseCRF ended" in done.stderr
+    assert "MachineError: a worker of DenseCRF ended" in done.stderr
     assert '`if __name__ == "__main__":`' in done.stderr

@@ -26,7 +26,7 @@ CAPTIONS = {
     "worst": "The validation images with the lowest mIoU, and their largest confusions",
     "best": "The validation images with the highest mIoU",
     "val_predictions": "Validation images, evenly spaced: photograph, truth, prediction",
-    "train_batch": "Training crops as the model sees them, with their truth",
+    "train_batch": "Training crops as the model sees them, with their labels",
 }
 
 
@@ -118,7 +118,7 @@ class RunReport:
             return
         with log_failure(self.run.curves):
             save_curves(results.history, self.run.curves)
-        self._write_page(results, f"In training: epoch {len(results.history)} of {self.facts.epochs} is done.")
+        self._write_page(results, f"Training: {len(results.history)} of {self.facts.epochs} epochs done.")
         now = time.monotonic()
         self._next = now + (now - started) / self._largest_share
 
@@ -144,8 +144,8 @@ class RunReport:
         self._draw("val_predictions", lambda: gallery_picture(gallery.even, names))
         done = len(results.history)
         was_stopped = done < self.facts.epochs
-        status = f"Stopped early, after {done} of {self.facts.epochs} epochs." if was_stopped else ""
-        self._write_page(results, status or f"Finished, after {done} epochs.", confusion)
+        status = f"Stopped early after {done} of {self.facts.epochs} epochs." if was_stopped else ""
+        self._write_page(results, status or f"Finished after {done} epochs.", confusion)
         self._save("worst", run.worst_images)
         self._save("best", run.best_images)
         self._save("val_predictions", run.val_predictions)
@@ -199,7 +199,7 @@ class RunReport:
         averaged = ", averaged weights" if results.best_weights == "ema" else ""
         best = {f"best mIoU, epoch {results.best_epoch}{averaged}": f"{100 * results.best_miou:.2f} %"}
         accuracy = results.history[results.best_epoch - 1]["pixel_accuracy"]
-        return best | ({} if averaged else {"pixel accuracy there": f"{100 * accuracy:.2f} %"}) | shown
+        return best | ({} if averaged else {"pixel accuracy, same epoch": f"{100 * accuracy:.2f} %"}) | shown
 
 
 @contextmanager
@@ -218,8 +218,8 @@ def write_confusion(file: Path, confusion: ConfusionMatrix) -> None:
 
 
 def _confusion_figure(file: Path) -> Picture:
-    alt = "Confusion matrix: rows are true classes, columns predictions; the largest confusions are listed below"
-    return Picture.drawing("Share of each true class that the best weights take for each class", alt, file)
+    alt = "Confusion matrix: rows are true classes, columns predictions; the largest confusions are in the table"
+    return Picture.drawing("What the best weights predict for the pixels of each true class", alt, file)
 
 
 def _duration(seconds: float) -> str:

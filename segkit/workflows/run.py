@@ -375,8 +375,8 @@ def _next_commands(config: TrainConfig, run: RunFolder) -> dict[str, str]:
         data = shlex.join(["--data", *map(str, config.val), *roots])
     return {
         "Segment photographs": f"python infer.py --weights {folder} --source photographs/",
-        "Score on images whose truth is known": f"python -m segkit evaluate --weights {folder} {data}",
-        "Train on": f"python train.py --resume {folder} --epochs {2 * config.epochs}{patience}",
+        "Score on labelled images": f"python -m segkit evaluate --weights {folder} {data}",
+        "Train for more epochs": f"python train.py --resume {folder} --epochs {2 * config.epochs}{patience}",
     }
 
 

@@ -57,7 +57,7 @@ def test_the_page_shows_the_run(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 4
     assert page.count("data:image/png") == 1
-    for text in ("a &lt;b&gt;", "Finished, after 2 epochs.", "test_resnet", "python -m segkit evaluate"):
+    for text in ("a &lt;b&gt;", "Finished after 2 epochs.", "test_resnet", "python -m segkit evaluate"):
         assert text in page
     assert (run / "report.html").stat().st_size < 3e6
 

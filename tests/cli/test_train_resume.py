@@ -294,7 +294,7 @@ def test_an_extended_run_that_was_stopped_before_its_pictures_gets_them(out, mon
         assert fails(train, "--resume", out, "--epochs", "2") == 130
     train.main(["--resume", str(out)])
     assert "is already finished" not in capsys.readouterr().out
-    assert "Finished, after 2 epochs." in (out / "report.html").read_text()
+    assert "Finished after 2 epochs." in (out / "report.html").read_text()
 
 
 def test_one_image_per_batch_is_refused_if_batch_norms_see_pooled_values(shapes, tmp_path, capsys):

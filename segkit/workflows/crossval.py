@@ -28,7 +28,7 @@ from segkit.metrics.scores import table
 from segkit.models import find_model_file, read_header
 from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
-from segkit.training import Interrupted, autocast
+from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
 from segkit.workflows.datasets import open_folds
 from segkit.workflows.devices import pick_device
@@ -57,7 +57,7 @@ class CrossValidationResult:
     was_finished: bool = False
 
 
-def cross_validate(config: TrainConfig, session: Session) -> CrossValidationResult:
+def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> CrossValidationResult:
     """Train the model of each fold as an ordinary run, and score each image by the model that has not seen it.
 
     The data is opened once. All folds have the same seed, so that each equals the run of `fold=I` by itself. If the run
@@ -66,16 +66,12 @@ def cross_validate(config: TrainConfig, session: Session) -> CrossValidationResu
     Args:
         config: The settings.
         session: What this process is.
+        lock: Locks the folder of all folds.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM has come. The state is saved; the attribute `run` is the folder of all folds.
         UsageError: A setting, the data or the folder cannot be used.
     """
-    with RunLock() as lock:
-        return _cross_validate(config, session, lock)
-
-
-def _cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> CrossValidationResult:
     console = session.console
     run = run_to_resume(config.resume, config.out)
     if run is not None:
@@ -84,7 +80,7 @@ def _cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cro
         if len(finished) == config.folds and _has_summary(run):
             console.print(f"{run} is already finished, all {config.folds} folds of {config.epochs} epochs")
             return CrossValidationResult(run, tuple(finished), _read_summary(run), was_finished=True)
-    check_writable(config.out)
+    check_writable(config.out if run is None else run.path)
     folds = open_folds(config, console)
     if run is None:
         run = _create_folder(config, folds)
@@ -107,8 +103,10 @@ def _cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cro
                 shutil.rmtree(fold.path, ignore_errors=True)  # of a training that was stopped before it saved anything
             resume = fold.path if fold.has_checkpoint else False
             settings = replace(config, fold=number, out=fold.path, resume=resume)
-            results.append(train_run(settings, partial(folds.__getitem__, number), session))
+            with RunLock() as fold_lock:
+                results.append(train_run(settings, partial(folds.__getitem__, number), session, fold_lock))
             gc.collect()  # The model is part of reference cycles, and the next one needs its memory.
+            release_memory()  # Each loader worker would copy it.
         _sum_up(config, folds, run, console)
     return CrossValidationResult(run, tuple(results), _read_summary(run))
 

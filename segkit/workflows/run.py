@@ -40,7 +40,6 @@ from segkit.training import (
     checkpoint_bytes,
     keep_memory,
     make_deterministic,
-    release_memory,
     seed_all,
 )
 from segkit.training.checkpoint import save_progress
@@ -98,7 +97,7 @@ class TrainResult:
         return load_model(self.folder.path)
 
 
-def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Session) -> TrainResult:
+def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Session, lock: RunLock) -> TrainResult:
     """Train one model, draw its report, and return the result.
 
     Several processes train one model together, and the first one writes.
@@ -107,19 +106,13 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         config: The settings.
         open_sets: Returns the training and the validation images; not called if there is nothing to do.
         session: What this process is.
+        lock: Locks the run folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM has come. The state is saved; the attribute `run` is the run folder.
         NotFiniteError: The loss or the gradient is not finite in several steps.
         UsageError: A setting, the data or the folder cannot be used.
     """
-    with RunLock() as lock:
-        result = _train_run(config, open_sets, session, lock)
-    release_memory()  # Workers of the next training would each copy what this one has freed.
-    return result
-
-
-def _train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Session, lock: RunLock) -> TrainResult:
     ranks, console = session.ranks, session.console
     start = ranks.on_first(lambda: find_start(config, lock))
     is_resumed = start.checkpoint is not None

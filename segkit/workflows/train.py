@@ -9,7 +9,7 @@ from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.demo import write_demo
 from segkit.errors import UsageError
-from segkit.runs import DEMO, run_to_resume
+from segkit.runs import DEMO, RunLock, run_to_resume
 from segkit.training import ranks_of_torchrun, save_signal_ignored
 from segkit.workflows.crossval import CrossValidationResult, cross_validate
 from segkit.workflows.datasets import load_data
@@ -77,21 +77,22 @@ def train_as_configured(
     """
     own = own or {}
     _check_own(config, own)
-    with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks:
+    with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks, RunLock() as lock:
         config = ranks.on_first(lambda config=config: config)  # Others may have read args.yaml a moment later.
         session = Session(ranks, Console(verbose=verbose and ranks.is_first), command, may_keep_memory)
         if config.fold == "all":
             if ranks.count > 1:
                 raise UsageError('`fold="all"` trains in one process; under torchrun, train each `fold` by its number')
-            return cross_validate(config, session)
+            return cross_validate(config, session, lock)
         is_new = ranks.on_first(lambda: run_to_resume(config.resume, config.out)) is None
         if own or config.data or not is_new:
             sources = replace(config, **{name: (data,) for name, data in own.items()})
-            return train_run(config, lambda: load_data(sources, session.console), session)
+            return train_run(config, lambda: load_data(sources, session.console), session, lock)
         session.console.print(f"DEMO: no data is given, so segkit draws a small data set in {DEMO} and trains on it.")
         train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
         config = replace(config, data=(train_json,), val=(val_json,))
-        return replace(train_run(config, lambda: load_data(config, session.console), session), is_demo=True)
+        result = train_run(config, lambda: load_data(config, session.console), session, lock)
+        return replace(result, is_demo=True)
 
 
 def _check_own(config: TrainConfig, own: Mapping[str, SegmentationDataset]) -> None:

@@ -29,7 +29,6 @@ from segkit.training.validation import Validation
 
 _log = logging.getLogger(__name__)
 FORMAT = 5
-LAST, PREVIOUS = "last.pt", "last.prev.pt"
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
     *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
@@ -66,7 +65,7 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
             if state.history:
                 write_results(state.history, results)
         except OSError as error:
-            _log.warning("cannot write %s: %s; %s has its rows", results, error, LAST)
+            _log.warning("cannot write %s: %s; %s has its rows", results, error, RunFolder(out).last.name)
         return None
 
     return ranks.on_first(write)

@@ -1,4 +1,4 @@
-"""The learning rate over the updates: timm's shapes, with a linear warm-up, and plateaus."""
+"""The learning rate of each update: timm's schedules with a linear warm-up, and plateaus."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,22 +10,28 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 
 from segkit.errors import UsageError
+from segkit.names import check_known
 
 Direction = Literal["min", "max"]
 
 
 class Plateau:
-    """A factor of the learning rate, which shrinks when a score has not become better for `patience` epochs.
+    """A factor of the learning rate that shrinks if a score makes no progress for more than `patience` epochs.
 
-    As `torch.optim.lr_scheduler.ReduceLROnPlateau`, but as a factor, so that it goes with a warm-up. Better by
-    less than `threshold`, as a share of the best, is not better.
+    The same rule as `torch.optim.lr_scheduler.ReduceLROnPlateau`, but as a factor, so that it can be combined with a
+    warm-up.
 
     Args:
         direction: `min` for a loss, `max` for a score.
-        patience: Epochs without progress that are borne; the next one lowers the rate.
-        decay: What the factor is multiplied by.
-        threshold: Least progress.
+        patience: Number of epochs without progress that change nothing; the next one lowers the factor.
+        decay: Number in 0..1 by which the factor is multiplied.
+        threshold: Smallest change that counts as progress, as a share of the best score.
         floor: Smallest factor.
+
+    Attributes:
+        factor: The current factor, 1 at first.
+        best: The best score so far.
+        stale: Number of epochs since the last progress.
     """
 
     def __init__(
@@ -38,7 +44,7 @@ class Plateau:
         floor: float = 0.0,
     ) -> None:
         if direction not in ("min", "max"):
-            raise UsageError(f"direction must be 'min' or 'max', got {direction!r}")
+            raise UsageError(f"`direction` must be 'min' or 'max', got {direction!r}")
         self.direction = direction
         self.patience = patience
         self.decay = decay
@@ -48,12 +54,16 @@ class Plateau:
         self.forget_best()
 
     def forget_best(self) -> None:
-        """The next score is the best one so far."""
+        """Forget the best score, so that the next one becomes the best."""
         self.best = math.inf if self.direction == "min" else -math.inf
         self.stale = 0
 
     def step(self, score: float) -> None:
-        """Takes the score of an epoch; NaN is no progress."""
+        """Update the factor after an epoch.
+
+        Args:
+            score: The score of the epoch. NaN counts as no progress.
+        """
         if self._better(score):
             self.best, self.stale = score, 0
             return
@@ -73,11 +83,11 @@ class Schedule:
 
     Args:
         shape: A scheduler of timm that counts updates.
-        plateau: Lowers the rate beside it.
-        monitor: What the plateau looks at.
+        plateau: A further factor of the rate, or None.
+        monitor: The validation result that the plateau looks at.
 
     Attributes:
-        factor: Of all rates, from the next update on; 1 at first.
+        factor: Factor of all rates from the next update on, 1 at first. It is saved in checkpoints.
     """
 
     def __init__(
@@ -89,28 +99,29 @@ class Schedule:
         self.factor = 1.0
 
     def step_update(self, update: int) -> None:
-        """Call before update number `update`, from 0."""
+        """Set the rates of update number `update`, from 0. Call this before the update."""
         self.shape.step_update(update)
         factor = self.factor * (1.0 if self.plateau is None else self.plateau.factor)
         for group in self.shape.optimizer.param_groups:
             group["lr"] *= factor
 
     def end_epoch(self, *, loss: float, miou: float) -> None:
-        """Call after each epoch, with what the validation gave."""
+        """Update the plateau with the results of a validation. Call this after each epoch that has one."""
         if self.plateau is not None:
             self.plateau.step(loss if self.monitor == "loss" else miou)
 
     def forget_best(self) -> None:
-        """For validations that cannot be compared with those before."""
+        """Forget the best validation, because later ones are on other images."""
         if self.plateau is not None:
             self.plateau.forget_best()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the updates alone do not tell; the shape follows from the settings."""
+        """Return the values that do not follow from the settings and the number of updates."""
         plateau = self.plateau and {name: getattr(self.plateau, name) for name in ("factor", "best", "stale")}
         return {"factor": self.factor, "plateau": plateau}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the values that `state_dict` returned."""
         self.factor = state["factor"]
         for name, value in (state["plateau"] or {}).items():
             setattr(self.plateau, name, value)
@@ -130,33 +141,34 @@ def create_scheduler(
     plateau_factor: float = 0.1,
     milestones: Sequence[float] = (),
 ) -> Schedule:
-    """A linear warm-up, then a shape; call `step_update(update)` before each update.
+    """Create the schedule of a training: a linear warm-up, then the named course.
 
     Args:
-        optimizer: Whose learning rate is the highest one.
-        name: `cosine`, `poly` (power 0.9) and `tanh` fall to `min_lr`; `multistep` falls to its `plateau_factor`
-            at each of the `milestones`; `constant` stays; `plateau` falls to its `plateau_factor` whenever the
-            validation has made no progress for more than `patience` epochs.
-        epochs: In all.
-        steps_per_epoch: Updates in an epoch.
-        warmup_epochs: Epochs over which the rate rises.
-        warmup_factor: Where it begins to rise, as a share of the highest.
-        min_lr: Lowest rate after the warm-up; of groups with an `lr_scale`, their share of it.
-        monitor: What `plateau` looks at: the validation loss (lower is better) or the mIoU (higher is).
-        patience: Of `plateau`.
-        plateau_factor: Of `plateau` and `multistep`, below 1.
-        milestones: Of `multistep`, in epochs from the start.
+        optimizer: The optimizer. Its learning rate is the highest one.
+        name: `cosine`, `poly` (power 0.9) and `tanh` fall to `min_lr`; `multistep` is multiplied by `plateau_factor`
+            at each of the `milestones`; `constant` stays; `plateau` is multiplied by `plateau_factor` whenever the
+            validation makes no progress for more than `patience` epochs.
+        epochs: Number of epochs of the whole training.
+        steps_per_epoch: Number of updates in an epoch.
+        warmup_epochs: Number of epochs over which the rate rises.
+        warmup_factor: Rate at the start of the warm-up, as a share of the highest.
+        min_lr: Lowest rate after the warm-up; groups with an `lr_scale` have their share of it.
+        monitor: The result that `plateau` looks at: the validation `loss` (lower is better) or the `miou` (higher is).
+        patience: Number of validations without progress after which `plateau` waits no longer.
+        plateau_factor: Factor of `plateau` and `multistep`, below 1.
+        milestones: Epochs, from the start, at which `multistep` lowers the rate.
+
+    Raises:
+        UsageError: There is no such schedule or monitor.
     """
-    if name not in SHAPES:
-        raise UsageError(f"unknown schedule {name!r}, expected one of {', '.join(SHAPES)}")
-    if monitor not in DIRECTIONS:
-        raise UsageError(f"monitor must be one of {', '.join(DIRECTIONS)}, got {monitor!r}")
+    check_known("schedule", name, SHAPES)
+    check_known("`monitor`", monitor, DIRECTIONS)
     steps = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)
     lr = optimizer.defaults["lr"]
     options = {"warmup_t": warmup, "warmup_prefix": True, "warmup_lr_init": lr * warmup_factor, "t_in_epochs": False}
     if name == "multistep":
-        # timm counts from the end of the warm-up, and lowers the rate one update before its milestone.
+        # timm counts from the end of the warm-up and lowers the rate one update before the milestone.
         updates = [round(epoch * steps_per_epoch) - warmup + 1 for epoch in sorted(milestones)]
         build = partial(_multistep, updates=updates, factor=plateau_factor)
     else:
@@ -173,7 +185,7 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options
 
 
 def _poly(optimizer: torch.optim.Optimizer, steps: int, min_lr: float, options: dict[str, Any]) -> Scheduler:
-    """Power 0.9, after Chen et al., "DeepLab", 2017, section 4.1."""
+    """Return a schedule with power 0.9. Source: Chen et al., "DeepLab", 2017, section 4.1."""
     return timm.scheduler.PolyLRScheduler(optimizer, t_initial=steps, power=0.9, lr_min=min_lr, **options)
 
 

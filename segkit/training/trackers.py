@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases beside results.csv: optional, and whatever they do, training goes on."""
+"""TensorBoard and Weights & Biases in addition to results.csv. Both are optional, and their errors stop no training."""
 
 import importlib
 import logging
@@ -10,34 +10,34 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from segkit.errors import UsageError
+from segkit.names import check_known
 
 _log = logging.getLogger(__name__)
 WANDB_ID = "wandb-id.txt"
-WANDB_SECONDS = 60.0  # that its server is waited for, at the beginning and at the end
+WANDB_SECONDS = 60.0  # longest wait for the server, at the beginning and at the end
 Row = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """What shows a run somewhere else; each call may raise, see `Tracking`."""
+    """Shows a run in another program. Any call may raise; `Tracking` handles that."""
 
     def log(self, row: Row) -> None:
-        """Takes a row of results.csv."""
+        """Log a row of results.csv."""
 
     def show(self, name: str, picture: np.ndarray, epoch: int) -> None:
-        """Takes a picture (H, W, 3) uint8 RGB."""
+        """Log a picture (H, W, 3) uint8 RGB."""
 
     def close(self) -> None:
-        """Writes what has not been written yet."""
+        """Write everything that is not written yet, and end."""
 
 
 class TensorBoard:
-    """Event files in `out`/tensorboard, for `tensorboard --logdir`."""
+    """Writes event files to `out`/tensorboard, for `tensorboard --logdir`."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], history: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What was logged before is told again, and the step tells readers to forget it: no epoch is missing or double.
+        # Log the history again after a purge, so that a resumed run has every epoch exactly once.
         self.writer = SummaryWriter(out / "tensorboard", purge_step=1 if history else None)
         for row in history:
             self.log(row)
@@ -54,16 +54,19 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; its id is kept in the run folder. Never asks for anything.
+    """Logs to a run of Weights & Biases, whose id is kept in the run folder. Never asks the user anything.
 
-    `WANDB_MODE`, `WANDB_PROJECT` and the other variables hold. Without an account the run is kept on the disk.
+    `WANDB_MODE`, `WANDB_PROJECT` and its other environment variables are respected. Without an account the run is
+    stored on the disk.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], history: Sequence[Row]) -> None:
         wandb = importlib.import_module("wandb")
         mode = os.environ.get("WANDB_MODE") or "online"
         if mode in ("online", "run", "shared") and not _is_logged_in(wandb):
-            _log.warning("wandb has no account here: the run is kept in %s, for `wandb sync`", out / "wandb")
+            _log.warning(
+                "wandb has no account here: the run is stored in %s; upload it with `wandb sync`", out / "wandb"
+            )
             mode = "offline"
         id_file = out / WANDB_ID
         self.image = wandb.Image
@@ -79,7 +82,7 @@ class WandB:
         )
         id_file.write_text(f"{self.run.id}\n", encoding="utf-8")
         for row in history:
-            if row["epoch"] >= self.run.step:  # the steps before are there already
+            if row["epoch"] >= self.run.step:  # the server has the earlier steps
                 self.log(row)
 
     def log(self, row: Row) -> None:
@@ -99,20 +102,23 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], Sequence[Row]], Tracker]]
 
 
 class Tracking:
-    """Hands rows and pictures to trackers; one that raises is named in a line, and left out from there on.
+    """Passes rows and pictures on to trackers. One that raises is named in a warning, and not used any more.
 
     Args:
-        names: Of `TRACKERS`.
+        names: Names of `TRACKERS`.
         out: The run folder.
-        settings: Plain values that the trackers keep with the run.
-        history: The rows of the epochs that are finished, where a run is resumed.
+        settings: Plain values that the trackers store with the run.
+        history: The rows of the finished epochs, if a run is resumed.
+
+    Raises:
+        UsageError: There is no tracker of that name.
     """
 
     def __init__(
         self, names: Sequence[str], out: Path, settings: Mapping[str, Any] | None = None, history: Sequence[Row] = ()
     ) -> None:
-        if unknown := [name for name in names if name not in TRACKERS]:
-            raise UsageError(f"unknown logger {unknown[0]!r}, expected some of {', '.join(TRACKERS)}")
+        for name in names:
+            check_known("logger", name, TRACKERS)
         self.trackers: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             tracker = self._guarded(name, TRACKERS[name], out, settings or {}, history)
@@ -120,19 +126,19 @@ class Tracking:
                 self.trackers[name] = tracker
 
     def log(self, row: Row) -> None:
-        """Takes a row of results.csv."""
+        """Log a row of results.csv."""
         for name, tracker in list(self.trackers.items()):
             self._guarded(name, tracker.log, row)
 
     def show(self, pictures: Mapping[str, np.ndarray], epoch: int) -> None:
-        """Takes pictures (H, W, 3) uint8 RGB by name."""
+        """Log pictures (H, W, 3) uint8 RGB by name."""
         for name, tracker in list(self.trackers.items()):
             for title, picture in pictures.items():
                 if name in self.trackers:
                     self._guarded(name, tracker.show, title, picture, epoch)
 
     def close(self) -> None:
-        """Lets the trackers write what they have not written yet."""
+        """Close all trackers, which write everything that is not written yet."""
         for name, tracker in list(self.trackers.items()):
             self._guarded(name, tracker.close)
         self.trackers.clear()
@@ -147,9 +153,9 @@ class Tracking:
         try:
             return call(*args)
         except ImportError as error:
-            _log.warning("--log %s is off: %s; to have it: pip install %s", name, _first_line(error), name)
-        except Exception as error:  # a logger may fail in any way, of network, account, disk or its own
-            _log.warning("--log %s is off: %s; training goes on", name, _first_line(error))
+            _log.warning("`log=%s` is off: %s; to use it: pip install %s", name, _first_line(error), name)
+        except Exception as error:  # loggers raise errors of many kinds, for networks, accounts, disks and bugs
+            _log.warning("`log=%s` is off: %s; training continues", name, _first_line(error))
         self.trackers.pop(name, None)
         return None
 
@@ -157,12 +163,12 @@ class Tracking:
 def _is_logged_in(wandb: Any) -> bool:
     try:
         return bool(wandb.login(prompt=False))
-    except TypeError:  # releases before 0.31 cannot be told not to ask
+    except TypeError:  # releases before 0.31 have no argument `prompt`
         return wandb.api.api_key is not None
 
 
 def _scalars(row: Row) -> dict[str, float]:
-    """The row without its epoch, which is the step, and without classes that do not occur."""
+    """Return the row without its epoch, which is the step, and without values that are NaN, as of absent classes."""
     return {name: float(value) for name, value in row.items() if name != "epoch" and not math.isnan(value)}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, refused when damaged, and no code in them."""
+"""Checkpoint files: written whole or not at all, refused if damaged, and without code."""
 
 import math
 import os
@@ -24,12 +24,12 @@ def out(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_the_checkpoint_before_is_kept(out):
+def test_the_previous_checkpoint_is_kept(out):
     assert read_checkpoint(out / "last.pt")[0]["epoch"] == 2
     assert read_checkpoint(out / "last.prev.pt")[0]["epoch"] == 1
 
 
-def test_a_checkpoint_holds_no_classes(out):
+def test_a_checkpoint_contains_only_plain_types(out):
     content = torch.load(out / "last.pt", weights_only=True)
     assert {"model", "ema", "optimizer", "scheduler", "scaler", "random", "history", "step"} <= set(content)
 
@@ -48,7 +48,7 @@ def replace_by_a_page(data):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, replace_by_a_page, lambda data: b""])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(out, damage):
+def test_the_previous_checkpoint_is_read_if_the_last_is_damaged(out, damage):
     data = damage((out / "last.pt").read_bytes())
     (out / "last.pt").write_bytes(data)
     content, (sentence,) = read_checkpoint(out)
@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(out, damage):
 
 
 @pytest.mark.parametrize(("place", "bit"), [(10, 8), (38, 16)])  # compressed, a folder
-def test_a_flipped_bit_in_the_list_of_what_a_checkpoint_holds_is_damage(out, place, bit):
+def test_a_flipped_bit_in_the_directory_of_the_zip_file_is_detected(out, place, bit):
     data = bytearray((out / "last.pt").read_bytes())
     data[data.index(b"PK\x01\x02") + place] ^= bit
     (out / "last.pt").write_bytes(data)
@@ -66,7 +66,7 @@ def test_a_flipped_bit_in_the_list_of_what_a_checkpoint_holds_is_damage(out, pla
     assert "the file is damaged" in sentence
 
 
-def test_a_run_without_fp16_goes_on_with_it(out):
+def test_a_run_without_fp16_can_be_resumed_with_fp16(out):
     content, _ = read_checkpoint(out)
     state = build_state()
     state.scaler = torch.amp.GradScaler("cpu", enabled=True)
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_from_before_runs_said_that_they_are_finished_can_be_resumed(out):
+def test_an_older_checkpoint_without_the_finished_field_can_be_resumed(out):
     content = torch.load(out / "last.pt", weights_only=True)
     del content["finished"]
     torch.save(content, out / "last.pt")
@@ -117,7 +117,7 @@ def test_a_checkpoint_from_before_runs_said_that_they_are_finished_can_be_resume
     assert (state.epoch, state.finished) == (2, False)
 
 
-def test_changed_settings_and_data_are_named(out):
+def test_changed_settings_and_changed_data_are_refused(out):
     content, _ = read_checkpoint(out)
     content["settings"], content["data"] = {"lr": "0.1", "crop": "64"}, {"train": "a", "val": "b"}
     state = build_state()
@@ -131,7 +131,7 @@ def test_changed_settings_and_data_are_named(out):
     assert (state.epoch, state.best_miou) == (2, content["best_miou"])
 
 
-def test_other_images_that_validate_begin_a_new_search_for_the_best(tmp_path):
+def test_other_validation_images_start_a_new_search_for_the_best(tmp_path):
     run(tmp_path, state=build_state(schedule="plateau"))
     content, _ = read_checkpoint(tmp_path)
     assert math.isfinite(content["scheduler"]["plateau"]["best"])
@@ -142,7 +142,7 @@ def test_other_images_that_validate_begin_a_new_search_for_the_best(tmp_path):
     assert (state.scheduler.plateau.best, state.scheduler.plateau.stale) == (math.inf, 0)
 
 
-def test_another_number_of_steps_begins_the_epoch_anew(tmp_path):
+def test_another_number_of_steps_restarts_the_epoch(tmp_path):
     assert interrupted(tmp_path, 7, state=build_state(steps=5))
     content, _ = read_checkpoint(tmp_path)
     assert (content["epoch"], content["step"], content["updates"]) == (0, 5, 5)

@@ -1,4 +1,4 @@
-"""Training on a GPU: the same as on the CPU, exact resumption, mixed precision, memory that runs out."""
+"""Training on a GPU: the same results as on the CPU, exact resume, mixed precision, full memory."""
 
 import warnings
 
@@ -39,9 +39,9 @@ def test_a_gpu_learns_what_the_cpu_learns(tmp_path):
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_a_run_interrupted_on_a_gpu_equals_a_whole_one(tmp_path, amp):
+def test_a_resumed_run_on_a_gpu_equals_an_uninterrupted_one(tmp_path, amp):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*deterministic.*")  # a kernel that is not would be named
+        warnings.filterwarnings("error", message=".*deterministic.*")
         on_gpu(tmp_path / "a", amp)
         for stop_after in (1, 7):
             assert on_gpu(tmp_path / f"b{stop_after}", amp, stop_after=stop_after)
@@ -49,7 +49,7 @@ def test_a_run_interrupted_on_a_gpu_equals_a_whole_one(tmp_path, amp):
             assert same(outcome(tmp_path / f"b{stop_after}"), outcome(tmp_path / "a"))
 
 
-def test_the_scale_of_fp16_is_kept_in_the_checkpoint(tmp_path):
+def test_the_scale_of_fp16_is_saved_in_the_checkpoint(tmp_path):
     state = on_gpu(tmp_path, "fp16")
     assert state.scaler.is_enabled()
     assert read_checkpoint(tmp_path)[0]["scaler"]["scale"] == state.scaler.get_scale() > 1
@@ -64,7 +64,7 @@ def small_gpu():
 
 
 @pytest.mark.usefixtures("small_gpu")
-def test_memory_of_the_gpu_that_runs_out_is_one_sentence(shapes, tmp_path, capsys):
+def test_a_full_gpu_memory_is_one_sentence(shapes, tmp_path, capsys):
     files = ["--data", str(shapes[0]), "--val", str(shapes[1]), "--out", str(tmp_path / "a")]
     options = "--device cuda --model fpn --backbone test_resnet --pretrained false --crop 1024 --batch-size 12"
     with pytest.raises(SystemExit) as stop:

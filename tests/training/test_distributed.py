@@ -1,4 +1,4 @@
-"""Several processes learn, score, stop and write as one; each test forks them for itself, in a second."""
+"""Several processes train, validate, stop and write as one. Each test forks its own processes."""
 
 import signal
 from contextlib import suppress
@@ -36,12 +36,12 @@ FP32 = autocast(CPU, "off")
 
 
 def run(out, **options):
-    """A tiny run in which each of two processes has two images at a time, and padding in the last batch."""
+    """Train with two images per batch and process, and padding in the last batch, if there are two processes."""
     return run_tiny(out, batch_size=4, **options)
 
 
 def learn(data, ranks=Ranks(), loss="ce", **options):  # noqa: B008 - is frozen
-    """Weights, gradients and loss after an epoch."""
+    """Return weights, gradients and loss after an epoch."""
     state = norm_free_state(steps=9)
     loss = learn_one_epoch(state, data, loss, ranks=ranks, **options)
     gradients = torch.cat([p.grad.flatten() for p in state.model.parameters()])
@@ -49,14 +49,14 @@ def learn(data, ranks=Ranks(), loss="ce", **options):  # noqa: B008 - is frozen
 
 
 def share_of(data, ranks):
-    """What each process has of the batches: every second, third ... sample."""
+    """Return the share of this process: every second, third ... sample of each batch."""
     return [(images[ranks.rank :: ranks.count], target[ranks.rank :: ranks.count]) for images, target in data]
 
 
 @pytest.mark.parametrize("loss", ["ce", {"ce": 0.6, "bce": 0.4}])
-def test_processes_learn_what_one_learns_from_the_whole_batch_whatever_they_ignore(tmp_path, loss):
-    data = batches(4, 4, 3)  # the last batch leaves one of them a single image
-    data[0][1][1::2] = 255  # all that the second process has of the first batch is ignored
+def test_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, loss):
+    data = batches(4, 4, 3)  # one process has a single image of the last batch
+    data[0][1][1::2] = 255  # the second process's share of the first batch is ignored
     expected = learn(data, loss=loss)
     for result in on_ranks(2, lambda ranks: learn(share_of(data, ranks), ranks, loss), tmp_path):
         torch.testing.assert_close(result[:2], expected[:2], rtol=0, atol=1e-6)
@@ -102,7 +102,7 @@ def test_processes_share_the_samples_of_each_batch(length, batch_size, ranks):
         assert max(map(len, shares)) <= batch_size // ranks
 
 
-def test_a_sample_that_fills_up_a_batch_is_an_image_without_a_target():
+def test_a_padding_sample_is_an_image_whose_target_is_ignored():
     loader = train_loader(Drawn(5), create_transform("flip", crop=32), batch_size=4, rank=1, ranks=2)
     samples = loader.dataset
     image, target = samples[3, 7, PADDING]
@@ -112,7 +112,7 @@ def test_a_sample_that_fills_up_a_batch_is_an_image_without_a_target():
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error():
-    message = r"batches of 6 cannot be shared evenly by 4 processes; try --batch-size 8"
+    message = "batches of 6 cannot be divided evenly among 4 processes; try `batch_size=8`"
     with pytest.raises(ValueError, match=message):
         train_loader(Drawn(8), create_transform("flip", crop=32), batch_size=6, ranks=4)
 
@@ -151,7 +151,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     assert first == (signal.SIGTERM, content["epoch"], content["step"], content["updates"])
 
 
-def test_layers_that_take_no_part_do_not_hold_the_processes_up(tmp_path):
+def test_unused_layers_do_not_block_the_processes(tmp_path):
     def train(ranks):
         state = build_state(ema=0)
         state.model.decoder.idle = nn.Conv2d(3, 3, 1)
@@ -163,7 +163,7 @@ def test_layers_that_take_no_part_do_not_hold_the_processes_up(tmp_path):
     assert torch.equal(first[1], second[1])
 
 
-def test_looking_for_layers_that_take_no_part_changes_nothing():
+def test_the_search_for_unused_layers_changes_nothing():
     model = build_state(ema=0).model.train()
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     assert not has_idle_parameters(model)
@@ -180,7 +180,7 @@ def test_looking_for_layers_that_take_no_part_changes_nothing():
     assert not has_idle_parameters(model)
 
 
-def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_of_the_others(tmp_path):
+def test_a_stop_in_a_validation_does_not_wait_for_all_images_of_the_other_processes(tmp_path):
     state = build_state()
 
     def taken_images(ranks):
@@ -209,7 +209,7 @@ def test_a_process_that_is_stopped_in_a_validation_does_not_wait_for_all_images_
 
 
 @pytest.mark.parametrize(("asked", "epoch", "step"), [(2, 0, 2), (5, 1, 2)])
-def test_one_process_that_is_asked_to_save_has_the_first_one_do_it(tmp_path, asked, epoch, step):
+def test_the_first_process_saves_if_any_process_is_asked_to(tmp_path, asked, epoch, step):
     def train(ranks):
         calls = iter(range(1, 99))
         saved = []
@@ -229,7 +229,7 @@ def test_one_process_that_is_asked_to_save_has_the_first_one_do_it(tmp_path, ask
     assert (epoch, step) in second
 
 
-def test_two_processes_that_are_interrupted_and_resume_equal_two_that_are_not(tmp_path):
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(tmp_path):
     def train(out, **options):
         def on_this_rank(ranks):
             try:
@@ -281,7 +281,7 @@ class NaNOn(nn.Module):
         return self.loss(logits, target) * (float("nan") if self.calls in self.bad else 1)
 
 
-def test_a_loss_that_is_nan_in_one_process_is_left_out_in_all_and_then_stops_all(tmp_path):
+def test_a_loss_that_is_nan_in_one_process_skips_the_step_in_all_and_then_stops_all(tmp_path):
     def train(ranks):
         state = build_state()
         with pytest.raises(NotFiniteError, match="the loss is nan, as in 2 steps before it, in epoch 1, step 3"):
@@ -324,7 +324,7 @@ def test_a_full_disk_is_an_error_in_all_processes_at_the_end(tmp_path, monkeypat
     on_ranks(2, train, tmp_path / "group")
 
 
-def test_an_error_in_one_process_is_one_in_all_and_told_once(tmp_path):
+def test_an_error_in_one_process_is_raised_in_all_and_reported_once(tmp_path):
     def read(ranks):
         with ranks.failing_together():
             if ranks.rank == 1:
@@ -354,7 +354,7 @@ def test_buffers_are_copied_once_when_a_model_is_wrapped_and_not_before_each_for
     assert on_ranks(2, wrap, tmp_path) == [(5.0, 0.0), (5.0, 1.0)]
 
 
-def test_buffers_of_any_type_become_those_of_the_first(tmp_path):
+def test_buffers_of_any_dtype_are_copied_from_the_first_process(tmp_path):
     def share(ranks):
         module = nn.BatchNorm2d(3)
         module.register_buffer("flag", torch.tensor([ranks.is_first] * 3))
@@ -396,7 +396,7 @@ def test_synchronised_batch_norms_keep_activations_weights_and_names():
     assert list(converted.state_dict()) == names
 
 
-def test_without_torchrun_nothing_is_asked_of_torch_distributed(monkeypatch, tmp_path):
+def test_a_single_process_does_not_use_torch_distributed(monkeypatch, tmp_path):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     for name in ("init_process_group", "all_reduce", "broadcast", "broadcast_object_list", "all_gather_object"):
         monkeypatch.setattr(torch.distributed, name, refuse)

@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed equals one that was not, bit for bit."""
+"""A run that is interrupted and resumed equals an uninterrupted run, bit for bit."""
 
 import random
 
@@ -20,14 +20,14 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stop_after", [1, 6, 9, 12])  # in a step, in validation, between epochs, in the next one
-def test_a_run_interrupted_anywhere_equals_a_whole_one(whole, tmp_path, stop_after):
+def test_a_run_interrupted_anywhere_equals_an_uninterrupted_one(whole, tmp_path, stop_after):
     assert interrupted(tmp_path, stop_after)
     run(tmp_path, resume=True)
     assert same(outcome(tmp_path), whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_interrupted_at_random_again_and_again_equals_a_whole_one(whole, tmp_path, workers):
+def test_a_run_interrupted_many_times_equals_an_uninterrupted_one(whole, tmp_path, workers):
     stops = np.random.default_rng(workers).integers(1, 9, 40).tolist()
     resume = False
     while interrupted(tmp_path, stops.pop(), resume=resume, workers=workers):
@@ -60,7 +60,7 @@ def test_accumulation_resumes_exactly(tmp_path):
     ],
 )
 @pytest.mark.parametrize("stop_after", [1, 9])  # in the first epoch and in the second
-def test_other_ways_of_learning_resume_exactly(tmp_path, options, parts, stop_after):
+def test_other_options_resume_exactly(tmp_path, options, parts, stop_after):
     run(tmp_path / "a", state=build_state(**parts), **options)
     assert interrupted(tmp_path / "b", stop_after, state=build_state(**parts), **options)
     run(tmp_path / "b", resume=True, state=build_state(**parts), **options)
@@ -80,7 +80,7 @@ def test_plateau_and_patience_survive_a_resume(tmp_path):
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 
 
-def test_a_preprocessing_that_is_not_the_backbones_goes_on(tmp_path):
+def test_a_preprocessing_other_than_the_backbones_survives_a_resume(tmp_path):
     def state():
         state = build_state()
         for model in (state.model, state.ema.module):
@@ -89,24 +89,24 @@ def test_a_preprocessing_that_is_not_the_backbones_goes_on(tmp_path):
 
     run(tmp_path / "a", state=state())
     assert interrupted(tmp_path / "b", 3, state=state())
-    run(tmp_path / "b", resume=True)  # as a resumed training builds its model: with the backbone's
+    run(tmp_path / "b", resume=True)  # its model is built with the preprocessing of the backbone
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
     assert load_model(tmp_path / "b").preprocessing.mean == (0.5, 0.5, 0.5)
 
 
 class Drawing(torch.nn.Module):
-    """A loss that draws from the random states of Python, numpy and torch."""
+    """A loss that draws random numbers of Python, numpy and torch."""
 
     def __init__(self):
         super().__init__()
         self.loss = create_loss("ce")
 
     def forward(self, logits, target):
-        drawn = random.random() + np.random.rand() + torch.rand(1).item()  # noqa: NPY002 - the global states are meant
+        drawn = random.random() + np.random.rand() + torch.rand(1).item()  # noqa: NPY002 - the global state is under test
         return self.loss(logits, target) * (1 + drawn)
 
 
-def test_what_is_drawn_of_python_and_numpy_and_torch_is_drawn_as_in_a_whole_run(tmp_path):
+def test_random_numbers_of_python_numpy_and_torch_are_those_of_an_uninterrupted_run(tmp_path):
     run(tmp_path / "a", loss_fn=Drawing())
     assert interrupted(tmp_path / "b", 3, loss_fn=Drawing())
     run(tmp_path / "b", resume=True, loss_fn=Drawing())

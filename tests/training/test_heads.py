@@ -1,4 +1,4 @@
-"""Auxiliary heads: their losses, who learns from them, and that nothing changes without them."""
+"""Auxiliary heads: their losses, their gradients, and that a weight of 0 changes nothing."""
 
 import math
 

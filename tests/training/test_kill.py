@@ -1,4 +1,4 @@
-"""Killed (-9) while it writes, a run can be resumed, and ends as if nothing had happened."""
+"""A run that is killed (-9) while it writes can be resumed, and ends with the same results."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def whole(tmp_path_factory):
 
 
 class HalfWriter:
-    """Writes half of what it is given, and is killed."""
+    """Writes the first half of the content, then kills the process."""
 
     def __init__(self, file):
         self.file = file
@@ -43,7 +43,7 @@ def kill():
 
 
 def run_killed_at(out, name, number, before):
-    """Runs until the `number`th call of a function of `os`, or write to a temporary file."""
+    """Train until the `number`th call of a function of `os`, or write to a temporary file."""
     count = iter(range(number + 1))
     real = Path.open if name == "write" else getattr(os, name)
 
@@ -68,7 +68,7 @@ def run_killed_at(out, name, number, before):
 
 
 def count_calls(out):
-    """How often a run calls each of the functions."""
+    """Return how often a run calls each of the functions."""
     found = dict.fromkeys(CALLS, 0)
 
     def counting(name, real):
@@ -88,7 +88,7 @@ def count_calls(out):
 
 def assert_resumes(out, whole):
     saved = (out / "last.pt").exists()
-    assert saved or not (out / "last.prev.pt").exists()  # from the first save on there is one at every moment
+    assert saved or not (out / "last.prev.pt").exists()  # there is a checkpoint at every moment after the first save
     assert forked(lambda: run(out, epochs=EPOCHS, save_every=2, resume=saved)) == 0
     assert same(outcome(out), whole)
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
@@ -105,7 +105,7 @@ def test_a_run_killed_at_every_write_sync_link_and_rename_resumes(whole, tmp_pat
     found = count_calls(tmp_path / "counted")
     assert min(found.values()) >= 2
     moments = [(name, n, before) for name, total in found.items() for n in range(total) for before in (True, False)]
-    moments = [moment for moment in moments if moment[0] != "write" or moment[2]]  # killed halfway, once
+    moments = [moment for moment in moments if moment[0] != "write" or moment[2]]  # a write is killed halfway, once
     for i, moment in enumerate(moments):
         out = tmp_path / str(i)
         assert forked(lambda out=out, moment=moment: run_killed_at(out, *moment)) == -signal.SIGKILL, moment
@@ -122,7 +122,7 @@ def test_a_run_killed_at_random_moments_resumes(whole, tmp_path):
         if child == 0:
             run(out, epochs=EPOCHS, save_every=1)
             os._exit(0)
-        while i % 2 and not (out / "last.pt").exists():  # every other one after its first save
+        while i % 2 and not (out / "last.pt").exists():  # every other run is killed after its first save
             time.sleep(0.005)
         time.sleep(moments.uniform(0.0, 0.5))
         os.kill(child, signal.SIGKILL)

@@ -12,10 +12,10 @@ from segkit.training import keep_memory
 keep_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**25); first = faults()
-torch.ones(2**25 - 1024); print(faults() - first)  # smaller, since aligned memory takes a little more than it has
+torch.ones(2**25 - 1024); print(faults() - first)  # smaller, because alignment needs a little more memory
 """
 
-GIVEN_BACK = """
+RETURNED = """
 import torch
 from pathlib import Path
 from segkit.training import keep_memory, release_memory
@@ -31,25 +31,25 @@ def has_mallopt():
 
 
 @pytest.mark.skipif(not has_mallopt(), reason="the C library is not glibc")
-def test_memory_that_was_freed_is_taken_again_without_asking_the_system():
+def test_freed_memory_is_used_again_without_page_faults():
     printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     assert int(printed) < 1000  # of the 32768 pages
 
 
 @pytest.mark.skipif(not has_mallopt(), reason="the C library is not glibc")
-def test_kept_memory_is_given_back_when_asked_for():
-    printed = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True).stdout
+def test_kept_memory_is_returned_on_request():
+    printed = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True).stdout
     by_itself, released = map(int, printed.split())
     assert by_itself < 1000 < 15000 < released  # of 16384 pages
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_nothing_happens_with_another_c_library(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_memory()
     assert not release_memory()
 
 
-def test_another_system_is_left_alone(monkeypatch):
+def test_nothing_happens_on_another_system(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_memory()
     assert not release_memory()

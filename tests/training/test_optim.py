@@ -1,4 +1,4 @@
-"""Parameter groups: what decays, and what learns how fast."""
+"""Optimizers: weight decay and learning rate of each parameter; precision."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_norms_and_biases_do_not_decay(model, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"layer_decay": 0.9}, {"backbone_lr_factor": 0.1}])
-def test_norms_and_biases_decay_where_it_is_wished(model, options):
+def test_norms_and_biases_decay_with_decay_norms(model, options):
     found = settings_by_name(model, decay_norms=True, **options)
     assert {decay for decay, _ in found.values()} == {0.1}
     assert {name: scale for name, (_, scale) in found.items()} == {
@@ -68,7 +68,7 @@ def test_unknown_names_are_errors_that_list_the_known_ones(model):
         create_scaler(torch.device("cpu"), "half")
 
 
-def test_an_optimizer_of_second_order_is_refused_at_once(model):
+def test_a_second_order_optimizer_is_refused(model):
     with pytest.raises(ValueError, match="optimizer 'adahessian' needs second derivatives"):
         create_optimizer(model, "adahessian", lr=1.0)
 
@@ -91,6 +91,6 @@ def test_optimisers_of_timm_lower_the_loss(name):
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_that_only_imitates_bf16_has_fp16(monkeypatch, native, dtype):
+def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert amp_dtype(torch.device("cuda"), "auto") == dtype

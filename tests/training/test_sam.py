@@ -1,4 +1,4 @@
-"""Sharpness-aware steps: the gradient at w + rho g / ||g||, and nothing else that changes."""
+"""Sharpness-aware steps: the gradient is that at w + rho g / ||g||, and nothing else changes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from segkit.training.step import at_sam_point
 
 
-def test_the_gradient_of_a_quadratic_is_taken_where_the_formula_says():
+def test_the_gradient_of_a_quadratic_by_hand():
     # L(w) = (3 w0^2 + 4 w1^2) / 2 at w = (1, 1): g = (3, 4), ||g|| = 5, and with rho = 0.5
     # w + rho g / ||g|| = (1.3, 1.4), where the gradient is (3.9, 5.6).
     model = nn.ParameterList([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))])
@@ -27,7 +27,7 @@ def test_the_gradient_of_a_quadratic_is_taken_where_the_formula_says():
 
 
 @pytest.mark.parametrize("gradient", [0.0, float("nan"), float("inf")])
-def test_weights_stay_where_there_is_no_direction(gradient):
+def test_weights_do_not_move_without_a_direction(gradient):
     model = nn.Linear(2, 1)
     before = model.weight.clone()
     model.weight.grad = torch.full((1, 2), gradient)
@@ -35,7 +35,7 @@ def test_weights_stay_where_there_is_no_direction(gradient):
         assert torch.equal(model.weight, before)
 
 
-def test_an_error_inside_leaves_the_weights_as_they_were():
+def test_an_error_inside_restores_the_weights():
     model = nn.Linear(2, 1)
     before = model.weight.clone()
     model.weight.grad = torch.ones(1, 2)
@@ -44,7 +44,7 @@ def test_an_error_inside_leaves_the_weights_as_they_were():
     assert torch.equal(model.weight, before)
 
 
-def test_the_second_pass_leaves_the_statistics_of_batch_norms_alone(tmp_path):
+def test_the_second_pass_does_not_change_the_statistics_of_batch_norms(tmp_path):
     sharp, plain = build_state(ema=0, lr=1e-12), build_state(ema=0, lr=1e-12)
     run(tmp_path / "a", state=sharp, epochs=1, sam=0.5)
     run(tmp_path / "b", state=plain, epochs=1)
@@ -54,7 +54,7 @@ def test_the_second_pass_leaves_the_statistics_of_batch_norms_alone(tmp_path):
         torch.testing.assert_close(value, buffers[name], rtol=1e-5, atol=1e-6)
 
 
-def test_an_update_differs_from_a_plain_one_and_the_loss_told_is_that_of_the_weights():
+def test_an_update_differs_from_a_plain_one_and_the_reported_loss_does_not():
     sharp, plain = norm_free_state(), norm_free_state()
     assert learn(sharp, batches(4), sam=0.5) == learn(plain, batches(4))
     assert not torch.allclose(weights(sharp), weights(plain))
@@ -75,7 +75,7 @@ def test_the_scale_of_fp16_changes_nothing():
     torch.testing.assert_close(weights(scaled), weights(plain), rtol=0, atol=1e-6)
 
 
-def test_an_interrupted_run_resumes_exactly(tmp_path):
+def test_a_run_with_sam_resumes_exactly(tmp_path):
     run(tmp_path / "a", sam=0.05)
     assert interrupted(tmp_path / "b", 2, sam=0.05)
     run(tmp_path / "b", resume=True, sam=0.05)

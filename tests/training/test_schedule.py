@@ -1,4 +1,4 @@
-"""The learning rate: shapes worked out by hand, plateaus in the right direction."""
+"""The learning rate: values worked out by hand, and plateaus in the right direction."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_poly_has_the_power_of_deeplab():
     ("name", "halfway"),
     [("cosine", 0.55), ("poly", 0.1 + 0.9 * 0.5**0.9), ("tanh", 0.1 + 0.45 * (1 - math.tanh(-2)))],
 )
-def test_shapes_fall_to_the_lowest_rate(name, halfway):
+def test_schedules_fall_to_the_lowest_rate(name, halfway):
     found = rates(name, 5, epochs=4, steps_per_epoch=1, min_lr=0.1)
     assert [found[0], found[2], found[4]] == pytest.approx([1.0, halfway, 0.1])
 
@@ -62,7 +62,7 @@ def test_constant_stays_after_the_warm_up(name):
 
 
 @pytest.mark.parametrize("direction", ["min", "max"])
-def test_a_plateau_falls_only_when_the_score_does_not_become_better(direction):
+def test_a_plateau_falls_only_without_progress(direction):
     sign = -1 if direction == "max" else 1
     plateau = Plateau(direction, patience=2)
     for score in (5, 4, 3, 2):
@@ -131,9 +131,9 @@ def test_scaled_groups_keep_their_share():
         (lambda: create_scheduler(optimizer(), "linear", epochs=1, steps_per_epoch=1), "unknown schedule 'linear'"),
         (
             lambda: create_scheduler(optimizer(), "plateau", epochs=1, steps_per_epoch=1, monitor="iou"),
-            "monitor must be one of loss, miou",
+            "unknown `monitor` .*Known: loss, miou",
         ),
-        (lambda: Plateau("up"), "direction must be 'min' or 'max'"),
+        (lambda: Plateau("up"), "`direction` must be 'min' or 'max'"),
     ],
 )
 def test_unknown_names_are_errors(call, message):

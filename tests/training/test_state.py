@@ -1,4 +1,4 @@
-"""Seeds, and kernels that give the same every time."""
+"""Seeds, random states, and deterministic kernels."""
 
 import os
 import random
@@ -12,10 +12,10 @@ from segkit.training.state import random_state, set_random_state
 
 
 def drawn():
-    return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the global states are meant
+    return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the global state is under test
 
 
-def test_a_seed_decides_what_is_drawn_and_a_state_goes_on():
+def test_a_seed_decides_all_random_numbers_and_a_state_continues_them():
     seed_all(7)
     first, state, second = drawn(), random_state(), drawn()
     seed_all(7)
@@ -38,10 +38,10 @@ def settings():
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = variable
 
 
-def test_deterministic_kernels_are_asked_for_and_none_is_forbidden(settings):
+def test_deterministic_kernels_are_preferred_and_others_are_allowed(settings):
     torch.backends.cudnn.benchmark = True
     make_deterministic()
     assert torch.are_deterministic_algorithms_enabled()
-    assert torch.is_deterministic_algorithms_warn_only_enabled()  # what has no such kernel is named, and runs
+    assert torch.is_deterministic_algorithms_warn_only_enabled()  # other kernels run, with a warning
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

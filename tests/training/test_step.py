@@ -55,7 +55,7 @@ def test_mixed_precision_trains_close_to_full_precision(amp):
 
 
 class Poisoned(nn.Module):
-    """A loss that is NaN for some calls."""
+    """A loss that is NaN in some calls, counted from 0."""
 
     def __init__(self, bad):
         super().__init__()
@@ -67,7 +67,7 @@ class Poisoned(nn.Module):
 
 
 class PoisonedSteps(nn.Module):
-    """A loss that is NaN in some steps, counted from the first; not in validation."""
+    """A loss that is NaN in some training steps, counted from 0, and never in a validation."""
 
     def __init__(self, bad):
         super().__init__()
@@ -99,7 +99,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(options, bad):
 
 
 class AfterEachStep(StopSignals):
-    """Calls a function after each step, in place of looking for signals."""
+    """Calls a function after each step, where the trainer asks for signals."""
 
     def __init__(self, function):
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics_nor_the_mean_loss
 
 
 class Counting(nn.Module):
-    """Counts its calls in one buffer, and replaces another: statistics that are not those of a batch norm."""
+    """Counts its calls in one buffer, and replaces another one: statistics of another kind than batch norms'."""
 
     def __init__(self):
         super().__init__()
@@ -244,7 +244,7 @@ def test_a_gradient_that_overflows_in_fp16_is_expected_until_the_scale_fits(capl
     assert not caplog.records
 
 
-def test_the_average_of_the_weights_follows_by_its_decay():
+def test_the_average_of_the_weights_follows_its_decay():
     state = build_state(ema=0.5, epochs=1)
     train, _ = loaders()
     seen = []
@@ -319,7 +319,7 @@ def test_a_step_reads_values_from_the_device_once(options, amp):
 
 
 class CopiedTensors(TorchDispatchMode):
-    """Lists the tensors that are copied from, by number and by clone."""
+    """Collects the ids of the tensors that are copied."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Loggers are optional, and nothing that they do stops a training."""
+"""Loggers are optional, and their errors stop no training."""
 
 import builtins
 import sys
@@ -39,7 +39,7 @@ def tensorboard(monkeypatch):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for W&B with an account; keeps what init was told, and the rows by step."""
+    """A stand-in for W&B with an account; stores the arguments of init, and the rows by step."""
     made = SimpleNamespace(options=None, rows={}, finished=0, account=True, step=0, fails=None)
 
     class Run:
@@ -86,23 +86,23 @@ def test_tensorboard_gets_every_number_and_the_pictures(tensorboard, tmp_path):
     assert tensorboard.calls[-1] == ("close",)
 
 
-def test_a_resumed_run_has_no_step_twice_and_none_is_missing(tensorboard, tmp_path):
+def test_a_resumed_run_logs_every_epoch_exactly_once(tensorboard, tmp_path):
     log_all(Tracking(["tensorboard"], tmp_path, history=ROWS[:2]), ROWS[2:])
     assert tensorboard.calls[0] == ("open", "tensorboard", 1)
     assert [call[3] for call in tensorboard.calls if call[:2] == ("add_scalar", "miou")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("broken", [("open",), ("add_scalar",), ("add_image",), ("close",), ("all",)])
-def test_a_logger_that_raises_is_told_in_one_line_and_left_out(tensorboard, tmp_path, caplog, broken):
+def test_a_logger_that_raises_is_reported_in_one_line_and_not_used_again(tensorboard, tmp_path, caplog, broken):
     tensorboard.broken = broken
     log_all(Tracking(["tensorboard"], tmp_path))
     (record,) = caplog.records
-    assert record.getMessage().endswith("is broken; training goes on")
+    assert record.getMessage().endswith("is broken; training continues")
     assert "\n" not in record.getMessage()
     assert len([call for call in tensorboard.calls if call[0] in broken]) <= 1
 
 
-def test_a_failing_logger_leaves_the_others_alone(tensorboard, wandb, tmp_path):
+def test_a_failing_logger_does_not_affect_the_others(tensorboard, wandb, tmp_path):
     tensorboard.broken = ("all",)
     log_all(Tracking(["tensorboard", "wandb"], tmp_path))
     assert sorted(wandb.rows) == [1, 2, 3]
@@ -111,19 +111,19 @@ def test_a_failing_logger_leaves_the_others_alone(tensorboard, wandb, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch, caplog, name, module):
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(tmp_path, monkeypatch, caplog, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     log_all(Tracking([name], tmp_path))
     (record,) = caplog.records
-    assert record.getMessage().endswith(f"to have it: pip install {name}")
+    assert record.getMessage().endswith(f"to use it: pip install {name}")
 
 
-def test_a_wandb_run_keeps_its_id_and_goes_on_after_the_steps_it_has(wandb, tmp_path):
+def test_a_resumed_wandb_run_keeps_its_id_and_continues_after_its_last_step(wandb, tmp_path):
     log_all(Tracking(["wandb"], tmp_path, {"lr": "0.1"}), ROWS[:2])
     assert wandb.options["id"] is None
     assert wandb.options["config"] == {"lr": "0.1"}
     wandb.rows.clear()
-    wandb.step = 2  # the second epoch was lost on the way
+    wandb.step = 2  # the second epoch did not reach the server
     log_all(Tracking(["wandb"], tmp_path, history=ROWS[:2]), ROWS[2:])
     assert (wandb.options["id"], wandb.options["resume"]) == ("abc123", "allow")
     assert sorted(wandb.rows) == [2, 3]
@@ -146,10 +146,10 @@ def test_wandb_without_network_is_off(wandb, tmp_path, caplog):
     wandb.fails = ConnectionError("no route to host")
     log_all(Tracking(["wandb"], tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
-        "--log wandb is off: no route to host; training goes on"
+        "`log=wandb` is off: no route to host; training continues"
     ]
 
 
 def test_an_unknown_logger_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="unknown logger 'comet', expected some of tensorboard, wandb"):
+    with pytest.raises(ValueError, match=r"unknown logger 'comet'.*Known: tensorboard, wandb"):
         Tracking(["comet"], tmp_path)

@@ -1,4 +1,4 @@
-"""What `fit` does from epoch to epoch: the best weights, stopping, full disks, signals."""
+"""Trainer.fit from epoch to epoch: the best weights, the end, full disks, signals."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ from segkit.training import (
 
 
 class FixedScores:
-    """Stands for the scores of a validation."""
+    """Stands in for the scores of a validation."""
 
     pixel_accuracy = 0.5
 
@@ -36,7 +36,7 @@ class FixedScores:
 
 
 def scored(**mious):
-    """A Trainer whose validations reach these mIoUs: `scored(raw=[...], ema=[...])`, one for each validation."""
+    """Return a Trainer with given mIoUs, one for each validation: `scored(raw=[...], ema=[...])`."""
     streams = {name: iter(values) for name, values in mious.items()}
 
     class Scored(Trainer):
@@ -65,7 +65,7 @@ def test_a_checkpoint_says_whether_its_run_has_reached_the_end(tmp_path):
     assert (content["epoch"], content["finished"]) == (4, True)
 
 
-def test_validation_comes_every_so_many_epochs_and_after_the_last(tmp_path):
+def test_validation_runs_every_few_epochs_and_after_the_last(tmp_path):
     kind = scored(raw=[0.3, 0.5, 0.4])
     state = run(tmp_path, kind=kind, state=build_state(ema=0), epochs=5, val_every=2)
     assert (state.epoch, state.best_epoch, state.stale_epochs) == (5, 4, 1)
@@ -86,7 +86,7 @@ def test_a_plateau_does_not_count_epochs_without_validation(tmp_path):
     assert (state.scheduler.plateau.stale, state.scheduler.plateau.factor) == (1, 1.0)
 
 
-def test_patience_goes_on_where_it_was_after_a_resume(tmp_path):
+def test_patience_survives_a_resume(tmp_path):
     kind = scored(raw=[0.5, 0.4, 0.3, 0.9])
     run(tmp_path, kind=kind, state=build_state(ema=0), epochs=2, early_stopping=2)
     state = run(tmp_path, kind=kind, state=build_state(ema=0), resume=True, epochs=9, early_stopping=2)
@@ -124,7 +124,7 @@ OUT_OF_MEMORY = [
 
 
 class OutOfMemory(torch.nn.Module):
-    """A loss for whose validation images the memory runs out, so many times."""
+    """A loss that runs out of memory in the first validations."""
 
     def __init__(self, times, error=OUT_OF_MEMORY[0]):
         super().__init__()
@@ -138,18 +138,18 @@ class OutOfMemory(torch.nn.Module):
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_a_validation_for_which_memory_runs_out_is_tried_once_more(tmp_path, error):
+def test_a_validation_that_runs_out_of_memory_is_tried_once_more(tmp_path, error):
     run(tmp_path / "a", epochs=1)
     run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(1, error))
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 
 
-def test_a_validation_that_fails_otherwise_is_not_tried_again(tmp_path):
+def test_a_validation_with_another_error_is_not_tried_again(tmp_path):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(tmp_path, epochs=1, loss_fn=OutOfMemory(1, RuntimeError("shapes do not match")))
 
 
-def test_a_validation_for_which_memory_runs_out_again_leaves_the_epoch_to_go_on_from(tmp_path):
+def test_a_validation_that_runs_out_of_memory_twice_saves_the_epoch_first(tmp_path):
     run(tmp_path / "a", epochs=1)
     with pytest.raises(torch.OutOfMemoryError):
         run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(2))
@@ -179,7 +179,7 @@ def disk_full(*args, **options):
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_training_and_keeps_the_saved_files(tmp_path, monkeypatch, caplog):
     real, calls = checkpoint.save_state, iter(range(99))
 
     def sometimes_full(state, out, randoms):
@@ -193,7 +193,7 @@ def test_a_full_disk_does_not_stop_training_and_keeps_what_was_saved(tmp_path, m
     assert [row["epoch"] for row in csv.DictReader((tmp_path / "results.csv").open())] == ["1", "2", "3"]
 
 
-def test_a_table_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_failure_to_write_results_csv_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "write_results", disk_full)
     run(tmp_path, epochs=1)
     assert f"cannot write {tmp_path / 'results.csv'}: [Errno 28]" in caplog.text
@@ -211,7 +211,7 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch):
+def test_weights_that_could_not_be_written_are_not_the_best(tmp_path, monkeypatch):
     kind = scored(raw=[0.5, 0.4])
     calls = iter(range(9))
 
@@ -248,7 +248,7 @@ def test_a_second_sigterm_stops_at_once_with_its_own_exit_code():
     assert exit.value.code == 143
 
 
-def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
+def test_files_are_whole_after_a_second_ctrl_c(tmp_path):
     run(tmp_path / "a", epochs=1)
 
     def stopped():
@@ -268,7 +268,7 @@ def test_a_second_ctrl_c_leaves_whole_files(tmp_path):
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
 
 
-def test_a_stop_after_a_save_that_failed_saves_again_or_says_why_not(tmp_path, monkeypatch):
+def test_a_stop_after_a_failed_save_tries_again_and_reports_the_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_state", disk_full)
     with pytest.raises(Interrupted) as caught:
         run(tmp_path, epochs=2, stop_after=9)  # after 5 steps and 4 validation images, at the end of the epoch
@@ -280,7 +280,7 @@ needs_usr1 = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the syst
 
 
 @needs_usr1
-def test_sigusr1_asks_once_for_a_save_and_stops_nothing():
+def test_sigusr1_asks_once_for_a_save_and_does_not_stop():
     before = signal.getsignal(signal.SIGUSR1)
     with StopSignals() as stop:
         assert not stop.save_asked()
@@ -306,7 +306,7 @@ class SaveAsked(StopSignals):
 
 
 @pytest.mark.parametrize(("call", "epoch", "step"), [(2, 0, 2), (6, 0, 5), (11, 1, 2)])  # the second in validation
-def test_a_save_that_is_asked_for_is_one_to_resume_from_and_changes_nothing(tmp_path, call, epoch, step):
+def test_a_requested_save_can_be_resumed_and_changes_nothing(tmp_path, call, epoch, step):
     run(tmp_path / "a")
     run(tmp_path / "b", stop=SaveAsked(call, tmp_path / "b", tmp_path / "c"))
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
@@ -316,7 +316,7 @@ def test_a_save_that_is_asked_for_is_one_to_resume_from_and_changes_nothing(tmp_
     assert same(outcome(tmp_path / "c"), outcome(tmp_path / "a"))
 
 
-def test_a_signal_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, monkeypatch):
+def test_a_signal_during_a_save_does_not_interrupt_it(tmp_path, monkeypatch):
     run(tmp_path / "a", epochs=2)
     real, calls = os.fsync, iter(range(99))
 

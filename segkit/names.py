@@ -19,15 +19,18 @@ def nearest(name: str, known: Collection[str], also_called: Mapping[str, str] | 
     return synonyms.get(found[0], found[0]) if found else None
 
 
-def unknown(what: str, name: str, known: Collection[str]) -> UsageError:
+def unknown(
+    what: str, name: str, known: Collection[str], also_called: Mapping[str, str] | None = None
+) -> UsageError:
     """Return the error for a name that does not exist; it lists the known names and suggests the nearest.
 
     Args:
         what: The kind of thing, such as "loss".
         name: The name that was given.
         known: The names that exist.
+        also_called: See `nearest`.
     """
-    near = nearest(name, known)
+    near = nearest(name, known, also_called)
     hint = f"; did you mean {near!r}?" if near else "."
     return UsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
 

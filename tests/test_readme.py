@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.shapes import write_shapes
 from PIL import Image
 
 import segkit
@@ -69,6 +70,7 @@ def test_the_first_example_predicts_and_scores(folder):
     assert names["logits"].shape == (2, 12, 40, 48)
     assert names["probs"].sum(1).sub(1).abs().max() < 1e-5
     assert names["prediction"].mask.shape == (40, 48)
+    assert (folder / "mask.png").is_file()
 
 
 def test_the_data_set_of_ones_own_trains(folder):
@@ -77,8 +79,21 @@ def test_the_data_set_of_ones_own_trains(folder):
     images, target = next(iter(names["loader"]))
     assert images.shape[1:] == (3, 32, 32)
     assert target.shape[1:] == (32, 32)
-    exec(small(block_with("segkit.train(")), names)
+    exec(small(block_with("data=train_set")), names)
     assert Path("runs/scans/best.safetensors").is_file()
+    assert names["model"].class_names == ("background", "leaf", "stem")
+
+
+def test_the_commands_are_functions(folder):
+    write_shapes(folder, "train", 8, seed=1)
+    write_shapes(folder, "val", 2, seed=2)
+    (folder / "images").rename("photographs")
+    for name in ("train.json", "val.json"):
+        Path(name).write_text(Path(name).read_text().replace("images/", ""))
+    names = {"segkit": segkit}
+    exec(small(block_with("segkit.evaluate(")), names)
+    assert 0 <= names["result"].scores["miou"] <= 1
+    assert len(list(Path("masks/mask").iterdir())) == 10
 
 
 def test_the_smp_call_has_arguments_that_exist():
@@ -133,7 +148,8 @@ def test_each_command_is_understood(line, monkeypatch, tmp_path):
 
 
 def test_every_block_is_tested():
-    tested = ("uint8_images", "class Scans", "segkit.train(", "load_smp_checkpoint(", "check_decoder(")
+    tested = ("uint8_images", "class Scans", "data=train_set", "segkit.evaluate(", "load_smp_checkpoint(")
+    tested += ("check_decoder(",)
     tested += ("class_weights(pixels_of_each_class", "for logits, target in loader")
     assert [block for block in BLOCKS if not any(text in block for text in tested)] == []
     assert {name for name in CONFIGS} == set(import_module("segkit.cli").COMMANDS)

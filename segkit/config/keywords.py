@@ -7,10 +7,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.checks import default_of
 from segkit.config.typed import ORDER, TextOrPath, describe
+from segkit.config.words import ALSO_CALLED
 from segkit.errors import UsageError
 from segkit.names import unknown
 
@@ -21,8 +24,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
     """Return the settings of a command from keyword arguments.
 
-    Text stands for a path, and one value for a list of one. Any other object may take the place of a path, such as a
-    data set or a loaded model; the workflow says whether it can use it.
+    Text stands for a path, and one value for a list of one. Words of the command line are understood, such as
+    loss="dice" or loss=["ce=0.6", "dice=0.4"]. Any other object may take the place of a path, such as a data set or a
+    loaded model; the workflow says whether it can use it.
 
     Args:
         cls: The dataclass of the settings.
@@ -31,14 +35,15 @@ def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: An argument is unknown, is needed but missing, or has a value that cannot be used.
     """
-    kinds = get_type_hints(cls)
+    kinds, annotated = get_type_hints(cls), get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     for name in keywords:
         if name not in names:
-            raise unknown("argument", name, names)
+            raise unknown("argument", name, names, ALSO_CALLED)
     for name in names:
         if name not in keywords and default_of(cls, name) is dataclasses.MISSING:
             raise UsageError(f"give `{name}`")
+    keywords = {name: _parsed_words(value, annotated[name]) for name, value in keywords.items()}
     return cls(**{name: _as_declared(name, value, kinds[name]) for name, value in keywords.items()})
 
 
@@ -67,6 +72,17 @@ def _parameter(cls: type, field: dataclasses.Field) -> inspect.Parameter:
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=get_type_hints(cls)[field.name]
     )
+
+
+def _parsed_words(value: Any, annotated: Any) -> Any:
+    """Return the mapping that words such as "ce=0.6" stand for; other values as they are."""
+    words = [value] if isinstance(value, str) else value
+    if get_origin(annotated) is not Annotated or get_origin(get_args(annotated)[0]) is not dict:
+        return value
+    if not (words and isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
+        return value
+    (spec,) = [extra for extra in annotated.__metadata__ if isinstance(extra, PrimitiveConstructorSpec)]
+    return spec.instance_from_str(list(words))
 
 
 def _as_declared(name: str, value: Any, kind: Any) -> Any:
@@ -100,6 +116,8 @@ def _convert(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is float:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return is_number, float(value) if is_number else value
+    if kind is TextOrPath and isinstance(value, bool):  # such as `pretrained`, a word on the command line
+        return True, str(value).lower()
     if kind in (str, TextOrPath):
         is_text = isinstance(value, str | os.PathLike)
         text = os.fspath(value) if is_text else value

@@ -83,3 +83,21 @@ def test_a_workflow_shows_the_settings_in_its_signature():
     assert signature.parameters["data"].default is inspect.Parameter.empty
     assert list(signature.parameters)[-1] == "verbose"
     assert work(data="a") == {"data": "a"}
+
+
+def test_words_of_the_command_line_stand_for_a_mapping():
+    assert from_keywords(TrainConfig, {"loss": "dice"}).loss == {"dice": 1.0}
+    assert from_keywords(TrainConfig, {"loss": ["ce=0.6", "dice=0.4"]}).loss == {"ce": 0.6, "dice": 0.4}
+    assert from_keywords(TrainConfig, {"decoder": "channels=64"}).decoder == {"channels": 64}
+    with pytest.raises(UsageError, match="NAME=WEIGHT"):
+        from_keywords(TrainConfig, {"loss": "ce=much"})
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_pretrained_is_a_bool_as_in_create_model(value):
+    assert from_keywords(TrainConfig, {"pretrained": value}).pretrained == str(value).lower()
+
+
+def test_the_name_of_another_tool_leads_to_ours():
+    with pytest.raises(UsageError, match="did you mean 'backbone'"):
+        from_keywords(TrainConfig, {"encoder": "resnet18"})

@@ -224,6 +224,6 @@ def implied_settings(
         found = read_settings(TrainConfig, run.args) if run.args.is_file() else {}
         return {name: setting for name, setting in found.items() if name not in ("out", "resume")}
     is_demo = not given.get("data") and not given.get("recipe")
-    demo = read_recipe(TrainConfig, "demo", "no `data`") if is_demo else {}
+    demo = read_recipe(TrainConfig, "demo", "no data given") if is_demo else {}
     init_from = given.get("init_from")
     return {**demo, **(architecture_of(init_from) if init_from is not None else {})}

@@ -247,7 +247,7 @@ def test_a_default_that_the_command_line_puts_in_the_place_of_a_recipes_value_ha
 
 def test_without_data_the_settings_are_the_demos_unless_a_recipe_is_named(capsys):
     for words, expected in (
-        ([], ["recipe: demo  # no --data", "crop: 192  # recipe demo"]),
+        ([], ["recipe: demo  # no data given", "crop: 192  # recipe demo"]),
         (["--crop", "64"], ["crop: 64  # command line", "epochs: 12  # recipe demo"]),
         (["--recipe", "waste1-fpn-b4"], ["recipe: waste1-fpn-b4  # command line", "crop: 512  # recipe waste1-fpn-b4"]),
         (["--data", "a.json"], ["recipe: null", "crop: 512"]),

@@ -15,7 +15,7 @@ SIDE_BY_SIDE = 3  # sets in one table
 PAIRS = 4  # overlapping classes that are named
 
 
-def describe(part: CheckedSet) -> str:
+def describe_set(part: CheckedSet) -> str:
     """Describe a set in a few lines: how much it holds, the sizes of its images, and overlaps of its annotations."""
     data, measures = part.data, part.measures
     counted = "masks from files" if data.annotations is None else _counted(measures.annotations.sum(), "annotation")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segkit.checks import CheckedSet, check_sets, class_table, describe, finding_lines, save_pictures, write_tables
+from segkit.checks import CheckedSet, check_sets, class_table, describe_set, finding_lines, save_pictures, write_tables
 from segkit.config import CheckConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
@@ -35,7 +35,7 @@ class CheckResult:
         return sum(part.count("error") for part in self.sets)
 
     def __str__(self) -> str:
-        described = "\n".join(map(describe, self.sets))
+        described = "\n".join(map(describe_set, self.sets))
         return f"{described}\n\n{class_table(self.sets)}\n\n{finding_lines(self.sets)}"
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,5 +84,8 @@ def train(
     """
     from segkit.workflows.train import train_as_configured
 
-    own = dict(zip(("data", "val"), load(config), strict=True)) if load else None
+    if load is None:
+        return train_as_configured(config, verbose=True).folder.path
+    own = dict(zip(("data", "val"), load(config), strict=True))
+    config = replace(config, data=(), val=(), train_only=(), folds=None, fold=None)
     return train_as_configured(config, own, verbose=True).folder.path

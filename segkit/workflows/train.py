@@ -8,7 +8,7 @@ from segkit.config import TrainConfig, from_keywords, implied_settings, read_rec
 from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.demo import write_demo
-from segkit.errors import UsageError
+from segkit.errors import MissingFileError, UsageError
 from segkit.runs import DEMO, RunLock, run_to_resume
 from segkit.training import ranks_of_torchrun, save_signal_ignored
 from segkit.workflows.crossval import CrossValidationResult, cross_validate
@@ -34,7 +34,8 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         verbose: Print what is trained, and the scores after each epoch.
         **settings: The settings of the command, see `python train.py --help`. A setting that is not given is taken
             from the run to resume, or from the recipe. `data`, `val` and `train_only` also take a data set of your
-            own, see `segkit.data.SegmentationDataset`; without `val`, a share of `data` is split off.
+            own, see `segkit.data.SegmentationDataset`. Without `val`, a share of `data` is split off; without `data`,
+            a demo set is drawn.
 
     Returns:
         The run folder, its best scores, and the model by `load()`. With `fold="all"`, the results of all folds.
@@ -84,10 +85,17 @@ def train_as_configured(
             if ranks.count > 1:
                 raise UsageError('`fold="all"` trains in one process; under torchrun, train each `fold` by its number')
             return cross_validate(config, session, lock)
-        is_new = ranks.on_first(lambda: run_to_resume(config.resume, config.out)) is None
-        if own or config.data or not is_new:
+        if own or config.data:
             sources = replace(config, **{name: (data,) for name, data in own.items()})
             return train_run(config, lambda: load_data(sources, session.console), session, lock)
+        resumed = ranks.on_first(lambda: run_to_resume(config.resume, config.out))
+        if resumed is not None:
+            if not resumed.has_checkpoint:
+                raise MissingFileError(f"nothing to resume: there is no {resumed.last}")
+            raise UsageError(
+                f"{resumed} was trained on the data sets of a program, not on files; resume it by `segkit.train` with "
+                "`data` and `val`, or name its files"
+            )
         session.console.print(f"DEMO: no data is given, so segkit draws a small data set in {DEMO} and trains on it.")
         train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
         config = replace(config, data=(train_json,), val=(val_json,))

@@ -86,6 +86,8 @@ def test_an_own_data_set_with_other_images_cannot_be_resumed(tmp_path):
     with pytest.raises(UsageError, match="not those that the run began with"):
         segkit.train(data=Drawn(5), val=Drawn(2), resume=first.folder.path, epochs=2)
     assert len(segkit.train(data=Drawn(4), val=Drawn(2), resume=first.folder.path, epochs=2).history) == 2
+    with pytest.raises(UsageError, match="was trained on the data sets of a program, not on files"):
+        segkit.train(resume=first.folder.path, epochs=3)
 
 
 def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
@@ -105,6 +107,7 @@ def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
         ({"val": Drawn(4)}, "all as files, or all as data sets"),
         ({"data": Drawn(4), "folds": 2, "fold": 0}, "`folds`"),
         ({"data": "train.json", "resume": True}, "`resume` needs `out`"),
+        ({"resume": "nowhere"}, "nothing to resume: there is no nowhere/last.pt"),
     ],
 )
 def test_a_keyword_that_cannot_be_is_an_error(tmp_path, monkeypatch, settings, message):

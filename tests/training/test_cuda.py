@@ -1,13 +1,15 @@
 """Training on a GPU: the same results as on the CPU, exact resume, mixed precision, full memory."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_training import build_state, interrupted, outcome, run, same
+from helpers.tiny_training import build_state, interrupted, loaders, outcome, run, same
 
 from segkit.cli import train
-from segkit.training import make_deterministic, read_checkpoint
+from segkit.losses import create_loss
+from segkit.training import Trainer, TrainOptions, autocast, make_deterministic, read_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -53,6 +55,28 @@ def test_the_scale_of_fp16_is_saved_in_the_checkpoint(tmp_path):
     state = on_gpu(tmp_path, "fp16")
     assert state.scaler.is_enabled()
     assert read_checkpoint(tmp_path)[0]["scaler"]["scale"] == state.scaler.get_scale() > 1
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("options", [{"clip_grad": 5.0}, {"sam": 0.05}, {"accumulate": 2}])
+def test_a_step_waits_for_the_gpu_once(amp, options):
+    state = build_state(amp=amp, device=GPU)
+    loss_fn = create_loss({"ce": 0.6, "dice": 0.4})
+    trainer = Trainer(
+        state, loss_fn, Path(), TrainOptions(epochs=1, **options), device=GPU, autocast=autocast(GPU, amp)
+    )
+    data = [(images.pin_memory(), target.pin_memory()) for images, target in loaders()[0]]
+    trainer.train_one_epoch(data)  # the first steps also allocate memory and choose kernels
+    updates = state.updates
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer.train_one_epoch(data)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in caught if "called a synchronizing CUDA operation" in str(warning.message)]
+    assert 0 < len(waits) <= state.updates - updates
 
 
 @pytest.fixture

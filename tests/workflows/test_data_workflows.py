@@ -1,7 +1,6 @@
 """segkit.check and segkit.make_folds as another program calls them, and the data sets that a training opens."""
 
 import inspect
-import io
 import json
 from pathlib import Path
 
@@ -111,12 +110,12 @@ def test_custom_data_sets_that_do_not_fit_are_an_error(shapes):
 
 
 def test_folds_read_each_json_once(shapes, monkeypatch):
-    opened, open_file = [], io.open
+    opened, open_file = [], Path.open
 
     def counting(path, *args, **kwargs):
-        opened.append(Path(path).name)
+        opened.append(path.name)
         return open_file(path, *args, **kwargs)
 
-    monkeypatch.setattr(io, "open", counting)  # what pathlib opens files with
+    monkeypatch.setattr(Path, "open", counting)
     load_data(settings(data=shapes[0], train_only=shapes[1], folds=3, fold=0, mask_cache="off"))
     assert sorted(name for name in opened if name.endswith(".json")) == ["train.json", "val.json"]

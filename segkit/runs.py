@@ -54,6 +54,9 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
     def fold(self, number: int) -> "RunFolder":
         """Return the run of one fold of a cross-validation."""
         return RunFolder(self.path / f"fold{number}")

@@ -37,7 +37,10 @@ def run(argv: Sequence[str] | None) -> None:
         except Interrupted as stop:
             if int(os.environ.get("RANK", 0)) == 0:
                 outcome = "saved" if stop.error is None else "not saved, but what was saved before is kept"
-                print(f"\n{stop}; {outcome}. To resume: python train.py --resume {stop.run}", file=sys.stderr)
+                print(
+                    f"\n{stop}; {outcome}. To resume: python train.py --resume {shlex.quote(str(stop.run))}",
+                    file=sys.stderr,
+                )
             sys.exit(128 + stop.number)
         _print_next_steps(config, result)
 
@@ -55,15 +58,16 @@ def _print_next_steps(config: TrainConfig, result: "TrainResult | CrossValidatio
     from segkit.workflows.crossval import infer_command
 
     folder = result.folder
+    quoted = shlex.quote(str(folder))
     if result.was_finished:
         has_all_epochs = folder.is_cross_validation or len(result.history) >= config.epochs
         epochs = f" --epochs {2 * config.epochs}" if has_all_epochs else ""
         patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
-        print(f"train it longer: python train.py --resume {shlex.quote(str(folder))}{epochs}{patience}")
+        print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
     if folder.is_cross_validation:
         print(f"use the models together: {infer_command(folder)}")
         return
-    print(f"look at it: {folder.report}\nuse it: python infer.py --weights {folder} --source photographs/")
+    print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
     if result.is_demo:
         print(AFTER_DEMO)
 

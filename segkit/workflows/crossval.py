@@ -196,7 +196,7 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     console.print(
         f"\nout of fold: {sum(map(len, data))} images in one confusion matrix, each by the model that has not seen it\n"
         f"{summary_table(total, values)}\n\n"
-        f"{run}: {', '.join(file.name for file in (run.summary, run.out_of_fold_confusion, run.splits))}"
+        f"{run}: {', '.join(file.name for file in (run.summary, run.out_of_fold_confusion, run.splits, run.infer_command))}"
     )
 
 

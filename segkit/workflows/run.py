@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -87,7 +87,7 @@ class TrainResult:
     folder: RunFolder
     best_miou: float
     best_epoch: int
-    history: tuple[Mapping[str, float], ...]
+    history: tuple[Mapping[str, float], ...] = field(repr=False)
     class_names: tuple[str, ...]
     was_finished: bool = False
     is_demo: bool = False
@@ -198,7 +198,8 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             save_progress(state, run.path, ranks)
         replaced = sorted(set(chain.from_iterable(ranks.gather(train_batches.dataset.replaced))))
         if replaced:
-            console.print(f"{len(replaced)} damaged training images were replaced by others ({_first_of(replaced)})")
+            names = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
+            console.print(f"{len(replaced)} damaged training images were replaced by others ({names})")
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
             confusion = score_best(run, val_set, device, precision, console, gallery)
@@ -482,10 +483,6 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _first_of(names: Sequence[str], count: int = 20) -> str:
-    return ", ".join(names[:count]) + (" ..." if len(names) > count else "")
 
 
 def _scores_text(run: RunFolder, results: RunResults, class_names: Sequence[str], ignored: Sequence[str]) -> str:

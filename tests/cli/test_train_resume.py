@@ -472,8 +472,8 @@ def test_a_command_that_is_stopped_and_resumed_equals_one_that_was_not(shapes, t
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal does: the workers get it too
     assert process.wait(timeout=30) == code
     end = str(torch.load(out / "last.pt", weights_only=True)["epoch"] + 1)
-    goes_on = [sys.executable, "train.py", "--resume", str(out), "--epochs", end]
-    subprocess.run(goes_on, cwd=ROOT, check=True, timeout=60)
+    resume = [sys.executable, "train.py", "--resume", str(out), "--epochs", end]
+    subprocess.run(resume, cwd=ROOT, check=True, timeout=120)
     command = [sys.executable, "train.py", *train_arguments(shapes, whole, "--epochs", end, *options)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     assert epochs(out) == epochs(whole)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from segkit.data import list_images, read_image
 from segkit.data.coco_file import Allowed, read_coco
 from segkit.data.findings import raise_errors
 from segkit.data.images import AS_USUAL, Reading
-from segkit.errors import DataError
+from segkit.errors import DataError, UsageError
 from segkit.labels import BACKGROUND
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -65,7 +66,7 @@ class Video(Sequence[SourceImage]):
         raise TypeError("the frames of a video are read in order")
 
     def __iter__(self) -> Iterator[SourceImage]:
-        video = cv2.VideoCapture(os.fsencode(self.path))
+        video = _open_video(self.path)
         try:
             for name in self._names:
                 found, frame = video.read()
@@ -82,9 +83,23 @@ class Video(Sequence[SourceImage]):
         return self._names
 
 
+def _open_video(path: Path, *options: Any) -> cv2.VideoCapture:
+    """Open a video; OpenCV crashes on a str that is not UTF-8, and takes bytes only from 4.12 on."""
+    name = os.fspath(path)
+    if name == name.encode(errors="replace").decode():
+        return cv2.VideoCapture(name, *options)
+    try:
+        return cv2.VideoCapture(os.fsencode(path), *options)
+    except cv2.error as error:
+        raise UsageError(
+            f"OpenCV {cv2.__version__} cannot open {path}, whose name is not UTF-8; rename the file, or "
+            "pip install 'opencv-python-headless>=4.12'"
+        ) from error
+
+
 def _count_frames(path: Path) -> tuple[int, bool]:
     """Return the number of frames that can be read, and whether the end of the file is missing."""
-    video = cv2.VideoCapture(os.fsencode(path))  # OpenCV crashes on a str that is not UTF-8
+    video = _open_video(path)
     claimed, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
     count, last = 0, 0.0
     while video.grab():
@@ -97,7 +112,7 @@ def _count_frames(path: Path) -> tuple[int, bool]:
 
 def _count_packets(path: Path) -> int:
     """Return the number of frames in the file, including those that a trimmed video does not show."""
-    video = cv2.VideoCapture(os.fsencode(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    video = _open_video(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     count = 0
     while video.grab():
         count += 1

@@ -73,7 +73,7 @@ def with_flags(text: str, names: Collection[str]) -> str:
 def _is_reported_elsewhere(error: Any) -> bool:
     """Return whether another process reports the error: all see a loss that is not finite, or an end not saved."""
     is_shared = isinstance(error, NotFiniteError | CheckpointError)
-    return error.is_reported or (is_shared and int(os.environ.get("RANK", 0)) > 0)
+    return error.is_reported or (is_shared and not is_first_process())
 
 
 def _memory_remedy(command: str) -> str:
@@ -188,10 +188,15 @@ class _Patient:
             os.close(nowhere)
 
 
+def is_first_process() -> bool:
+    """Return whether this process is the first one that torchrun starts, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
 def first_process_prints() -> Iterator[None]:
     """Under torchrun, drop the output and the data warnings of all processes but the first, which has the same."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():

@@ -1,6 +1,5 @@
 """train: train a model on photographs with labels."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.cli.process import errors_as_sentences, first_process_prints, reported_to_torchrun
+from segkit.cli.process import errors_as_sentences, first_process_prints, is_first_process, reported_to_torchrun
 from segkit.config import Setting, TrainConfig, implied_settings, parse_args
 
 if TYPE_CHECKING:
@@ -35,12 +34,10 @@ def run(argv: Sequence[str] | None) -> None:
         try:
             result = train_as_configured(config, verbose=True, command=shlex.join(sys.argv), may_keep_memory=True)
         except Interrupted as stop:
-            if int(os.environ.get("RANK", 0)) == 0:
+            if is_first_process():
                 outcome = "saved" if stop.error is None else "not saved, but what was saved before is kept"
-                print(
-                    f"\n{stop}; {outcome}. To resume: python train.py --resume {shlex.quote(str(stop.run))}",
-                    file=sys.stderr,
-                )
+                command = f"python train.py --resume {shlex.quote(str(stop.run))}"
+                print(f"\n{stop}; {outcome}. To resume: {command}", file=sys.stderr)
             sys.exit(128 + stop.number)
         _print_next_steps(config, result)
 

@@ -25,7 +25,7 @@ from segkit.files import read_text, remove_leftovers, write_records, write_whole
 from segkit.folds.split import Folds
 from segkit.metrics import ConfusionMatrix
 from segkit.metrics.scores import table
-from segkit.models import find_model_file, read_header
+from segkit.models import read_header
 from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
@@ -186,17 +186,16 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     for confusion in of_fold[1:]:
         total += confusion
     values = np.stack([_values(confusion) for confusion in of_fold])
-    headers = [read_header(find_model_file(fold.path))["extra"] for fold in runs]
-    rows = summary_rows(
-        total.class_names, [header["epoch"] for header in headers], [_identity(fold) for fold in runs], values
-    )
+    epochs = [read_header(fold.best)["extra"]["epoch"] for fold in runs]
+    rows = summary_rows(total.class_names, epochs, list(map(_identity, runs)), values)
     write_confusion(run.out_of_fold_confusion, total)
     write_whole(run.infer_command, f"{infer_command(run)}\n")
     write_records(run.summary, rows)
+    written = (run.summary, run.out_of_fold_confusion, run.splits, run.infer_command)
     console.print(
         f"\nout of fold: {sum(map(len, data))} images in one confusion matrix, each by the model that has not seen it\n"
         f"{summary_table(total, values)}\n\n"
-        f"{run}: {', '.join(file.name for file in (run.summary, run.out_of_fold_confusion, run.splits, run.infer_command))}"
+        f"{run}: {', '.join(file.name for file in written)}"
     )
 
 

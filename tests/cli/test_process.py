@@ -15,7 +15,7 @@ from helpers.commands import fails, train_arguments
 
 from segkit import errors
 from segkit.cli import COMMANDS, train
-from segkit.cli.process import BUG, errors_as_sentences, output_may_close, with_flags
+from segkit.cli.process import BUG, errors_as_sentences, first_process_prints, output_may_close, with_flags
 from segkit.config import TrainConfig
 
 FULL = Path("/dev/full")
@@ -167,3 +167,14 @@ def test_names_that_the_output_cannot_encode_are_escaped(monkeypatch):
     with output_may_close():
         print("猫")
     assert written.getvalue() == b"\\u732b\n"
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_only_the_first_process_prints_and_warns_of_the_data(rank, monkeypatch, capsys):
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with warnings.catch_warnings(record=True) as warned, first_process_prints():
+        warnings.warn("a.jpg is gray", errors.DataWarning, stacklevel=1)
+        print("epoch 1")
+    is_first = rank != "1"
+    assert (capsys.readouterr().out == "epoch 1\n", len(warned) == 1) == (is_first, is_first)

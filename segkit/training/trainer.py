@@ -129,7 +129,7 @@ class Trainer:
         self.progress = progress
         weights = {"aux_head": options.aux_weight, "image_head": options.image_weight}
         self.heads = tuple(name for name, weight in weights.items() if weight)
-        if missing := [name for name in self.heads if getattr(state.model, name) is None]:
+        if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:
             raise UsageError(f"`{missing[0].replace('head', 'weight')}` needs a model created with `{missing[0]}`")
         self._model = torch.compile(state.model) if options.compile else state.model
         self._buffers = BufferBackup(state.model)

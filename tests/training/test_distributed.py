@@ -354,6 +354,24 @@ def test_buffers_are_copied_once_when_a_model_is_wrapped_and_not_before_each_for
     assert on_ranks(2, wrap, tmp_path) == [(5.0, 0.0), (5.0, 1.0)]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_items_are_shared_and_their_results_gathered_on_the_first_process(tmp_path, count):
+    def work(ranks):
+        share = list(ranks.share(iter(range(7))))
+        return share, ranks.gather_on_first([10 * item for item in share])
+
+    results = on_ranks(count, work, tmp_path)
+    assert [share for share, _ in results] == [list(range(rank, 7, count)) for rank in range(count)]
+    assert sorted(results[0][1]) == [0, 10, 20, 30, 40, 50, 60]
+    assert [gathered for _, gathered in results[1:]] == [[]] * (count - 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_are_summed_in_double_precision(tmp_path, count):
+    results = on_ranks(count, lambda ranks: ranks.sum_numbers(2**53 - 1, 0.1), tmp_path)
+    assert results == [[count * (2**53 - 1), count * 0.1]] * count
+
+
 def test_buffers_of_any_dtype_are_copied_from_the_first_process(tmp_path):
     def share(ranks):
         module = nn.BatchNorm2d(3)

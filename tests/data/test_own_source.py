@@ -1,9 +1,10 @@
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import segkit
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,12 +31,11 @@ def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
     assert len([line for line in lines if line.strip()]) == 10
 
     small = 'backbone="test_resnet", pretrained="false", crop=32, batch_size=4, workers=0, device="cpu", '
-    exec(command.replace("TrainConfig(model", f"TrainConfig({small}model").replace("epochs=40", "epochs=1"), names)
+    exec(command.replace("val=val_set, ", f"val=val_set, {small}").replace("epochs=40", "epochs=1"), names)
+    assert names["run"].load().class_names == names["train_set"].class_names
     assert (tmp_path / "runs/scans/report.html").is_file()
 
-    names["settings"] = replace(names["settings"], epochs=2, resume=True)
-    again = "train(settings, load=lambda settings: (train_set, "
+    resume = {"val": names["val_set"], "out": "runs/scans", "resume": True, "epochs": 2}
     with pytest.raises(ValueError, match="the data files are not those that the run began with"):
-        exec(f"{again} train_set.subset([0, 1])))", names)
-    exec(f"{again} val_set))", names)
-    assert len((tmp_path / "runs/scans/results.csv").read_text().splitlines()) == 3
+        segkit.train(data=names["train_set"].subset([0, 1]), **resume)
+    assert len(segkit.train(data=names["train_set"], **resume).history) == 2

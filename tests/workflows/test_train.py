@@ -12,6 +12,7 @@ from helpers.tiny_training import NAMES, Drawn
 
 import segkit
 from segkit.cli import train
+from segkit.config import TrainConfig, from_keywords
 from segkit.errors import UsageError
 from segkit.training import Interrupted
 from segkit.workflows.crossval import CrossValidationResult
@@ -158,3 +159,9 @@ def test_all_folds_are_one_call(shapes, tmp_path):
     again = segkit.train(resume=tmp_path / "a")
     assert again.was_finished
     assert again.summary == result.summary
+
+
+def test_the_function_of_before_trains_on_what_it_loads(tmp_path):
+    config = from_keywords(TrainConfig, {**SETTINGS, "data": "ignored.json", "epochs": 1, "out": tmp_path / "a"})
+    assert train.train(config, load=lambda config: (Drawn(4), Drawn(2))) == tmp_path / "a"
+    assert (tmp_path / "a" / "best.safetensors").is_file()

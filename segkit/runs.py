@@ -106,12 +106,10 @@ def run_to_resume(resume: str | os.PathLike | bool, out: str | os.PathLike | Non
     """
     if resume is False or (resume in (True, "auto") and out is None):
         return None
-    if resume is True:
-        return RunFolder(out)
-    if resume == "auto":
-        run = RunFolder(out)
-        return run if run.has_checkpoint or run.is_cross_validation else None
-    path = Path(resume)
+    if resume in (True, "auto"):
+        run = RunFolder(Path(out).expanduser())
+        return run if resume is True or run.has_checkpoint or run.is_cross_validation else None
+    path = Path(resume).expanduser()
     return RunFolder(path.parent if path.is_file() else path)
 
 

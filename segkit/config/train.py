@@ -226,4 +226,4 @@ def implied_settings(
     is_demo = not given.get("data") and not given.get("recipe")
     demo = read_recipe(TrainConfig, "demo", "no data given") if is_demo else {}
     init_from = given.get("init_from")
-    return {**demo, **(architecture_of(init_from) if init_from is not None else {})}
+    return {**demo, **(architecture_of(Path(init_from).expanduser()) if init_from is not None else {})}

@@ -93,6 +93,14 @@ def test_an_own_data_set_with_other_images_cannot_be_resumed(tmp_path):
         segkit.train(resume=first.folder.path, epochs=3)
 
 
+def test_a_run_to_resume_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sets = {"data": Drawn(4), "val": Drawn(2)}
+    segkit.train(**sets, out="~/a", epochs=1, **SETTINGS)
+    assert len(segkit.train(**sets, resume="~/a", epochs=2).history) == 2
+    assert segkit.train(**sets, out="~/a", resume="auto", epochs=2).was_finished
+
+
 def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
     segkit.train(data=shapes[0], val=shapes[1], out=tmp_path / "a", recipe="demo", **SETTINGS | {"epochs": 1})
     written = yaml.safe_load((tmp_path / "a" / "args.yaml").read_text())

@@ -19,9 +19,7 @@ def nearest(name: str, known: Collection[str], also_called: Mapping[str, str] | 
     return synonyms.get(found[0], found[0]) if found else None
 
 
-def unknown(
-    what: str, name: str, known: Collection[str], also_called: Mapping[str, str] | None = None
-) -> UsageError:
+def unknown(what: str, name: str, known: Collection[str], also_called: Mapping[str, str] | None = None) -> UsageError:
     """Return the error for a name that does not exist; it lists the known names and suggests the nearest.
 
     Args:

@@ -35,35 +35,7 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
             tag such as `!!python/object`, or an alias.
     """
     path = RunFolder(path).args if path.is_dir() else path
-    text = read_text(path)
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _check_plain(root, path)
-        return _read_root(cls, root, path, origin)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    except RecursionError:
-        raise UsageError(f"{path}: lists and mappings are nested too deeply") from None
-
-
-def format_settings(settings: Any, origins: Mapping[str, str] | None = None) -> str:
-    """Return the settings as YAML, one per line, with their origins as comments."""
-    lines = []
-    for field in dataclasses.fields(settings):
-        origin = (origins or {}).get(field.name)
-        line = f"{field.name}: {_format(getattr(settings, field.name))}"
-        lines.append(f"{line}  # {origin}" if origin else line)
-    return "\n".join(lines) + "\n"
-
-
-def write_yaml(settings: Any, path: Path) -> None:
-    """Write the settings to a YAML file that --config can read."""
-    write_whole(path, format_settings(settings), durable=True)
-
-
-def _read_root(cls: type, root: yaml.Node | None, path: Path, origin: str | None) -> dict[str, Setting]:
+    root = _compose_plain(path)
     if not isinstance(root, yaml.MappingNode):
         got = "is empty" if root is None else f"holds {show(root)}"
         raise UsageError(f"{path} {got}, expected lines such as `epochs: 40`")
@@ -78,21 +50,44 @@ def _read_root(cls: type, root: yaml.Node | None, path: Path, origin: str | None
             raise UsageError(f"{where}: unknown setting {name!r}" + (f", did you mean {near}?" if near else ""))
         if name in found:
             raise UsageError(f"{where}: {name} occurs twice, first in {found[name].origin}")
-        found[name] = Setting(_read(name, node, kinds[name], where), where)
+        try:
+            found[name] = Setting(read_value(node, kinds[name]), where)
+        except Mismatch:
+            raise UsageError(f"{where}: {name} must be {describe(kinds[name])}, got {show(node)}") from None
+        except UsageError as error:
+            raise UsageError(f"{where}: {name}: {error}") from None
     return {name: Setting(value, origin or where) for name, (value, where) in found.items()}
 
 
-def _read(name: str, node: yaml.Node, kind: Any, where: str) -> Any:
+def format_settings(settings: Any, origins: Mapping[str, str] | None = None) -> str:
+    """Return the settings as YAML, one per line, with their origins as comments."""
+    lines = []
+    for field in dataclasses.fields(settings):
+        origin = (origins or {}).get(field.name)
+        value = _plain(getattr(settings, field.name))
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf"))
+        plain = text.removesuffix("...\n").rstrip("\n")  # YAML ends a document of one word by dots
+        line = f"{field.name}: {plain}"
+        lines.append(f"{line}  # {origin}" if origin else line)
+    return "\n".join(lines) + "\n"
+
+
+def write_yaml(settings: Any, path: Path) -> None:
+    """Write the settings to a YAML file that --config can read."""
+    write_whole(path, format_settings(settings), durable=True)
+
+
+def _compose_plain(path: Path) -> yaml.Node | None:
+    """Read a YAML file without tags, which could run code, and aliases, with which a short file can become huge."""
+    text = read_text(path)
     try:
-        return read_value(node, kind)
-    except Mismatch:
-        raise UsageError(f"{where}: {name} must be {describe(kind)}, got {show(node)}") from None
-    except UsageError as error:
-        raise UsageError(f"{where}: {name}: {error}") from None
-
-
-def _check_plain(root: yaml.Node | None, path: Path) -> None:
-    """Raise an error for tags, which could run code, and for aliases, with which a short file can become huge."""
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError:
+        raise UsageError(f"{path}: lists and mappings are nested too deeply") from None
     todo, seen = [root] if root else [], set()
     while todo:
         node = todo.pop()
@@ -107,13 +102,7 @@ def _check_plain(root: yaml.Node | None, path: Path) -> None:
             todo += node.value
         elif isinstance(node, yaml.MappingNode):
             todo += [part for pair in node.value for part in pair]
-
-
-def _format(value: Any) -> str:
-    text = yaml.safe_dump(
-        _plain(value), default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
-    )
-    return text.removesuffix("...\n").rstrip("\n")
+    return root
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.checks import default_of
-from segkit.config.typed import ORDER, TextOrPath, describe
+from segkit.config.typed import Mismatch, TextOrPath, describe, first_that_fits
 from segkit.config.words import ALSO_CALLED
 from segkit.errors import UsageError
 from segkit.names import unknown
@@ -43,8 +43,13 @@ def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
     for name in names:
         if name not in keywords and default_of(cls, name) is dataclasses.MISSING:
             raise UsageError(f"give `{name}`")
-    keywords = {name: _parsed_words(value, annotated[name]) for name, value in keywords.items()}
-    return cls(**{name: _as_declared(name, value, kinds[name]) for name, value in keywords.items()})
+    values = {}
+    for name, value in keywords.items():
+        try:
+            values[name] = _as_declared(_parsed_words(value, annotated[name]), kinds[name])
+        except Mismatch:
+            raise UsageError(f"`{name}` must be {describe(kinds[name])}, got {value!r}") from None
+    return cls(**values)
 
 
 def takes_settings(cls: type) -> Callable[[Function], Function]:
@@ -57,21 +62,18 @@ def takes_settings(cls: type) -> Callable[[Function], Function]:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         before = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        names = {p.name for p in own}
-        settings = [_parameter(cls, field) for field in dataclasses.fields(cls) if field.name not in names]
         after = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        kinds = get_type_hints(cls)
+        settings = []
+        for name in [field.name for field in dataclasses.fields(cls) if field.name not in {p.name for p in own}]:
+            default = default_of(cls, name)
+            default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+            keyword = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[name])
+            settings.append(keyword)
         function.__signature__ = signature.replace(parameters=[*before, *settings, *after])  # type: ignore[attr-defined]
         return function
 
     return decorate
-
-
-def _parameter(cls: type, field: dataclasses.Field) -> inspect.Parameter:
-    default = default_of(cls, field.name)
-    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=get_type_hints(cls)[field.name]
-    )
 
 
 def _parsed_words(value: Any, annotated: Any) -> Any:
@@ -85,49 +87,40 @@ def _parsed_words(value: Any, annotated: Any) -> Any:
     return spec.instance_from_str(list(words))
 
 
-def _as_declared(name: str, value: Any, kind: Any) -> Any:
-    """Return the value as the type that is declared for it."""
-    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
-    if value is None and NoneType in members:
-        return None
-    for member in sorted(members, key=_rank):
-        taken, converted = _convert(name, value, member)
-        if taken:
-            return converted
-    raise UsageError(f"`{name}` must be {describe(kind)}, got {value!r}")
+def _as_declared(value: Any, kind: Any) -> Any:
+    """Return a value as the type that is declared for it.
 
-
-def _convert(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
-    """Return whether `value` fits `kind`, and the value as that type."""
+    Raises:
+        Mismatch: The value does not fit the type.
+    """
     origin = get_origin(kind)
-    if origin is Literal:
-        return any(value is choice or value == choice for choice in get_args(kind)), value
+    if origin in (Union, UnionType):
+        return first_that_fits(kind, lambda member: _as_declared(value, member))
     if origin is tuple:
         is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        return True, tuple(_as_declared(name, item, get_args(kind)[0]) for item in (value if is_list else [value]))
-    if origin is dict:
-        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
-    if kind is Any:
-        return True, value
-    if kind is bool:
-        return isinstance(value, bool), value
-    if kind is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool), value
-    if kind is float:
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_number, float(value) if is_number else value
-    if kind is TextOrPath and isinstance(value, bool):  # such as `pretrained`, a word on the command line
-        return True, str(value).lower()
-    if kind in (str, TextOrPath):
-        is_text = isinstance(value, str | os.PathLike)
-        text = os.fspath(value) if is_text else value
-        return is_text, os.path.expanduser(text) if is_text and kind is TextOrPath else text
-    if kind is Path:
-        is_plain = isinstance(value, bool | numbers.Number)
-        return not is_plain, Path(value).expanduser() if isinstance(value, str | os.PathLike) else value
-    return False, value
-
-
-def _rank(kind: Any) -> int:
-    """Return the place of a type in the order in which the members of a union are tried."""
-    return (*ORDER, Any).index(get_origin(kind) or kind)
+        return tuple(_as_declared(item, get_args(kind)[0]) for item in (value if is_list else [value]))
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    is_bool = isinstance(value, bool)
+    if kind is float and isinstance(value, numbers.Real) and not is_bool:
+        return float(value)
+    if kind is TextOrPath and is_bool:  # such as `pretrained`, a word on the command line
+        return str(value).lower()
+    if isinstance(value, str | os.PathLike):
+        if kind is str:
+            return os.fspath(value)
+        if kind is TextOrPath:
+            return os.path.expanduser(os.fspath(value))
+        if kind is Path:
+            return Path(value).expanduser()
+    fits_as_it_is = (
+        kind is Any
+        or (kind is NoneType and value is None)
+        or (kind is bool and is_bool)
+        or (kind is int and isinstance(value, numbers.Integral) and not is_bool)
+        or (kind is Path and not isinstance(value, numbers.Number))  # such as a data set or a loaded model
+        or (origin is Literal and value in get_args(kind))
+    )
+    if not fits_as_it_is:
+        raise Mismatch
+    return value

@@ -65,12 +65,25 @@ def parse_args(
     found = _read_layers(cls, given, recipes)
     values = _parse(cls, argv, found, prog, is_help="help" in given)
     if start_from:
-        below = start_from(_unchecked(cls, values))
+        unchecked = object.__new__(cls)  # settings whose __post_init__, which checks them, has not run
+        vars(unchecked).update(values)
+        below = start_from(unchecked)
         below = {name: setting for name, setting in below.items() if name not in found and name not in given}
         found |= below
         values |= {name: setting.value for name, setting in below.items()}
-    origins = {name: _origin(cls, name, value, found, given) for name, value in values.items()}
-    settings = _checked(cls, values, origins)
+    origins: dict[str, str | None] = {}  # None for a default
+    for name, value in values.items():
+        otherwise = found[name].value if name in found else default_of(cls, name)
+        if name in given or value != otherwise:  # a positional argument is known by its value only
+            origins[name] = COMMAND_LINE
+        else:
+            origins[name] = found[name].origin if name in found else None
+    try:
+        settings = cls(**values)
+    except UsageError as error:  # say which file or recipe has the setting that the error names first
+        names = re.findall(r"`([a-z_]+)", str(error))
+        origin = origins.get(names[0]) if names else None
+        raise UsageError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None
     if "print_config" in given:
         print(format_settings(settings, origins), end="")
         sys.exit(0)
@@ -173,30 +186,3 @@ def _with_help(text: str) -> object:
         return f"(default: {SHOWN.get(default, default)})"
 
     return tyro.conf.arg(help=text.rstrip(), help_behavior_hint=hint)
-
-
-def _unchecked(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Return settings without running their checks."""
-    config = object.__new__(cls)
-    vars(config).update(values)
-    return config
-
-
-def _origin(
-    cls: type, name: str, value: Any, found: Mapping[str, Setting], given: Mapping[str, Sequence[str]]
-) -> str | None:
-    """Return where a value comes from, or None for a default."""
-    below = found[name].value if name in found else default_of(cls, name)
-    if name in given or value != below:  # a positional argument is known by its value only
-        return COMMAND_LINE
-    return found[name].origin if name in found else None
-
-
-def _checked(cls: type[Config], values: Mapping[str, Any], origins: Mapping[str, str | None]) -> Config:
-    """Return the settings; an error says which file or recipe has the setting that it names first."""
-    try:
-        return cls(**values)
-    except UsageError as error:
-        names = re.findall(r"`([a-z_]+)", str(error))
-        origin = origins.get(names[0]) if names else None
-        raise UsageError(f"{error} ({origin})" if origin not in (None, COMMAND_LINE) else str(error)) from None

@@ -42,9 +42,8 @@ def list_recipes(folder: Path = RECIPES) -> str:
     """Return one line per recipe: its name, and the first line of its comment."""
     names = recipe_names(folder)
     width = max(map(len, names))
-    return "\n".join(f"  {name:{width}}  {_summary(folder / f'{name}.yaml')}" for name in names)
-
-
-def _summary(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").splitlines()[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    lines = []
+    for name in names:
+        first = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        lines.append(f"  {name:{width}}  {first.removeprefix('#').strip() if first.startswith('#') else ''}")
+    return "\n".join(lines)

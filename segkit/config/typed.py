@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NewType, Union, get_args, get_origin
@@ -25,7 +25,7 @@ NAMES = {
 }
 MANY = {int: "whole numbers", float: "numbers", str: "words", Path: "paths", Any: "values"}
 # Members of a union are tried in this order. Text comes last, because every value is valid text.
-ORDER = (NoneType, bool, int, float, Literal, tuple, dict, Path, TextOrPath, str)
+ORDER = (NoneType, bool, int, float, Literal, tuple, dict, Path, TextOrPath, str, Any)
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")}
 
 
@@ -48,7 +48,10 @@ def read_value(node: yaml.Node, kind: Any) -> Any:
     """
     origin = get_origin(kind)
     if origin in (Union, UnionType):
-        return _read_union(node, get_args(kind))
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if NoneType in get_args(kind) and is_plain and node.value == "None":  # the same word as on the command line
+            return None
+        return first_that_fits(kind, lambda member: read_value(node, member))
     if kind is Any:
         return read_any(node)
     if origin is tuple:
@@ -59,8 +62,21 @@ def read_value(node: yaml.Node, kind: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode) or _is_null(node) != (kind is NoneType):
         raise Mismatch
     if origin is Literal:
-        return _read_choice(node.value, get_args(kind))
+        for choice in get_args(kind):
+            if str(choice) == node.value:
+                return choice
+        raise Mismatch
     return READERS[kind](node.value)
+
+
+def first_that_fits(union: Any, read: Callable[[Any], Any]) -> Any:
+    """Return what `read` returns for the first member of a union for which it does not raise Mismatch."""
+    for member in sorted(get_args(union), key=_rank):
+        try:
+            return read(member)
+        except Mismatch:
+            continue
+    raise Mismatch
 
 
 def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
@@ -134,30 +150,12 @@ def show(node: yaml.Node) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read_union(node: yaml.Node, kinds: tuple[Any, ...]) -> Any:
-    if NoneType in kinds and isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "None":
-        return None  # the same word as on the command line
-    for kind in sorted(kinds, key=_rank):
-        try:
-            return read_value(node, kind)
-        except Mismatch:
-            continue
-    raise Mismatch
-
-
 def _rank(kind: Any) -> int:
     return ORDER.index(get_origin(kind) or kind)
 
 
 def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")
-
-
-def _read_choice(text: str, choices: tuple[Any, ...]) -> Any:
-    for choice in choices:
-        if str(choice) == text:
-            return choice
-    raise Mismatch
 
 
 def _read_bool(text: str) -> bool:

@@ -65,14 +65,6 @@ def _parse_resume(words: list[str]) -> Path | Literal["auto"] | bool:
     return Path(words[0]) if words else True
 
 
-def _parse_crf(words: list[str]) -> tuple[str, ...] | None:
-    return None if words in NO_CRF else tuple(words)
-
-
-def _expand_user(words: list[str]) -> str:
-    return os.path.expanduser(words[0])
-
-
 def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -92,7 +84,7 @@ CRFWords = Annotated[
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[PRESET] [NAME=VALUE ...]",
-        instance_from_str=_parse_crf,
+        instance_from_str=lambda words: None if words in NO_CRF else tuple(words),
         is_instance=lambda value: value is None or isinstance(value, tuple),
         str_from_instance=lambda value: ["off"] if value is None else list(value),
     ),
@@ -114,7 +106,7 @@ PathOrWord = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="STR",
-        instance_from_str=_expand_user,
+        instance_from_str=lambda words: os.path.expanduser(words[0]),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     ),

@@ -52,7 +52,7 @@ def test_the_first_type_of_a_union_that_fits_is_taken():
     [
         ({"data": "a", "epoch": 3}, "unknown argument 'epoch'; did you mean 'epochs'"),
         ({}, "give `data`"),
-        ({"data": 3}, "`data` must be a path, got 3"),
+        ({"data": 3}, "`data` must be a list of paths, got 3"),
         ({"data": "a", "epochs": 2.5}, "`epochs` must be a whole number, got 2.5"),
         ({"data": "a", "epochs": True}, "`epochs` must be a whole number, got True"),
         ({"data": "a", "lr": "1e-3"}, "`lr` must be a number, got '1e-3'"),

@@ -82,17 +82,21 @@ class BufferBackup:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
-        self._saved: list[tuple[Tensor, Tensor, int] | None] = [None] * len(self._names)  # buffer, copy, version
+        self._owners = [
+            (module, name, hasattr(module, "running_mean"))
+            for module in model.modules()
+            for name, _ in module.named_buffers(recurse=False)
+        ]
+        self._saved: list[tuple[Tensor, Tensor, int] | None] = [None] * len(self._owners)  # buffer, copy, version
 
     def save(self) -> None:
         """Copy the buffers as they are now."""
         sources, copies = [], []
-        for i, (module, name) in enumerate(self._names):
+        for i, (module, name, is_norm) in enumerate(self._owners):
             buffer, saved = getattr(module, name), self._saved[i]
             if saved is None or saved[0] is not buffer:
                 self._saved[i] = buffer, buffer.detach().clone(), version(buffer)
-            elif version(buffer) != saved[2] or (module.training and hasattr(module, "running_mean")):
+            elif version(buffer) != saved[2] or (is_norm and module.training):
                 self._saved[i] = buffer, saved[1], version(buffer)
                 sources.append(buffer)
                 copies.append(saved[1])
@@ -100,7 +104,7 @@ class BufferBackup:
 
     def restore(self) -> None:
         """Put every buffer back to what it was at the last `save`."""
-        for (module, name), saved in zip(self._names, self._saved, strict=True):
+        for (module, name, _), saved in zip(self._owners, self._saved, strict=True):
             if getattr(module, name) is not saved[0]:
                 setattr(module, name, saved[0])
         copy_all([saved[0] for saved in self._saved], [saved[1] for saved in self._saved])

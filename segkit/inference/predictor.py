@@ -27,7 +27,7 @@ LARGEST_BIAS = 20  # a factor of 5e8; with much more, no other class would be le
 _log = logging.getLogger(__name__)
 
 
-class Scores(NamedTuple):
+class RawPrediction(NamedTuple):
     """What the models predict for an image, on the device that computed it.
 
     Attributes:
@@ -80,11 +80,18 @@ class Predictor:
         probs: str = "memory",
     ) -> None:
         models = [models] if isinstance(models, nn.Module) else list(models)
-        _check_members(models)
+        if not models:
+            raise UsageError("Predictor needs at least one model")
+        for model in models[1:]:
+            if model.class_names != models[0].class_names:
+                raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
+        weights = tuple(member_weights or [1.0] * len(models))
+        if len(weights) != len(models) or not min(weights) >= 0 or not sum(weights) > 0:
+            raise UsageError(f"`member_weights` must be {len(models)} numbers of at least 0, not all 0, got {weights}")
         check_known("probs", probs, PROBS)
         self.device = torch.device(device)
         self.members = [model.to(self.device).eval() for model in models]
-        self.member_weights = _normalise(member_weights, len(models))
+        self.member_weights = tuple(weight / sum(weights) for weight in weights)
         self.tta = tta or TTA()
         self.window = window
         self.class_factors = _factors(class_bias or {}, self.class_names, self.device)
@@ -123,15 +130,15 @@ class Predictor:
             image: (H, W, 3) uint8 RGB.
             crfs: Take the place of the Predictor's own CRF.
         """
-        scores = self.score(image, crfs)
+        raw = self.run_models(image, crfs)
         for crf in crfs:
-            refined = scores if crf is None else Scores(self.refine(scores, image, crf).result())
+            refined = raw if crf is None else RawPrediction(self.refine(raw, image, crf).result())
             yield self.finish(refined, image)
 
     # The three steps, for `segkit.inference.segment`, which runs them side by side.
 
     @torch.inference_mode()
-    def score(self, image: np.ndarray, crfs: Sequence[Refine | None] | None = None) -> Scores:
+    def run_models(self, image: np.ndarray, crfs: Sequence[Refine | None] | None = None) -> RawPrediction:
         """Run the models and add the class bias: the first step.
 
         Args:
@@ -143,42 +150,50 @@ class Predictor:
             DataError: The image is too large for a CRF.
         """
         crfs = [crf for crf in ([self.crf] if crfs is None else crfs) if crf is not None]
-        _check_image(image, crfs)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+        height, width = image.shape[:2]
+        limits = [crf.max_pixels for crf in crfs if hasattr(crf, "max_pixels")]
+        if limits and height * width > min(limits):
+            raise DataError(
+                f"the image has {height} x {width} pixels (height x width), more than the {min(limits)} of a CRF; "
+                "predict it without `crf`"
+            )
         pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
-        if self.window is None or max(np.subtract(image.shape[:2], self.window.size)) <= 0:
+        if self.window is None or max(np.subtract((height, width), self.window.size)) <= 0:
             probs = self._biased(self._predict(pixels[None])[0])
             if self.probs != "disk":
-                return Scores(probs, None if crfs else _labels(probs))
+                return RawPrediction(probs, None if crfs else _labels(probs))
             bands: Iterable[tuple[int, Tensor]] = [(0, probs)]
         else:
             bands = ((top, self._biased(band)) for top, band in self.window.bands(self._predict, pixels))
-        return self._gathered(bands, image.shape[:2], for_crf=bool(crfs))
+        return self._gathered(bands, (height, width), for_crf=bool(crfs))
 
-    def refine(self, scores: Scores, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
+    def refine(self, raw: RawPrediction, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
         """Refine the probabilities by a CRF, in its workers if it has some: the second step.
 
         Args:
-            scores: The result of `score`.
+            raw: The result of `run_models`.
             image: (H, W, 3) uint8 RGB.
             crf: By default the Predictor's own.
         """
         crf = self.crf if crf is None else crf
-        submit = getattr(crf, "submit", None) or (lambda probs, image: _finished(crf(probs, image)))
+        submit = getattr(crf, "submit", None) or (lambda probs, image: finished(crf(probs, image)))
         try:
-            return submit(scores.probs, image)
+            return submit(raw.probs, image)
         except torch.cuda.OutOfMemoryError:
             size = " x ".join(map(str, image.shape[:2]))
             _log.warning("the GPU lacks the memory for the CRF of an image of %s pixels; it runs on the CPU", size)
-        return submit(scores.probs.cpu(), image)
+        return submit(raw.probs.cpu(), image)
 
     @torch.inference_mode()
-    def finish(self, scores: Scores, image: np.ndarray) -> Prediction:
+    def finish(self, raw: RawPrediction, image: np.ndarray) -> Prediction:
         """Take the most likely class of each pixel, and copy what is kept to the host: the last step."""
-        probs = None if scores.probs is None else torch.as_tensor(scores.probs)  # a CRF may return an array
-        mask = _labels(probs) if scores.mask is None else scores.mask
+        probs = None if raw.probs is None else torch.as_tensor(raw.probs)  # a CRF may return an array
+        mask = _labels(probs) if raw.mask is None else raw.mask
         kept = None
         if self.probs != "none":
-            kept = probs.cpu().numpy() if scores.array is None else scores.array
+            kept = probs.cpu().numpy() if raw.array is None else raw.array
         return Prediction(mask.cpu().numpy(), kept, self.class_names, image)
 
     def _predict(self, pixels: Tensor) -> Tensor:
@@ -197,7 +212,7 @@ class Predictor:
         weighted = probs * self.class_factors[:, None, None]
         return weighted / weighted.sum(0)
 
-    def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int], *, for_crf: bool) -> Scores:
+    def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int], *, for_crf: bool) -> RawPrediction:
         """Join bands of rows (C, rows, W)."""
         mask = None if for_crf else torch.empty(size, dtype=torch.uint8, device=self.device)
         probs = array = None
@@ -210,7 +225,7 @@ class Predictor:
             if probs is None:
                 probs, array = self._allocate((len(band), *size), for_crf)
             probs[:, rows] = band
-        return Scores(probs, mask, array)
+        return RawPrediction(probs, mask, array)
 
     def _allocate(self, shape: tuple[int, ...], for_crf: bool) -> tuple[Tensor, np.memmap | None]:
         if self.probs == "disk":
@@ -237,7 +252,20 @@ def predict_photo(
         UsageError: `photo` is something else.
         DataError: The file does not exist or is not an image.
     """
-    image = _as_array(photo)
+    if isinstance(photo, str | os.PathLike):
+        image = read_image(photo)
+    elif isinstance(photo, Image.Image):
+        try:
+            photo.load()  # also turns a TIFF
+            image = np.array(to_rgb(ImageOps.exif_transpose(photo)))
+        except OSError as error:
+            raise DataError(f"the image is damaged: {error}") from error
+    elif isinstance(photo, np.ndarray):
+        image = photo
+    else:
+        raise UsageError(
+            f"photo must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}"
+        )
     modes = [(module, module.training) for module in model.modules()]
     try:
         return Predictor(model, device=next(model.parameters()).device, **options)(image)
@@ -246,49 +274,16 @@ def predict_photo(
             module.training = mode
 
 
-def _as_array(photo: object) -> np.ndarray:
-    if isinstance(photo, str | os.PathLike):
-        return read_image(photo)
-    if isinstance(photo, Image.Image):
-        try:
-            photo.load()  # also turns a TIFF
-            return np.array(to_rgb(ImageOps.exif_transpose(photo)))
-        except OSError as error:
-            raise DataError(f"the image is damaged: {error}") from error
-    if isinstance(photo, np.ndarray):
-        return photo
-    raise UsageError(f"photo must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}")
-
-
 def _labels(probs: Tensor) -> Tensor:
     """Return the most likely class of each pixel, (C, H, W) -> (H, W) uint8."""
     return probs.argmax(0).to(torch.uint8)
 
 
-def _finished(result: Tensor) -> "Future[Tensor]":
-    future: Future[Tensor] = Future()
+def finished(result: Tensor | None) -> "Future[Tensor | None]":
+    """Return a future that has its result already."""
+    future: Future[Tensor | None] = Future()
     future.set_result(result)
     return future
-
-
-def _check_image(image: np.ndarray, crfs: Sequence[Refine]) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
-    limits = [crf.max_pixels for crf in crfs if hasattr(crf, "max_pixels")]
-    if limits and height * width > min(limits):
-        raise DataError(
-            f"the image has {height} x {width} pixels (height x width), more than the {min(limits)} of a CRF; "
-            "predict it without `crf`"
-        )
-
-
-def _check_members(models: Sequence[nn.Module]) -> None:
-    if not models:
-        raise UsageError("Predictor needs at least one model")
-    for model in models[1:]:
-        if model.class_names != models[0].class_names:
-            raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
 
 
 def _factors(bias: Mapping[str, float], class_names: Sequence[str], device: torch.device) -> Tensor | None:
@@ -300,10 +295,3 @@ def _factors(bias: Mapping[str, float], class_names: Sequence[str], device: torc
     if not values.abs().max() <= LARGEST_BIAS:
         raise UsageError(f"`class_bias` must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
     return values.exp().to(device) if values.any() else None
-
-
-def _normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    weights = tuple(weights or [1.0] * count)
-    if len(weights) != count or not min(weights) >= 0 or not sum(weights) > 0:
-        raise UsageError(f"`member_weights` must be {count} numbers of at least 0, not all 0, got {weights}")
-    return tuple(weight / sum(weights) for weight in weights)

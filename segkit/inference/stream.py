@@ -15,7 +15,7 @@ import torch
 from segkit.data import SegmentationDataset
 from segkit.errors import DataError
 from segkit.inference.prediction import Prediction
-from segkit.inference.predictor import Predictor, Scores
+from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
 
 READERS = 2  # threads
@@ -36,6 +36,10 @@ class Segmented(NamedTuple):
     image: np.ndarray | None
     prediction: Prediction | None
     error: DataError | None = None
+
+
+# An image and what the models predict for it, before the CRF and the label map; None if there is nothing to predict.
+_Predicted = tuple[Segmented, RawPrediction | None]
 
 
 class Labelled(NamedTuple):
@@ -90,10 +94,10 @@ def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | 
         clock: Takes the time of reading, models and CRF.
     """
     clock = clock or Clock()
-    scored = (_score(source, image, predictor, clock) for source, image in _read_ahead(images, clock))
+    predicted = _run_models(images, predictor, clock)
     if predictor.crf is None:
-        return (_finish(one, scores, predictor, clock, "models") for one, scores in scored)
-    return _refine(scored, predictor, clock)
+        return (_finish(one, raw, predictor, clock, "models") for one, raw in predicted)
+    return _refine(predicted, predictor, clock)
 
 
 def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Clock | None = None) -> Iterator[Labelled]:
@@ -126,7 +130,9 @@ def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stag
         yield first()
 
 
-def _read_ahead(images: Iterable[SourceImage], clock: Clock) -> Iterator[tuple[SourceImage, np.ndarray | DataError]]:
+def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Clock) -> Iterator[_Predicted]:
+    """Read images ahead, and run the models on those that can be read and are not too large for the CRF."""
+
     def read(source: SourceImage) -> np.ndarray | DataError:
         try:
             return source.read()
@@ -134,66 +140,57 @@ def _read_ahead(images: Iterable[SourceImage], clock: Clock) -> Iterator[tuple[S
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        yield from ahead(((source, pool.submit(read, source)) for source in images), 2 * READERS, clock, "reading")
+        reading = ((source, pool.submit(read, source)) for source in images)
+        for source, image in ahead(reading, 2 * READERS, clock, "reading"):
+            if isinstance(image, DataError):
+                yield Segmented(source, None, None, image), None
+                continue
+            try:
+                with clock("models"):
+                    raw = predictor.run_models(image)
+                    if predictor.crf is not None and predictor.device.type == "cuda":
+                        torch.cuda.synchronize(predictor.device)  # or the clock would count the models as the CRF
+            except DataError as error:
+                yield Segmented(source, None, None, DataError(f"{source.name}: {error}")), None
+                continue
+            yield Segmented(source, image, None), raw
 
 
-def _score(
-    source: SourceImage, image: np.ndarray | DataError, predictor: Predictor, clock: Clock
-) -> tuple[Segmented, Scores | None]:
-    """Run the models on an image, unless it cannot be read or is too large for the CRF."""
-    if isinstance(image, DataError):
-        return Segmented(source, None, None, image), None
-    try:
-        with clock("models"):
-            scores = predictor.score(image)
-            if predictor.crf is not None and predictor.device.type == "cuda":
-                torch.cuda.synchronize(predictor.device)  # or the clock would count the models as the CRF
-    except DataError as error:
-        return Segmented(source, None, None, DataError(f"{source.name}: {error}")), None
-    return Segmented(source, image, None), scores
+def _refine(predicted: Iterable[_Predicted], predictor: Predictor, clock: Clock) -> Iterator[Segmented]:
+    """Refine by the CRF: ahead in its workers, or, if workers and models share a CPU, a lot of images in turn."""
 
-
-def _refine(
-    scored: Iterable[tuple[Segmented, Scores | None]], predictor: Predictor, clock: Clock
-) -> Iterator[Segmented]:
-    def submitted(some: Iterable[tuple[Segmented, Scores | None]]) -> Iterator[tuple[Segmented, Future]]:
-        for one, scores in some:
-            yield one, _submit(one, scores, predictor, clock)
+    def submitted(some: Iterable[_Predicted]) -> Iterator[tuple[Segmented, Future]]:
+        for one, raw in some:
+            if raw is None:
+                yield one, finished(None)
+                continue
+            with clock("CRF"):
+                future = predictor.refine(raw, one.image)
+            yield one, future
 
     workers = predictor.crf_workers
-    lots = _lots(scored, 4 * workers) if workers and predictor.device.type == "cpu" else None
-    if lots is None:
-        refined = ahead(submitted(scored), 2 * workers, clock, "CRF")
-    else:
+    if workers and predictor.device.type == "cpu":
+        lots = _lots(predicted, 4 * workers)
         refined = (pair for lot in lots for pair in ahead(iter(list(submitted(lot))), 0, clock, "CRF"))
+    else:
+        refined = ahead(submitted(predicted), 2 * workers, clock, "CRF")
     for one, probs in refined:
-        yield _finish(one, None if probs is None else Scores(probs), predictor, clock, "CRF")
+        yield _finish(one, None if probs is None else RawPrediction(probs), predictor, clock, "CRF")
 
 
-def _submit(one: Segmented, scores: Scores | None, predictor: Predictor, clock: Clock) -> Future:
-    if scores is None:
-        nothing: Future = Future()
-        nothing.set_result(None)
-        return nothing
-    with clock("CRF"):
-        return predictor.refine(scores, one.image)
-
-
-def _finish(one: Segmented, scores: Scores | None, predictor: Predictor, clock: Clock, stage: str) -> Segmented:
-    if scores is None:
+def _finish(one: Segmented, raw: RawPrediction | None, predictor: Predictor, clock: Clock, stage: str) -> Segmented:
+    if raw is None:
         return one
     with clock(stage):
-        return one._replace(prediction=predictor.finish(scores, one.image))
+        return one._replace(prediction=predictor.finish(raw, one.image))
 
 
-def _lots(
-    scored: Iterable[tuple[Segmented, Scores | None]], count: int
-) -> Iterator[list[tuple[Segmented, Scores | None]]]:
+def _lots(predicted: Iterable[_Predicted], count: int) -> Iterator[list[_Predicted]]:
     """Yield up to `count` images, or `LOT_PIXELS` pixels, at a time."""
-    lot: list[tuple[Segmented, Scores | None]] = []
+    lot: list[_Predicted] = []
     pixels = 0
-    for one, scores in scored:
-        lot.append((one, scores))
+    for one, raw in predicted:
+        lot.append((one, raw))
         pixels += 0 if one.image is None else one.image[..., 0].size
         if len(lot) == count or pixels >= LOT_PIXELS:
             yield lot

@@ -4,7 +4,6 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -146,8 +145,13 @@ class CocoSegmentation(ImageFiles):
     ) -> list[str]:
         """Read the files; returns the digest of each."""
         files = as_paths(annotations)
+        roots = [file.parent for file in files] if root is None else as_paths(root)
+        if len(roots) == 1:
+            roots *= len(files)
+        if len(roots) != len(files):
+            raise UsageError(f"{len(files)} JSON files need one folder of images or {len(files)}, got {len(roots)}")
         parts: list[CocoFile] = []
-        for file, folder in zip(files, _roots(root, files), strict=True):
+        for file, folder in zip(files, roots, strict=True):
             names = parts[0].class_names if parts else class_names
             parts.append(read_coco(file, folder, reading=reading, allowed=allowed, names=names))
         self.reading = reading
@@ -162,15 +166,6 @@ class CocoSegmentation(ImageFiles):
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size
         return rasterize(self.annotations[index], size, overlap=self.overlap, crowd=self.crowd)
-
-
-def _roots(root: Paths | None, files: Sequence[Path]) -> list[Path]:
-    roots = [file.parent for file in files] if root is None else as_paths(root)
-    if len(roots) == 1:
-        roots *= len(files)
-    if len(roots) != len(files):
-        raise UsageError(f"{len(files)} JSON files need one folder of images or {len(files)}, got {len(roots)}")
-    return roots
 
 
 class Packed(Sequence, Generic[T]):

@@ -50,17 +50,42 @@ def read_items(
     paths = [root / str(row["file_name"]) for _, row in usable]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
         headers = list(pool.map(lambda path: _header_or_fault(path, reading), paths))
-    checked = (
-        _item(image, row, path, header, found, reading, rescale)
-        for (image, row), path, header in zip(usable, paths, headers, strict=True)
-    )
-    return [item for item in checked if item is not None]
+    items = []
+    for (image, row), path, header in zip(usable, paths, headers, strict=True):
+        name = str(row["file_name"])
+        if header is None:
+            found.append(Finding("missing-image", name, f"there is no image at {path}"))
+            continue
+        try:
+            if isinstance(header, DataError):
+                raise header
+            size = json_size(row)
+        except DataError as error:
+            found.append(Finding("unreadable-image", name, str(error)))
+            continue
+        if size is None:
+            found.append(Finding("size-from-file", name, f"{path}: {KINDS['size-from-file'].title}"))
+        drawn = None
+        try:
+            header.check_size(path, size)
+        except DataError as error:
+            found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
+            if not rescale:
+                continue
+            size, drawn = _annotated_frame(header, size), size
+        found += find_oddities(path, name, header, size, reading)
+        items.append(Item(path, name, size or header.turned, image, drawn))
+    return items
 
 
 def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool) -> Finding | None:
     if "://" in name:
         return Finding("url", name, f"{name} is a network address, expected a file below {root}")
-    if "\0" in name or not _has_bytes(name):
+    try:
+        is_name = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # it has half of a surrogate pair
+        is_name = False
+    if not is_name:
         return Finding("bad-name", repr(name), f"{name!r} cannot be the name of a file")
     if allow_outside_root:
         return None
@@ -72,14 +97,6 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
     return None
 
 
-def _has_bytes(name: str) -> bool:
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:  # it has half of a surrogate pair
-        return False
-    return True
-
-
 def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | None:
     """Return the header, or what is wrong with it; None if there is no file."""
     if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
@@ -88,40 +105,6 @@ def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | 
         return read_image_header(path, reading)
     except DataError as error:
         return error
-
-
-def _item(
-    image: int | str,
-    row: Mapping[str, Any],
-    path: Path,
-    header: ImageHeader | DataError | None,
-    found: list[Finding],
-    reading: Reading,
-    rescale: bool,
-) -> Item | None:
-    name = str(row["file_name"])
-    if header is None:
-        found.append(Finding("missing-image", name, f"there is no image at {path}"))
-        return None
-    try:
-        if isinstance(header, DataError):
-            raise header
-        size = json_size(row)
-    except DataError as error:
-        found.append(Finding("unreadable-image", name, str(error)))
-        return None
-    if size is None:
-        found.append(Finding("size-from-file", name, f"{path}: {KINDS['size-from-file'].title}"))
-    drawn = None
-    try:
-        header.check_size(path, size)
-    except DataError as error:
-        found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
-        if not rescale:
-            return None
-        size, drawn = _annotated_frame(header, size), size
-    found += find_oddities(path, name, header, size, reading)
-    return Item(path, name, size or header.turned, image, drawn)
 
 
 def json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:

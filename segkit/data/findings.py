@@ -209,7 +209,12 @@ def find_oddities(
     """
     kinds = []
     if header.orientation != 1:
-        kinds.append("exif-ignored" if reading.exif == "ignore" else _turning(header, size))
+        if reading.exif == "ignore":
+            kinds.append("exif-ignored")
+        elif header.stored == header.turned or size is None:
+            kinds.append("turned-without-proof")
+        else:
+            kinds.append("turned" if size == header.turned else "left-unturned")
     if header.mode in ("1", "L", "LA"):
         kinds.append("gray")
     if header.transparent:
@@ -221,10 +226,3 @@ def find_oddities(
     if header.animated:
         kinds.append("animated")
     return [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in kinds]
-
-
-def _turning(header: ImageHeader, size: tuple[int, int] | None) -> str:
-    """Return the kind of finding of an image with an EXIF orientation."""
-    if header.stored == header.turned or size is None:
-        return "turned-without-proof"
-    return "turned" if size == header.turned else "left-unturned"

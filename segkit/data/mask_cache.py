@@ -36,54 +36,40 @@ class MaskCache:
         digest = hashlib.sha256(f"{MAKER}\n{key}".encode()).hexdigest()[:16]
         self.folder = None if folder is None else Path(folder) / digest
         self._kept: dict[int, np.ndarray] = {}
-        if self.folder is not None:
-            _open_folder(self.folder)
+        if self.folder is None:
+            return
+        with suppress(OSError):  # the folder is read-only, or another process was faster
+            if self.folder.is_dir():
+                os.utime(self.folder)  # marks it as used
+                return
+            self.folder.mkdir(parents=True)
+            # The masks have changed, so the folder of the old ones may never be used again.
+            for other in self.folder.parent.iterdir():
+                if _DIGEST.fullmatch(other.name) and time.time() - other.stat().st_mtime > UNUSED:
+                    shutil.rmtree(other, ignore_errors=True)
 
     def get(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the mask (H, W) uint8 of image `index`; calls `make()` if the cache does not have it."""
-        png = self._kept.get(index) if self.folder is None else _read(self._path(index))
-        mask = None if png is None else cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+        path = None if self.folder is None else self.folder / f"{index // 1000}" / f"{index}.png"
+        png = self._kept.get(index)
+        if path is not None:
+            with suppress(OSError):
+                png = np.fromfile(path, dtype=np.uint8)
+        mask = cv2.imdecode(png, cv2.IMREAD_UNCHANGED) if png is not None and len(png) else None
         if mask is not None and mask.ndim == 2:
             return mask
         mask = make()
         _, png = cv2.imencode(".png", mask, FAST)
-        if self.folder is None:
+        if path is None:
             self._kept[index] = png
         else:
-            self._write(index, png)
+            # On a full or read-only disk the cache may fail, but not the training.
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, png.tobytes())
         return mask
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{index // 1000}" / f"{index}.png"
-
-    def _write(self, index: int, png: np.ndarray) -> None:
-        path = self._path(index)
-        # On a full or read-only disk the cache may fail, but not the training.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, png.tobytes())
-
-
-def _open_folder(folder: Path) -> None:
-    """Mark the folder as used; if it is new, remove its neighbours that have not been used for a long time."""
-    with suppress(OSError):  # read-only, or another process was faster
-        if folder.is_dir():
-            os.utime(folder)
-            return
-        folder.mkdir(parents=True)
-        for other in folder.parent.iterdir():
-            if _DIGEST.fullmatch(other.name) and time.time() - other.stat().st_mtime > UNUSED:
-                shutil.rmtree(other, ignore_errors=True)
 
 
 def default_folder() -> Path:
     """Return `segkit/masks` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segkit" / "masks"
-
-
-def _read(path: Path) -> np.ndarray | None:
-    try:
-        content = np.fromfile(path, dtype=np.uint8)
-    except OSError:
-        return None
-    return content if len(content) else None

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from segkit.data.images import open_image
-from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
+from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
@@ -48,7 +47,16 @@ class MaskReader:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         colours = None if palette is None else read_palette(palette)
-        self.class_names = _class_names(class_names, colours, palette)
+        known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
+        if class_names is None and colours is None:
+            raise DataError("masks do not name their classes; give `class_names` or a `palette`")
+        names = known if class_names is None else read_lines(class_names, "file of class names")
+        if len(set(names)) != len(names) or not 0 < len(names) < 256:
+            raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
+        odd = sorted(set(known) - set(names))
+        if odd:
+            raise DataError(f"{palette} has colours for {_listed(odd)}, which are not class names")
+        self.class_names = tuple(names)
         self.coloured = colours is not None
         self.max_pixels = max_pixels
         self._code = None if colours is None else ColourCode(colours, self.class_names)
@@ -61,55 +69,33 @@ class MaskReader:
             DataError: It is damaged, lossy or not an image.
         """
         if self._code is None:
-            values = _single_channel(_open(path, self.max_pixels), path)
-            self._check_values(values, path)
+            values = _open(path, self.max_pixels)
+            if values.ndim > 2:  # gray may be stored as RGB
+                if values.shape[2] > 2 and (values[..., 1:3] != values[..., :1]).any():
+                    raise WrongValues(
+                        f"{path} is a mask in colours; give a `palette` that says which class each colour is"
+                    )
+                values = values[..., 0]
+            classes = len(self.class_names)
+            wrong = np.unique(values[~np.isin(values, [*range(classes), IGNORE_INDEX])])
+            if len(wrong):
+                hint = f"; {BINARY_HINT}" if classes == 2 and (values == 255).any() else ""
+                raise WrongValues(
+                    f"{path} has the values {_listed(wrong)}, but the {classes} classes are 0 to {classes - 1}, and "
+                    f"{IGNORE_INDEX} is ignored{hint}"
+                )
             return values.astype(np.uint8)
         labels, unknown = self._code.labels(_open(path, self.max_pixels, "RGB"))
         if unknown:
             raise WrongValues(f"{path} has colours that are not in the palette: {_listed(unknown)}")
         return labels
 
-    def _check_values(self, values: np.ndarray, path: Path) -> None:
-        classes = len(self.class_names)
-        found = np.unique(values[~np.isin(values, [*range(classes), IGNORE_INDEX])])
-        if len(found):
-            hint = f"; {BINARY_HINT}" if classes == 2 and (values == 255).any() else ""
-            raise WrongValues(
-                f"{path} has the values {_listed(found)}, but the {classes} classes are 0 to {classes - 1}, and "
-                f"{IGNORE_INDEX} is ignored{hint}"
-            )
 
-
-def read_lines(given: PathLike | Sequence[str], what: str) -> list[str]:
+def read_lines(source: PathLike | Sequence[str], what: str) -> list[str]:
     """Return a sequence unchanged, or the lines of a text file that are not empty."""
-    if not isinstance(given, str | os.PathLike):
-        return list(given)
-    return [line.strip() for line in read_text(Path(given), what).splitlines() if line.strip()]
-
-
-def _class_names(
-    given: PathLike | Sequence[str] | None, colours: dict[Colour, str] | None, palette: PathLike | None
-) -> tuple[str, ...]:
-    """Return the classes in label order, from the names, the palette, or both if they agree."""
-    known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
-    if given is None and colours is None:
-        raise DataError("masks do not name their classes; give `class_names` or a `palette`")
-    names = known if given is None else read_lines(given, "file of class names")
-    if len(set(names)) != len(names) or not 0 < len(names) < 256:
-        raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
-    odd = sorted(set(known) - set(names))
-    if odd:
-        raise DataError(f"{palette} has colours for {_listed(odd)}, which are not class names")
-    return tuple(names)
-
-
-def _single_channel(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return the values (H, W) of a gray or index image; gray may be stored as RGB."""
-    if values.ndim == 2:
-        return values
-    if values.shape[2] > 2 and (values[..., 1:3] != values[..., :1]).any():
-        raise WrongValues(f"{path} is a mask in colours; give a `palette` that says which class each colour is")
-    return values[..., 0]
+    if not isinstance(source, str | os.PathLike):
+        return list(source)
+    return [line.strip() for line in read_text(Path(source), what).splitlines() if line.strip()]
 
 
 def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
@@ -118,17 +104,13 @@ def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
             raise DataError(f"the mask {path} is a JPEG, and its compression changes labels; give PNG files")
         if mode is not None:
             return np.array(image.convert(mode))
-        raw = _raw_mode(image)
+        # Pillow forgets its name for the stored format of the pixels once they are decoded.
+        arguments = image.tile[0][3] if image.tile else ""
+        raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
         if ";16" in raw and not image.mode.startswith("I"):
             raise DataError(f"the mask {path} has colours of 16 bits, of which only 8 are read; give gray PNG files")
         values = np.array(image)
         return values // _SPREAD[raw] if raw in _SPREAD else values
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name for the stored format of the pixels, which it forgets once they are decoded."""
-    arguments = image.tile[0][3] if image.tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _listed(values: Iterable) -> str:

@@ -30,7 +30,15 @@ def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
     rows = _json_rows(text, file) if file.suffix.lower() == ".json" else _text_rows(text)
     palette: dict[Colour, str] = {}
     for name, numbers in rows:
-        colour = _as_colour(name, numbers, file)
+        try:
+            colour = tuple(int(number) for number in numbers)
+        except (TypeError, ValueError):
+            colour = ()
+        if not name or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+            raise DataError(
+                f"{file}: expected a name and its red, green and blue from 0 to 255, got {name!r} "
+                f"{' '.join(map(str, numbers))}"
+            )
         if palette.setdefault(colour, name) != name:
             raise DataError(f"{file} has the colour {_words(colour)} for both {palette[colour]!r} and {name!r}")
     if not palette:
@@ -59,31 +67,15 @@ def _json_rows(text: str, file: Path) -> list[tuple[str, list]]:
 
 
 def _text_rows(text: str) -> list[tuple[str, list]]:
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    rows = [_cells(line) for line in lines]
+    rows = []
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            separator = next((s for s in ",;\t" if s in line), None)
+            cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+            rows.append([cell.strip() for cell in cells])
     if rows and [cell.lower()[:1] for cell in rows[0][-3:]] == ["r", "g", "b"]:
         del rows[0]
-    return [(" ".join(row[:-3]), row[-3:]) for row in rows]
-
-
-def _cells(line: str) -> list[str]:
-    """Return the words of a line; a name with spaces is several words."""
-    separator = next((s for s in ",;\t" if s in line), None)
-    cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
-    return [cell.strip() for cell in cells]
-
-
-def _as_colour(name: str, numbers: list, file: Path) -> Colour:
-    try:
-        colour = tuple(int(number) for number in numbers)
-    except (TypeError, ValueError):
-        colour = ()
-    if not name or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-        raise DataError(
-            f"{file}: expected a name and its red, green and blue from 0 to 255, got {name!r} "
-            f"{' '.join(map(str, numbers))}"
-        )
-    return colour
+    return [(" ".join(row[:-3]), row[-3:]) for row in rows]  # a name may be several words
 
 
 class ColourCode:

@@ -61,9 +61,13 @@ def check_sets(
         DataError: The sets differ in their classes.
     """
     console = console or Console()
-    names, datas = list(sets), list(sets.values())
+    names = list(sets)
     for name in names[1:]:
-        _check_same_classes(names[0], datas[0].class_names, name, sets[name].class_names)
+        classes, others = sets[names[0]].class_names, sets[name].class_names
+        if tuple(classes) != tuple(others):
+            odd = [one for one in dict.fromkeys([*classes, *others]) if (one in classes) != (one in others)]
+            what = f"in their classes: {', '.join(odd)}" if odd else "in the order of their classes"
+            raise DataError(f"{names[0]} and {name} differ {what}")
     checked, hashes = [], []
     for name, data in sets.items():
         measures = measure(data, console.progress(range(len(data)), text=f"masks of {name}"))
@@ -71,46 +75,36 @@ def check_sets(
         hashes.append(_look_at_images(name, data, findings, console) if full else {})
         findings += _oddities(name, data, measures)
         checked.append(CheckedSet(name, data, measures, findings))
-    _add_duplicates(checked, _alike(datas, hashes))
+    _add_duplicates(checked, hashes)
+    kinds = list(KINDS)
     for one in checked:
-        one.findings.sort(key=_badness)
+        one.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), kinds.index(finding.kind)))
     return checked
-
-
-def _check_same_classes(first: str, classes: Sequence[str], second: str, others: Sequence[str]) -> None:
-    if tuple(classes) != tuple(others):
-        odd = [name for name in dict.fromkeys([*classes, *others]) if (name in classes) != (name in others)]
-        what = f"in their classes: {', '.join(odd)}" if odd else "in the order of their classes"
-        raise DataError(f"{first} and {second} differ {what}")
 
 
 def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], console: Console) -> dict[int, np.ndarray]:
     """Decode the images; adds findings, and returns the hash of each image, by index, that has more than one colour."""
-    hashes = {}
-    for index, seen in enumerate(console.progress(_hashes(data), total=len(data), text=f"images of {name}")):
-        file_name = data.items[index].file_name
-        if isinstance(seen, DataError):
-            findings.append(Finding("unreadable-image", file_name, str(seen)))
-        elif seen is None:
-            findings.append(Finding("one-colour", file_name, f"{file_name} has only one colour"))
-        else:
-            hashes[index] = seen
-    return hashes
 
-
-def _hashes(data: ImageFiles) -> Iterator[np.ndarray | DataError | None]:
-    """Yield the hash of each image; None for an image of one colour, which looks like any other of one colour."""
-
-    def read(item: ImageFile) -> np.ndarray | DataError | None:
+    def look(item: ImageFile) -> np.ndarray | Finding:
         try:
             image = read_image(item.path, item.size, reading=data.reading)
         except DataError as error:
-            return error
-        return None if (image == image[0, 0]).all() else difference_hash(image)
+            return Finding("unreadable-image", item.file_name, str(error))
+        if (image == image[0, 0]).all():  # its hash would be like the hash of any other image of one colour
+            return Finding("one-colour", item.file_name, f"{item.file_name} has only one colour")
+        return difference_hash(image)
 
+    hashes = {}
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        for start in range(0, len(data), 64):
-            yield from pool.map(read, [data.items[i] for i in range(start, min(start + 64, len(data)))])
+        # A map over all images would read ahead as far as it can, and keep all results until they are used.
+        parts = (range(len(data))[start : start + 64] for start in range(0, len(data), 64))
+        seen = (one for part in parts for one in pool.map(look, [data.items[index] for index in part]))
+        for index, one in enumerate(console.progress(seen, total=len(data), text=f"images of {name}")):
+            if isinstance(one, Finding):
+                findings.append(one)
+            else:
+                hashes[index] = one
+    return hashes
 
 
 def _oddities(set_name: str, data: ImageFiles, measures: Measures) -> Iterator[Finding]:
@@ -141,32 +135,26 @@ def _oddities(set_name: str, data: ImageFiles, measures: Measures) -> Iterator[F
         yield Finding("nothing-painted", set_name, f"{set_name} has only {data.class_names[0]}")
 
 
-def _add_duplicates(checked: Sequence[CheckedSet], alike: Sequence[Sequence[int]]) -> None:
-    """Add each duplicate to the findings of the set that has it second."""
+def _add_duplicates(checked: Sequence[CheckedSet], hashes: Sequence[Mapping[int, np.ndarray]]) -> None:
+    """Add each duplicate to the findings of the set that has it second.
+
+    Args:
+        checked: The sets.
+        hashes: Hashes of the images of each set, by index; images with similar hashes look alike.
+    """
     owners = [(number, index) for number, one in enumerate(checked) for index in range(len(one.data))]
     items = [checked[number].data.items[index] for number, index in owners]
     listed = [
         Listed(checked[number].name, item.file_name, item.path) for (number, _), item in zip(owners, items, strict=True)
     ]
-    for position, first, finding in find_duplicates(listed, alike):
+    # Images that look alike, as positions in all sets together.
+    hash_of = {at: hashes[number][index] for at, (number, index) in enumerate(owners) if index in hashes[number]}
+    alike: dict[int, list[int]] = {}
+    if hash_of:
+        groups = group_images(list(map(str, hash_of)), pairs=near_pairs(np.stack(list(hash_of.values()))))
+        for position, group in zip(hash_of, groups.tolist(), strict=True):
+            alike.setdefault(group, []).append(position)
+    for position, first, finding in find_duplicates(listed, alike.values()):
         number, index = owners[position]
         checked[number].findings.append(finding)
         checked[number].twins[index] = owners[first]
-
-
-def _alike(datas: Sequence[ImageFiles], hashes: Sequence[Mapping[int, np.ndarray]]) -> list[list[int]]:
-    """Return groups of images that look alike, as positions in all sets together."""
-    starts = np.cumsum([0, *map(len, datas)]).tolist()
-    found = {start + index: h for start, of_set in zip(starts, hashes, strict=False) for index, h in of_set.items()}
-    if not found:
-        return []
-    positions = list(found)
-    group_of = group_images(list(map(str, positions)), pairs=near_pairs(np.stack(list(found.values()))))
-    groups: dict[int, list[int]] = {}
-    for position, group in zip(positions, group_of.tolist(), strict=True):
-        groups.setdefault(group, []).append(position)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _badness(finding: Finding) -> tuple[int, int]:
-    return SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)

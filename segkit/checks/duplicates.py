@@ -30,11 +30,15 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
         Position of the image, position of the earlier image, and the finding. The same file twice in one set is not
         reported: the reader of the set does that.
     """
+    digests: list[str | None] = [None] * len(images)  # only files of the same length can have the same bytes
+    for group in _grouped([os.path.getsize(image.path) for image in images]):
+        for position in group:
+            digests[position] = hashlib.sha256(images[position].path.read_bytes()).hexdigest()
     reported: set[int] = set()
     found = []
     for groups, kind, words in (
         (_grouped([os.path.realpath(image.path) for image in images]), "same-file", "is the file of"),
-        (_grouped(_digests(images)), "same-bytes", "has the same bytes as"),
+        (_grouped(digests), "same-bytes", "has the same bytes as"),
         (alike, "alike", "looks like"),
         (_grouped([image.file_name for image in images]), "same-name", "has the name of"),
     ):
@@ -42,17 +46,14 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
             for position in others:
                 if position in reported:
                     continue
-                across = images[position].set_name != images[first].set_name
+                image, earlier = images[position], images[first]
+                across = image.set_name != earlier.set_name
                 if across or kind in ("same-bytes", "alike"):
-                    finding = _finding(kind + "-across" * across, words, images[position], images[first])
-                    found.append((position, first, finding))
+                    of_set = f" of {earlier.set_name}" if across else ""
+                    sentence = f"{image.file_name} {words} {earlier.file_name}{of_set}"
+                    found.append((position, first, Finding(kind + "-across" * across, image.file_name, sentence)))
                 reported.add(position)
     return found
-
-
-def _finding(kind: str, words: str, image: Listed, first: Listed) -> Finding:
-    across = f" of {first.set_name}" if image.set_name != first.set_name else ""
-    return Finding(kind, image.file_name, f"{image.file_name} {words} {first.file_name}{across}")
 
 
 def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -62,12 +63,3 @@ def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
         if key is not None:
             groups.setdefault(key, []).append(position)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _digests(images: Sequence[Listed]) -> list[str | None]:
-    """Return a digest of the content of each file; None if no other file has its length."""
-    keys: list[str | None] = [None] * len(images)
-    for group in _grouped([os.path.getsize(image.path) for image in images]):
-        for position in group:
-            keys[position] = hashlib.sha256(images[position].path.read_bytes()).hexdigest()
-    return keys

@@ -77,7 +77,11 @@ def _measure_annotations(
         if area >= COVERING * size[0] * size[1]:
             result.covering.append((index, annotation.label))
         regions.setdefault(annotation.label, []).append(region)
-    result.contested[index] = _count_overlaps(result.overlaps, regions)
+    shared = _shared_regions(regions)
+    for pair, region in shared:
+        result.overlaps[pair] = result.overlaps.get(pair, 0) + int(coco_mask.area(region))
+    if shared:
+        result.contested[index] = coco_mask.area(coco_mask.merge([region for _, region in shared]))
     mask = rasterize(encoded, size)
     for rule, repainted in result.repainted.items():
         if result.contested[index]:
@@ -94,14 +98,6 @@ def contested_pixels(annotations: Sequence[Annotation], size: tuple[int, int]) -
             regions.setdefault(annotation.label, []).append(region)
     shared = [Annotation(None, 1, False, region["counts"]) for _, region in _shared_regions(regions)]
     return rasterize(shared, size).astype(bool)
-
-
-def _count_overlaps(overlaps: dict[tuple[int, int], int], regions: Mapping[int, list[dict[str, Any]]]) -> int:
-    """Add the overlap of each pair of classes to `overlaps`; returns the pixels claimed by two or more classes."""
-    shared = _shared_regions(regions)
-    for pair, region in shared:
-        overlaps[pair] = overlaps.get(pair, 0) + int(coco_mask.area(region))
-    return int(coco_mask.area(coco_mask.merge([region for _, region in shared]))) if shared else 0
 
 
 def _shared_regions(regions: Mapping[int, list[dict[str, Any]]]) -> list[tuple[tuple[int, int], dict[str, Any]]]:

@@ -65,24 +65,20 @@ def _class_sheet(checked: Sequence[CheckedSet], labels: Sequence[int], draw: Cal
     palette = create_palette(len(names))
     pictures, captions = [], []
     for label in labels:
-        examples = _examples(checked, label, COLUMNS - 1)
+        # Examples are evenly spread from the largest share of an image to the smallest.
+        shares = [
+            (-pixels / np.prod(part.data.items[index].size), number, index)
+            for number, part in enumerate(checked)
+            for index, pixels in enumerate(part.measures.pixels[:, label].tolist())
+            if pixels
+        ]
+        spread = np.linspace(0, len(shares) - 1, min(COLUMNS - 1, len(shares))).round().astype(int)
+        examples = [Shown(checked[number], index) for _, number, index in (sorted(shares)[i] for i in spread)]
         drawn = [(draw(shown, label, palette), shown.caption) for shown in examples]
         drawn += [(np.full((CELL, CELL, 3), 255, dtype=np.uint8), "")] * (COLUMNS - 1 - len(drawn))
         pictures += [_class_card(checked, label, palette), *(picture for picture, _ in drawn)]
         captions += ["", *(name for _, name in drawn)]
     return grid(pictures, COLUMNS, cell=CELL, captions=captions) if pictures else None
-
-
-def _examples(checked: Sequence[CheckedSet], label: int, count: int) -> list[Shown]:
-    """Return images with the class, evenly spread from its largest share of an image to its smallest."""
-    shares = [
-        (-pixels / np.prod(part.data.items[index].size), number, index)
-        for number, part in enumerate(checked)
-        for index, pixels in enumerate(part.measures.pixels[:, label].tolist())
-        if pixels
-    ]
-    chosen = np.linspace(0, len(shares) - 1, min(count, len(shares))).round().astype(int)
-    return [Shown(checked[number], index) for _, number, index in (sorted(shares)[i] for i in chosen)]
 
 
 def _class_card(checked: Sequence[CheckedSet], label: int, palette: np.ndarray) -> np.ndarray:
@@ -155,41 +151,41 @@ def _case_sheet(checked: Sequence[CheckedSet]) -> np.ndarray | None:
         return None
     names = checked[0].data.class_names
     palette = create_palette(len(names))
-    pictures = [_case_picture(case, palette) for case in cases]
+    pictures = []
+    for case in cases:
+        image, mask = _load(case.shown)
+        picture = overlay(image, mask if case.labels is None else case.labels, palette, opacity=0.4)
+        if case.twin is not None:
+            picture = grid([overlay(*_load(case.twin), palette, opacity=0.4), picture], 2)
+        pictures.append(picture)
     captions = [f"{case.reason}\n{case.shown.part.name}: {case.shown.caption}" for case in cases]
     sheet = grid(pictures, min(COLUMNS, len(cases)), cell=CELL, captions=captions)
     return np.concatenate([sheet, legend(names, range(1, len(names)), palette, sheet.shape[1])])
 
 
 def _found_cases(part: CheckedSet, checked: Sequence[CheckedSet]) -> Iterator[Case]:
-    """Yield a few images of each kind of finding, each image once with all its findings."""
-    for index, kinds in _kinds_by_image(part).items():
+    """Yield a few images of each kind of finding, each image once with all its findings, worst first."""
+    index_of = {item.file_name: index for index, item in enumerate(part.data.items)}
+    kinds_of: dict[int, list[str]] = {}
+    drawn: Counter[str] = Counter()
+    for finding in part.findings:
+        # A finding about an annotation says "annotation 7 of photograph.jpg".
+        name = finding.where if finding.where in index_of else finding.where.split(" of ", 1)[-1]
+        known = kinds_of.get(index_of.get(name, -1), [])
+        if name not in index_of or finding.kind in (*_UNREMARKABLE, *known):
+            continue
+        if known or drawn[finding.kind] < OF_A_KIND:
+            kinds_of.setdefault(index_of[name], known).append(finding.kind)
+            drawn[finding.kind] += 1
+    for index, kinds in kinds_of.items():
         rank = SEVERITIES.index(KINDS[kinds[0]].severity) + list(KINDS).index(kinds[0]) / len(KINDS)
         twin = part.twins.get(index) if set(kinds) & set(TWIN_KINDS) else None
         first = None if twin is None else Shown(checked[twin[0]], twin[1])
         yield Case(rank, Shown(part, index), ", ".join(kinds), twin=first)
 
 
-def _kinds_by_image(part: CheckedSet) -> dict[int, list[str]]:
-    """Return the kinds of finding of each image to show, worst first."""
-    index_of = {item.file_name: index for index, item in enumerate(part.data.items)}
-    kinds: dict[int, list[str]] = {}
-    drawn: Counter[str] = Counter()
-    for finding in part.findings:
-        name = (
-            finding.where if finding.where in index_of else finding.where.split(" of ", 1)[-1]
-        )  # the finding is about an annotation
-        known = kinds.get(index_of.get(name, -1), [])
-        if name not in index_of or finding.kind in (*_UNREMARKABLE, *known):
-            continue
-        if known or drawn[finding.kind] < OF_A_KIND:
-            kinds.setdefault(index_of[name], known).append(finding.kind)
-            drawn[finding.kind] += 1
-    return kinds
-
-
 def _contested_cases(part: CheckedSet) -> Iterator[Case]:
-    """Yield the images with the largest share of contested pixels, with the labels that the overlap rule gives them."""
+    """Yield the images with the largest share of contested pixels, with the labels that the overlap rule chose."""
     items = part.data.items
     shares = [n / np.prod(item.size) for n, item in zip(part.measures.contested.tolist(), items, strict=True)]
     for index in np.argsort(shares)[::-1][:OF_A_KIND].tolist():
@@ -198,12 +194,3 @@ def _contested_cases(part: CheckedSet) -> Iterator[Case]:
             contested = contested_pixels(part.data.annotations[index], items[index].size)
             reason = f"{100 * shares[index]:.0f} % of several classes"
             yield Case(len(SEVERITIES), shown, reason, labels=np.where(contested, shown.mask(), 0))
-
-
-def _case_picture(case: Case, palette: np.ndarray) -> np.ndarray:
-    image, mask = _load(case.shown)
-    picture = overlay(image, mask if case.labels is None else case.labels, palette, opacity=0.4)
-    if case.twin is None:
-        return picture
-    image, mask = _load(case.twin)
-    return grid([overlay(image, mask, palette, opacity=0.4), picture], 2)

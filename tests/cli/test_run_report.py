@@ -125,7 +125,7 @@ def test_a_logger_without_its_package_is_one_line(shapes, tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "wandb", None)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--log", "wandb"))
     warned = [record.getMessage() for record in caplog.records if record.name.startswith("segkit")]
-    assert [text.split(":")[0] for text in warned] == ["--log wandb is off"]
+    assert [text.split(":")[0] for text in warned] == ["`log=wandb` is off"]
     assert len(last_rows(tmp_path / "a")) == 1
     assert fails(train, *train_arguments(shapes, tmp_path / "b", "--log", "comet")) == 2
 

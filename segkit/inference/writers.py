@@ -33,7 +33,14 @@ class PredictionWriter:
         self.out = out
         self.class_names = tuple(class_names)
         self.kinds = tuple(kinds)
-        self.targets = _targets(names)
+        # The name of each image's files: without the suffix, unless another image has that name then.
+        targets = {name: name.with_suffix("") for name in names}
+        clashing = list(names)
+        while clashing:
+            uses = Counter(targets.values())
+            clashing = [name for name, target in targets.items() if uses[target] > 1 and target != name]
+            targets.update(zip(clashing, clashing, strict=True))
+        self.targets = {name: target.as_posix() for name, target in targets.items()}
 
     def file(self, kind: str, name: Path) -> Path:
         """Return the path of a result of an image."""
@@ -77,14 +84,3 @@ class PredictionWriter:
             "width": mask.shape[1],
             **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, shares, strict=True)},
         }
-
-
-def _targets(names: Sequence[Path]) -> dict[Path, str]:
-    """Return the output name of each image: without its suffix, unless another image has that name."""
-    targets = {name: name.with_suffix("") for name in names}
-    while True:
-        uses = Counter(targets.values())
-        clashing = [name for name, target in targets.items() if uses[target] > 1 and target != name]
-        if not clashing:
-            return {name: target.as_posix() for name, target in targets.items()}
-        targets.update(zip(clashing, clashing, strict=True))

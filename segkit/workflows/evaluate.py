@@ -85,7 +85,13 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     classes, values = class_rows(result, intervals), set_scores(result, intervals)
     images = image_rows(_names(data), per_image)
     console.print(f"\n{describe(classes, values, len(data))}")
-    write_json(out / "scores.json", {**_facts(config, members, data), **without_nan(values)}, indent=2)
+    facts = {
+        "weights": [member.name for member in members],
+        "data": [str(path) if isinstance(path, Path) else type(path).__name__ for path in config.data],
+        "images": len(data),
+        "classes": list(data.class_names),
+    }
+    write_json(out / "scores.json", {**facts, **without_nan(values)}, indent=2)
     write_records(out / "classes.csv", plain_rows(classes))
     write_records(out / "images.csv", images)
     written = ["scores.json", "classes.csv", "images.csv"]
@@ -148,15 +154,6 @@ def _score(data: SegmentationDataset, predictor: Predictor, console: Console) ->
 
 def _names(data: SegmentationDataset) -> list[str]:
     return [data.name(i) for i in range(len(data))]
-
-
-def _facts(config: EvaluateConfig, members: Sequence[Member], data: SegmentationDataset) -> dict[str, Any]:
-    return {
-        "weights": [member.name for member in members],
-        "data": [str(path) if isinstance(path, Path) else type(path).__name__ for path in config.data],
-        "images": len(data),
-        "classes": list(data.class_names),
-    }
 
 
 def _save_picture(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from tqdm import tqdm
 
 from segkit.config import InferConfig, from_keywords, takes_settings
 from segkit.console import Console
@@ -19,7 +19,6 @@ from segkit.files import write_records
 from segkit.inference import (
     Clock,
     PredictionWriter,
-    Predictor,
     PseudoLabels,
     Segmented,
     SourceImage,
@@ -32,9 +31,9 @@ from segkit.inference import (
 from segkit.inference.coco_results import annotations_of, check_background, image_record
 from segkit.inference.stream import ahead
 from segkit.runs import DEMO, create_run_folder
-from segkit.training import Ranks, ranks_of_torchrun
+from segkit.training import ranks_of_torchrun
 from segkit.workflows.devices import pick_device, pick_workers
-from segkit.workflows.predictors import Member, find_members, load_predictor
+from segkit.workflows.predictors import find_members, load_predictor
 
 WRITERS = 2  # threads
 WAIT = timedelta(days=7)  # for the slowest process: shares of the images may take very different times
@@ -101,69 +100,51 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     """
     config = from_keywords(InferConfig, settings)
     members = find_members(config.weights, config.member_weights)
-    images = _open_source(config, members[0])
-    names = [source.name for source in images] if isinstance(images, list) else images.names()
-    ids = _submission_ids(config, names)
+    source = write_demo(DEMO)[1] if config.source is None else config.source
+    images = open_source(source, config.images, members[0].class_names, Reading(config.exif, config.max_pixels))
+    if config.skip_existing and isinstance(images, list):
+        own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
+        images = [image for image in images if own.isdisjoint(image.path.resolve().parents)]
+    names = [image.name for image in images] if isinstance(images, list) else images.names()
+    ids = [name.as_posix() for name in names]
+    if config.submission_sample:
+        ids = check_sample(config.submission_sample, ids)
     with ranks_of_torchrun(None, timeout=WAIT) as ranks:
         console = Console(verbose=verbose and ranks.is_first)
+        device = pick_device(config.device)
+        if ranks.count > 1 and config.device == "auto" and device.type == "cuda":
+            device = pick_device(f"cuda:{ranks.local_rank}")
         predictor = load_predictor(
             config,
             members,
-            device=_device(config, ranks),
+            device=device,
             crf_workers=pick_workers(config.workers) if len(images) > 1 else 0,
             probs="memory" if {"probs", "pseudo"} & set(config.save) else "none",
             console=console,
         )
-        pseudo = _pseudo_labels(config, predictor)
-        out = ranks.on_first(lambda: _open_out(config))
+        if "coco" in config.save:
+            check_background(predictor.class_names)
+        pseudo = None
+        if "pseudo" in config.save:
+            thresholds = (config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share)
+            pseudo = PseudoLabels(predictor.class_names, *thresholds)
+        out = ranks.on_first(
+            lambda: (
+                config.out if config.skip_existing and config.out.is_dir() else create_run_folder(config.out, "infer")
+            )
+        )
         needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # those two are made of the masks
         writer = PredictionWriter(
             out, predictor.class_names, names, [kind for kind in FILES if kind in {*config.save, *needed}]
         )
         clock = Clock()
         todo, done = _divide(ranks.share(images), writer, config.skip_existing)
-        segmented = _shown(segment(todo, predictor, clock), len(names) // ranks.count, clock, console)
-        written = list(_write(segmented, writer, pseudo, clock))
+        with console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar:
+            written = list(_write(bar, writer, pseudo, clock))
         results = ranks.gather_on_first([*done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
     return _conclude(config, writer, results, ids, console) if ranks.is_first else PredictResult(out, [], [])
-
-
-def _open_source(config: InferConfig, member: Member) -> Sequence[SourceImage]:
-    source = write_demo(DEMO)[1] if config.source is None else config.source
-    images = open_source(source, config.images, member.class_names, Reading(config.exif, config.max_pixels))
-    if not config.skip_existing or not isinstance(images, list):
-        return images
-    own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
-    return [image for image in images if own.isdisjoint(image.path.resolve().parents)]
-
-
-def _device(config: InferConfig, ranks: Ranks) -> torch.device:
-    device = pick_device(config.device)
-    several = ranks.count > 1 and config.device == "auto" and device.type == "cuda"
-    return pick_device(f"cuda:{ranks.local_rank}") if several else device
-
-
-def _open_out(config: InferConfig) -> Path:
-    if config.skip_existing and config.out.is_dir():
-        return config.out
-    return create_run_folder(config.out, "infer")
-
-
-def _submission_ids(config: InferConfig, names: Sequence[Path]) -> list[str]:
-    ids = [name.as_posix() for name in names]
-    return check_sample(config.submission_sample, ids) if config.submission_sample else ids
-
-
-def _pseudo_labels(config: InferConfig, predictor: Predictor) -> PseudoLabels | None:
-    if "coco" in config.save:
-        check_background(predictor.class_names)
-    if "pseudo" not in config.save:
-        return None
-    return PseudoLabels(
-        predictor.class_names, config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share
-    )
 
 
 def _divide(
@@ -174,7 +155,10 @@ def _divide(
 
     def todo() -> Iterator[SourceImage]:
         for source in images:
-            row = _row_if_done(source.name, writer) if skip_existing else None
+            try:
+                row = writer.row(source.name) if skip_existing and writer.is_done(source.name) else None
+            except DataError:  # the mask is damaged: make it again
+                row = None
             if row is None:
                 yield source
             else:
@@ -183,24 +167,9 @@ def _divide(
     return todo(), done
 
 
-def _row_if_done(name: Path, writer: PredictionWriter) -> dict[str, Any] | None:
-    try:
-        return writer.row(name) if writer.is_done(name) else None
-    except DataError:  # a damaged mask is made again
-        return None
+def _write(bar: tqdm, writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock) -> Iterator[_Result]:
+    """Write the files of the images under a progress bar, which names what takes longest, in threads."""
 
-
-def _shown(segmented: Iterable[Segmented], count: int, clock: Clock, console: Console) -> Iterator[Segmented]:
-    """Yield the same under a progress bar, which names what takes longest."""
-    with console.progress(segmented, total=count) as bar:
-        for one in bar:
-            bar.set_postfix_str(f"limited by {clock.bottleneck()}", refresh=False)
-            yield one
-
-
-def _write(
-    segmented: Iterable[Segmented], writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock
-) -> Iterator[_Result]:
     def write(one: Segmented) -> _Result:
         if one.error is not None:
             return _Result(one.source.name, one.source.id, None, str(one.error))
@@ -208,7 +177,8 @@ def _write(
         return _Result(one.source.name, one.source.id, row, pseudo=None if pseudo is None else pseudo(one.prediction))
 
     def submitted() -> Iterator[tuple[None, Future]]:
-        for one in segmented:
+        for one in bar:
+            bar.set_postfix_str(f"limited by {clock.bottleneck()}", refresh=False)
             yield None, pool.submit(write, one)
 
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -252,7 +222,7 @@ def _conclude(
 
 
 def _records(found: Iterable[tuple[_Result, list[dict[str, Any]]]]) -> list[tuple[dict[str, Any], list]]:
-    """Return the COCO records of images with their annotations; an image without an id of its own gets its number."""
+    """Return the COCO records of images with their annotations; an image without an id gets its number."""
     records = []
     for number, (result, annotations) in enumerate(found, start=1):
         size = (result.row["height"], result.row["width"])

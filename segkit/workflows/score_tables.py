@@ -43,8 +43,15 @@ def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> s
 
 
 def describe_difference(rows: Sequence[Row]) -> str:
-    """Return the table of the rows of `difference_rows`, in percentage points."""
-    cells = [[row["class"], *_signed(row["difference"], row["low"], row["high"])] for row in rows]
+    """Return the table of the rows of `difference_rows`, in percentage points, with a word if zero is not in 95 %."""
+    cells = []
+    for row in rows:
+        if math.isnan(row["difference"]):
+            cells.append([row["class"], "-", "", ""])
+            continue
+        difference, low, high = (f"{100 * row[name]:+.2f}" for name in ("difference", "low", "high"))
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else ""
+        cells.append([row["class"], difference, f"[{low}, {high}]", verdict])
     return "\n".join(table(["class", "IoU difference", "95 % of resamples", ""], cells))
 
 
@@ -103,14 +110,6 @@ def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
 def plain_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the records for a CSV: six digits for fractions, and an empty cell for NaN."""
     return [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-
-
-def _signed(difference: float, low: float, high: float) -> list[str]:
-    """Return cells: difference and interval in percentage points, and a word if the interval excludes zero."""
-    if math.isnan(difference):
-        return ["-", "", ""]
-    verdict = "better" if low > 0 else "worse" if high < 0 else ""
-    return [f"{100 * difference:+.2f}", f"[{100 * low:+.2f}, {100 * high:+.2f}]", verdict]
 
 
 def _span(low: float, high: float) -> str:

@@ -20,7 +20,7 @@ from segkit.runs import create_run_folder
 from segkit.tta import FLIPS, TTA
 from segkit.workflows.datasets import open_scored
 from segkit.workflows.evaluate import open_predictor
-from segkit.workflows.predictors import Member, build_crf, find_members
+from segkit.workflows.predictors import build_crf, find_members
 from segkit.workflows.tune_plan import Plan, bias_words, crf_words, first_plan, infer_command, steps_of
 
 KEPT_BYTES = 2**30  # of mixtures in memory
@@ -74,7 +74,13 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     probs, targets = _keep_probs(config, data, predictor, out, console)
     search = _search(config, data, PlanCounter(probs, targets, data))
     start = search.fixed(first_plan(config, len(members), len(data.class_names)))
-    _print_start(config, search, start, members, console)
+    if len(members) > 1:
+        for member, only in zip(members, steps_of("member weights", config, start.final), strict=False):
+            console.print(_score_line(f"only {member.name}", search.count(only(start.final))))
+    console.print(_score_line("at the start: equal weights, one view", start.held_out))
+    console.print(
+        f"\nan ingredient is kept if it brings more than {100 * config.margin:g} points of mIoU on images held out"
+    )
     chosen, gains = _try_all(config, search, start, ("member weights", "flips", "scales", "class bias"), data, console)
     console.print(_score_line("on images held out, with the ingredients that were kept", chosen.held_out))
     plan = chosen.final
@@ -142,19 +148,6 @@ def _keep_probs(
 
 def _search(config: TuneConfig, data: SegmentationDataset, count: Any) -> HeldOutSearch:
     return HeldOutSearch(count, len(data), folds=config.folds, seed=config.seed)
-
-
-def _print_start(
-    config: TuneConfig, search: HeldOutSearch, start: Chosen, members: Sequence[Member], console: Console
-) -> None:
-    """Print the score of each member, and of all of them with equal weights."""
-    if len(members) > 1:
-        for member, only in zip(members, steps_of("member weights", config, start.final), strict=False):
-            console.print(_score_line(f"only {member.name}", search.count(only(start.final))))
-    console.print(_score_line("at the start: equal weights, one view", start.held_out))
-    console.print(
-        f"\nan ingredient is kept if it brings more than {100 * config.margin:g} points of mIoU on images held out"
-    )
 
 
 def _try_all(

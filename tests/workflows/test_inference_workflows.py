@@ -139,7 +139,7 @@ def test_tune_returns_its_plan_and_its_command(file, shapes, tmp_path, capfd):
     ("call", "error", "message"),
     [
         (lambda file, out: segkit.predict(weigths=file, out=out), UsageError, "did you mean 'weights'"),
-        (lambda file, out: segkit.predict(weights=3, out=out), UsageError, "`weights` must be a path, got 3"),
+        (lambda file, out: segkit.predict(weights=3, out=out), UsageError, "`weights` must be a list of paths, got 3"),
         (lambda file, out: segkit.predict(weights=object(), out=out), UsageError, "paths and Segmenter objects"),
         (lambda file, out: segkit.predict(weights=file, source="none", out=out), DataError, "no file or folder none"),
         (lambda file, out: segkit.evaluate(weights=file, out=out), UsageError, "`data`"),

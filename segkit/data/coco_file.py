@@ -73,7 +73,7 @@ class CocoRecords:
 
 @dataclass
 class CocoFile:
-    """A COCO JSON with its images, as far as they can be used.
+    """A COCO JSON with those of its images that can be used.
 
     Attributes:
         categories: Names by id, in id order.
@@ -152,9 +152,25 @@ def read_records(
     content, digest = _read_json(file)
     categories = _categories(content, file, merge_same_name)
     class_names = tuple(dict.fromkeys(categories.values())) if names is None else tuple(names)
-    labels = _labels(categories, file, class_names)
+    differing = sorted(set(class_names) ^ set(categories.values()))
+    if differing:
+        raise DataError(
+            f"{file} and the files before it differ in their categories: "
+            + ", ".join(f"{name!r} is {'missing' if name in class_names else 'new'} here" for name in differing[:5])
+        )
+    labels = {category: class_names.index(name) + 1 for category, name in categories.items()}
     found: list[Finding] = []
-    images = _images(content, file, found)
+    images: dict[Id, Row] = {}
+    for image in content["images"] or []:
+        key = as_id(image.get("id"))
+        missing = "id" if key is None else "file_name" if not isinstance(image.get("file_name"), int | str) else None
+        if missing:
+            raise DataError(f"{file} is not a COCO file: an image lacks {missing!r}")
+        if key in images:
+            both = f"{images[key]['file_name']} and {image['file_name']}"
+            sentence = f"{file} has two images with the same id {image['id']}: {both}"
+            found.append(Finding("duplicate-image-id", str(image["id"]), sentence))
+        images.setdefault(key, image)
     annotations = _annotations_by_image(content, file, images, categories, found)
     return CocoRecords(file, content, categories, class_names, labels, images, annotations, found, digest)
 
@@ -182,7 +198,9 @@ def read_regions(
     regions = []
     for category, row in records.annotations[image]:
         name = f"annotation {row.get('id')} of {file_name}"
-        area = _given_area(row)
+        area = row.get("area")
+        is_area = type(area) in (int, float) and 0 < area <= sys.float_info.max  # False for true and NaN, too
+        area = float(area) if is_area else None
         try:
             shape, kinds = read_segmentation(row.get("segmentation"), size)
             if bbox_as_mask and kinds == ["no-segmentation"] and row.get("bbox"):
@@ -193,8 +211,9 @@ def read_regions(
         except DataError as error:
             found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
             continue
-        crowd, ignored = _is_set(row, "iscrowd"), _is_set(row, "ignore")
-        kinds += ["ignored-region"] * ignored + ["crowd"] * (crowd and not ignored)
+        crowd, ignored = bool(row.get("iscrowd")), bool(row.get("ignore"))
+        if ignored or crowd:
+            kinds.append("ignored-region" if ignored else "crowd")
         found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
         label = IGNORE_INDEX if ignored else records.labels[category]
         regions.append(Annotation(row.get("id"), label, crowd, shape, area))
@@ -255,34 +274,12 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
         )
     if not 0 < len(set(names.values())) < IGNORE_INDEX:
         raise DataError(f"{file} has {len(set(names.values()))} categories, expected 1 to {IGNORE_INDEX - 1}")
-    return dict(sorted(names.items(), key=lambda item: _order(item[0])))
 
+    def order(key: Id) -> tuple[bool, Id, str]:  # numbers come first, also if they are written as text
+        value = id_value(key)
+        return isinstance(value, str), value, str(key)
 
-def _labels(categories: Mapping[Id, str], file: Path, names: Sequence[str]) -> dict[Id, int]:
-    """Return the label of each category."""
-    differing = sorted(set(names) ^ set(categories.values()))
-    if differing:
-        raise DataError(
-            f"{file} and the files before it differ in their categories: "
-            + ", ".join(f"{name!r} is {'missing' if name in names else 'new'} here" for name in differing[:5])
-        )
-    return {category: list(names).index(name) + 1 for category, name in categories.items()}
-
-
-def _images(content: Row, file: Path, found: list[Finding]) -> dict[Id, Row]:
-    """Return the images by id; if an id occurs twice, the first."""
-    images: dict[Id, Row] = {}
-    for image in content["images"] or []:
-        key = as_id(image.get("id"))
-        missing = "id" if key is None else "file_name" if not isinstance(image.get("file_name"), int | str) else None
-        if missing:
-            raise DataError(f"{file} is not a COCO file: an image lacks {missing!r}")
-        if key in images:
-            both = f"{images[key]['file_name']} and {image['file_name']}"
-            sentence = f"{file} has two images with the same id {image['id']}: {both}"
-            found.append(Finding("duplicate-image-id", str(image["id"]), sentence))
-        images.setdefault(key, image)
-    return images
+    return {key: names[key] for key in sorted(names, key=order)}
 
 
 def _annotations_by_image(
@@ -338,20 +335,3 @@ def id_value(key: Id) -> Id:
     """Return the whole number that a text says, such as "7" or "7.0"; otherwise the id itself."""
     number = _WHOLE_NUMBER.fullmatch(key.strip()) if isinstance(key, str) else None
     return int(number[1]) if number else key
-
-
-def _order(key: Id) -> tuple[bool, Id, str]:
-    """Return the sort key of an id: numbers come first, also if they are written as text."""
-    value = id_value(key)
-    return isinstance(value, str), value, str(key)
-
-
-def _is_set(row: Row, flag: str) -> bool:
-    """Return whether a flag of an annotation, such as iscrowd, is set."""
-    return bool(row.get(flag))
-
-
-def _given_area(row: Row) -> float | None:
-    """Return the `area` of an annotation; None if it has none, or one that cannot be."""
-    area = row.get("area")
-    return float(area) if type(area) in (int, float) and 0 < area <= sys.float_info.max else None

@@ -50,8 +50,12 @@ def assign_folds(
     groups = np.arange(images) if groups is None else np.asarray(groups)
     validates = np.ones(images, dtype=bool) if train_only is None else ~np.asarray(train_only, dtype=bool)
     names, member = np.unique(groups[validates], return_inverse=True)
-    if not 2 <= k <= len(names):
-        raise UsageError(_wrong_k(k, len(names), int(validates.sum())))
+    if k < 2:
+        raise UsageError(f"`k` must be at least 2, got {k}")
+    if k > len(names):
+        number = int(validates.sum())
+        together = "" if len(names) == number else f", which form {len(names)} groups that stay together"
+        raise UsageError(f"{k} folds need at least {k} images, got {number}{together}")
     shares = _group_shares(ClassCounts(*(count[validates] for count in counts)), member)
     random = np.random.default_rng(seed)
     fold_of = _swap(shares, _place(shares, k, random), k, random)
@@ -81,13 +85,6 @@ def unevenness(count: np.ndarray, folds: np.ndarray, k: int) -> float:
     spread = k * fold_table(count, folds, k).std(0)
     present = ~np.isnan(spread)
     return float(spread[present].mean()) if present.any() else 0.0
-
-
-def _wrong_k(k: int, groups: int, images: int) -> str:
-    if k < 2:
-        return f"`k` must be at least 2, got {k}"
-    together = "" if groups == images else f", which form {groups} groups that stay together"
-    return f"{k} folds need at least {k} images, got {images}{together}"
 
 
 def _group_shares(counts: ClassCounts, member: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segkit.data.coco_file import CocoRecords, Row, as_id, id_value, read_all_regions, read_records
+from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_records
 from segkit.data.findings import Note, raise_or_warn
 from segkit.data.rasterize import Annotation
 from segkit.errors import UsageError
@@ -51,29 +51,21 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
     regions = [of_image for part in parts for of_image in read_all_regions(part)]
     images = list(first.images.values())
     annotations = [[row for _, row in pairs] for pairs in first.annotations.values()]
+    id_of = {name: category for category, name in reversed(first.categories.items())}
     for part in parts[1:]:
-        _append(images, annotations, part, first)
+        next_image = _highest_id(images) + 1
+        next_annotation = _highest_id(row for of_image in annotations for row in of_image) + 1
+        for i, (image, row) in enumerate(part.images.items(), start=next_image):
+            images.append(row | {"id": i})
+            annotations.append([])
+            for category, a in part.annotations[image]:
+                ids = {"id": next_annotation, "image_id": i, "category_id": id_of[part.categories[category]]}
+                annotations[-1].append(a | ids)
+                next_annotation += 1
     findings = [finding for part in parts for finding in part.findings]
     notes = raise_or_warn(findings, "error", 0.0, len(images))
     only = np.arange(len(images)) >= len(first.images)
     return FoldSource(first.content, first.class_names, images, annotations, regions, only, notes)
-
-
-def _append(images: list[Row], annotations: list[list[Row]], part: CocoRecords, first: CocoRecords) -> None:
-    """Append the records of `part` with ids above all others, and with the category ids of `first`."""
-    id_of = {name: category for category, name in reversed(first.categories.items())}
-    next_image = _highest_id(images) + 1
-    next_annotation = _highest_id(row for of_image in annotations for row in of_image) + 1
-    for i, (image, row) in enumerate(part.images.items(), start=next_image):
-        pairs = part.annotations[image]
-        images.append(row | {"id": i})
-        annotations.append(
-            [
-                a | {"id": n, "image_id": i, "category_id": id_of[part.categories[category]]}
-                for n, (category, a) in enumerate(pairs, start=next_annotation)
-            ]
-        )
-        next_annotation += len(pairs)
 
 
 def _highest_id(records: Iterable[Row]) -> int:
@@ -99,9 +91,19 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
     """
     old = check_fold_folder(out, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
+    # Every record is encoded once for all files.
+    images = [json.dumps(image) for image in source.images]
+    annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]
+    other = {key: json.dumps(value) for key, value in source.content.items() if key not in ("images", "annotations")}
+    order = dict.fromkeys([*source.content, "images", "annotations"])
     with tempfile.TemporaryDirectory(dir=out, prefix=".folds-") as scratch:
-        for name, text in _fold_texts(source, folds, k):
-            Path(scratch, name).write_text(text, encoding="utf-8")
+        for fold in range(k):
+            for name, chosen in (("train", folds != fold), ("valid", (folds == fold) & ~source.train_only)):
+                rows = np.flatnonzero(chosen)
+                lists = {"images": [images[i] for i in rows], "annotations": [annotations[i] for i in rows]}
+                parts = other | {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
+                text = ", ".join(f"{json.dumps(key)}: {parts[key]}" for key in order)
+                Path(scratch, f"{name}_data{fold}.json").write_text(f"{{{text}}}", encoding="utf-8")
         for path in old:
             path.unlink()
         for path in Path(scratch).iterdir():
@@ -116,20 +118,3 @@ def check_fold_folder(out: Path, *, overwrite: bool) -> list[Path]:
     if old and not overwrite:
         raise UsageError(f"{old[0]} exists already; choose another `out`, or replace all folds in it by `overwrite`")
     return old
-
-
-def _fold_texts(source: FoldSource, folds: np.ndarray, k: int) -> list[tuple[str, str]]:
-    """Return the name and the JSON text of each file; every record is encoded once for all files."""
-    images = [json.dumps(image) for image in source.images]
-    annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]
-    other = {key: json.dumps(value) for key, value in source.content.items() if key not in ("images", "annotations")}
-    order = dict.fromkeys([*source.content, "images", "annotations"])
-    texts = []
-    for fold in range(k):
-        for name, chosen in (("train", folds != fold), ("valid", (folds == fold) & ~source.train_only)):
-            rows = np.flatnonzero(chosen)
-            lists = {"images": [images[i] for i in rows], "annotations": [annotations[i] for i in rows]}
-            parts = other | {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
-            text = ", ".join(f"{json.dumps(key)}: {parts[key]}" for key in order)
-            texts.append((f"{name}_data{fold}.json", f"{{{text}}}"))
-    return texts

@@ -74,9 +74,11 @@ def run_check(config: CheckConfig, console: Console) -> CheckResult:
 def _open_sets(config: CheckConfig) -> dict[str, ImageFiles]:
     """Return the data sets by name, read without raising."""
     if any(isinstance(one, SegmentationDataset) for one in config.data):
-        return _own_sets(config.data)
+        if not all(isinstance(one, ImageFiles) for one in config.data):
+            raise UsageError("`data` must be files, or data sets whose images are files, not both")
+        return {f"set {i}" if len(config.data) > 1 else "data": one for i, one in enumerate(config.data, start=1)}
     check_kinds(config.data, config.images, config.masks, (config.class_names, config.palette))
-    names = _names(config.data)
+    names = _short_names(config.data)
     if config.masks:
         (masks,) = share_out(config.masks, (config.data,), "masks")
         return {
@@ -106,16 +108,10 @@ def _open_sets(config: CheckConfig) -> dict[str, ImageFiles]:
     return sets
 
 
-def _own_sets(data: Sequence[Any]) -> dict[str, ImageFiles]:
-    if not all(isinstance(one, ImageFiles) for one in data):
-        raise UsageError("`data` must be files, or data sets whose images are files, not both")
-    return {f"set {number}" if len(data) > 1 else "data": one for number, one in enumerate(data, start=1)}
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
+def _short_names(paths: Sequence[Path]) -> list[str]:
     """Return the last parts of the paths, as few as make them different."""
     if len(set(paths)) < len(paths):
-        raise UsageError("the same file is given twice")
+        raise UsageError("`data` names the same file twice")
     whole = [(path.with_suffix("") if path.suffix.lower() == ".json" else path).absolute().parts for path in paths]
     for length in range(1, max(map(len, whole))):
         names = ["/".join(parts[-length:]) for parts in whole]

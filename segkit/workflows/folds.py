@@ -1,7 +1,6 @@
 """segkit.make_folds: divide a COCO JSON into training and validation JSONs of k folds."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,20 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
     if not all(isinstance(file, Path) for file in (config.data, *config.train_only)):
         raise UsageError("`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set")
     console = Console(verbose=verbose)
-    _check_input(config, check_fold_folder(config.out, overwrite=config.overwrite))
+    files = (config.data, *config.train_only)
+    replaced = [path.resolve() for path in check_fold_folder(config.out, overwrite=config.overwrite)]
+    for file in files:
+        if file.resolve() in replaced:
+            raise UsageError(f"{file} is a fold file in `out` and would be replaced; choose another `out`")
+    elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
+    if elsewhere and config.images is None:
+        raise UsageError(
+            f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file names "
+            "of both start"
+        )
     source = read_fold_source(config.data, config.train_only, merge_same_name=config.merge_same_name)
     counts = count_classes(source.regions, len(source.class_names) + 1)
-    groups = _groups(config, source)
+    groups = _group(config, source)
     folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
     labelled = ~source.train_only
     own_counts, own_folds = ClassCounts(*(count[labelled] for count in counts)), folds[labelled]
@@ -89,35 +98,23 @@ def image_root(config: FoldsConfig) -> Path:
     return config.data.parent if config.images is None else config.images
 
 
-def _check_input(config: FoldsConfig, old: Sequence[Path]) -> None:
-    """Raise UsageError if a file to read would be replaced, or if file names start from two folders."""
-    files = (config.data, *config.train_only)
-    for file in files:
-        if file.resolve() in [path.resolve() for path in old]:
-            raise UsageError(f"{file} is a fold file in `out` and would be replaced; choose another `out`")
-    elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
-    if elsewhere and config.images is None:
-        raise UsageError(
-            f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file names "
-            "of both start"
-        )
-
-
-def _groups(config: FoldsConfig, source: FoldSource) -> np.ndarray:
+def _group(config: FoldsConfig, source: FoldSource) -> np.ndarray:
+    """Number the groups of images that stay in one fold: by file, by `group_by`, and by how they look."""
     names = [str(image["file_name"]) for image in source.images]
-    labels = None if config.group_by is None else _group_labels(source, config.group_by)
+    labels: list[str | None] | None = None
+    if config.group_by is not None:
+        labels = []
+        for image, only in zip(source.images, source.train_only, strict=True):
+            value = image.get(config.group_by)
+            if value is None and not only:  # an image that only trains may lack the key
+                has = ", ".join(name for name in image if image[name] is not None)
+                raise DataError(
+                    f"`group_by={config.group_by}`: the image {image['file_name']} has no {config.group_by!r}, "
+                    f"it has {has}"
+                )
+            labels.append(None if value is None else json.dumps(value, sort_keys=True))
     pairs = near_pairs(hash_images([image_root(config) / name for name in names])) if config.near_duplicates else ()
     return group_images(names, labels=labels, pairs=pairs)
-
-
-def _group_labels(source: FoldSource, key: str) -> list[str | None]:
-    """Return the value of a key for each image; a train-only image may lack it."""
-    values = [image.get(key) for image in source.images]
-    for image, value, only in zip(source.images, values, source.train_only, strict=True):
-        if value is None and not only:
-            has = ", ".join(name for name in image if image[name] is not None)
-            raise DataError(f"`group_by={key}`: the image {image['file_name']} has no {key!r}, it has {has}")
-    return [None if value is None else json.dumps(value, sort_keys=True) for value in values]
 
 
 def _describe(config: FoldsConfig, source: FoldSource, groups: np.ndarray) -> str:

@@ -140,7 +140,7 @@ def test_other_classes_are_one_sentence(shapes, tmp_path, capsys):
     assert run(shapes[0], other, "--out", tmp_path / "o") == 3
     assert "differ in their categories: 'disc' is missing here" in capsys.readouterr().err
     assert run(shapes[0], shapes[0]) == 2
-    assert "given twice" in capsys.readouterr().err
+    assert "names the same file twice" in capsys.readouterr().err
 
 
 def test_a_set_without_annotations_is_an_error_as_in_training(tmp_path, capsys):

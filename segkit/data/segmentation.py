@@ -89,9 +89,9 @@ def _read_polygon(part: Any) -> np.ndarray:
         polygon = np.array(part, dtype=np.float64)
     except OverflowError:
         raise DataError("a coordinate is too large") from None
-    near = np.abs(polygon) < FARTHEST  # False for NaN too
-    if not near.all():
-        raise DataError(f"{polygon[~near][0]:g} is no coordinate in an image")
+    if len(polygon) and not -FARTHEST < polygon.min() <= polygon.max() < FARTHEST:  # True for NaN, too
+        wrong = ~(np.abs(polygon) < FARTHEST)
+        raise DataError(f"{polygon[wrong][0]:g} is no coordinate in an image")
     return polygon
 
 
@@ -100,7 +100,7 @@ def _oddities(polygon: np.ndarray, size: tuple[int, int] | None) -> Iterator[str
         yield "odd-coordinates"
     elif len(polygon) < 6:  # pycocotools would read four numbers as a box
         yield "short-polygon"
-    elif size is not None:
+    elif size is not None and not 0 < polygon.min() <= polygon.max() < min(size):  # most polygons lie inside
         points, (height, width) = polygon.reshape(-1, 2), size
         low, high = points.min(0), points.max(0)
         if high.min() <= 0 or low[0] >= width or low[1] >= height:

@@ -52,15 +52,10 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
         raise UsageError(f"`mask` must have the size of the image, {image.shape[:2]}, got {mask.shape}")
     colours = palette[mask]
     alpha = np.where(mask == 0, 0.0, opacity)
-    alpha[_edges(mask)] = max(opacity, 0.9)
+    # The outline of an object: its pixels that touch a pixel of another label.
+    labels, square = mask.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)
+    alpha[(cv2.dilate(labels, square) != cv2.erode(labels, square)) & (mask > 0)] = max(opacity, 0.9)
     return np.round(image + alpha[..., None] * (colours.astype(np.float32) - image)).astype(np.uint8)
-
-
-def _edges(mask: np.ndarray) -> np.ndarray:
-    """Return which object pixels touch a pixel of another label, (H, W) bool."""
-    labels = mask.astype(np.uint8)
-    square = np.ones((3, 3), dtype=np.uint8)
-    return (cv2.dilate(labels, square) != cv2.erode(labels, square)) & (mask > 0)
 
 
 def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarray, width: int) -> np.ndarray:
@@ -123,32 +118,35 @@ def grid(
         titles: A title above each column.
         captions: Lines of text below each picture; a line that is too long is shortened in its middle.
     """
-    fitted = [_fit(picture, cell) for picture in pictures]
+    fitted = [_resize(picture, cell) for picture in pictures]
     if captions:
         fitted = [_with_caption(picture, text, cell) for picture, text in zip(fitted, captions, strict=True)]
-    rows = [_row(fitted[i : i + columns], columns, cell, gap) for i in range(0, len(fitted), columns)]
-    header = [_header(titles, cell, gap, rows[0].shape[1])] if titles else []
-    return np.concatenate([*header, np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8), *rows])
+    width = columns * (cell + gap) + gap
+    strips = []
+    if titles:
+        strip = np.full((_LEGEND_ROW, width, 3), 255, dtype=np.uint8)
+        for column, title in enumerate(titles):
+            place = (gap + column * (cell + gap), 13)
+            cv2.putText(strip, drawable(title), place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+        strips.append(strip)
+    strips.append(np.full((gap, width, 3), 255, dtype=np.uint8))
+    for first in range(0, len(fitted), columns):
+        row = fitted[first : first + columns]
+        height = max(picture.shape[0] for picture in row)
+        strip = np.full((height + gap, width, 3), 255, dtype=np.uint8)
+        for column, picture in enumerate(row):  # each in the middle of its cell
+            top = (height - picture.shape[0]) // 2
+            left = gap + column * (cell + gap) + (cell - picture.shape[1]) // 2
+            strip[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        strips.append(strip)
+    return np.concatenate(strips)
 
 
 def shrink(picture: np.ndarray, side: int) -> np.ndarray:
     """Return an image (H, W, 3) or label map (H, W) scaled down to at most `side` pixels on its longest side."""
     if max(picture.shape[:2]) <= side:
         return picture
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if picture.ndim == 3 else cv2.INTER_NEAREST_EXACT)
-
-
-def _row(pictures: Sequence[np.ndarray], columns: int, cell: int, gap: int) -> np.ndarray:
-    height = max(picture.shape[0] for picture in pictures)
-    row = np.full((height + gap, columns * (cell + gap) + gap, 3), 255, dtype=np.uint8)
-    for column, picture in enumerate(pictures):
-        top = (height - picture.shape[0]) // 2
-        left = gap + column * (cell + gap) + (cell - picture.shape[1]) // 2
-        row[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return row
+    return _resize(picture, side)
 
 
 def drawable(text: str) -> str:
@@ -166,29 +164,19 @@ def _with_caption(picture: np.ndarray, text: str, cell: int) -> np.ndarray:
     canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
     for row, line in enumerate(lines):
         place = (0, picture.shape[0] + 12 + 14 * row)
-        cv2.putText(canvas, _shortened(line, cell), place, *_CAPTION_FONT, (20, 20, 20), 1, cv2.LINE_AA)
+        shown, kept = line, len(line)
+        while kept and cv2.getTextSize(shown, *_CAPTION_FONT, 1)[0][0] > cell:  # keep its start and its end
+            kept -= 1
+            shown = f"{line[: kept // 2]}..{line[len(line) - (kept - kept // 2) :]}"
+        cv2.putText(canvas, shown, place, *_CAPTION_FONT, (20, 20, 20), 1, cv2.LINE_AA)
     return canvas
 
 
-def _shortened(text: str, width: int) -> str:
-    """Return the text, or its start and its end if it is wider than `width` pixels."""
-    shown, kept = text, len(text)
-    while kept and cv2.getTextSize(shown, *_CAPTION_FONT, 1)[0][0] > width:
-        kept -= 1
-        shown = f"{text[: kept // 2]}..{text[len(text) - (kept - kept // 2) :]}"
-    return shown
-
-
-def _header(titles: Sequence[str], cell: int, gap: int, width: int) -> np.ndarray:
-    strip = np.full((_LEGEND_ROW, width, 3), 255, dtype=np.uint8)
-    for column, title in enumerate(titles):
-        left = gap + column * (cell + gap)
-        cv2.putText(strip, drawable(title), (left, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
-    return strip
-
-
-def _fit(picture: np.ndarray, cell: int) -> np.ndarray:
+def _resize(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return an image or label map scaled to `side` pixels on its longest side."""
     height, width = picture.shape[:2]
-    scale = cell / max(height, width)
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if picture.ndim == 2:
+        return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -3,18 +3,33 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from segkit.config import LabelConfig, ScoreConfig, TrainConfig
+from segkit.config import CheckConfig, LabelConfig, ScoreConfig, SourceConfig, TrainConfig
 from segkit.console import Console
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
+from segkit.data.dataset import ImageFiles
 from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
-from segkit.files import MAX_PIXELS
 from segkit.folds.split import Folds, add_train_only
 
-Roots = Sequence[Path] | None
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
+
+
+class Source(NamedTuple):
+    """Where the labelled images of a setting are.
+
+    Attributes:
+        setting: The name of the setting, such as "data".
+        paths: Its value: COCO JSON files, folders of images, or one data set.
+        roots: The image folders of the JSON files: none, one for all, or one for each.
+        masks: The folders of masks, one for each folder of images.
+    """
+
+    setting: str
+    paths: Sequence[Any]
+    roots: Sequence[Path]
+    masks: Sequence[Path]
 
 
 def load_data(config: TrainConfig, console: Console | None = None) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -35,7 +50,15 @@ def load_data(config: TrainConfig, console: Console | None = None) -> tuple[Segm
     train_set, extra = _open_training(config, console)
     if config.val:
         val_set = _open(config, "val", console)
-        _check_same_classes(config, train_set, val_set)
+        if tuple(train_set.class_names) != tuple(val_set.class_names):
+            first, second = (
+                f"`{name}`" if _is_own(paths) else str(paths[0])
+                for name, paths in (("data", config.data), ("val", config.val))
+            )
+            raise DataError(
+                f"{first} and {second} differ in their classes: {', '.join(train_set.class_names)} / "
+                f"{', '.join(val_set.class_names)}"
+            )
     else:
         train_set, val_set = train_set.split(config.val_fraction, config.seed)
     return add_train_only(train_set, val_set, extra), val_set
@@ -49,32 +72,67 @@ def open_folds(config: TrainConfig, console: Console | None = None) -> Folds:
 
 def open_scored(config: ScoreConfig, console: Console) -> SegmentationDataset:
     """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing."""
-    return open_labelled(
-        config, "data", config.data, roots=config.images or None, masks=config.masks, is_scored=True, console=console
-    )
+    source = Source("data", config.data, config.images, config.masks)
+    return open_labelled(config, source, is_scored=True, console=console)
+
+
+def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
+    """Return the data sets of `data` by name, to be checked: faults of images and annotations are their findings.
+
+    Raises:
+        DataError: A file is not a COCO JSON, or the sets have different classes.
+        UsageError: Settings do not fit together.
+    """
+    if _is_own(config.data):
+        if not all(isinstance(one, ImageFiles) for one in config.data):
+            raise UsageError("`data` must be files, or data sets whose images are files, not both")
+        return {f"set {i}" if len(config.data) > 1 else "data": one for i, one in enumerate(config.data, start=1)}
+    check_kinds(config, Source("data", config.data, config.images, config.masks))
+    names = _short_names(config.data)
+    if config.masks:
+        (masks,) = share_out(config.masks, (config.data,), "masks")
+        return {
+            name: FolderSegmentation.inspect(
+                folder,
+                mask_folder,
+                class_names=config.class_names,
+                palette=config.palette,
+                exif=config.exif,
+                max_pixels=config.max_pixels,
+            )
+            for name, folder, mask_folder in zip(names, config.data, masks, strict=True)
+        }
+    if len(config.images) not in (0, 1, len(config.data)):
+        raise UsageError(
+            f"`images` needs one folder, or one for each of the {len(config.data)} JSON files, got {len(config.images)}"
+        )
+    roots = config.images if len(config.images) > 1 else [*(config.images or [None])] * len(config.data)
+    allowed = {name: getattr(config, name) for name in ALLOWED}
+    sets: dict[str, ImageFiles] = {}
+    class_names = None
+    for name, file, root in zip(names, config.data, roots, strict=True):
+        sets[name] = CocoSegmentation.inspect(
+            file, root, class_names=class_names, exif=config.exif, max_pixels=config.max_pixels, **allowed
+        )
+        class_names = sets[name].class_names[1:]  # without background
+    return sets
 
 
 def open_labelled(
     config: LabelConfig,
-    name: str,
-    paths: Sequence[Any],
+    source: Source,
     *,
-    roots: Roots,
-    masks: Sequence[Path],
     on_bad: str = "error",
     max_bad: float = 0.0,
     may_be_bare: bool = False,
     is_scored: bool = False,
     console: Console | None = None,
 ) -> SegmentationDataset:
-    """Return the images and masks that a setting names, and print what is remarkable about them.
+    """Return the images and masks of a source, and print what is remarkable about them.
 
     Args:
         config: The settings that say how labels are read.
-        name: The name of the setting, such as "data".
-        paths: Its value: files, folders of images, or one data set.
-        roots: The image folders of JSON files.
-        masks: The folders of masks.
+        source: Where the images are.
         on_bad: `error` or `skip`, for images and masks that cannot be used.
         max_bad: Largest share of the images that `skip` drops.
         may_be_bare: Whether it is fine if no image has an annotation.
@@ -84,28 +142,18 @@ def open_labelled(
     Raises:
         DataError: There are no images, none has an annotation, or a scored file occurs twice.
     """
+    name, paths = source.setting, source.paths
     for value in paths:
         if not isinstance(value, Path | SegmentationDataset):
             raise UsageError(f"`{name}` takes paths and objects of SegmentationDataset, got {type(value).__name__}")
     if _is_own(paths):
-        data = _own(config, name, paths)
+        if len(paths) > 1:
+            raise UsageError(f"`{name}` takes files, or a single data set")
+        if config.ignore_classes:
+            raise UsageError(f"the data set in `{name}` sets its `ignore_classes` itself")
+        data = paths[0]
     else:
-        data = open_data(
-            paths,
-            roots=roots,
-            masks=masks,
-            class_names=config.class_names,
-            palette=config.palette,
-            ignore_classes=config.ignore_classes,
-            on_bad=on_bad,
-            max_bad=max_bad,
-            exif=config.exif,
-            max_pixels=config.max_pixels,
-            overlap=config.overlap,
-            crowd=config.crowd,
-            mask_cache=_mask_cache(config.mask_cache),
-            **{option: getattr(config, option) for option in ALLOWED},
-        )
+        data = open_files(config, source, on_bad, max_bad)
     console = console or Console()
     for note in data.notes:
         if note.severity != "warning":  # Python has shown the warnings
@@ -117,56 +165,39 @@ def open_labelled(
         raise DataError(f"`{name}` has no annotations, so there is nothing to learn or to score; is it a test set?")
     twice = [finding for finding in getattr(data, "findings", ()) if finding.kind == "shared-file"]
     if is_scored and twice:
-        raise DataError(f"`{name}`: {twice[0].sentence}, and would count as often; list each file once")
+        raise DataError(f"`{name}`: {twice[0].sentence}, which a score would count several times; list each file once")
     return data
 
 
-def open_data(
-    paths: Sequence[Path],
-    *,
-    roots: Roots = None,
-    masks: Sequence[Path] = (),
-    class_names: Path | None = None,
-    palette: Path | None = None,
-    ignore_classes: Sequence[str] = (),
-    on_bad: str = "error",
-    max_bad: float = 0.01,
-    exif: str = "apply",
-    max_pixels: int = MAX_PIXELS,
-    **coco_options: Any,
+def open_files(
+    config: LabelConfig, source: Source, on_bad: str, max_bad: float
 ) -> CocoSegmentation | FolderSegmentation:
-    """Open COCO JSON files with their image folders, or folders of images with their folders of masks.
-
-    Args:
-        paths: The files, or the folders of images.
-        roots: The image folders of the files.
-        masks: The folders of masks.
-        class_names: File with the class names of the masks.
-        palette: File with the colours of the masks.
-        ignore_classes: Names of classes that are 255 in the target.
-        on_bad: `error` or `skip`, for images and masks that cannot be used.
-        max_bad: Largest share of the images that `skip` drops.
-        exif: `apply` or `ignore` EXIF orientations.
-        max_pixels: Larger images are refused.
-        **coco_options: More options of `CocoSegmentation`; ignored for masks.
-    """
-    check_kinds(paths, roots, masks, (class_names, palette))
+    """Open COCO JSON files with their image folders, or folders of images with their folders of masks."""
+    check_kinds(config, source)
     common: dict[str, Any] = {
-        "ignore_classes": ignore_classes,
+        "ignore_classes": config.ignore_classes,
         "on_bad": on_bad,
         "max_bad": max_bad,
-        "exif": exif,
-        "max_pixels": max_pixels,
+        "exif": config.exif,
+        "max_pixels": config.max_pixels,
     }
-    if masks:
-        return FolderSegmentation(paths, masks, class_names=class_names, palette=palette, **common)
-    return CocoSegmentation(paths, root=roots, **common, **coco_options)
+    if source.masks:
+        names = {"class_names": config.class_names, "palette": config.palette}
+        return FolderSegmentation(source.paths, source.masks, **names, **common)
+    return CocoSegmentation(
+        source.paths,
+        root=source.roots or None,
+        overlap=config.overlap,
+        crowd=config.crowd,
+        mask_cache={"auto": default_folder(), "off": None}.get(config.mask_cache, config.mask_cache),
+        **{option: getattr(config, option) for option in ALLOWED},
+        **common,
+    )
 
 
-def check_kinds(
-    paths: Sequence[Path], roots: Roots, masks: Sequence[Path], naming: tuple[Path | None, Path | None]
-) -> None:
-    """Raise if folders or files are given together with settings that belong to the other kind."""
+def check_kinds(config: SourceConfig, source: Source) -> None:
+    """Raise if there are folders or files together with settings that belong to the other kind."""
+    _, paths, roots, masks = source
     folders = [path for path in paths if path.is_dir()]
     if masks and len(folders) < len(paths):
         file = next(path for path in paths if path not in folders)
@@ -175,27 +206,27 @@ def check_kinds(
         raise UsageError("`images` belongs to JSON files; with `masks`, give the folders of images as `data`")
     if not masks and folders:
         raise DataError(f"{folders[0]} is a folder; give the folder of its masks as `masks`, or a COCO JSON file")
-    if not masks and any(naming):
+    if not masks and (config.class_names or config.palette):
         raise UsageError("`class_names` and `palette` belong to `masks`; a COCO JSON file names its classes itself")
 
 
-def share_out(given: Sequence[Path], sources: Sequence[Sequence[Path]], name: str) -> list[Sequence[Path]]:
-    """Divide the folders of a setting among several sources: first those of the first source, and so on.
+def share_out(folders: Sequence[Path], sources: Sequence[Sequence[Path]], name: str) -> list[Sequence[Path]]:
+    """Divide the folders of a setting among several sources: first the folders of the first source, and so on.
 
     Args:
-        given: The folders, one for each file of the sources, or none.
+        folders: One for each file of the sources, or none.
         sources: The files of each source.
         name: The name of the setting.
     """
     counts = [len(paths) for paths in sources]
-    if given and len(given) != sum(counts):
-        raise UsageError(f"`{name}` needs one folder for each of the {sum(counts)} sources, got {len(given)}")
+    if folders and len(folders) != sum(counts):
+        raise UsageError(f"`{name}` needs one folder for each of the {sum(counts)} sources, got {len(folders)}")
     ends = list(accumulate(counts))
-    return [given[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    return [folders[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def check_model_classes(class_names: Sequence[str], data: SegmentationDataset, model: str) -> None:
-    """Raise DataError if a model was trained for other classes than those of the data.
+    """Raise DataError if a model was trained for other classes than the data has.
 
     Args:
         class_names: The classes of the model.
@@ -223,20 +254,17 @@ def _open_training(
 def _open(config: TrainConfig, name: str, console: Console | None) -> SegmentationDataset:
     sources = [() if _is_own(getattr(config, source)) else getattr(config, source) for source in _TRAINING_SOURCES]
     number = _TRAINING_SOURCES.index(name)
-    roots = config.images or None
+    roots = config.images
     if len(config.images) > 1:
         files = sum(map(len, sources))
         if len(config.images) != files:
             raise UsageError(
                 f"`images` needs one folder, or one for each of the {files} JSON files, got {len(config.images)}"
             )
-        roots = share_out(config.images, sources, "images")[number] or None
+        roots = share_out(config.images, sources, "images")[number]
     return open_labelled(
         config,
-        name,
-        getattr(config, name),
-        roots=roots,
-        masks=share_out(config.masks, sources, "masks")[number],
+        Source(name, getattr(config, name), roots, share_out(config.masks, sources, "masks")[number]),
         on_bad="error" if name == "val" else config.on_bad,
         max_bad=config.max_bad,
         may_be_bare=name == "train_only",
@@ -250,25 +278,13 @@ def _is_own(paths: Sequence[Any]) -> bool:
     return any(isinstance(value, SegmentationDataset) for value in paths)
 
 
-def _own(config: LabelConfig, name: str, values: Sequence[Any]) -> SegmentationDataset:
-    if len(values) > 1:
-        raise UsageError(f"`{name}` takes files, or a single data set")
-    if config.ignore_classes:
-        raise UsageError(f"the data set in `{name}` sets its `ignore_classes` itself")
-    return values[0]
-
-
-def _check_same_classes(config: TrainConfig, train: SegmentationDataset, val: SegmentationDataset) -> None:
-    if tuple(train.class_names) != tuple(val.class_names):
-        first, second = (
-            f"`{name}`" if _is_own(paths) else str(paths[0])
-            for name, paths in (("data", config.data), ("val", config.val))
-        )
-        raise DataError(
-            f"{first} and {second} differ in their classes: {', '.join(train.class_names)} / "
-            f"{', '.join(val.class_names)}"
-        )
-
-
-def _mask_cache(setting: str) -> Path | str | None:
-    return {"auto": default_folder(), "off": None}.get(setting, setting)
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of the paths, as few as make them different."""
+    if len(set(paths)) < len(paths):
+        raise UsageError("`data` names the same file twice")
+    whole = [(path.with_suffix("") if path.suffix.lower() == ".json" else path).absolute().parts for path in paths]
+    for length in range(1, max(map(len, whole))):
+        names = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

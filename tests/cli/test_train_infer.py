@@ -328,7 +328,7 @@ def test_a_file_that_is_listed_twice_is_a_warning_in_training_and_an_error_in_va
     file.write_text(json.dumps(content))
     with pytest.warns(DataWarning, match="files that are listed as several images"):
         assert fails(train, *train_arguments((shapes[0], file), tmp_path / "a")) == 3
-    assert "x0.png is listed as 2 images, and would count as often" in capsys.readouterr().err
+    assert "x0.png is listed as 2 images, which a score would count several times" in capsys.readouterr().err
     with pytest.warns(DataWarning, match="files that are listed as several images"):
         train.main(train_arguments((file, shapes[1]), tmp_path / "b", "--epochs", "1"))
 

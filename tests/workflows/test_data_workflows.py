@@ -75,8 +75,8 @@ class Own(SegmentationDataset):
         return np.full((8, 8), index % 3, dtype=np.uint8)
 
 
-def settings(**given):
-    return from_keywords(TrainConfig, given)
+def settings(**values):
+    return from_keywords(TrainConfig, values)
 
 
 def names(data):

@@ -73,7 +73,7 @@ def check_sets(
         measures = measure(data, console.progress(range(len(data)), text=f"masks of {name}"))
         findings = [*data.findings]
         hashes.append(_look_at_images(name, data, findings, console) if full else {})
-        findings += _oddities(name, data, measures)
+        findings += _look_at_sizes_and_masks(name, data, measures)
         checked.append(CheckedSet(name, data, measures, findings))
     _add_duplicates(checked, hashes)
     kinds = list(KINDS)
@@ -107,8 +107,8 @@ def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], consol
     return hashes
 
 
-def _oddities(set_name: str, data: ImageFiles, measures: Measures) -> Iterator[Finding]:
-    """Yield what the sizes and the masks show."""
+def _look_at_sizes_and_masks(set_name: str, data: ImageFiles, measures: Measures) -> Iterator[Finding]:
+    """Yield what is remarkable about the sizes of the images and about the masks."""
     for item in data.items:
         height, width = item.size
         size = f"{item.file_name} is {height} x {width} pixels (height x width)"

@@ -161,7 +161,7 @@ def read_folder(
     """
     pairs = find_pairs(images, masks, wanted, found)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-        checked = list(pool.map(lambda pair: _checked(*pair, reader, reading), pairs))
+        checked = list(pool.map(lambda pair: _check_pair(*pair, reader, reading), pairs))
     found += [result for result in checked if isinstance(result, Finding)]
     good = [result for result in checked if not isinstance(result, Finding)]
     found += [oddity for _, _, oddities in good for oddity in oddities]
@@ -172,7 +172,7 @@ def read_folder(
     return [item for item, _, _ in good]
 
 
-def _checked(
+def _check_pair(
     path: Path, name: str, mask_path: Path, reader: MaskReader, reading: Reading
 ) -> tuple[MaskedImage, set[int], list[Finding]] | Finding:
     """Return the item, the labels in its mask and what is remarkable; or what is wrong with its files."""

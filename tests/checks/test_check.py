@@ -107,9 +107,9 @@ def test_absent_classes_and_empty_sets_are_reported(tmp_path):
     assert ("nothing-painted", "train") in kinds(check(data)[0])
 
 
-def test_findings_of_the_reader_are_taken_over_worst_first(tmp_path):
-    given = [Finding(kind, kind, kind) for kind in reversed(KINDS)]
-    (report,) = check(create(tmp_path, {"a.png": smooth()}, findings=given))
+def test_findings_of_the_reader_are_kept_worst_first(tmp_path):
+    findings = [Finding(kind, kind, kind) for kind in reversed(KINDS)]
+    (report,) = check(create(tmp_path, {"a.png": smooth()}, findings=findings))
     severities = [finding.severity for finding in report.findings]
     assert sorted(severities, key=["error", "warning", "note"].index) == severities
     assert len(report.findings) == len(KINDS)

@@ -24,39 +24,39 @@ def listed(folder, *names):
     return images
 
 
-def told(images, alike=()):
+def duplicates(images, alike=()):
     return [
         (position, first, finding.kind, finding.sentence) for position, first, finding in find_duplicates(images, alike)
     ]
 
 
 def test_different_images_are_no_duplicates(folder):
-    assert told(listed(folder, "train/a.png", "train/b.png")) == []
+    assert duplicates(listed(folder, "train/a.png", "train/b.png")) == []
 
 
 def test_a_copy_under_another_name_is_reported_within_a_set_and_across(folder):
-    assert told(listed(folder, "train/a.png", "train/copy.png")) == [
+    assert duplicates(listed(folder, "train/a.png", "train/copy.png")) == [
         (1, 0, "same-bytes", "copy.png has the same bytes as a.png")
     ]
-    assert told(listed(folder, "train/a.png", "val/copy.png")) == [
+    assert duplicates(listed(folder, "train/a.png", "val/copy.png")) == [
         (1, 0, "same-bytes-across", "copy.png has the same bytes as a.png of train")
     ]
 
 
 def test_the_same_file_in_two_sets_is_reported_once(folder):
     images = listed(folder, "train/b.png", "train/a.png", "val/a.png")
-    assert told(images, alike=[[1, 2]]) == [(2, 1, "same-file-across", "a.png is the file of a.png of train")]
+    assert duplicates(images, alike=[[1, 2]]) == [(2, 1, "same-file-across", "a.png is the file of a.png of train")]
 
 
-def test_the_same_file_twice_in_a_set_is_left_to_what_reads_it(folder):
-    assert told(listed(folder, "train/a.png", "train/a.png")) == []
+def test_the_same_file_twice_in_a_set_is_reported_only_by_its_reader(folder):
+    assert duplicates(listed(folder, "train/a.png", "train/a.png")) == []
 
 
 def test_images_that_look_alike_are_reported_with_the_first_of_them(folder):
     images = listed(folder, "train/a.png", "train/b.png", "val/other/a.png")
-    assert [row[:3] for row in told(images, alike=[[0, 1, 2]])] == [(1, 0, "alike"), (2, 0, "alike-across")]
+    assert [row[:3] for row in duplicates(images, alike=[[0, 1, 2]])] == [(1, 0, "alike"), (2, 0, "alike-across")]
 
 
 def test_the_same_name_in_two_sets_is_reported(folder):
-    (row,) = told(listed(folder, "train/a.png", "val/other/a.png"))
+    (row,) = duplicates(listed(folder, "train/a.png", "val/other/a.png"))
     assert row == (1, 0, "same-name-across", "a.png has the name of a.png of train")

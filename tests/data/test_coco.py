@@ -88,7 +88,7 @@ def test_an_image_without_annotations_is_background(folder):
     assert CocoSegmentation(folder / "x.json").mask(0).sum() == 0
 
 
-def test_a_byte_order_mark_is_read_over(folder):
+def test_a_byte_order_mark_is_skipped(folder):
     load(folder)
     (folder / "x.json").write_bytes(b"\xef\xbb\xbf" + (folder / "x.json").read_bytes())
     assert len(CocoSegmentation(folder / "x.json")) == 1

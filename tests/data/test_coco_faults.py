@@ -150,7 +150,7 @@ def test_an_upright_image_takes_annotations_of_any_other_shape_when_asked(write,
     assert [note.kind for note in data.notes] == ["rescaled"]
 
 
-def test_more_bad_images_than_allowed_are_an_error_and_one_may_always_be(write):
+def test_more_bad_images_than_allowed_are_an_error_and_one_is_always_allowed(write):
     images = [image(), *(image(i, f"missing{i}.png") for i in range(2, 5))]
     assert len(CocoSegmentation(write(images=images[:2]), on_bad="skip")) == 1
     with pytest.raises(DataError, match=r"3 of 4 images cannot be used, more than `max_bad=0\.5`(.|\n)*missing2"):

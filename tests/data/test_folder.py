@@ -134,9 +134,9 @@ def test_a_palette_file_turns_colours_into_labels(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     data = load(tmp_path, [coloured(LABELS)], palette=tmp_path / name)
     assert np.array_equal(data.mask(0), LABELS)
-    alone = load(tmp_path, [coloured(LABELS)], palette=tmp_path / name, class_names=None)
-    assert alone.class_names == ("square", "background", "disc")
-    assert np.array_equal(alone.mask(0), np.array([1, 0, 2, 255])[np.where(LABELS == 255, 3, LABELS)])
+    by_palette = load(tmp_path, [coloured(LABELS)], palette=tmp_path / name, class_names=None)
+    assert by_palette.class_names == ("square", "background", "disc")
+    assert np.array_equal(by_palette.mask(0), np.array([1, 0, 2, 255])[np.where(LABELS == 255, 3, LABELS)])
 
 
 def test_black_and_white_masks_take_a_palette(tmp_path):
@@ -196,7 +196,7 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path)
 
 
 def test_all_faults_are_reported_at_once(tmp_path):
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as raised:
         load(tmp_path, [LABELS[:1], LABELS[:2], LABELS + np.uint8(9), LABELS])
     for words in (
         "masks of another size than their image: 2",
@@ -204,7 +204,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         "1.png is 2 x 4",
         "2.png has the values 8, 9, 10, 11",
     ):
-        assert words in str(told.value)
+        assert words in str(raised.value)
 
 
 def test_images_that_cannot_be_used_are_skipped_if_asked(tmp_path):

@@ -105,7 +105,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     assert read_image_header(tmp_path / "a.png", Reading(max_pixels=4 * 10**9)).stored == (60_000, 60_000)
 
 
-def test_our_size_limit_does_not_change_that_of_pillow(tmp_path, monkeypatch):
+def test_our_size_limit_does_not_change_pillows_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # it warns beyond this, and refuses twice as many
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)

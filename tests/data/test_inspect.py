@@ -27,7 +27,7 @@ def faulty(tmp_path):
     return file
 
 
-def test_a_coco_file_with_faults_gives_what_can_be_used_and_findings(faulty):
+def test_a_coco_file_with_faults_becomes_usable_images_and_findings(faulty):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = CocoSegmentation.inspect(faulty)
@@ -56,7 +56,7 @@ def test_class_names_of_another_set_decide_the_labels(shapes):
         CocoSegmentation.inspect(shapes[0], class_names=("disc", "square", "ball"))
 
 
-def test_folders_with_faults_give_what_can_be_used_and_findings(tmp_path):
+def test_folders_with_faults_become_usable_images_and_findings(tmp_path):
     for folder, names in (("images", "abc"), ("masks", "abd")):
         (tmp_path / folder).mkdir()
         for name in names:

@@ -235,7 +235,7 @@ def test_a_damaged_image_is_an_error_unless_it_may_be_skipped_and_always_in_vali
 
 def test_more_damaged_images_than_allowed_are_an_error_with_their_number(damaged):
     samples = Augmented(damaged, create_transform("none", crop=32), on_bad="skip", max_bad=0.1)
-    samples[3, 5]  # one may always be
+    samples[3, 5]  # one bad image is always allowed
     with pytest.raises(DataError, match=r"2 of 12 training images cannot be read, more than `max_bad=0\.1` .*x7\.png"):
         samples[7, 1]
 
@@ -304,7 +304,7 @@ class Broken(SegmentationDataset):
 
     def image(self, index):
         if index == 2:
-            raise ZeroDivisionError("of its own")
+            raise ZeroDivisionError("some bug")
         return np.zeros((8, 8, 3), np.uint8)
 
     def mask(self, index):
@@ -328,12 +328,12 @@ def test_an_error_of_a_custom_data_set_names_the_image_in_its_last_line(kind, wo
         str(caught.value)
         .rstrip()
         .splitlines()[-1]
-        .endswith("cannot load image photograph2.jpg: ZeroDivisionError: of its own")
+        .endswith("cannot load image photograph2.jpg: ZeroDivisionError: some bug")
     )
 
 
 class Threads(Broken):
-    """Images whose pixels tell how many threads OpenCV may use."""
+    """Images whose pixels are the number of threads that OpenCV may use."""
 
     def image(self, index):
         return np.full((8, 8, 3), cv2.getNumThreads(), np.uint8)
@@ -374,7 +374,7 @@ def test_spawned_workers_load_the_same_batches(data):
         assert equal(batch, other)
 
 
-def test_a_batch_tells_its_images():
+def test_a_batch_lists_its_images():
     batches = TrainBatches(10, 4, seed=3, rank=1, ranks=2)
     batches.epoch, batches.start = 2, 1
     own = [index for index, _ in next(iter(batches))]

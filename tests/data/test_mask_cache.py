@@ -21,7 +21,7 @@ def test_a_mask_is_made_once(in_memory, tmp_path):
     assert np.array_equal(cache.get(3, refuse), MASK)
 
 
-def test_files_outlive_the_process_and_the_key_tells_them_apart(tmp_path):
+def test_files_outlive_the_process_and_each_key_has_its_own(tmp_path):
     MaskCache(tmp_path, "old annotations").get(0, lambda: MASK)
     assert np.array_equal(MaskCache(tmp_path, "old annotations").get(0, refuse), MASK)
     assert np.array_equal(MaskCache(tmp_path, "new annotations").get(0, lambda: MASK + 1), MASK + 1)

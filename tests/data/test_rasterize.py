@@ -66,7 +66,7 @@ def test_bytes_that_are_no_counts_are_refused(counts):
         runs_of(counts)
 
 
-def test_ignored_crowds_are_255_beneath_the_other_objects():
+def test_ignored_crowds_are_255_below_the_other_objects():
     crowd = Annotation(1, 1, True, [np.array(rectangle(0, 0, 20, 10), float)])
     objects = [Annotation(2, 2, False, [np.array(rectangle(5, 0, 30, 10), float)])]
     mask = rasterize([*objects, crowd], SIZE, crowd="ignore")

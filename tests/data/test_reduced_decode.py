@@ -41,7 +41,7 @@ def test_a_small_image_is_the_mean_of_squares_of_the_large_one_in_every_format(
     assert np.abs(small[inner] - means).max() < 4
 
 
-def test_the_label_is_that_in_the_middle_of_the_square():
+def test_the_label_comes_from_the_middle_of_the_square():
     mask = np.arange(35, dtype=np.uint8).reshape(5, 7)
     assert reduce_mask(mask, 2).tolist() == [[8, 10, 12, 13], [22, 24, 26, 27], [29, 31, 33, 34]]
     assert np.array_equal(reduce_mask(mask, 1), mask)

@@ -76,7 +76,7 @@ def test_polygons_and_rle_both_occur(tmp_path):
     assert kinds == {list, dict}
 
 
-def test_another_folder_is_not_written_over(demo, tmp_path):
+def test_another_folder_is_not_overwritten(demo, tmp_path):
     shutil.copytree(demo[0].parent, tmp_path / "set")
     with pytest.raises(ValueError, match="set"):
         write_demo(tmp_path / "set", **(SMALL | {"seed": 5}))

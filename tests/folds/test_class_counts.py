@@ -45,7 +45,7 @@ def regions(tmp_path):
         ({}, 0),
     ],
 )
-def test_the_area_is_the_one_in_the_file_or_that_of_the_shape(regions, keys, area):
+def test_the_area_comes_from_the_file_or_from_the_shape(regions, keys, area):
     other = {"segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
     assert annotation_areas(regions(other, keys, other)[0]).tolist() == [1, area, 1]
 

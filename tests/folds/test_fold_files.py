@@ -66,7 +66,7 @@ def test_the_folds_of_a_file_without_annotations_load(tmp_path):
     assert json.loads((tmp_path / "train_data0.json").read_text())["annotations"] == []
 
 
-def test_train_only_images_train_in_every_fold_and_get_ids_of_their_own(tmp_path):
+def test_train_only_images_train_in_every_fold_and_get_new_ids(tmp_path):
     file, pseudo = write_set(tmp_path / "all.json", 6), write_set(tmp_path / "pseudo.json", 3)
     source = read_fold_source(file, [pseudo])
     divide(source, 2, tmp_path)
@@ -222,7 +222,7 @@ def test_other_categories_in_a_train_only_file_are_an_error(tmp_path):
         read_fold_source(file, [other])
 
 
-def test_a_byte_order_mark_is_read_over(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     file = write_set(tmp_path / "all.json", 2)
     file.write_text("\ufeff" + file.read_text(), encoding="utf-8")
     assert len(read_fold_source(file).images) == 2

@@ -77,7 +77,7 @@ def test_groups_are_never_split():
     assert set(folds) == set(range(5))
 
 
-def test_the_same_seed_gives_the_same_split_and_another_another():
+def test_the_same_seed_makes_the_same_split_and_another_seed_another():
     counts = drawn_counts()
     assert (assign_folds(counts, 5, seed=3) == assign_folds(counts, 5, seed=3)).all()
     assert (assign_folds(counts, 5, seed=3) != assign_folds(counts, 5, seed=4)).any()
@@ -93,7 +93,7 @@ def test_the_order_of_the_images_does_not_matter():
     assert (again == folds[order]).all()
 
 
-def test_more_even_than_chance_and_than_the_greedy_by_annotations():
+def test_folds_are_more_even_than_random_and_greedy_ones():
     counts = drawn_counts(images=600)
     groups = np.arange(600)
     ours = assign_folds(counts, 5)
@@ -141,8 +141,8 @@ def test_images_that_only_train_are_in_no_fold_unless_their_group_validates():
 def test_images_that_only_train_do_not_change_the_split_of_the_others():
     counts = drawn_counts(images=60)
     only = np.arange(60) >= 40
-    alone = assign_folds(ClassCounts(*(count[:40] for count in counts)), 4)
-    assert (assign_folds(counts, 4, train_only=only)[:40] == alone).all()
+    without = assign_folds(ClassCounts(*(count[:40] for count in counts)), 4)
+    assert (assign_folds(counts, 4, train_only=only)[:40] == without).all()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_shares_and_unevenness_worked_out_by_hand():
     assert unevenness(np.zeros((3, 2)), folds, 2) == 0
 
 
-def test_the_greedy_by_annotations_follows_its_rule():
+def test_the_greedy_split_by_annotations_follows_its_rule():
     counts, k = drawn_counts(images=60, seed=3).annotations, 4
     counts = counts[:, counts.any(0)]
     sums, expected = np.zeros((k, counts.shape[1])), np.empty(60, dtype=int)
@@ -183,10 +183,10 @@ def test_the_greedy_by_annotations_follows_its_rule():
         sums[expected[image]] += counts[image]
     found = one_by_one_folds(counts, np.arange(60), k)
     assert unevenness(counts, found, k) == pytest.approx(unevenness(counts, expected, k), abs=0.02)
-    assert (found == expected).mean() > 0.9  # ties may fall otherwise by rounding
+    assert (found == expected).mean() > 0.9  # rounding may break ties in another way
 
 
-def test_dividing_costs_no_torch():
+def test_dividing_does_not_import_torch():
     code = (
         "import sys, segkit.data as d; d.assign_folds, d.DataError; print({'torch', 'albumentations'} & {*sys.modules})"
     )

@@ -63,14 +63,19 @@ def data_parallel(model: nn.Module, **options: Any) -> nn.parallel.DistributedDa
     return wrapped
 
 
-def leave_process_group() -> None:
+def leave_process_group(*, is_broken: bool = False) -> None:
     """Leave the process group that `torch.distributed.init_process_group` joined.
 
     In torch 2.7 and older, gloo can hang here: the group waits for its threads while it holds Python's lock, and a
     thread that still has to release the tensor of the last exchange waits for that lock. The pause lets the thread do
     so; sleeping releases the lock.
+
+    Args:
+        is_broken: Another process has ended. Leave without the pause, because torchrun is about to stop this process,
+            which still has to report why it ends.
     """
-    time.sleep(0.1)
+    if not is_broken:
+        time.sleep(0.1)
     torch.distributed.destroy_process_group()
 
 

@@ -214,16 +214,18 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     store = _rendezvous_store()
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+    is_broken = False
     try:
         yield Ranks(rank, count, count_here, local_rank, _empty_store(store))
     except RuntimeError as error:
-        if not _is_connection_error(error):
+        is_broken = _is_connection_error(error)
+        if not is_broken:
             raise
         raise RanksError(
             f"process {rank} of {count} cannot continue: another process has ended or does not answer, see its message"
         ) from error
     finally:
-        leave_process_group()
+        leave_process_group(is_broken=is_broken)
 
 
 def _rendezvous_store() -> "Store":

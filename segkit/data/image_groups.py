@@ -9,6 +9,9 @@ import numpy as np
 
 from segkit.data.images import read_image
 
+CELLS = 8  # of a hash, per side of the image; the hash has 2 * 8 * 9 bits
+BLOCK = 2048  # rows of the distance table that are in memory at once
+
 
 def group_images(
     names: Sequence[str | os.PathLike],
@@ -51,10 +54,6 @@ def _root(parent: list[int], node: int) -> int:
         parent[node] = parent[parent[node]]
         node = parent[node]
     return node
-
-
-CELLS = 8  # per side of the image; the hash has 2 * 8 * 9 bits
-BLOCK = 2048  # rows of the distance table that are in memory at once
 
 
 def difference_hash(image: np.ndarray) -> np.ndarray:

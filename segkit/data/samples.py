@@ -18,6 +18,8 @@ from segkit.names import check_known
 
 Sample = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, mask (H, W)
 Mix = Callable[[Sample, Sample, np.random.Generator], Sample]
+ATTEMPTS = 20  # substitutes that are tried for a bad image
+_log = logging.getLogger(__name__)
 
 
 def cutmix(sample: Sample, donor: Sample, random: np.random.Generator) -> Sample:
@@ -74,10 +76,6 @@ class CopyPaste:
 def _check_sizes(mask: np.ndarray, other: np.ndarray) -> None:
     if mask.shape != other.shape:
         raise UsageError(f"both samples must have the same size, got {mask.shape} and {other.shape}")
-
-
-_log = logging.getLogger(__name__)
-ATTEMPTS = 20  # substitutes that are tried for a bad image
 
 
 class Augmented(Dataset):
@@ -153,26 +151,22 @@ class Augmented(Dataset):
         for _ in range(ATTEMPTS):
             if not self._bad[index]:
                 try:
-                    return self._sample(index)
+                    if self.decode_at_least:
+                        return self.data.small_sample(index, self.decode_at_least)
+                    return self.data[index]
                 except DataError as error:
                     if self.on_bad == "error":
                         raise
-                    self._replace(index, error)
+                    self._bad[index] = True
+                    bad, total = int(self._bad.sum()), len(self)
+                    if bad > may_be_bad(total, self.max_bad):
+                        raise DataError(
+                            f"{bad} of {total} training images cannot be read, more than "
+                            f"`max_bad={self.max_bad:g}` allows; the last one: {error}"
+                        ) from error
+                    _log.warning("%s; another image is used instead", error)
             index = int(substitutes.integers(len(self.data)))
         raise DataError(f"{ATTEMPTS} images in a row cannot be read, the last one {self.data.name(index)}")
-
-    def _replace(self, index: int, error: DataError) -> None:
-        self._bad[index] = True
-        bad, total = int(self._bad.sum()), len(self)
-        if bad > may_be_bad(total, self.max_bad):
-            raise DataError(
-                f"{bad} of {total} training images cannot be read, more than `max_bad={self.max_bad:g}` allows; "
-                f"the last one: {error}"
-            ) from error
-        _log.warning("%s; another image is used instead", error)
-
-    def _sample(self, index: int) -> Sample:
-        return self.data.small_sample(index, self.decode_at_least) if self.decode_at_least else self.data[index]
 
 
 class Plain(Dataset):

@@ -1,16 +1,39 @@
-"""How even folds are, as text."""
+"""What is divided into folds, and how even the folds are, as text."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from segkit.folds.assign import fold_table, one_by_one_folds, random_folds, unevenness
 from segkit.folds.counts import ClassCounts
+from segkit.folds.files import FoldSource
 
 RANDOM_SPLITS = 10
 
 
-def class_table(counts: ClassCounts, folds: np.ndarray, k: int, names: Sequence[str]) -> str:
+def describe_source(file: Path, source: FoldSource, groups: np.ndarray) -> str:
+    """Describe in a few lines what is divided: images, annotations, classes, groups, and what is remarkable.
+
+    Args:
+        file: The JSON that is divided.
+        source: What was read from it.
+        groups: (N,) the group of each image.
+    """
+    extra, sizes = int(source.train_only.sum()), np.bincount(groups)
+    own = len(source.images) - extra
+    lines = [
+        f"data   {file}: {own} images, {sum(map(len, source.annotations[:own]))} annotations, "
+        f"{len(source.class_names)} classes"
+    ]
+    if extra:
+        lines.append(f"       {extra} more images that only train")
+    if sizes.max(initial=1) > 1:
+        lines.append(f"groups {(sizes > 1).sum()} of images that stay together, the largest of {sizes.max()}")
+    return "\n".join(lines + [f"note   {note}" for note in source.notes if note.severity == "note"])
+
+
+def share_table(counts: ClassCounts, folds: np.ndarray, k: int, names: Sequence[str]) -> str:
     """Return one line per class: its images, and the share of its images and of its pixels in each fold.
 
     Args:
@@ -39,7 +62,7 @@ def class_table(counts: ClassCounts, folds: np.ndarray, k: int, names: Sequence[
 
 
 def unevenness_table(counts: ClassCounts, folds: np.ndarray, k: int, groups: np.ndarray, seed: int) -> str:
-    """Compare folds with random splits and with the usual greedy split of the same groups; see `class_table`."""
+    """Compare folds with random splits and with the usual greedy split of the same groups; see `share_table`."""
 
     def figures(folds: np.ndarray) -> np.ndarray:
         values = [unevenness(count, folds, k) for count in counts]

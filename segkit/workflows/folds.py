@@ -13,7 +13,7 @@ from segkit.data.image_groups import group_images, hash_images, near_pairs
 from segkit.errors import DataError, UsageError
 from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
 from segkit.folds.files import check_fold_folder
-from segkit.folds.tables import class_table, unevenness_table
+from segkit.folds.tables import describe_source, share_table, unevenness_table
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
         DataError: A JSON has a fault.
     """
     config = from_keywords(FoldsConfig, settings)
-    if not all(isinstance(file, Path) for file in (config.data, *config.train_only)):
+    files = (config.data, *config.train_only)
+    if not all(isinstance(file, Path) for file in files):
         raise UsageError("`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set")
     console = Console(verbose=verbose)
-    files = (config.data, *config.train_only)
     replaced = [path.resolve() for path in check_fold_folder(config.out, overwrite=config.overwrite)]
     for file in files:
         if file.resolve() in replaced:
@@ -75,13 +75,13 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
     counts = count_classes(source.regions, len(source.class_names) + 1)
     groups = _group(config, source)
     folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
-    labelled = ~source.train_only
-    own_counts, own_folds = ClassCounts(*(count[labelled] for count in counts)), folds[labelled]
-    console.print(_describe(config, source, groups))
-    console.print("\n" + class_table(own_counts, own_folds, config.k, source.class_names))
-    console.print("\n" + unevenness_table(own_counts, own_folds, config.k, groups[labelled], config.seed))
+    divided = ~source.train_only
+    own_counts, own_folds = ClassCounts(*(count[divided] for count in counts)), folds[divided]
+    console.print(describe_source(config.data, source, groups))
+    console.print("\n" + share_table(own_counts, own_folds, config.k, source.class_names))
+    console.print("\n" + unevenness_table(own_counts, own_folds, config.k, groups[divided], config.seed))
     write_fold_files(source, folds, config.k, config.out, overwrite=config.overwrite)
-    names = [str(image["file_name"]) for image, own in zip(source.images, labelled, strict=True) if own]
+    names = [str(image["file_name"]) for image, own in zip(source.images, divided, strict=True) if own]
     return FoldsResult(
         config.out,
         tuple(config.out / f"train_data{fold}.json" for fold in range(config.k)),
@@ -115,17 +115,3 @@ def _group(config: FoldsConfig, source: FoldSource) -> np.ndarray:
             labels.append(None if value is None else json.dumps(value, sort_keys=True))
     pairs = near_pairs(hash_images([image_root(config) / name for name in names])) if config.near_duplicates else ()
     return group_images(names, labels=labels, pairs=pairs)
-
-
-def _describe(config: FoldsConfig, source: FoldSource, groups: np.ndarray) -> str:
-    extra, sizes = int(source.train_only.sum()), np.bincount(groups)
-    own = len(source.images) - extra
-    lines = [
-        f"data   {config.data}: {own} images, {sum(map(len, source.annotations[:own]))} annotations, "
-        f"{len(source.class_names)} classes"
-    ]
-    if extra:
-        lines.append(f"       {extra} more images that only train")
-    if sizes.max(initial=1) > 1:
-        lines.append(f"groups {(sizes > 1).sum()} of images that stay together, the largest of {sizes.max()}")
-    return "\n".join(lines + [f"note   {note}" for note in source.notes if note.severity == "note"])

@@ -14,6 +14,8 @@ from segkit.files import read_text, write_whole
 from segkit.names import nearest
 from segkit.runs import RunFolder
 
+DEEPEST = 50  # levels of lists and mappings; what reads and shows them calls itself once per level
+
 
 class Setting(NamedTuple):
     """A value and where it comes from, such as `args.yaml:3`."""
@@ -88,20 +90,22 @@ def _compose_plain(path: Path) -> yaml.Node | None:
         raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
     except RecursionError:
         raise UsageError(f"{path}: lists and mappings are nested too deeply") from None
-    todo, seen = [root] if root else [], set()
+    todo, seen = [(root, 0)] if root else [], set()
     while todo:
-        node = todo.pop()
+        node, depth = todo.pop()
         where = f"{path}:{node.start_mark.line + 1}"
         if node.tag not in TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             raise UsageError(f"{where}: the tag {tag} is refused; a setting is a plain value")
         if id(node) in seen:
             raise UsageError(f"{where}: an alias is used for this value; write the value itself in each place")
+        if depth > DEEPEST:
+            raise UsageError(f"{path}: lists and mappings are nested too deeply")
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            todo += node.value
+            todo += [(item, depth + 1) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
-            todo += [part for pair in node.value for part in pair]
+            todo += [(part, depth + 1) for pair in node.value for part in pair]
     return root
 
 

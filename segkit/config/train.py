@@ -200,7 +200,7 @@ class TrainConfig(LabelConfig):
         if self.folds is None or self.fold is None:
             raise UsageError("`folds` and `fold` belong together: 5 and 0 validate on the first of five folds")
         if self.val:
-            raise UsageError("`folds` takes the validation images from `data`; leave out `val`, or `folds` and `fold`")
+            raise UsageError("`folds` takes the validation images from `data`; drop `val`, or `folds` and `fold`")
         if not self.data:
             raise UsageError("`folds` needs `data`, the images to divide")
         check(self, "folds", self.folds >= 2, "at least 2")

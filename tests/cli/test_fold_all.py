@@ -307,7 +307,7 @@ def test_a_single_run_is_not_a_run_of_all_folds(out, shapes, capsys):
         (["--folds", "5", "--fold", "5"], "--fold must be in 0..4, or all, got 5"),
         (["--fold", "all"], "--folds and --fold belong together"),
         (["--folds", "13", "--fold", "all"], "13 folds need at least 13 images, got 12"),
-        (["--folds", "2", "--fold", "all", "--val", "x.json"], "leave out --val, or --folds and --fold"),
+        (["--folds", "2", "--fold", "all", "--val", "x.json"], "drop --val, or --folds and --fold"),
     ],
 )
 def test_wrong_folds_are_one_sentence_and_write_nothing(shapes, tmp_path, capsys, flags, message):

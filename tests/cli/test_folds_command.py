@@ -246,7 +246,7 @@ def test_folds_of_image_and_mask_folders(tmp_path):
         (["--folds", "5", "--fold", "-1"], 2, "--fold must be in 0..4, or all, got -1"),
         (["--folds", "1", "--fold", "0"], 2, "--folds must be at least 2, got 1"),
         (["--folds", "21", "--fold", "0"], 2, "21 folds need at least 21 images, got 20"),
-        (["--folds", "2", "--fold", "0", "--val", "all.json"], 2, "leave out --val, or --folds and --fold"),
+        (["--folds", "2", "--fold", "0", "--val", "all.json"], 2, "drop --val, or --folds and --fold"),
         (["--folds", "2", "--fold", "0", "--train-only", "none.json"], 3, "there is no annotation file at none.json"),
     ],
 )

@@ -142,6 +142,7 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("# lr: 1", "/cfg.yaml is empty, expected lines such as `epochs: 40`"),
         ("- lr", "/cfg.yaml holds [lr], expected lines such as `epochs: 40`"),
         ("data: " + 1200 * "[", "/cfg.yaml: lists and mappings are nested too deeply"),
+        ("epochs: " + 400 * "{a: " + "1" + 400 * "}", "/cfg.yaml: lists and mappings are nested too deeply"),
         ("data: &a [*a]", "/cfg.yaml:1: an alias is used for this value; write the value itself in each place"),
         ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias is used for this value; write the value itself in each place"),
     ],

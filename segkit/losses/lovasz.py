@@ -10,6 +10,9 @@ from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._base import Loss
 from segkit.losses._inputs import Inputs, Mode, check_choice, divide
+from segkit.losses._softmax import PlainTerms
+
+GROUP_VALUES = 1 << 24  # Number of errors that a GPU sorts at once; each takes about 40 bytes.
 
 
 def lovasz_loss(
@@ -51,31 +54,54 @@ def lovasz_loss(
         raise UsageError("the Lovasz loss takes class indices (N, H, W), not shares of the classes")
     if not softmax and not torch.compiler.is_compiling() and (inputs.target.frac() != 0).any():
         raise UsageError("the Lovasz loss takes targets of 0 and 1, not values between")
-    scores = inputs.dense_logits
-    scores = (scores.softmax(1) if softmax else scores).unbind(1)
+    if not softmax:
+        scores = inputs.dense_logits
+    elif isinstance(inputs.softmax, PlainTerms):
+        scores = inputs.softmax.probs
+    else:
+        scores = inputs.dense_logits.softmax(1)
+    n, num_classes, pixels = scores.shape
+    if not scores.numel():
+        return inputs.logits.sum() * 0
+    # A CPU sorts single rows fastest; a GPU takes as many classes at once as memory allows.
+    step = 1 if inputs.traits.has_kernel else max(1, GROUP_VALUES // (n * pixels))
     losses, included = [], []
-    for index, score in enumerate(scores):  # (N, P) each
-        positive = inputs.target == index if softmax else inputs.target[:, index] == 1
-        valid = torch.ones_like(positive) if inputs.valid is None else inputs.valid
-        valid = valid if valid.ndim == 2 else valid[:, index]
+    for start in range(0, num_classes, step):
+        score = scores[:, start : start + step]  # (N, K, P), as all tensors of this group of K classes
+        if softmax:
+            index = torch.arange(start, start + score.shape[1], device=score.device)
+            positive = inputs.target.unsqueeze(1) == index.unsqueeze(1)
+        else:
+            positive = inputs.target[:, start : start + step] == 1
+        if inputs.valid is None:
+            valid = torch.ones_like(positive)
+        else:
+            valid = inputs.valid.unsqueeze(1) if softmax else inputs.valid[:, start : start + step]
+        valid = valid.expand(positive.shape)
         positive = positive & valid
         errors = torch.where(positive, 1 - score, score) if softmax else 1 - torch.where(positive, score, -score)
         errors = errors if softmax else errors.relu()
-        for images in range(len(errors)) if per_image else [slice(None)]:
-            losses.append(_Extension.apply(*(x[images].flatten() for x in (errors, positive, valid))))
-            needed = positive if softmax and classes == "present" else valid
-            included.append(needed[images].any())
-    if not losses:
-        return inputs.logits.sum() * 0
-    losses, included = torch.stack(losses), torch.stack(included)
-    losses, included = losses.view(len(scores), -1), included.view(len(scores), -1)
+        errors, positive, valid = (_rows(x, per_image) for x in (errors, positive, valid))
+        if inputs.traits.has_kernel:
+            images = zip(errors[0], positive[0], valid[0], strict=True)
+            losses.append(torch.stack([_Extension.apply(*image) for image in images]).unsqueeze(0))
+        else:
+            losses.append(_Extension.apply(errors, positive, valid))
+        included.append((positive if softmax and classes == "present" else valid).any(2))
+    losses, included = torch.cat(losses), torch.cat(included)  # (C, N), or (C, 1) of the batch
     image_losses = divide(torch.where(included, losses, 0).sum(0), included.sum(0))
     image_included = included.any(0)
     return divide(torch.where(image_included, image_losses, 0).sum(), image_included.sum())
 
 
+def _rows(x: Tensor, per_image: bool) -> Tensor:
+    """Return (N, K, P) as (K, N, P), a row for each image, or (K, 1, N * P), a row for the batch."""
+    x = x.transpose(0, 1)
+    return x if per_image else x.reshape(len(x), 1, -1)
+
+
 class _Extension(Function):
-    """Lovasz extension of the Jaccard loss: errors (P,) at least 0, positive (P,), valid (P,) -> scalar.
+    """Lovasz extension of the Jaccard loss: errors (..., P) at least 0, positive (..., P), valid (..., P) -> (...).
 
     With the errors in descending order, each is weighted by the increase of 1 - IoU if its pixel becomes wrong after
     all pixels before it. These weights are also the gradient.
@@ -85,28 +111,29 @@ class _Extension(Function):
     def forward(ctx: Any, errors: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
         # Ignored pixels come last, where they are neither positive nor negative and so have weight 0.
         order = _descending(errors.masked_fill(~valid, 0))
-        positives, negatives = positive[order], (valid & ~positive)[order]
+        positives, negatives = positive.gather(-1, order), (valid & ~positive).gather(-1, order)
         # Counts in int32 are exact in any order of summation.
-        remaining = positive.sum(dtype=torch.int32) - positives.cumsum(0, dtype=torch.int32)
-        union = positive.sum(dtype=torch.int32) + negatives.cumsum(0, dtype=torch.int32)
+        total = positive.sum(-1, keepdim=True, dtype=torch.int32)
+        remaining = total - positives.cumsum(-1, dtype=torch.int32)
+        union = total + negatives.cumsum(-1, dtype=torch.int32)
         jaccard = 1 - remaining.to(errors.dtype) / union.clamp_min(1)
-        steps = jaccard.diff(prepend=jaccard.new_zeros(1))
-        weights = torch.empty_like(errors).scatter_(0, order, steps).masked_fill_(~valid, 0)
+        steps = jaccard.diff(prepend=torch.zeros_like(jaccard[..., :1]))
+        weights = torch.empty_like(errors).scatter_(-1, order, steps).masked_fill_(~valid, 0)
         ctx.save_for_backward(weights)
-        return (errors * weights).sum()
+        return (errors * weights).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
-        return grad * weights, None, None
+        return grad.unsqueeze(-1) * weights, None, None
 
 
 def _descending(errors: Tensor) -> Tensor:
-    """Return the order that sorts errors (P,) of at least 0 from the largest down, equal ones by index."""
-    if errors.dtype != torch.float32 or errors.is_cuda:
+    """Return the order that sorts errors (..., P) of at least 0 from the largest down, equal ones by index."""
+    if errors.dtype != torch.float32 or errors.ndim > 1 or errors.is_cuda:
         return errors.sort(descending=True, stable=True).indices
-    # On a CPU torch sorts integers by radix sort, about fifteen times faster than floats. The bits of a float of at
-    # least 0, read as an integer, have the same order, and their complement has the opposite order.
+    # On a CPU torch sorts one row of integers by radix sort, about fifteen times faster than floats. The bits of a
+    # float of at least 0, read as an integer, have the same order, and their complement has the opposite order.
     return (~errors.contiguous().view(torch.int32)).sort(stable=True).indices
 
 

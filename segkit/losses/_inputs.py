@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.errors import UsageError
-from segkit.losses._softmax import DeviceTraits, PlainTerms, device_traits, masked
+from segkit.losses._softmax import NOTHING, DeviceTraits, PlainTerms, device_traits, masked
 from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
 
 Mode = Literal["multiclass", "binary", "multilabel"]
@@ -21,12 +21,11 @@ CHOICES = {
 
 
 class Counts(NamedTuple):
-    """Soft counts of each class in each image, (N, C) each, without ignored pixels, in the `sum_type` of the device."""
+    """Soft counts of each class in each image, (N, C) each, without ignored pixels."""
 
     true_positive: Tensor
     prob_sum: Tensor  # true positives and false positives
     support: Tensor  # true positives and false negatives
-    pixels: Tensor  # (N, 1) if all classes have the same pixels
 
 
 class Inputs:
@@ -52,7 +51,7 @@ class Inputs:
 
     Attributes:
         logits: (N, C, P) with P = H * W.
-        target: (N, P) int64 labels, 0 at ignored pixels; or (N, C, P) floats in `dtype`.
+        target: (N, P) int64 labels, `ignore_index` at ignored pixels; or (N, C, P) floats in `dtype`, 0 there.
         valid: (N, P), or (N, C, P) with sigmoids, bool; None if nothing is ignored.
         has_labels: Whether the target holds class indices.
         shape: Shape of the target, for losses that are not reduced.
@@ -80,12 +79,13 @@ class Inputs:
             valid = valid.any(1, keepdim=True)
         if valid is not None and self.traits.can_be_read and valid.all():
             valid = None
-        if valid is not None:
-            target = torch.where(valid, target, 0)
+        self.ignore_index = NOTHING if valid is None or ignore_index is None else ignore_index
+        self._labels: Tensor | None = None
         if self.has_labels:
             self.target = target.flatten(1).long()
             self.valid = None if valid is None else valid.flatten(1)
         else:
+            target = target if valid is None else target * valid
             self.target = target.reshape(self.logits.shape).to(self.dtype)
             if mode == "multiclass":
                 self.valid = None if valid is None else valid.flatten(1)
@@ -93,9 +93,10 @@ class Inputs:
                 self.valid = None if valid is None else valid.reshape(self.logits.shape)
             self.logits = masked(self.logits, self.valid, self.dtype)
         if self.traits.can_be_read:
-            _check_range(self.target, self.num_classes - 1 if self.has_labels else 1, self.has_labels, ignore_index)
+            known = self.labels if self.has_labels else self.target
+            _check_range(known, self.num_classes - 1 if self.has_labels else 1, self.has_labels, ignore_index)
         self._softmax: SoftmaxTerms | PlainTerms | None = None
-        self._counts: Counts | None = None
+        self._counts: Tensor | None = None
 
     @classmethod
     def of(cls, logits: "Tensor | Inputs", target: Tensor, mode: Mode, ignore_index: int | None) -> "Inputs":
@@ -103,13 +104,22 @@ class Inputs:
         return logits if isinstance(logits, Inputs) else cls(logits, target, mode, ignore_index)
 
     @property
+    def labels(self) -> Tensor:
+        """(N, P) int64 labels, 0 at ignored pixels."""
+        if self._labels is None:
+            self._labels = self.target if self.valid is None else self.target * self.valid
+        return self._labels
+
+    @property
     def softmax(self) -> SoftmaxTerms | PlainTerms:
         """The sums of `_softmax`, for inputs with labels."""
         if self._softmax is None:
             if self.traits.has_kernel:
-                self._softmax = softmax_terms(self.logits, self.target, self.valid)
+                self._softmax = softmax_terms(self.logits, self.labels, self.valid)
             else:
-                self._softmax = PlainTerms(self.logits, self.target, self.valid, self.traits.sum_type)
+                self._softmax = PlainTerms(
+                    self.logits, self.target, self.valid, self.traits.sum_type, self.ignore_index
+                )
         return self._softmax
 
     @property
@@ -121,12 +131,11 @@ class Inputs:
         """Return `values`, which have the shape of `valid`, with 0 at ignored pixels."""
         return values if self.valid is None else values * self.valid
 
-    def num_valid(self) -> Tensor:
-        """Return the number of pixels, or with sigmoids of entries, that are not ignored, as a scalar in `dtype`."""
+    def num_valid(self) -> Tensor | int:
+        """Return the number of pixels, or with sigmoids of entries, that are not ignored."""
         if self.valid is not None:
-            return self.valid.sum().to(self.dtype)
-        numel = self.target.shape[0] * self.target.shape[-1] if self.mode == "multiclass" else self.target.numel()
-        return torch.full((), numel, dtype=self.dtype, device=self.target.device)
+            return self.valid.sum()
+        return self.target.shape[0] * self.target.shape[-1] if self.mode == "multiclass" else self.target.numel()
 
     def entry_losses(self) -> Tensor:
         """Return the cross entropy of each pixel (N, P) or, with sigmoids, of each entry (N, C, P); 0 if ignored."""
@@ -136,51 +145,52 @@ class Inputs:
             return -(self.target * self.logits.log_softmax(1)).sum(1)
         return self.zero_ignored(F.binary_cross_entropy_with_logits(self.logits, self.target, reduction="none"))
 
-    def counts(self) -> Counts:
-        """Return the soft counts of the softmax or of the sigmoids."""
+    def counts(self) -> Tensor:
+        """Return the soft counts of the softmax or of the sigmoids: `Counts` as one tensor (3, N, C) in `sum_type`."""
         if self._counts is None:
-            self._counts = self._count()
+            self._counts = torch.stack(self._count()).to(self.traits.sum_type)
         return self._counts
 
     def _count(self) -> Counts:
-        sum_type = self.traits.sum_type
-        support, pixels = self._support().to(sum_type), self._pixels().to(sum_type)
         if self.has_labels:
-            return Counts(self.softmax.true_positive, self.softmax.prob_sum, support, pixels)
+            return Counts(self.softmax.true_positive, self.softmax.prob_sum, self._support())
         probs = self.logits.softmax(1) if self.mode == "multiclass" else self.logits.sigmoid()
         probs = masked(probs, self.valid, self.dtype)
         # The overlap is min(p, t) instead of p * t, which is the same for a target of 0 or 1: for a target between,
         # only the minimum makes p = t the best prediction (Wang et al., "Dice Semimetric Losses", 2023, section 3).
         overlap = torch.minimum(probs, self.target)
-        return Counts(overlap.sum(2).to(sum_type), probs.sum(2).to(sum_type), support, pixels)
+        return Counts(overlap.sum(2), probs.sum(2), self.target.sum(2))
 
     def _support(self) -> Tensor:
-        """Return the number of pixels of each class, (N, C)."""
-        if not self.has_labels:
-            return self.target.sum(2)
+        """Return the number of pixels of each label, (N, C)."""
         if isinstance(self.softmax, PlainTerms):
             return self.softmax.support
-        ones = torch.ones_like(self.target) if self.valid is None else self.valid.long()
-        zeros = self.target.new_zeros(self.target.shape[0], self.num_classes)
-        return zeros.scatter_add(1, self.target, ones)
+        ones = torch.ones_like(self.labels) if self.valid is None else self.valid.long()
+        zeros = self.labels.new_zeros(self.labels.shape[0], self.num_classes)
+        return zeros.scatter_add(1, self.labels, ones).to(self.traits.sum_type)
 
-    def _pixels(self) -> Tensor:
+    def pixels(self) -> Tensor:
+        """Return the number of pixels of each image that are not ignored, (N, 1), or with sigmoids (N, C)."""
         n, pixels = self.logits.shape[0], self.logits.shape[2]
         if self.valid is None:
-            return torch.full((n, 1), pixels, device=self.logits.device)
-        return self.valid.sum(-1).view(n, -1)
+            return torch.full((n, 1), pixels, dtype=self.traits.sum_type, device=self.logits.device)
+        return self.valid.sum(-1, keepdim=self.valid.ndim == 2).to(self.traits.sum_type)
 
 
-def reduce(losses: Tensor, total: Tensor, reduction: Reduction, shape: torch.Size) -> Tensor:
+def reduce(losses: Tensor, total: Tensor | int, reduction: Reduction, shape: torch.Size) -> Tensor:
     """Return the sum of `losses`, the sum divided by `total` (0 if that is 0), or the losses in `shape`."""
     if reduction == "none":
         return losses.view(shape)
     return losses.sum() if reduction == "sum" else divide(losses.sum(), total)
 
 
-def divide(a: Tensor, b: Tensor) -> Tensor:
+def divide(a: Tensor, b: Tensor | int) -> Tensor:
     """Return `a / b`, and `a`, which is 0 then but has a graph, if `b` is 0."""
-    return a / torch.where(b > 0, b, 1)
+    if isinstance(b, int):
+        return a / max(b, 1)
+    if b.is_floating_point():
+        return a / torch.where(b > 0, b, 1)
+    return a / b.clamp_min(1)
 
 
 def check_options(**options: Any) -> None:

@@ -16,6 +16,7 @@ take the two sums of p. `PlainTerms` computes them on GPUs, under a compiler and
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -38,23 +39,35 @@ def device_traits(device_type: str) -> DeviceTraits:
     )
 
 
-class PlainTerms:
-    """The terms in plain operations, each computed when it is first asked for.
+NOTHING = torch.iinfo(torch.int32).min  # `ignore_index` of a target without ignored pixels; all devices can hold it
 
-    An inf or NaN in the logits of an ignored pixel spreads over that pixel, but not further: `torch.where` drops the
-    pixel from every term, and `_ZeroGradient` drops it from the gradient.
+
+class PlainTerms:
+    """The terms in plain operations, each computed when it is first asked for, with few operations.
+
+    An inf or NaN in the logits of an ignored pixel spreads over that pixel, but not further: ignored pixels are dropped
+    from every term, and their gradient is exactly 0.
 
     Args:
         logits: (N, C, P).
-        target: (N, P) int64 in [0, C), also at ignored pixels.
+        target: (N, P) int64 in [0, C), or `ignore_index` at ignored pixels.
         valid: (N, P) bool, false at ignored pixels; None if no pixel is ignored.
-        sum_type: Type of `true_positive` and `prob_sum`. The other terms are in the type of the logits, at least
+        sum_type: Type in which to add up sums over many pixels. The terms are in the type of the logits, at least
             float32.
+        ignore_index: What `target` holds at ignored pixels.
     """
 
-    def __init__(self, logits: Tensor, target: Tensor, valid: Tensor | None, sum_type: torch.dtype) -> None:
-        self.logits = logits if valid is None else _ZeroGradient.apply(logits, valid)
-        self.target, self.valid, self.sum_type = target, valid, sum_type
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        valid: Tensor | None,
+        sum_type: torch.dtype,
+        ignore_index: int = NOTHING,
+    ) -> None:
+        self.logits, self.target, self.valid = logits, target, valid
+        self.sum_type, self.ignore_index = sum_type, ignore_index
+        self.ignored = None if valid is None else ~valid
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self._log_probs: Tensor | None = None
         self._probs: Tensor | None = None
@@ -63,41 +76,50 @@ class PlainTerms:
     @property
     def nll(self) -> Tensor:
         """(N, P)."""
-        nll = -self.log_probs.gather(1, self.target.unsqueeze(1)).squeeze(1)
-        return nll if self.valid is None else torch.where(self.valid, nll, 0)
+        # Without a reduction, because torch's sum of it is not deterministic on CUDA.
+        return F.nll_loss(self.log_probs, self.target, ignore_index=self.ignore_index, reduction="none")
 
     @property
     def true_positive(self) -> Tensor:
         """(N, C)."""
-        return torch.where(self.one_hot, self.probs, 0).sum(2).to(self.sum_type)
+        return (self.probs * self.one_hot).sum(2)
 
     @property
     def prob_sum(self) -> Tensor:
         """(N, C)."""
-        return self._zero_ignored(self.probs).sum(2).to(self.sum_type)
+        return self.probs.sum(2)
 
     @property
     def log_prob_sum(self) -> Tensor:
         """(N, C)."""
-        return self._zero_ignored(self.log_probs).sum(2)
+        return masked(self.log_probs, self.valid, self.dtype).sum(2)
+
+    def log_prob_of_all_classes(self, weights: Tensor | None) -> Tensor:
+        """Return the sum of weights (C,) * log p over the classes, (N, P)."""
+        log_probs = self.log_probs if weights is None else self.log_probs * weights.view(-1, 1)
+        sums = log_probs.sum(1)
+        return sums if self.ignored is None else sums.masked_fill_(self.ignored, 0)
 
     @property
     def support(self) -> Tensor:
-        """(N, C) int64, the number of pixels of each class."""
-        return self.one_hot.sum(2)
+        """(N, C), the number of pixels of each class."""
+        return self.one_hot.sum(2, dtype=self.dtype)
 
     @property
     def log_probs(self) -> Tensor:
         """(N, C, P), undefined at ignored pixels."""
         if self._log_probs is None:
-            self._log_probs = self.logits.log_softmax(1, dtype=self.dtype)
+            self._log_probs = without_gradient(self.logits, self.ignored).log_softmax(1, dtype=self.dtype)
         return self._log_probs
 
     @property
     def probs(self) -> Tensor:
-        """(N, C, P), undefined at ignored pixels."""
+        """(N, C, P), 0 at ignored pixels."""
         if self._probs is None:
-            self._probs = self.logits.softmax(1, dtype=self.dtype)
+            if self.ignored is None:
+                self._probs = self.logits.softmax(1, dtype=self.dtype)
+            else:
+                self._probs = _MaskedSoftmax.apply(self.logits, self.ignored, self.dtype)
         return self._probs
 
     @property
@@ -108,30 +130,53 @@ class PlainTerms:
         number. `scatter_` stops at labels outside the classes, which a comparison with each class would not.
         """
         if self._one_hot is None:
-            ones = torch.ones_like(self.target, dtype=torch.bool) if self.valid is None else self.valid
             zeros = torch.zeros(self.logits.shape, dtype=torch.bool, device=self.logits.device)
-            self._one_hot = zeros.scatter_(1, self.target.unsqueeze(1), ones.unsqueeze(1))
+            if self.valid is None:
+                self._one_hot = zeros.scatter_(1, self.target.unsqueeze(1), True)
+            else:
+                labels = self.target * self.valid
+                self._one_hot = zeros.scatter_(1, labels.unsqueeze(1), self.valid.unsqueeze(1))
         return self._one_hot
 
-    def _zero_ignored(self, values: Tensor) -> Tensor:
-        return values if self.valid is None else torch.where(self.valid.unsqueeze(1), values, 0)
 
-
-class _ZeroGradient(Function):
-    """Return logits (N, C, P) unchanged, with a gradient of exactly 0 where `valid` (N, P) is false.
+def without_gradient(logits: Tensor, ignored: Tensor | None) -> Tensor:
+    """Return logits (N, C, P) unchanged, with a gradient of exactly 0 where `ignored` (N, P) is true.
 
     Masking the logits themselves would cost one more pass over them.
     """
+    return logits if ignored is None else _ZeroGradient.apply(logits, ignored)
 
+
+class _ZeroGradient(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, valid: Tensor) -> Tensor:
-        ctx.save_for_backward(valid)
+    def forward(ctx: Any, logits: Tensor, ignored: Tensor) -> Tensor:
+        ctx.save_for_backward(ignored)
         return logits.view_as(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (valid,) = ctx.saved_tensors
-        return torch.where(valid.unsqueeze(1), grad, 0), None
+        (ignored,) = ctx.saved_tensors
+        return grad.masked_fill_(ignored.unsqueeze(1), 0), None  # In place: an operation on the logits just made it.
+
+
+class _MaskedSoftmax(Function):
+    """Return the softmax of logits (N, C, P) in `dtype`, with 0 where `ignored` (N, P) is true.
+
+    The gradient is a multiple of the probability, so it is 0 there too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ignored: Tensor, dtype: torch.dtype) -> Tensor:
+        probs = logits.softmax(1, dtype=dtype).masked_fill_(ignored.unsqueeze(1), 0)
+        ctx.save_for_backward(probs)
+        ctx.dtype = logits.dtype
+        return probs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (probs,) = ctx.saved_tensors
+        gradient = torch.ops.aten._softmax_backward_data(grad, probs, 1, probs.dtype)
+        return gradient.to(ctx.dtype), None, None
 
 
 def masked(logits: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Tensor:

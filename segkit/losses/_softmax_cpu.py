@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from segkit.losses._softmax import PlainTerms, masked
+from segkit.losses._softmax import NOTHING, PlainTerms, masked
 
 BLOCK_VALUES = 1 << 20  # logits per block
 LARGE = 1e30  # float32 sums between this and its reciprocal are exact to the last digit or two
@@ -38,7 +38,7 @@ class SoftmaxTerms(NamedTuple):
 
 
 def softmax_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> SoftmaxTerms:
-    """Return the terms of logits (N, C, P); `target` and `valid` are those of `PlainTerms`."""
+    """Return the terms of logits (N, C, P); `target` is 0 at ignored pixels, where `valid` is false."""
     return SoftmaxTerms(*_SoftmaxTerms.apply(logits, target, valid))
 
 
@@ -161,6 +161,8 @@ def _backward(
 def _differentiable_backward(
     logits: Tensor, target: Tensor, valid: Tensor | None, grads: tuple[Tensor | None, ...]
 ) -> Tensor:
+    if valid is not None:
+        target = target.masked_fill(~valid, NOTHING)
     plain = PlainTerms(logits, target, valid, torch.float64)
     given = {name: grad for name, grad in zip(SoftmaxTerms._fields, grads, strict=True) if grad is not None}
     terms = [getattr(plain, name) for name in given]

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._base import Loss
 from segkit.losses._inputs import Inputs, Mode, Reduction, check_options, check_weights, divide, reduce
-from segkit.losses._softmax import masked
+from segkit.losses._softmax import PlainTerms, masked, without_gradient
 from segkit.losses._softmax_cpu import blocks
 
 
@@ -59,20 +59,23 @@ def cross_entropy_loss(
     if weights is None:
         losses, total = terms.nll, inputs.num_valid()
     else:
-        pixel_weights = inputs.zero_ignored(weights[inputs.target])
+        pixel_weights = inputs.zero_ignored(weights[inputs.labels])
         losses, total = terms.nll * pixel_weights, pixel_weights.sum()
     if not label_smoothing:
         return reduce(losses, total, reduction, inputs.shape)
-    weights = torch.ones(num_classes, dtype=inputs.dtype, device=losses.device) if weights is None else weights
     kept, spread = 1 - label_smoothing, label_smoothing / num_classes
-    if reduction == "none":
+    if isinstance(terms, PlainTerms):
+        of_all_classes = terms.log_prob_of_all_classes(weights)
+    elif reduction == "none":
         log_probs = inputs.dense_logits.log_softmax(1)
-        of_all_classes = inputs.zero_ignored(-(log_probs * weights.view(-1, 1)).sum(1))
-        return reduce(kept * losses + spread * of_all_classes, total, reduction, inputs.shape)
-    of_all_classes = -(terms.log_prob_sum * weights).sum()
-    if reduction == "mean":  # Like `losses`, this part is 0 if the labels of all pixels have weight 0.
-        of_all_classes = torch.where(total > 0, of_all_classes, 0)
-    return reduce(kept * losses.sum() + spread * of_all_classes, total, reduction, inputs.shape)
+        of_all_classes = inputs.zero_ignored((log_probs if weights is None else log_probs * weights.view(-1, 1)).sum(1))
+    else:
+        of_all_classes = (terms.log_prob_sum if weights is None else terms.log_prob_sum * weights).sum()
+        losses = losses.sum()
+    losses = torch.sub(kept * losses, of_all_classes, alpha=spread)
+    if weights is not None and reduction == "mean":  # The part of all classes is 0 too if `total` is 0.
+        losses = torch.where(total > 0, losses, 0)
+    return reduce(losses, total, reduction, inputs.shape)
 
 
 def bce_loss(
@@ -124,14 +127,18 @@ def bce_loss(
 
 
 def _bce_of_labels(inputs: Inputs, smoothing: float, weights: Tensor | None) -> Tensor:
-    """Return (N, P), the mean over the classes, without making the one-hot target."""
-    logits, labels, num_classes = inputs.logits, inputs.target.unsqueeze(1), inputs.num_classes
-    weights = torch.ones(num_classes, 1, dtype=inputs.dtype, device=logits.device) if weights is None else weights
+    """Return (N, P), the mean over the classes; on a CPU without making the one-hot target."""
+    logits, labels, num_classes = inputs.logits, inputs.labels.unsqueeze(1), inputs.num_classes
     positive, negative = 1 - smoothing / 2, smoothing / 2
-    if torch.compiler.is_compiling():
-        losses = _one_hot_bce(inputs.dense_logits, labels, weights, positive, negative)
-    else:
-        losses = _OneHotBCE.apply(logits, labels, inputs.valid, weights, positive, negative)
+    if not inputs.traits.has_kernel:
+        target = torch.full(logits.shape, negative, dtype=inputs.dtype, device=logits.device)
+        target.scatter_(1, labels, positive)
+        ignored = None if inputs.valid is None else ~inputs.valid
+        logits = without_gradient(logits, ignored).to(inputs.dtype)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weights).mean(1)
+        return losses if ignored is None else losses.masked_fill_(ignored, 0)
+    weights = torch.ones(num_classes, 1, dtype=inputs.dtype, device=logits.device) if weights is None else weights
+    losses = _OneHotBCE.apply(logits, labels, inputs.valid, weights, positive, negative)
     return inputs.zero_ignored(losses) / num_classes
 
 

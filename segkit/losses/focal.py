@@ -67,7 +67,7 @@ def focal_loss(
         losses = _modulate(-torch.expm1(-losses), gamma) * losses
         if weights is None:
             return reduce(losses, inputs.num_valid(), reduction, inputs.shape)
-        pixel_weights = inputs.zero_ignored(weights[inputs.target])
+        pixel_weights = inputs.zero_ignored(weights[inputs.labels])
         return reduce(losses * pixel_weights, pixel_weights.sum(), reduction, inputs.shape)
     if inputs.mode == "multiclass":
         log_probs = inputs.logits.log_softmax(1)

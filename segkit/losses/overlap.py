@@ -9,8 +9,9 @@ from torch import Tensor
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._base import Loss
-from segkit.losses._inputs import Absent, Counts, Inputs, Mode, check_options, divide
+from segkit.losses._inputs import Absent, Inputs, Mode, check_options, divide
 
+TINY = 1e-15  # Added to a denominator, so that the score of a class without pixels is 0 instead of 0 / 0.
 SMALLEST_SHARE = 1e-9  # Added to a share of the pixels under a root, whose slope is infinite at 0.
 SMALLEST = 1e-7  # Least score under a logarithm and least loss under a root: their slopes are infinite at 0.
 
@@ -59,8 +60,8 @@ def dice_loss(
         UsageError: An option, a shape or a type is wrong, or labels are outside the classes.
     """
     inputs = Inputs.of(logits, target, mode, ignore_index)
-    counts = _select(inputs.counts(), per_image, classes)
-    score = _ratio(2 * counts.true_positive + smooth, counts.prob_sum + counts.support + smooth)
+    counts = _Counts(inputs, per_image, classes)
+    score = _ratio(2 * counts.true_positive, counts.prob_sum + counts.support, smooth)
     return _mean(_loss_of(score, log), counts, absent, smooth).to(inputs.dtype)
 
 
@@ -104,10 +105,10 @@ def tversky_loss(
     if not gamma > 0:
         raise UsageError(f"`gamma` must be positive, got {gamma}")
     inputs = Inputs.of(logits, target, mode, ignore_index)
-    counts = _select(inputs.counts(), per_image, classes)
+    counts = _Counts(inputs, per_image, classes)
     hits = counts.true_positive
     false_positive, false_negative = counts.prob_sum - hits, counts.support - hits
-    score = _ratio(hits + smooth, hits + alpha * false_positive + beta * false_negative + smooth)
+    score = _ratio(hits, hits + alpha * false_positive + beta * false_negative, smooth)
     losses = _loss_of(score, log)
     if gamma != 1:
         losses = losses.clamp_min(SMALLEST) ** (1 / gamma)
@@ -157,7 +158,7 @@ def generalized_dice_loss(
     Differs: skips classes without a pixel in the target, whose weight would be infinite.
     """
     inputs = Inputs.of(logits, target, mode, ignore_index)
-    counts = _select(inputs.counts(), per_image, classes)
+    counts = _Counts(inputs, per_image, classes)
     # Supports are divided by the number of pixels: a common factor of all weights does not change the score, and
     # 1 / support^2 stays in range.
     share = counts.support / counts.pixels.amax(1, keepdim=True).clamp_min(1)
@@ -189,55 +190,66 @@ def mcc_loss(
         A scalar in [0, 2]; float32 for half-precision logits.
     """
     inputs = Inputs.of(logits, target, mode, ignore_index)
-    counts = _select(inputs.counts(), per_image, classes)
+    counts = _Counts(inputs, per_image, classes)
     # With all counts divided by the number of pixels, predicted P and true T: MCC = (TP - P T) / sqrt(P (1-P) T (1-T)).
     total = counts.pixels.clamp_min(1)
     hits, predicted, true = counts.true_positive / total, counts.prob_sum / total, counts.support / total
     variances = predicted * (1 - predicted) * true * (1 - true)
     scores = (hits - predicted * true) / (variances.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
     # A class with every pixel is skipped as one without a pixel is.
-    support = torch.where(counts.support < counts.pixels, counts.support, 0)
-    counts = Counts(counts.true_positive, counts.prob_sum, support, counts.pixels)
+    counts.support = counts.support * (counts.support < counts.pixels)
     return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0).to(inputs.dtype)
 
 
-def _select(counts: Counts, per_image: bool, classes: Sequence[int] | None) -> Counts:
-    """Return the counts of the chosen classes, (N, C) per image or (1, C) of the batch."""
-    if not per_image:
-        counts = Counts(*(count.sum(0, keepdim=True) for count in counts))
-    if classes is None:
-        return counts
-    highest = counts.support.shape[1] - 1
-    if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
-        raise UsageError(f"`classes` must be a sequence of indices from 0 to {highest}, got {classes!r}")
-    index = torch.as_tensor(classes, device=counts.support.device)
-    return Counts(*(count if count.shape[1] == 1 else count[:, index] for count in counts))
+class _Counts:
+    """The soft counts of the chosen classes, (N, C) per image or (1, C) of the batch."""
+
+    def __init__(self, inputs: Inputs, per_image: bool, classes: Sequence[int] | None) -> None:
+        self.inputs, self.per_image, self.index = inputs, per_image, None
+        if classes is not None:
+            highest = inputs.num_classes - 1
+            if isinstance(classes, int) or len(classes) == 0 or not all(0 <= index <= highest for index in classes):
+                raise UsageError(f"`classes` must be a sequence of indices from 0 to {highest}, got {classes!r}")
+            self.index = torch.as_tensor(classes, device=inputs.logits.device)
+        self.true_positive, self.prob_sum, support = self._select(inputs.counts()).unbind()
+        # `counts` has a graph. A number of pixels is a constant, while a sum of shares may be trained too.
+        self.support = support.detach() if inputs.has_labels else support
+
+    @property
+    def pixels(self) -> Tensor:
+        """The number of pixels that are not ignored; (N, 1) or (1, 1) if all classes have the same pixels."""
+        return self._select(self.inputs.pixels())
+
+    def _select(self, sums: Tensor) -> Tensor:
+        sums = sums if self.per_image else sums.sum(-2, keepdim=True)
+        return sums if self.index is None or sums.shape[-1] == 1 else sums[..., self.index]
 
 
-def _ratio(hits: Tensor, total: Tensor) -> Tensor:
-    return hits / total.clamp_min(1e-12)
+def _ratio(hits: Tensor, total: Tensor, smooth: float) -> Tensor:
+    return (hits + smooth if smooth else hits) / (total + (smooth + TINY))
 
 
 def _loss_of(score: Tensor, log: bool) -> Tensor:
     return -score.clamp_min(SMALLEST).log() if log else 1 - score
 
 
-def _mean(losses: Tensor, counts: Counts, absent: Absent, smooth: float) -> Tensor:
+def _mean(losses: Tensor, counts: _Counts, absent: Absent, smooth: float) -> Tensor:
     """Return the mean of losses (N, C) over the classes, as `absent` says, then over images with valid pixels."""
     check_options(absent=absent)
     if absent == "penalise" and not smooth > 0:
         raise UsageError(
             '`absent="penalise"` needs `smooth` > 0: with 0 the loss of an absent class is always 1, without a gradient'
         )
-    present = counts.support > 0
+    included = counts.support.sign()  # 1 for classes with pixels, 0 for others
     if absent == "skip":
-        images = present.any(1)
-        losses = divide(torch.where(present, losses, 0).sum(1), present.sum(1))
+        number = included.sum(1, keepdim=True)
+        weights, images = included / number.clamp_min(1), number
     else:
-        images = (counts.pixels > 0).any(1)
-        losses = losses if absent == "penalise" else torch.where(present, losses, 0)
-        losses = losses.mean(1)
-    return divide(torch.where(images, losses, 0).sum(), images.sum())
+        images = counts.pixels.amax(1, keepdim=True)
+        weights = (included if absent == "zero" else images.sign()) / losses.shape[1]
+    if len(losses) != 1:
+        weights = weights / images.sign().sum().clamp_min(1)
+    return (losses * weights).sum()
 
 
 class DiceLoss(Loss):

@@ -24,7 +24,7 @@ from segkit.losses import (
     mcc_loss,
     tversky_loss,
 )
-from segkit.losses._inputs import Inputs
+from segkit.losses._inputs import Counts, Inputs
 
 
 class Made(TorchDispatchMode):
@@ -114,7 +114,7 @@ def test_a_class_that_fills_the_image_has_no_correlation_to_count():
 def test_sums_over_a_large_image_are_exact():
     logits = torch.zeros(1, 2, 512, 512)
     logits[:, 0] = 7.3
-    counts = Inputs(logits, torch.zeros(1, 512, 512, dtype=torch.long), "multiclass", 255).counts()
+    counts = Counts(*Inputs(logits, torch.zeros(1, 512, 512, dtype=torch.long), "multiclass", 255).counts())
     expected = 512 * 512 * logits[0, :, 0, 0].double().softmax(0)
     torch.testing.assert_close(counts.prob_sum[0], expected, rtol=1e-6, atol=0)
 

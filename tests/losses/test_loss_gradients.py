@@ -26,6 +26,13 @@ def test_the_gradient_at_soft_targets_is_that_of_finite_differences(name, mode, 
     assert gradcheck(lambda z: build(name, mode, **options)(z, target), logits.requires_grad_(), fast_mode=True)
 
 
+@pytest.mark.parametrize("name", ["ce", "bce", "dice", "tversky", "generalized_dice"])
+def test_a_soft_target_has_the_gradient_of_finite_differences(name):
+    logits, target = example(size=SMALL, soft=True, ignored=0)
+    shares = (target / 2).requires_grad_()
+    assert gradcheck(lambda t: build(name)(logits, t), shares, fast_mode=True)
+
+
 @pytest.mark.parametrize("name", ["ce", "bce", "focal"])
 def test_unreduced_losses_have_a_gradient_each(name):
     logits, target = example(size=SMALL, ignored=0.2)

@@ -16,9 +16,9 @@ from helpers.loss_examples import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segkit.errors import UsageError
-from segkit.losses import LOSSES, BCELoss, CrossEntropyLoss, DiceLoss, WeightedSum, _softmax_cpu, create_loss
-from segkit.losses._inputs import Inputs
-from segkit.losses._softmax import PlainTerms, device_traits
+from segkit.losses import LOSSES, BCELoss, CrossEntropyLoss, DiceLoss, WeightedSum, _softmax_cpu, create_loss, lovasz
+from segkit.losses._inputs import Counts, Inputs
+from segkit.losses._softmax import NOTHING, PlainTerms, device_traits
 from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
 from segkit.testing import check_loss
 
@@ -88,8 +88,9 @@ def test_every_term_of_the_kernel_and_its_gradient_are_those_of_plain_operations
     logits, valid = change(logits, target).flatten(2), (target != 255).flatten(1)
     labels, valid = target.where(target != 255, 0).flatten(1), valid if ignored else None
 
-    def plain_terms(*inputs):
-        return PlainTerms(*inputs, torch.float64)
+    def plain_terms(logits, labels, valid):
+        ignored = NOTHING if valid is None else 255
+        return PlainTerms(logits, labels if valid is None else target.flatten(1), valid, torch.float64, ignored)
 
     grad = torch.randn(getattr(plain_terms(logits, labels, valid), term).shape, dtype=torch.float64)
     got, expected = (
@@ -212,7 +213,7 @@ def test_computed_as_on_a_gpu_sums_over_a_large_image_are_exact():
     logits = torch.zeros(1, 2, 512, 512)
     logits[:, 0] = 7.3
     target = torch.zeros(1, 512, 512, dtype=torch.long)
-    counts = Inputs(logits, target, "multiclass", 255, traits=device_traits("cuda")).counts()
+    counts = Counts(*Inputs(logits, target, "multiclass", 255, traits=device_traits("cuda")).counts())
     expected = 512 * 512 * logits[0, :, 0, 0].double().softmax(0)
     torch.testing.assert_close(counts.prob_sum[0], expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(counts.true_positive[0, 0], expected[0], rtol=1e-6, atol=0)
@@ -242,6 +243,42 @@ def operations(loss, logits, target):
     with Operations() as operations:
         loss_and_gradient(loss, logits, target)
     return operations.calls
+
+
+# Operations of the forward and backward pass that start work on a GPU; most steps of a small batch wait for these.
+@pytest.mark.parametrize(
+    ("name", "options", "most"),
+    [
+        ("ce", {}, 13),
+        ("ce", {"label_smoothing": 0.1}, 22),
+        ("bce", {}, 20),
+        ("dice", {}, 42),
+        ("focal", {}, 32),
+        ("lovasz", {}, 66),
+        ("ohem", {}, 24),
+    ],
+)
+def test_on_a_gpu_a_loss_takes_few_operations(name, options, most):
+    free = ("view", "alias", "detach", "expand", "squeeze", "transpose", "slice", "unbind", "empty", "promote_types")
+    calls = operations(as_on("cuda", build(name, **options)), *example())
+    assert sum(number for call, number in calls.items() if not any(name in call for name in free)) <= most
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [(0, 4, 5), (2, 0, 5)], ids=["no-images", "no-pixels"])
+def test_computed_as_on_a_gpu_the_loss_of_no_pixels_is_0(name, size):
+    loss, gradient = loss_and_gradient(as_on("cuda", build(name)), *example(size=size, ignored=0))
+    assert loss == 0
+    assert gradient.shape == (size[0], 3, *size[1:])
+
+
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_on_a_gpu_lovasz_in_groups_of_classes_is_that_of_all_at_once(mode, per_image, monkeypatch):
+    inputs, loss = example(mode, classes=5), as_on("cuda", build("lovasz", mode, per_image=per_image))
+    expected = loss_and_gradient(loss, *inputs)
+    monkeypatch.setattr(lovasz, "GROUP_VALUES", 2 * inputs[0][:, 0].numel())
+    torch.testing.assert_close(loss_and_gradient(loss, *inputs), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from segkit.models import load_smp_checkpoint
-from segkit.models.smp_encoders import ENCODERS
+from segkit.models.smp.encoders import ENCODERS
 
 UNIVERSAL = ("tu-resnext50_32x4d", "tu-tf_efficientnet_b4", "tu-convnext_tiny")
 OUTPUT_STRIDES = {"DeepLabV3Plus": (16, 8), "FPN": (32,), "Unet": (32,)}

@@ -55,7 +55,7 @@ def test_a_model_needs_neither_exporters_nor_readers_of_other_formats():
     code = "import sys, segkit; segkit.create_model('fpn', backbone='test_resnet', num_classes=2); print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded = {name for name in printed.split() if name.startswith("segkit.")}
-    assert loaded & {"segkit.models.export", "segkit.models.optimized", "segkit.models.smp_checkpoints"} == set()
+    assert loaded & {"segkit.models.export", "segkit.models.optimized", "segkit.models.smp.checkpoints"} == set()
     assert "segkit.models.fpn" in loaded
 
 

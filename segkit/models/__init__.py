@@ -20,7 +20,7 @@ _PUBLIC = {
     "find_folds": "segkit.runs",
     "find_model_file": "segkit.models.model_file",
     "load_model": "segkit.models.model_file",
-    "load_smp_checkpoint": "segkit.models.smp_checkpoints",
+    "load_smp_checkpoint": "segkit.models.smp.checkpoints",
     "optimize": "segkit.models.optimized",
     "read_header": "segkit.models.model_file",
     "save_model": "segkit.models.model_file",

@@ -16,9 +16,9 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from segkit.errors import MissingFileError, OfflineError, UsageError
-from segkit.models import smp_encoders
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.same_padding import pad_kernels
+from segkit.models.smp.encoders import SMP_PREFIX, create_smp_features, find_variant
 from segkit.names import nearest
 
 HUB_ANSWER_SECONDS = 4.0
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
     Args:
         name: A name of timm, with or without a tag of weights, such as `resnext50_32x4d` or
             `tf_efficientnet_b4.ns_jft_in1k`; or `smp:` and the name of an encoder of segmentation_models_pytorch,
-            to load its weights (see `segkit.models.smp_encoders`).
+            to load its weights (see `segkit.models.smp.encoders`).
         pretrained: False for random weights, True for the weights on timm's hub, or the path of a .safetensors or
             .pth file with timm's keys.
         in_channels: Channels of the image; timm adapts a pretrained stem to other than three.
@@ -129,8 +129,8 @@ def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
 
 
 def _check_name(name: str) -> None:
-    if name.startswith(smp_encoders.PREFIX):
-        smp_encoders.find_variant(name.removeprefix(smp_encoders.PREFIX))
+    if name.startswith(SMP_PREFIX):
+        find_variant(name.removeprefix(SMP_PREFIX))
         return
     if timm.is_model(name):
         return
@@ -142,8 +142,8 @@ def _check_name(name: str) -> None:
 def _create_features(
     name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, **source: object
 ) -> nn.Module:
-    if name.startswith(smp_encoders.PREFIX):
-        return smp_encoders.create_smp_features(name, in_channels, output_stride)
+    if name.startswith(SMP_PREFIX):
+        return create_smp_features(name, in_channels, output_stride)
     # Many networks do not take these options, so they are passed only if they change something.
     options: dict[str, object] = {} if output_stride == 32 else {"output_stride": output_stride}
     if img_size is not None:

@@ -11,8 +11,8 @@ from make_smp_fixtures import CASES, CLASSES, FOLDER, draw_images, draw_weights,
 from safetensors.torch import save_file
 
 from segkit.models import Backbone, create_model, load_model, load_smp_checkpoint, save_model
-from segkit.models.smp_encoders import ENCODERS
-from segkit.models.smp_files import read_smp_weights
+from segkit.models.smp.encoders import ENCODERS
+from segkit.models.smp.files import read_smp_weights
 
 FPN_CASE = "fpn_timm-efficientnet-b0"
 FPN_OPTIONS = CASES[FPN_CASE][2]

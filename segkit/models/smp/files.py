@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.models.smp_keys import HEAD
-from segkit.models.smp_options import find_architecture
+from segkit.models.smp.keys import HEAD
+from segkit.models.smp.options import find_architecture
 
 NAMES_OF_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "encoder")
 

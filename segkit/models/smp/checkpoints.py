@@ -14,10 +14,10 @@ from torch import Tensor
 from segkit.errors import UsageError
 from segkit.models.factory import create_model
 from segkit.models.segmenter import Segmenter
-from segkit.models.smp_encoders import PREFIX, find_variant
-from segkit.models.smp_files import read_smp_weights
-from segkit.models.smp_keys import is_dead, map_keys
-from segkit.models.smp_options import SMP_NAMES, as_plain, find_architecture, translate_options
+from segkit.models.smp.encoders import SMP_PREFIX, find_variant
+from segkit.models.smp.files import read_smp_weights
+from segkit.models.smp.keys import is_dead, map_keys
+from segkit.models.smp.options import SMP_NAMES, as_plain, find_architecture, translate_options
 
 PLACES = ("architecture", "encoder_name", "classes")  # arguments of SMP that have their own argument here
 
@@ -81,7 +81,7 @@ def _find_backbone(encoder_name: str) -> str:
     if encoder_name.startswith("tu-"):
         return encoder_name.removeprefix("tu-")
     find_variant(encoder_name)
-    return PREFIX + encoder_name
+    return SMP_PREFIX + encoder_name
 
 
 def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from segkit.names import unknown
 
-PREFIX = "smp:"
+SMP_PREFIX = "smp:"
 # The image sizes of EfficientNet-B0 to B7: Tan & Le, "EfficientNet", 2019, section 5.
 EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
-
 
 Stages = tuple[tuple[str, ...], tuple[str, ...]]
 RESNET: Stages = (("layer3",), ("layer4",))
@@ -43,18 +42,19 @@ class Variant:
     frozen_size: int | None = None
 
 
-def _lukemelas(number: int, size: int) -> Variant:
-    """Return the variant of an EfficientNet of TensorFlow, as ported in lukemelas/EfficientNet-PyTorch."""
-    options = {"drop_path_rate": 0.2, "bn_eps": 1e-3, "bn_momentum": 0.01}
-    return Variant(f"efficientnet_b{number}", EFFICIENTNET if number else EFFICIENTNET_B0, options, size)
-
-
+# Options of TensorFlow's EfficientNets as ported in lukemelas/EfficientNet-PyTorch.
+LUKEMELAS = {"drop_path_rate": 0.2, "bn_eps": 1e-3, "bn_momentum": 0.01}
 ENCODERS: dict[str, Variant] = {
     **{f"resnet{depth}": Variant(f"resnet{depth}") for depth in (18, 34, 50, 101, 152)},
     **{name: Variant(name) for name in ("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d")},
     **{f"se_resnet{depth}": Variant(f"legacy_seresnet{depth}") for depth in (50, 101, 152)},
     **{f"se_resnext{depth}_32x4d": Variant(f"legacy_seresnext{depth}_32x4d") for depth in (50, 101)},
-    **{f"efficientnet-b{i}": _lukemelas(i, size) for i, size in enumerate(EFFICIENTNET_SIZES)},
+    **{
+        f"efficientnet-b{i}": Variant(
+            f"efficientnet_b{i}", EFFICIENTNET if i else EFFICIENTNET_B0, LUKEMELAS, frozen_size=size
+        )
+        for i, size in enumerate(EFFICIENTNET_SIZES)
+    },
     **{
         f"timm-efficientnet-b{i}": Variant(f"efficientnet_b{i}", EFFICIENTNET, {"drop_path_rate": 0.2})
         for i in range(len(EFFICIENTNET_SIZES))
@@ -84,7 +84,7 @@ def create_smp_features(name: str, in_channels: int, output_stride: int) -> nn.M
     Returns:
         (N, in_channels, H, W) -> five maps of strides 2, 4, 8, 16, 32, none above `output_stride`.
     """
-    variant = find_variant(name.removeprefix(PREFIX))
+    variant = find_variant(name.removeprefix(SMP_PREFIX))
     net = timm.create_model(variant.timm_name, features_only=True, in_chans=in_channels, **variant.options)
     if variant.stages is not RESNET:
         net = EfficientNetWithStem(net, variant.stages)

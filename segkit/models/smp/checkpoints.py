@@ -14,7 +14,7 @@ from torch import Tensor
 from segkit.errors import UsageError
 from segkit.models.factory import create_model
 from segkit.models.segmenter import Segmenter
-from segkit.models.smp.encoders import SMP_PREFIX, find_variant
+from segkit.models.smp.encoders import SMP_PREFIX
 from segkit.models.smp.files import read_smp_weights
 from segkit.models.smp.keys import is_dead, map_keys
 from segkit.models.smp.options import SMP_NAMES, as_plain, find_architecture, translate_options
@@ -61,39 +61,30 @@ def load_smp_checkpoint(
     if smp_kwargs.get("classes", num_classes) != num_classes:
         raise UsageError(f"classes={smp_kwargs['classes']} is not num_classes={num_classes}")
     given = {"architecture": name, "encoder_name": encoder_name, **smp_kwargs, "classes": num_classes}
-    options = _merge(settings, given)
+    # The settings of a folder are the defaults, but must not contradict an argument. `_model_class` and the like are
+    # for SMP's own reader.
+    stored = {key: value for key, value in settings.items() if not key.startswith("_")}
+    for key in stored.keys() & given.keys() - {"encoder_weights"}:
+        if as_plain(stored[key]) != as_plain(given[key]):
+            raise UsageError(f"{key} is {given[key]!r}, but the checkpoint's config.json says {stored[key]!r}")
+    options = {**stored, **given}
     encoder_weights = options.pop("encoder_weights", None)
+    is_timm = encoder_name.startswith("tu-")
     model = create_model(
         name,
-        backbone=_find_backbone(encoder_name),
+        backbone=encoder_name.removeprefix("tu-") if is_timm else SMP_PREFIX + encoder_name,
         num_classes=num_classes,
         class_names=class_names,
         **translate_options(name, {key: value for key, value in options.items() if key not in PLACES}),
     )
-    model.load_state_dict(_select(weights, model, name, encoder_name))
+    model.load_state_dict(_rename(weights, model, name, encoder_name))
     if encoder_weights == "advprop":  # trained on images in -1..1: Xie et al., "Adversarial Examples", 2020
         half = (0.5,) * len(model.preprocessing.mean)
         model.preprocessing = replace(model.preprocessing, mean=half, std=half)
     return model.eval()
 
 
-def _find_backbone(encoder_name: str) -> str:
-    if encoder_name.startswith("tu-"):
-        return encoder_name.removeprefix("tu-")
-    find_variant(encoder_name)
-    return SMP_PREFIX + encoder_name
-
-
-def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the settings of a folder and the arguments of the caller, which must not contradict each other."""
-    stored = {key: value for key, value in stored.items() if not key.startswith("_")}
-    for key in stored.keys() & given.keys() - {"encoder_weights"}:
-        if as_plain(stored[key]) != as_plain(given[key]):
-            raise UsageError(f"{key} is {given[key]!r}, but the checkpoint's config.json says {stored[key]!r}")
-    return {**stored, **given}
-
-
-def _select(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_name: str) -> dict[str, Tensor]:
+def _rename(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_name: str) -> dict[str, Tensor]:
     """Return SMP's tensors by our keys; all must fit, and none may be missing or unused."""
     target = model.state_dict()
     key_of = map_keys(target, name, encoder_name)

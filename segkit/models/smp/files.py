@@ -39,19 +39,14 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
         return _strip_prefix(_unwrap(source, "the dict"), "the dict"), {}
     path, settings = Path(source), {}
     if path.is_dir():
-        settings = _read_settings(path)
+        file = path / "config.json"
+        if not file.is_file():
+            raise MissingFileError(f"the folder {path} has no config.json, which SMP's save_pretrained writes")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if "_model_class" in settings:
+            settings["architecture"] = find_architecture(settings["_model_class"])
         path = path / "model.safetensors"
     return _strip_prefix(_unwrap(_read_file(path), path), path), settings
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise MissingFileError(f"the folder {folder} has no config.json, which SMP's save_pretrained writes")
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if "_model_class" in settings:
-        settings["architecture"] = find_architecture(settings["_model_class"])
-    return settings
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:

@@ -97,15 +97,15 @@ def _map_encoder(inner: dict[str, str], encoder_name: str) -> dict[str, str]:
         return {key: f"encoder.{name}" for key, name in inner.items()}
     blocks = {(int(s), int(b)) for s, b in re.findall(r"\bblocks\.(\d+)\.(\d+)\.", "\n".join(inner.values()))}
     number = {block: i for i, block in enumerate(sorted(blocks))}
-    return {key: f"encoder.{_lukemelas_key(name, number)}" for key, name in inner.items()}
-
-
-def _lukemelas_key(name: str, number: dict[tuple[int, int], int]) -> str:
-    if not name.startswith("blocks."):
-        return _replace_start(name, STEM)
-    _, stage, block, layer = name.split(".", 3)
-    rules = OTHER_STAGES if int(stage) else FIRST_STAGE
-    return f"_blocks.{number[int(stage), int(block)]}.{_replace_start(layer, rules)}"
+    mapped = {}
+    for key, name in inner.items():
+        if name.startswith("blocks."):
+            _, stage, block, layer = name.split(".", 3)
+            layer = _replace_start(layer, OTHER_STAGES if int(stage) else FIRST_STAGE)
+            mapped[key] = f"encoder._blocks.{number[int(stage), int(block)]}.{layer}"
+        else:
+            mapped[key] = f"encoder.{_replace_start(name, STEM)}"
+    return mapped
 
 
 def _replace_start(key: str, rules: Rules) -> str:

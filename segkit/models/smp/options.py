@@ -83,37 +83,33 @@ def translate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     if "decoder_use_batchnorm" in options:  # its name until SMP 0.4
         options["decoder_use_norm"] = options.pop("decoder_use_batchnorm")
-    _check_names(name, options)
-    chosen = {**DEFAULTS[name], **options}
-    _check_values(chosen)
-    if name == "unet":
-        chosen["decoder_use_norm"] = NORMS[chosen["decoder_use_norm"]]
-    return OUR_OPTIONS[name] | {OUR_NAMES[key]: as_plain(chosen[key]) for key in chosen if key in OUR_NAMES}
-
-
-def as_plain(value: Any) -> Any:
-    """Return a tuple as a list, as JSON stores it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _check_names(name: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in DEFAULTS[name]:
             raise unknown(f"argument of SMP's {SMP_NAMES[name]}", key, ["encoder_weights", *DEFAULTS[name]])
         if key not in OUR_NAMES and value != DEFAULTS[name][key]:
             remedy = "; omit it, and remove the keys classification_head.*" if key == "aux_params" else ""
             raise UsageError(f"`{key}={value!r}` is not supported, only {DEFAULTS[name][key]!r}{remedy}")
+    chosen = {**DEFAULTS[name], **options}
+    if name == "deeplabv3plus":
+        if chosen["encoder_output_stride"] not in (8, 16):
+            raise UsageError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
+        if len(chosen["decoder_atrous_rates"]) != 3:
+            raise UsageError(
+                f"decoder_atrous_rates must be three rates, as in SMP, got {chosen['decoder_atrous_rates']}"
+            )
+    elif name == "fpn":
+        # SMP always normalises in 32 groups; we use fewer if each group would have one channel.
+        channels = chosen["decoder_segmentation_channels"]
+        if channels % 32 or channels == 32:
+            raise UsageError(f"decoder_segmentation_channels must be a multiple of 32, at least 64, got {channels}")
+    elif name == "unet":
+        norm = chosen["decoder_use_norm"]
+        if not isinstance(norm, bool | str) or norm not in NORMS:
+            raise UsageError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+        chosen["decoder_use_norm"] = NORMS[norm]
+    return OUR_OPTIONS[name] | {OUR_NAMES[key]: as_plain(chosen[key]) for key in chosen if key in OUR_NAMES}
 
 
-def _check_values(chosen: Mapping[str, Any]) -> None:
-    if chosen.get("encoder_output_stride", 16) not in (8, 16):
-        raise UsageError(f"encoder_output_stride must be 8 or 16, as in SMP, got {chosen['encoder_output_stride']}")
-    if len(chosen.get("decoder_atrous_rates", (12, 24, 36))) != 3:
-        raise UsageError(f"decoder_atrous_rates must be three rates, as in SMP, got {chosen['decoder_atrous_rates']}")
-    groups = 32  # SMP always has 32; we have fewer if each would have one channel
-    channels = chosen.get("decoder_segmentation_channels", 2 * groups)
-    if channels % groups or channels == groups:
-        raise UsageError(f"decoder_segmentation_channels must be a multiple of 32, at least 64, got {channels}")
-    norm = chosen.get("decoder_use_norm", True)
-    if not isinstance(norm, bool | str) or norm not in NORMS:
-        raise UsageError(f"decoder_use_norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+def as_plain(value: Any) -> Any:
+    """Return a tuple as a list, as JSON stores it."""
+    return list(value) if isinstance(value, tuple) else value

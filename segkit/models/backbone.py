@@ -70,9 +70,7 @@ class Backbone(nn.Module):
         img_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_name(name)
-        source = _find_on_hub(name) if pretrained is True else {}
-        self.net = _create_features(name, in_channels, output_stride, img_size, pretrained=pretrained is True, **source)
+        self.net = _create_features(name, in_channels, output_stride, img_size, from_hub=pretrained is True)
         if not isinstance(pretrained, bool):
             _load_file(self.net, Path(pretrained), name)
         pad_kernels(self.net)
@@ -81,9 +79,9 @@ class Backbone(nn.Module):
         self.strides: tuple[int, ...] = (1, *info.reduction())
         self.channels_come_last = getattr(self.net, "output_fmt", None) == Format.NHWC
         config = self.net.pretrained_cfg
-        self.preprocessing = Preprocessing(
-            _per_channel(config["mean"], in_channels), _per_channel(config["std"], in_channels)
-        )
+        # The values are those of red, green and blue; any further channels take them in turn.
+        mean, std = (tuple(v[i % len(v)] for i in range(in_channels)) for v in (config["mean"], config["std"]))
+        self.preprocessing = Preprocessing(mean, std)
         self.size_multiple = _find_size_multiple(self, name, img_size, config["input_size"][1:])
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -128,21 +126,19 @@ def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
     return [tuple(x.shape) for x in maps] == expected
 
 
-def _check_name(name: str) -> None:
-    if name.startswith(SMP_PREFIX):
-        find_variant(name.removeprefix(SMP_PREFIX))
-        return
-    if timm.is_model(name):
-        return
-    near = nearest(name, [*timm.list_models(), *timm.list_pretrained()])
-    hint = f"did you mean {near!r}?" if near else "timm.list_models() lists all."
-    raise UsageError(f"unknown backbone {name!r} (timm {timm.__version__}); {hint}")
-
-
 def _create_features(
-    name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, **source: object
+    name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, *, from_hub: bool
 ) -> nn.Module:
-    if name.startswith(SMP_PREFIX):
+    """Build the network that returns the maps of its stages, with random weights or those of the hub."""
+    is_smp = name.startswith(SMP_PREFIX)
+    if is_smp:
+        find_variant(name.removeprefix(SMP_PREFIX))
+    elif not timm.is_model(name):
+        near = nearest(name, [*timm.list_models(), *timm.list_pretrained()])
+        hint = f"did you mean {near!r}?" if near else "timm.list_models() lists all."
+        raise UsageError(f"unknown backbone {name!r} (timm {timm.__version__}); {hint}")
+    source = _find_on_hub(name) if from_hub else {}
+    if is_smp:
         return create_smp_features(name, in_channels, output_stride)
     # Many networks do not take these options, so they are passed only if they change something.
     options: dict[str, object] = {} if output_stride == 32 else {"output_stride": output_stride}
@@ -151,7 +147,9 @@ def _create_features(
     elif name.startswith("swin"):
         options["strict_img_size"] = False  # timm would refuse all other sizes, although the windows fit any
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **source)
+        return timm.create_model(
+            name, features_only=True, pretrained=from_hub, in_chans=in_channels, **options, **source
+        )
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
         reason = f" ({error})" if str(error) else ""
         if "output_stride" in options:
@@ -162,10 +160,6 @@ def _create_features(
             f"backbone {name!r} has no feature pyramid{reason}; choose a network with stages, such as "
             f"{', '.join(PYRAMIDS)}"
         ) from error
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return tuple(values[i % len(values)] for i in range(channels))
 
 
 def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
@@ -211,7 +205,15 @@ def _hub_answers(repo: str, filename: str) -> bool:
 
 def _load_file(net: nn.Module, path: Path, name: str) -> None:
     """Load every tensor of `net` from a file with timm's keys; tensors of the classifier are ignored."""
-    given = {_flat(key): value for key, value in _read_weights(path).items()}
+    if not path.is_file():
+        raise MissingFileError(
+            f"there is no weights file {path}; `pretrained` takes true, false or the path of a safetensors file"
+        )
+    try:
+        stored = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read weights from {path}: {error}") from error
+    given = {_flat(key): value for key, value in stored.items()}
     # Old files have no counters of batches, and torch works without them.
     weights = {
         key: given.get(_flat(key), own if key.endswith("num_batches_tracked") else None)
@@ -232,17 +234,6 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
                 f"expected {tuple(tensor.shape)}"
             )
     net.load_state_dict(weights)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise MissingFileError(
-            f"there is no weights file {path}; `pretrained` takes true, false or the path of a safetensors file"
-        )
-    try:
-        return load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read weights from {path}: {error}") from error
 
 
 def _flat(key: str) -> str:

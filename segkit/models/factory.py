@@ -61,9 +61,12 @@ def create_model(
         OfflineError: `pretrained=True`, and the weights are neither in the cache nor does the hub answer.
     """
     check_known("model", name, DECODERS)
-    if align_corners and "align_corners" in _options(name):
+    parameters = inspect.signature(DECODERS[name]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if align_corners and "align_corners" in known:
         decoder_options["align_corners"] = True
-    _check_options(name, decoder_options)
+    for option in decoder_options:
+        check_known(f"option of {name}", option, known)
     decoder_options = {option: _as_list(value) for option, value in decoder_options.items()}
     names = _resolve_class_names(num_classes, class_names)
     output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
@@ -72,7 +75,10 @@ def create_model(
     pyramid = Backbone(
         backbone, pretrained=pretrained, in_channels=in_channels, output_stride=output_stride, img_size=img_size
     )
-    decoder = _build_decoder(name, pyramid, decoder_options)
+    try:
+        decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # torch raises any of these for a wrong value
+        raise UsageError(f"{name} cannot be built with {decoder_options}: {error}") from error
     # The U-Net ends at full resolution, so its head has a 3x3 convolution, as its other steps there.
     head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
     config = {
@@ -96,24 +102,6 @@ def create_model(
         aux_head=AuxiliaryHead(pyramid.channels[-2], len(names)) if aux_head else None,
         image_head=ImageHead(pyramid.channels[-1], len(names)) if image_head else None,
     )
-
-
-def _build_decoder(name: str, pyramid: Backbone, options: dict[str, Any]) -> nn.Module:
-    try:
-        return DECODERS[name](pyramid.channels, pyramid.strides, **options)
-    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # torch raises any of these for a wrong value
-        raise UsageError(f"{name} cannot be built with {options}: {error}") from error
-
-
-def _check_options(name: str, options: dict[str, Any]) -> None:
-    known = _options(name)
-    for option in options:
-        check_known(f"option of {name}", option, known)
-
-
-def _options(name: str) -> list[str]:
-    parameters = inspect.signature(DECODERS[name]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def _as_list(value: Any) -> Any:

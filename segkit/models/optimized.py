@@ -69,7 +69,7 @@ def optimize(
     Returns:
         A module that replaces the model for inference, such as in `Predictor` and in `TTA`.
     """
-    compiled = compile and (_on_gpu(model) or has_cpp_compiler())
+    compiled = compile and (next(model.parameters()).is_cuda or has_cpp_compiler())
     if compile and not compiled:
         warnings.warn("optimize: there is no C++ compiler, the model is not compiled", stacklevel=2)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
@@ -78,7 +78,3 @@ def optimize(
         fold_fpn(fast)
     fast = fast.to(dtype=dtype, memory_format=torch.channels_last)
     return OptimizedSegmenter(fast, dtype=dtype, compiled=compiled, dynamic=dynamic).eval()
-
-
-def _on_gpu(model: nn.Module) -> bool:
-    return next(model.parameters()).is_cuda

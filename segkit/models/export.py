@@ -76,13 +76,19 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
         UsageError: The difference exceeds 1e-3, the backbone works only at one size or has an operator that ONNX
             lacks, or the weights exceed the 2 GB of one file. Then nothing is written.
     """
-    _require(["onnx", "onnxscript", *(["onnxruntime"] if check else [])])
+    needed = ["onnx", "onnxscript", *(["onnxruntime"] if check else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"the export to ONNX needs packages that are not installed: pip install {' '.join(missing)}"
+        )
     model = _prepare(model).cpu().float()
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > LARGEST_FILE:
         raise UsageError(f"the weights have {size / 1e9:.1f} GB, one ONNX file holds 2 GB")
     program = _translate(model)
-    program.model.metadata_props.update(_metadata(model))
+    program.model.metadata_props["segkit"] = json.dumps(describe_model(model))
+    program.model.metadata_props["class_names"] = json.dumps(model.class_names)
     difference = None
 
     def write(temporary: Path) -> None:
@@ -139,10 +145,6 @@ def _translate(model: Segmenter) -> "ONNXProgram":
         raise UsageError(f"the backbone {_name(model)} cannot be written as ONNX: {_first_line(error)}") from error
 
 
-def _metadata(model: Segmenter) -> dict[str, str]:
-    return {"segkit": json.dumps(describe_model(model)), "class_names": json.dumps(model.class_names)}
-
-
 def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
@@ -179,12 +181,6 @@ def _images(model: Segmenter, size: tuple[int, int, int]) -> Tensor:
     batch, height, width = size
     images = torch.randn(batch, model.backbone.channels[0], height, width, generator=torch.Generator().manual_seed(0))
     return images.to(weight)
-
-
-def _require(packages: list[str]) -> None:
-    missing = " ".join(name for name in packages if importlib.util.find_spec(name) is None)
-    if missing:
-        raise MissingPackageError(f"the export to ONNX needs packages that are not installed: pip install {missing}")
 
 
 def _name(model: Segmenter) -> str:

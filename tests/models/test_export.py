@@ -131,7 +131,7 @@ def test_a_file_that_differs_from_torch_is_not_left_behind(tmp_path, monkeypatch
     program = SimpleNamespace(
         model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: path.write_bytes(b"onnx")
     )
-    monkeypatch.setattr(export, "_require", lambda packages: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # the packages are not used here
     monkeypatch.setattr(export, "_translate", lambda model: program)
     monkeypatch.setattr(export, "_onnx_runner", lambda path: logits)
     with pytest.raises(ValueError, match=message):
@@ -152,7 +152,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
 
 
 def test_weights_that_exceed_one_file_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_require", lambda packages: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
     with pytest.raises(ValueError, match="one ONNX file holds 2 GB"):
         export_onnx(small_model("fpn"), tmp_path / "m.onnx")

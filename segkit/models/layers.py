@@ -75,7 +75,7 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
         if is_exporting():
             return super().forward(x)
         if rate >= max(x.shape[-2:]):
-            return x * _per_channel(self.weight[:, 0, 1, 1])
+            return x * _over_map(self.weight[:, 0, 1, 1])
         # In half precision each of the nine sums would be rounded, unless the compiler fuses them.
         exact = x.dtype == torch.float32 or torch.compiler.is_compiling()
         if rate >= self.LARGE and x.device.type == "cpu" and exact and not torch.is_grad_enabled():
@@ -85,12 +85,12 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
     def _sum_of_shifts(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         kernel = self.weight[:, 0].float()
-        total = x.float() * _per_channel(kernel[:, 1, 1])
+        total = x.float() * _over_map(kernel[:, 1, 1])
         for row, column in product((-1, 0, 1), repeat=2):
             down, right = row * self.dilation[0], column * self.dilation[0]
             if (row, column) == (0, 0) or abs(down) >= height or abs(right) >= width:
                 continue
-            tap = _per_channel(kernel[:, row + 1, column + 1])
+            tap = _over_map(kernel[:, row + 1, column + 1])
             if torch.compiler.is_compiling():  # becomes one kernel for all nine taps
                 total = total + F.pad(x.float(), (-right, right, -down, down)) * tap
             else:
@@ -99,7 +99,8 @@ class AtrousDepthwiseConv2d(nn.Conv2d):
         return total.to(x.dtype)
 
 
-def _per_channel(values: Tensor) -> Tensor:
+def _over_map(values: Tensor) -> Tensor:
+    """Return one value for each channel (C,) in the shape that multiplies maps (N, C, H, W)."""
     return values.view(-1, 1, 1)
 
 

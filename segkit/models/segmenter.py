@@ -111,7 +111,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
             UsageError: `photo` is something else, such as an array of floats.
             DataError: The file does not exist or is not an image.
         """
-        from segkit.inference import predict_photo
+        from segkit.inference import predict_photo  # a floor above: models work without it
 
         return predict_photo(self, photo, **options)
 
@@ -127,12 +127,13 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
             self.backbone.eval()
         return self
 
-    # The hooks of PyTorchModelHubMixin: `save_pretrained` writes the same file as `save_model`.
+    # The hooks of PyTorchModelHubMixin: `save_pretrained` writes the same file as `save_model`. They import inside,
+    # because model_file builds Segmenters and imports this module.
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from segkit.models.model_file import save_model
+        from segkit.models.model_file import SAVED_PRETRAINED, save_model
 
-        save_model(self, save_directory / "model.safetensors")
+        save_model(self, save_directory / SAVED_PRETRAINED)
 
     @classmethod
     def _from_pretrained(
@@ -146,13 +147,13 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         token: str | bool | None = None,
         **unknown: Any,
     ) -> Segmenter:
-        from segkit.models.model_file import load_model
+        from segkit.models.model_file import SAVED_PRETRAINED, load_model
 
         if Path(model_id).exists():
             return load_model(model_id)
         file = hf_hub_download(
             model_id,
-            "model.safetensors",
+            SAVED_PRETRAINED,
             revision=revision,
             cache_dir=cache_dir,
             force_download=force_download,

@@ -171,18 +171,16 @@ class DenseCRF(CRFParameters):
         peaks = probs.flatten(1).amax(1)
         active = (peaks >= self.active_threshold) | (peaks == peaks.max())
         device = self.runs_on(probs.device)
-        refined = self._refine(probs[active].to(device), image.to(device))
-        return then(refined, partial(_restored, active.to(device)))
-
-    def _refine(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
-        if self.workers and len(probs) > 1 and not probs.is_cuda:
-            return self._pool.submit(probs, image)
-        done: Future[Tensor] = Future()
-        done.set_result(self._engine(probs, image) if len(probs) > 1 else torch.ones_like(probs))
-        return done
+        kept, image = probs[active].to(device), image.to(device)
+        if len(kept) > 1 and self.workers and device.type != "cuda":
+            refined = self._pool.submit(kept, image)
+        else:
+            refined = Future()
+            refined.set_result(self._engine(kept, image) if len(kept) > 1 else torch.ones_like(kept))
+        return then(refined, partial(_with_skipped, active.to(device)))
 
 
-def _restored(active: Tensor, probs: Tensor) -> Tensor:
+def _with_skipped(active: Tensor, probs: Tensor) -> Tensor:
     """Add the skipped classes again, with the probability 0."""
     full = probs.new_zeros(len(active), *probs.shape[1:])
     full[active] = probs

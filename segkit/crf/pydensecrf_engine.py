@@ -36,28 +36,7 @@ class PydensecrfEngine:
         crf = self._with_kernels(classes, image.numpy())
         unary = probs.clamp(CLIP, 1).log_().neg_().reshape(classes, -1)
         crf.setUnaryEnergy(unary.numpy())  # pydensecrf needs contiguous, writable buffers
-        q = torch.from_numpy(self._infer(crf))  # (H*W, C)
-        return q.t().reshape(probs.shape)
-
-    def _with_kernels(self, classes: int, image: np.ndarray) -> object:
-        if self._classes != classes or self._image is None or not np.array_equal(self._image, image):
-            self._crf = None  # freed first, so that two lattices are never in memory
-            self._image, self._classes = np.array(image, order="C"), classes
-            self._crf = self._build(classes, self._image)
-        return self._crf
-
-    def _build(self, classes: int, image: np.ndarray) -> object:
-        p = self.parameters
-        crf = self._module.DenseCRF2D(image.shape[1], image.shape[0], classes)
-        if p.gaussian_weight:
-            crf.addPairwiseGaussian(sxy=p.gaussian_sigma, compat=p.gaussian_weight)
-        if p.bilateral_weight:
-            colour = p.bilateral_colour_sigma
-            crf.addPairwiseBilateral(sxy=p.bilateral_sigma, srgb=colour, rgbim=image, compat=p.bilateral_weight)
-        return crf
-
-    def _infer(self, crf: object) -> np.ndarray:
-        q, *scratch = crf.startInference()
+        q, *scratch = crf.startInference()  # q: (C, H*W)
         labels = None
         for _ in range(self.parameters.iterations):
             crf.stepInference(q, *scratch)
@@ -65,7 +44,21 @@ class PydensecrfEngine:
                 before, labels = labels, np.asarray(q).argmax(0)
                 if before is not None and (labels != before).mean() < self.tolerance:
                     break
-        return np.array(q).T
+        return torch.from_numpy(np.array(q)).reshape(probs.shape)
+
+    def _with_kernels(self, classes: int, image: np.ndarray) -> object:
+        if self._classes != classes or self._image is None or not np.array_equal(self._image, image):
+            self._crf = None  # freed first, so that two lattices are never in memory
+            self._image, self._classes = np.array(image, order="C"), classes
+            crf, p = self._module.DenseCRF2D(image.shape[1], image.shape[0], classes), self.parameters
+            if p.gaussian_weight:
+                crf.addPairwiseGaussian(sxy=p.gaussian_sigma, compat=p.gaussian_weight)
+            if p.bilateral_weight:
+                crf.addPairwiseBilateral(
+                    sxy=p.bilateral_sigma, srgb=p.bilateral_colour_sigma, rgbim=self._image, compat=p.bilateral_weight
+                )
+            self._crf = crf
+        return self._crf
 
 
 def import_pydensecrf() -> ModuleType:

@@ -219,19 +219,15 @@ class RunLock:
                 ) from error
             return  # the file system has no locks
         self._own.append(handle)
-        _release_in_forks()
         _handles.add(handle)
+        # Forks close the handles: a DataLoader worker would keep the folder reserved after its parent died.
+        if hasattr(os, "register_at_fork") and not _forks_release:
+            os.register_at_fork(after_in_child=_close_handles)
+            _forks_release.append(True)
 
 
 _handles: set[int] = set()
 _forks_release: list[bool] = []
-
-
-def _release_in_forks() -> None:
-    """Close the handles in forks: a DataLoader worker would keep the folder reserved after its parent died."""
-    if hasattr(os, "register_at_fork") and not _forks_release:
-        os.register_at_fork(after_in_child=_close_handles)
-        _forks_release.append(True)
 
 
 def _close_handles() -> None:

@@ -119,8 +119,9 @@ class TTA:
         return tuple(View(*view) for view in product(self.scales, self.brightness, turns))
 
     def __str__(self) -> str:
-        parts = {"scales": self.scales, "brightness": self.brightness, "turns": self.turns}
-        named = [f"{name} {', '.join(_short(v) for v in values)}" for name, values in parts.items() if len(values) > 1]
+        scales, brightness = ([f"{factor:g}" for factor in factors] for factors in (self.scales, self.brightness))
+        parts = {"scales": scales, "brightness": brightness, "turns": self.turns}
+        named = [f"{name} {', '.join(values)}" for name, values in parts.items() if len(values) > 1]
         count = len(self.views)
         return f"{count} views: {' x '.join(named)}; {self.merge}" if count > 1 else f"1 view: scale {self.scales[0]:g}"
 
@@ -265,10 +266,6 @@ PRESETS: dict[str, TTA] = {
     ),
     "seed_flips_brightness": TTA(scales=(0.75, 1.0, 1.25), flips="hv", brightness=(0.9, 1.0, 1.1), merge="gmean"),
 }
-
-
-def _short(value: float | str) -> str:
-    return f"{value:g}" if isinstance(value, float) else value
 
 
 @contextmanager

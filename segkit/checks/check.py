@@ -96,7 +96,7 @@ def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], consol
 
     hashes = {}
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        # A map over all images would read ahead as far as it can, and keep all results until they are used.
+        # In parts, so that at most 64 images are decoded ahead of the progress bar.
         parts = (range(len(data))[start : start + 64] for start in range(0, len(data), 64))
         seen = (one for part in parts for one in pool.map(look, [data.items[index] for index in part]))
         for index, one in enumerate(console.progress(seen, total=len(data), text=f"images of {name}")):

@@ -10,7 +10,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
-    """Run the lines of the README next to a folder such as they expect."""
+    """Run the lines of the README next to the folder that they read."""
     random = np.random.default_rng(0)
     (tmp_path / "scans").mkdir()
     for i in range(10):

@@ -45,7 +45,7 @@ def test_a_legend_names_only_the_classes_of_the_mask():
     assert tuple(palette[1]) not in colours
 
 
-def test_a_legend_breaks_into_rows_where_it_is_narrow():
+def test_a_legend_breaks_into_rows_if_it_is_narrow():
     palette, names = create_palette(6), [f"long class name {i}" for i in range(6)]
     assert legend(names, range(6), palette, 150).shape[0] > legend(names, range(6), palette, 2000).shape[0]
 
@@ -73,7 +73,7 @@ def test_report_pictures_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("averaged", ["ema_val_loss", "ema_miou"])
-def test_curves_have_those_of_the_averaged_weights(tmp_path, averaged):
+def test_curves_also_show_the_averaged_weights(tmp_path, averaged):
     history = [
         {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "miou": 0.1 * e, "pixel_accuracy": 0.2 * e, "lr": 1e-3}
         | {"ema_val_loss": float("nan"), "ema_miou": float("nan")}

@@ -1,14 +1,14 @@
 """Every setting of the commands, once: type, default, unit, help. Imports no torch, so that --help is instant."""
 
 from segkit.config.checks import default_of
-from segkit.config.files import Setting, format_settings, read_settings, write_yaml
+from segkit.config.command_line import parse_args
+from segkit.config.data import LabelConfig, SourceConfig
 from segkit.config.keywords import from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
-from segkit.config.reading import parse_args
 from segkit.config.recipes import RECIPES, read_recipe
-from segkit.config.sources import LabelConfig, SourceConfig
 from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
 from segkit.config.train import TrainConfig, implied_settings
+from segkit.config.yaml_files import Setting, format_settings, read_settings, write_yaml
 
 __all__ = [
     "RECIPES",

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.checks import default_of
-from segkit.config.typed import Mismatch, TextOrPath, describe, first_that_fits
-from segkit.config.words import ALSO_CALLED
+from segkit.config.setting_types import ALSO_CALLED
+from segkit.config.yaml_values import Mismatch, TextOrPath, describe, first_that_fits
 from segkit.errors import UsageError
 from segkit.names import unknown
 
@@ -25,8 +25,8 @@ def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
     """Return the settings of a command from keyword arguments.
 
     Text stands for a path, and one value for a list of one. Words of the command line are understood, such as
-    loss="dice" or loss=["ce=0.6", "dice=0.4"]. Any other object may take the place of a path, such as a data set or a
-    loaded model; the workflow says whether it can use it.
+    loss="dice" or loss=["ce=0.6", "dice=0.4"]. Any other object is accepted as a path, such as a data set or a
+    loaded model; the workflow reports one that it cannot use.
 
     Args:
         cls: The dataclass of the settings.

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers, default_of
-from segkit.config.sources import LabelConfig
-from segkit.config.words import NO_CRF, CRFWords, Folder, OfClasses, PathOrWord, Sources
+from segkit.config.data import LabelConfig
+from segkit.config.setting_types import NO_CRF, CRFWords, Folder, OfClasses, PathOrWord, Sources
 from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segkit.config.files import Setting, read_settings
+from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
 from segkit.names import nearest
 

@@ -8,8 +8,8 @@ import tyro
 from tyro.conf import arg
 
 from segkit.config.checks import check
-from segkit.config.sources import SourceConfig
-from segkit.config.words import Files, Folder
+from segkit.config.data import SourceConfig
+from segkit.config.setting_types import Files, Folder
 from segkit.errors import UsageError
 
 
@@ -60,7 +60,7 @@ class CheckConfig(SourceConfig):
     """Check data before training: classes, overlaps, errors, oddities, duplicates."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="FILE|DIR ...")] = ()
-    """COCO JSON files, such as those of training and validation; or folders of images, with --masks."""
+    """COCO JSON files, such as the training set and the validation set; or folders of images, with --masks."""
     full: bool = False
     """Decode every image, to find damaged images, images of one colour, and images that look alike."""
     out: Folder = None

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers
-from segkit.config.files import Setting, read_settings
+from segkit.config.data import LabelConfig
 from segkit.config.recipes import read_recipe
-from segkit.config.sources import LabelConfig
-from segkit.config.words import Folder, Folders, Losses, Options, PathOrWord, ResumeWords, Sources
+from segkit.config.setting_types import Folder, Folders, Losses, Options, PathOrWord, ResumeWords, Sources
+from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
 from segkit.runs import run_to_resume
 
@@ -213,7 +213,7 @@ def implied_settings(
 ) -> dict[str, Setting]:
     """Return the settings that others imply: the run to resume, the model of `init_from`, or the demo.
 
-    Settings that are given, and recipes and files, win over them.
+    Settings that the user sets, and recipes and files, win over them.
 
     Args:
         given: Settings by name; absent ones are the default.

@@ -128,7 +128,7 @@ class Predictor:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            crfs: Take the place of the Predictor's own CRF.
+            crfs: Used instead of the Predictor's own CRF.
         """
         raw = self.run_models(image, crfs)
         for crf in crfs:
@@ -241,7 +241,7 @@ class Predictor:
 def predict_photo(
     model: nn.Module, photo: str | os.PathLike | np.ndarray | Image.Image, **options: object
 ) -> Prediction:
-    """Segment a photograph on the device of the model, whose mode (train or eval) stays as it is.
+    """Segment a photograph on the device of the model, whose mode (train or eval) does not change.
 
     Args:
         model: A Segmenter.

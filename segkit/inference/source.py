@@ -19,7 +19,7 @@ from segkit.errors import DataError, UsageError
 from segkit.labels import BACKGROUND
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-# The headers of these count frames. Other headers give the length in time, which includes that of the sound.
+# The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
 COUNTED = (".mp4", ".m4v", ".mov", ".avi")
 
 

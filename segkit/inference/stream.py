@@ -26,7 +26,7 @@ class Segmented(NamedTuple):
     """An image with its prediction, or with the reason why it has none: it cannot be read, or is too large for the CRF.
 
     Attributes:
-        source: The image as it was given.
+        source: The image of the source.
         image: (H, W, 3) uint8 RGB, or None if it cannot be read.
         prediction: The prediction, or None.
         error: The reason, or None.
@@ -84,7 +84,7 @@ class Clock:
 def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | None = None) -> Iterator[Segmented]:
     """Segment images in their order; only a few of them are in memory at a time.
 
-    Threads read files ahead. A CRF on a GPU refines each image where the models left it. A CRF with workers refines
+    Threads read files ahead. A CRF on a GPU refines the probabilities there, without a copy. A CRF with workers refines
     images while the models run on the next ones on a GPU; on a CPU, where both need all cores, models and CRF take
     turns over a lot of images.
 
@@ -118,9 +118,9 @@ def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stag
     waiting: deque[tuple[object, Future]] = deque()
 
     def first() -> tuple:
-        given, future = waiting.popleft()
+        item, future = waiting.popleft()
         with clock(stage):
-            return given, future.result()
+            return item, future.result()
 
     for pair in pairs:
         waiting.append(pair)
@@ -131,7 +131,7 @@ def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stag
 
 
 def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Clock) -> Iterator[_Predicted]:
-    """Read images ahead, and run the models on those that can be read and are not too large for the CRF."""
+    """Read images ahead, and run the models on each that can be read and is not too large for the CRF."""
 
     def read(source: SourceImage) -> np.ndarray | DataError:
         try:

@@ -41,7 +41,7 @@ class EvaluateResult:
         intervals: Lower and upper end of the 95 % bootstrap interval of each class's IoU, by name, and of `miou`.
         classes: All scores of each class, as in classes.csv.
         images: mIoU and IoU of the classes of each image, as in images.csv.
-        differences: The IoU of each class minus that of `compare`, as in differences.csv; empty without `compare`.
+        differences: The IoU of each class minus its IoU with `compare`, as in differences.csv; empty without `compare`.
     """
 
     folder: Path

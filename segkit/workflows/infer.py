@@ -133,7 +133,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
                 config.out if config.skip_existing and config.out.is_dir() else create_run_folder(config.out, "infer")
             )
         )
-        needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # those two are made of the masks
+        needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # both are made of the masks
         writer = PredictionWriter(
             out, predictor.class_names, names, [kind for kind in FILES if kind in {*config.save, *needed}]
         )
@@ -201,7 +201,7 @@ def _conclude(
     write_records(out / "failed.csv", [failure._asdict() for failure in failures])
     written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"]
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
-    # `skip_existing` those of the run before exist only there.
+    # `skip_existing` the masks of the earlier run exist only there.
     if "coco" in config.save:
         found = ((result, annotations_of(writer.read_mask(result.name))) for result in good)
         write_coco(out / "predictions.json", writer.class_names, _records(found))

@@ -23,7 +23,7 @@ class Member(NamedTuple):
     """A model of an ensemble.
 
     Attributes:
-        name: The file or run folder, as it was given.
+        name: The file or run folder as the caller wrote it.
         model: The model file, or a loaded model.
         weight: Weight of the model in the average, before the weights are scaled to sum to 1.
     """
@@ -38,7 +38,7 @@ class Member(NamedTuple):
         return self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
 
     def load(self, device: torch.device) -> Segmenter:
-        """Return the model on `device`; a loaded model is copied, so that the caller's stays as it is."""
+        """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
         model = copy.deepcopy(self.model) if isinstance(self.model, Segmenter) else load_model(self.model)
         return model.to(device)
 
@@ -53,7 +53,7 @@ def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = 
 
     Raises:
         MissingFileError: There is no such model.
-        UsageError: Something else than a path or a `Segmenter` is given.
+        UsageError: A weight is neither a path nor a `Segmenter`.
     """
     weights = weights or (newest_run(),)
     members = []

@@ -158,7 +158,7 @@ def _try_all(
     data: SegmentationDataset,
     console: Console,
 ) -> tuple[Chosen, dict[str, Interval]]:
-    """Try the ingredients one after another, each on top of those that were kept."""
+    """Try the ingredients one after another, each on top of the ones that were kept."""
     gains = {}
     for ingredient in ingredients:
         steps = steps_of(ingredient, config, chosen.final)

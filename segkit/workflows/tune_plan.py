@@ -63,7 +63,7 @@ def steps_of(ingredient: str, config: TuneConfig, plan: Plan) -> list[Step]:
 
 
 def crf_words(given: Sequence[str] | None) -> list[tuple[str, ...] | None]:
-    """Return the values of `crf` to choose from: none, and the given one or all presets.
+    """Return the values of `crf` to choose from: none, and the one that is set, or all presets.
 
     Each preset is tried as it is, and with a third of its weights.
     """

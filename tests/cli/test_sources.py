@@ -85,7 +85,7 @@ def test_what_does_not_go_together_ends_in_one_sentence(folders, shapes, capsys)
         assert message in capsys.readouterr().err
 
 
-def test_on_bad_skip_leaves_out_images_without_a_mask(folders, tmp_path):
+def test_on_bad_skip_drops_images_without_a_mask(folders, tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         for i in range(4 if kind == "images" else 3):

@@ -37,7 +37,7 @@ def test_text_that_may_be_a_path_is_expanded():
     assert from_keywords(InferConfig, {"source": "~/photos"}).source == str(Path.home() / "photos")
 
 
-def test_another_object_may_take_the_place_of_a_path():
+def test_another_object_is_accepted_as_a_path():
     data = object()
     assert from_keywords(Settings, {"data": data}).data == (data,)
 

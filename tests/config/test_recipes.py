@@ -1,4 +1,4 @@
-"""Every recipe is sound, and those of the recycled-waste solutions are theirs."""
+"""Every recipe can be built, and the recipes of the recycled-waste solutions have the settings of these solutions."""
 
 import math
 

@@ -52,7 +52,7 @@ def printed(capsys, *words, cls=TrainConfig):
     return capsys.readouterr().out
 
 
-def test_the_command_line_wins_over_files_which_win_over_the_recipe_and_it_over_defaults(folder):
+def test_the_command_line_wins_over_files_then_the_recipe_then_the_defaults(folder):
     config = parse("--epochs", "7", "--recipe", "quick", "--config", "one.cfg", "two.cfg")
     assert (config.epochs, config.batch_size, config.lr, config.weight_decay) == (7, 6, 0.01, 0.01)
     assert parse("--recipe", "quick", "--config", "one.cfg").epochs == 5
@@ -159,7 +159,7 @@ def test_required_settings_may_stand_in_a_file(folder):
         (["--recipe", "quick", "--min-lr", "1"], "`min_lr` must be between 0 and `lr` (0.01), got 1.0"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(words, message, folder):
+def test_an_error_is_one_sentence(words, message, folder):
     Path("bad.cfg").write_text("lr: 1\nbatch_size: 0")
     with pytest.raises(UsageError) as caught:
         parse(*words)
@@ -239,7 +239,7 @@ def test_printing_reads_no_data_and_loads_no_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_default_that_the_command_line_puts_in_the_place_of_a_recipes_value_has_an_origin(capsys):
+def test_a_default_on_the_command_line_that_replaces_a_recipes_value_has_an_origin(capsys):
     with pytest.raises(SystemExit):
         train.main(["--recipe", "fast", "--data", "a.json", "--crop", "512", "--print-config"])
     assert "crop: 512  # command line" in capsys.readouterr().out.splitlines()

@@ -147,7 +147,7 @@ def test_the_declared_type_decides_what_a_value_is(line, value, tmp_path):
         ("lr: &a 1\nmin_lr: *a", "/cfg.yaml:1: an alias is used for this value; write the value itself in each place"),
     ],
 )
-def test_what_cannot_be_is_refused_with_key_file_line_and_expected_type(text, message, tmp_path):
+def test_a_bad_value_is_refused_with_key_file_line_and_expected_type(text, message, tmp_path):
     assert error(tmp_path, text) == message
 
 

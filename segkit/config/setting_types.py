@@ -8,7 +8,7 @@ import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from segkit.config.typed import TextOrPath, parse_any
+from segkit.config.yaml_values import TextOrPath, parse_any
 from segkit.errors import UsageError
 
 # Names of our settings in other tools, for hints; too different from ours to be found by spelling.

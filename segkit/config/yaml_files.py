@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
-from segkit.config.typed import TAGS, Mismatch, describe, read_value, show
-from segkit.config.words import ALSO_CALLED
+from segkit.config.setting_types import ALSO_CALLED
+from segkit.config.yaml_values import TAGS, Mismatch, describe, read_value, show
 from segkit.errors import UsageError
 from segkit.files import read_text, write_whole
 from segkit.names import nearest

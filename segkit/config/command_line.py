@@ -12,10 +12,10 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from segkit.config.checks import default_of
-from segkit.config.files import Setting, format_settings, read_settings
 from segkit.config.help import PAGES, help_texts, in_groups
 from segkit.config.recipes import RECIPES, list_recipes, read_recipe
-from segkit.config.words import ALSO_CALLED
+from segkit.config.setting_types import ALSO_CALLED
+from segkit.config.yaml_files import Setting, format_settings, read_settings
 from segkit.errors import UsageError
 from segkit.names import nearest
 
@@ -50,8 +50,8 @@ def parse_args(
         cls: The settings class of the command.
         argv: The arguments. By default those of the process.
         prog: Name of the command in the help.
-        start_from: Function from the settings to settings of lower priority than recipe and files, such as those
-            of the run to resume. It gets settings that are not checked yet.
+        start_from: Function from the settings to settings of lower priority than recipe and files, such as the
+            settings of the run to resume. It gets settings that are not checked yet.
         recipes: Folder of the recipes.
 
     Raises:
@@ -130,7 +130,7 @@ def _read_layers(cls: type, given: Mapping[str, Sequence[str]], recipes: Path) -
         name, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
     elif "recipe" in found and found.keys() != names:
         name, origin = found["recipe"].value, found["recipe"].origin
-    else:  # a file with all settings, such as a run's args.yaml, leaves nothing for the recipe that it names
+    else:  # a file with all settings, such as a run's args.yaml, overrides the whole recipe that it names
         return found
     return found if name in (None, "None") else {**read_recipe(cls, name, origin, recipes), **found}
 

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.words import Folders, PathOrWord, Sources
+from segkit.config.setting_types import Folders, PathOrWord, Sources
 from segkit.files import MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Labelled images and where they are. The base of all commands that need both."""
+    """Labelled images and where they are. The base of all commands that read them."""
 
     data: Sources = ()
     """COCO JSON files; or folders of images, with --masks."""

@@ -113,6 +113,20 @@ def read_text(path: str | os.PathLike) -> str:
         raise UsageError(f"cannot read {path}: it is not text in UTF-8") from error
 
 
+def make_folder(path: str | os.PathLike) -> None:
+    """Make a folder, unless it exists.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UsageError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 def remove_leftovers(folder: Path, *names: str) -> None:
     """Remove what killed writers of the files `names` left in `folder`."""
     for name in names:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from segkit.data.images import write_image, write_mask
-from segkit.errors import UsageError
-from segkit.files import write_whole
+from segkit.errors import UsageError, as_segkit_error
+from segkit.files import make_folder, write_whole
 from segkit.visualize import create_palette, overlay, shrink, with_legend
 
 LARGEST_JPEG = 65_500  # pixels of a side
@@ -59,7 +59,8 @@ class Prediction:
             path: The file; its folder is made if it does not exist. An existing file is replaced.
 
         Raises:
-            UsageError: The suffix is another one, or the prediction does not hold what the file needs.
+            UsageError: The suffix is another one, the prediction does not hold what the file needs, or the file cannot
+                be written.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -70,14 +71,17 @@ class Prediction:
             )
         if suffix == ".npz" and self.probs is None:
             raise UsageError(f"cannot write {path}: the prediction does not hold its probabilities")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == ".png":
-            write_mask(path, self.mask, self._palette)
-        elif suffix == ".npz":
-            content = {"probs": self.probs.astype(np.float16), "class_names": np.array(self.class_names)}
-            write_whole(path, lambda file: np.savez_compressed(file, **content))
-        else:
-            write_image(path, shrink(self.overlay(legend=True), LARGEST_JPEG))
+        make_folder(path.parent)
+        try:
+            if suffix == ".png":
+                write_mask(path, self.mask, self._palette)
+            elif suffix == ".npz":
+                content = {"probs": self.probs.astype(np.float16), "class_names": np.array(self.class_names)}
+                write_whole(path, lambda file: np.savez_compressed(file, **content))
+            else:
+                write_image(path, shrink(self.overlay(legend=True), LARGEST_JPEG))
+        except OSError as error:
+            raise as_segkit_error(error) or UsageError(f"cannot write {path}: {error.strerror}") from error
 
     def __repr__(self) -> str:
         found = [self._name(label) for label in np.unique(self.mask)]

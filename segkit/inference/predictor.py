@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,11 @@ class Predictor:
         if len(weights) != len(models) or not min(weights) >= 0 or not sum(weights) > 0:
             raise UsageError(f"`member_weights` must be {len(models)} numbers of at least 0, not all 0, got {weights}")
         check_known("probs", probs, PROBS)
+        for name, part, kind in (("tta", tta, TTA), ("window", window, SlidingWindow)):
+            if part is not None and not isinstance(part, kind):
+                raise UsageError(f"`{name}` must be a {kind.__name__}, got {part!r}")
+        if crf is not None and not callable(crf):
+            raise UsageError(f"`crf` must be a DenseCRF or a function, got {crf!r}")
         self.device = torch.device(device)
         self.members = [model.to(self.device).eval() for model in models]
         self.member_weights = tuple(weight / sum(weights) for weight in weights)
@@ -199,7 +205,7 @@ class Predictor:
     def _predict(self, pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""
         members = [
-            Member(model, model.preprocessing.normalise, weight)
+            Member(model, partial(_normalised, model), weight)
             for model, weight in zip(self.members, self.member_weights, strict=True)
             if weight > 0
         ]
@@ -258,20 +264,28 @@ def predict_photo(
         try:
             photo.load()  # also turns a TIFF
             image = np.array(to_rgb(ImageOps.exif_transpose(photo)))
-        except OSError as error:
-            raise DataError(f"the image is damaged: {error}") from error
+        except (OSError, ValueError, AssertionError) as error:  # the last two: a closed image
+            raise DataError(f"the image is damaged or closed: {error}") from error
     elif isinstance(photo, np.ndarray):
-        image = photo
+        image = photo.copy()  # the overlay is drawn on it later
     else:
         raise UsageError(
             f"photo must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}"
         )
+    if "device" in options:
+        raise UsageError("a model predicts on its own device; move it by `model.to`, instead of giving `device`")
     modes = [(module, module.training) for module in model.modules()]
     try:
         return Predictor(model, device=next(model.parameters()).device, **options)(image)
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _normalised(model: nn.Module, images: Tensor) -> Tensor:
+    """Normalise images (N, 3, H, W) in 0..255, in the type of the weights."""
+    weight = next(model.parameters(), images)
+    return model.preprocessing.normalise(images).to(weight.dtype)
 
 
 def _labels(probs: Tensor) -> Tensor:

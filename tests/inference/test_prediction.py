@@ -1,3 +1,4 @@
+import copy
 import io
 import re
 
@@ -56,6 +57,42 @@ def test_options_are_arguments_of_the_predictor(model):
     found = model.predict(IMAGE, tta=TTA(flips="h"), probs="none")
     assert found.probs is None
     assert np.array_equal(found.mask, Predictor(model, tta=TTA(flips="h"))(IMAGE).mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tta": "d4"}, "`tta` must be a TTA, got 'd4'"),
+        ({"window": 512}, "`window` must be a SlidingWindow, got 512"),
+        ({"crf": True}, "`crf` must be a DenseCRF or a function, got True"),
+        ({"device": "cuda"}, "move it by `model.to`"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(model, options, message):
+    with pytest.raises(UsageError, match=message):
+        model.predict(IMAGE, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_predicts_the_same(model, dtype):
+    found, expected = copy.deepcopy(model).to(dtype).predict(IMAGE), model.predict(IMAGE)
+    assert found.probs.dtype == np.float32
+    assert np.abs(found.probs - expected.probs).mean() < 0.02
+
+
+def test_the_overlay_is_of_the_array_that_was_predicted(model):
+    photo = IMAGE.copy()
+    found = model.predict(photo)
+    photo[:] = 0
+    assert np.array_equal(found.image, IMAGE)
+
+
+def test_a_closed_image_is_named(model, tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as photo:
+        pass
+    with pytest.raises(DataError, match="damaged or closed"):
+        model.predict(photo)
 
 
 def test_a_model_in_training_stays_in_training():
@@ -119,12 +156,15 @@ def test_the_suffix_decides_what_is_saved(tmp_path):
         ({}, "a.tif", "the suffix must be .png (label map), .jpg (overlay) or .npz (probabilities)"),
         ({"probs": None}, "a.npz", "does not hold its probabilities"),
         ({"image": None}, "a.jpg", "does not hold its image"),
+        ({}, "file/a.png", "cannot make the folder"),
+        ({}, "a" * 300 + ".png", "cannot write"),
     ],
 )
 def test_what_cannot_be_saved_is_an_error_and_nothing_is_written(tmp_path, changes, name, message):
+    (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=re.escape(message)):
         prediction(**changes).save(tmp_path / name)
-    assert not (tmp_path / name).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("image", [IMAGE, None])

@@ -70,6 +70,9 @@ class RanksError(MachineError, OSError):
     """The processes of a distributed run cannot reach each other, or another one failed. Exit code 1."""
 
 
+_NO_MEMORY = ("can't allocate memory", "Insufficient memory", "Storage size calculation overflowed")
+
+
 def as_segkit_error(error: BaseException) -> SegkitError | None:
     """Return `error` as a SegkitError, or None if it is a bug.
 
@@ -94,12 +97,12 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a GPU or the machine ran out of memory.
 
-    For the memory of the machine torch raises a plain RuntimeError, which only its text tells from others.
+    For the memory of the machine, torch and OpenCV raise errors that only their text tells from others.
     """
     torch: Any = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def sentence(error: BaseException) -> str:

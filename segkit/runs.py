@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.files import LEFTOVERS
+from segkit.files import LEFTOVERS, read_text
 
 RUNS = Path("runs")  # where a command writes by default, below the working folder
 DEMO = RUNS / "demo-data"
@@ -51,6 +51,15 @@ class RunFolder:
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
+    def __truediv__(self, name: str | os.PathLike) -> Path:
+        return self.path / name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -75,7 +84,10 @@ class RunFolder:
         """Return the runs of all folds of a cross-validation, trained or not; none for a single run."""
         if not self.is_cross_validation:
             return []
-        return [self.fold(i) for i in range(len(json.loads(self.splits.read_text(encoding="utf-8"))))]
+        try:
+            return [self.fold(i) for i in range(len(json.loads(read_text(self.splits))))]
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UsageError(f"{self.splits} is damaged, so the folds of {self} are not known: {error}") from error
 
 
 def find_folds(path: str | os.PathLike) -> list[Path]:
@@ -113,19 +125,22 @@ def run_to_resume(resume: str | os.PathLike | bool, out: str | os.PathLike | Non
     return RunFolder(path.parent if path.is_file() else path)
 
 
-def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False) -> Path:
+def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False, can_resume: bool = False) -> Path:
     """Make the folder `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
 
     Args:
         out: The folder; None for the next free one.
         prefix: First part of the names below runs/.
         may_have_begun: `out` may hold the settings of a run that has saved nothing yet.
+        can_resume: Whether the caller has an argument `resume`, for the message.
 
     Raises:
-        UsageError: `out` exists and is not an empty folder.
+        UsageError: `out` exists and is not an empty folder, or it cannot be made.
     """
     if out is not None:
-        check_free(out, may_have_begun=may_have_begun)
+        check_free(out, may_have_begun=may_have_begun, can_resume=can_resume)
+    check_writable(out)
+    if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         return out
     for number in count(1):
@@ -138,15 +153,16 @@ def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = F
     raise AssertionError("count() never ends")
 
 
-def check_free(out: Path | None, *, may_have_begun: bool = False) -> None:
-    """Raise UsageError if `create_run_folder` would, before anything costly is built."""
+def check_free(out: Path | None, *, may_have_begun: bool = False, can_resume: bool = False) -> None:
+    """Raise UsageError if `create_run_folder` would because `out` exists, before anything costly is built."""
     if out is None or not out.exists():
         return
     if out.is_dir() and all(path.match(LEFTOVERS) for path in out.iterdir()):
         return
     if not (may_have_begun and any(out.glob("*args.yaml*"))):
         run = RunFolder(out)
-        hint = ", or resume it with `resume`" if run.last.is_file() or run.is_cross_validation else ""
+        is_saved = run.last.is_file() or run.is_cross_validation
+        hint = ", or resume it with `resume`" if can_resume and is_saved else ""
         raise UsageError(f"{out} exists already; choose another `out`{hint}")
 
 

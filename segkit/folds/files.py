@@ -14,6 +14,7 @@ from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_r
 from segkit.data.findings import Note, raise_or_warn
 from segkit.data.rasterize import Annotation
 from segkit.errors import UsageError
+from segkit.files import make_folder
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
 
@@ -90,7 +91,7 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
         UsageError: The folder has fold files already, or `out` is a file.
     """
     old = check_fold_folder(out, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     # Every record is encoded once for all files.
     images = [json.dumps(image) for image in source.images]
     annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]

@@ -139,7 +139,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
 
 def _create_folder(config: TrainConfig, folds: Folds) -> RunFolder:
     """Make the folder of all folds, with splits.json."""
-    run = RunFolder(create_run_folder(config.out, "train"))
+    run = RunFolder(create_run_folder(config.out, "train", can_resume=True))
     remove_leftovers(run.path, run.splits.name)
     splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
     write_whole(run.splits, json.dumps(splits, indent=1), durable=True)

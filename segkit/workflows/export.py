@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segkit.console import Console
 from segkit.errors import UsageError
+from segkit.files import make_folder
 from segkit.models import export_onnx, find_model_file, load_model
 
 
@@ -42,13 +43,16 @@ def export(
         MissingPackageError: A package for ONNX is not installed.
     """
     console = Console(verbose=verbose)
+    for name, value in (("model", model), ("onnx", onnx)):
+        if not isinstance(value, str | os.PathLike) and not (name == "onnx" and value is None):
+            raise UsageError(f"`{name}` must be a path, got {type(value).__name__}")
     source = find_model_file(model)
     target = source.with_suffix(".onnx") if onnx is None else Path(onnx)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; `onnx` takes a file")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists already; choose another `onnx`, or replace it by `overwrite`")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     console.print(f"model  {source}")
     difference = export_onnx(load_model(source), target)
     console.print(f"onnx   {target}, {target.stat().st_size / 1e6:.1f} MB, any batch, height and width")

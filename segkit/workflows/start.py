@@ -50,16 +50,16 @@ class Start:
         """Raise UsageError if the run folder cannot be written to or is taken, before the data is read."""
         check_writable(self.folder)
         if self.checkpoint is None:
-            check_free(self.folder, may_have_begun=self.may_have_begun)
+            check_free(self.folder, may_have_begun=self.may_have_begun, can_resume=True)
 
     def open_folder(self, lock: RunLock) -> RunFolder:
         """Return the run folder; for a new run, make it and lock it."""
         if self.checkpoint is not None:
             return RunFolder(self.folder)
-        out = create_run_folder(self.folder, "train", may_have_begun=self.may_have_begun)
+        out = create_run_folder(self.folder, "train", may_have_begun=self.may_have_begun, can_resume=True)
         lock.take(out)
         if self.folder is not None:  # another training that started at the same time may have been faster
-            check_free(out, may_have_begun=self.may_have_begun)
+            check_free(out, may_have_begun=self.may_have_begun, can_resume=True)
         return RunFolder(out)
 
 

@@ -379,7 +379,9 @@ def test_leftovers_of_a_killed_writer_do_not_occupy_a_folder(tmp_path):
     check_free(tmp_path / "x")
     (tmp_path / "x/splits.json").write_text("[]")
     with pytest.raises(ValueError, match="exists already; choose another `out`, or resume it with `resume`"):
-        check_free(tmp_path / "x")
+        check_free(tmp_path / "x", can_resume=True)
+    with pytest.raises(ValueError, match=r"exists already; choose another `out`$"):
+        check_free(tmp_path / "x")  # a command without `resume` does not speak of it
 
 
 def test_all_folds_under_torchrun_are_refused(tmp_path, monkeypatch, capsys):

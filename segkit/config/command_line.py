@@ -62,7 +62,18 @@ def parse_args(
     if given.get("recipe") == ["help"]:
         print(list_recipes(recipes))
         sys.exit(0)
-    found = _read_layers(cls, given, recipes)
+    if "config" in given and not given["config"]:
+        raise UsageError("--config needs at least one YAML file")
+    found: dict[str, Setting] = {}
+    for file in given.get("config", ()):
+        found.update(read_settings(cls, Path(file)))
+    recipe, origin = None, None
+    if "recipe" in given:
+        recipe, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
+    elif "recipe" in found and len(found) < len(dataclasses.fields(cls)):
+        recipe, origin = found["recipe"]  # a file with all settings, such as a run's args.yaml, overrides its recipe
+    if recipe not in (None, "None"):
+        found = {**read_recipe(cls, recipe, origin, recipes), **found}
     values = _parse(cls, argv, found, prog, is_help="help" in given)
     if start_from:
         unchecked = object.__new__(cls)  # settings whose __post_init__, which checks them, has not run
@@ -116,23 +127,6 @@ def _given_options(cls: type, argv: Sequence[str]) -> dict[str, list[str]]:
         words = given.setdefault(known[name], [])
         words += [value] if value else []
     return given
-
-
-def _read_layers(cls: type, given: Mapping[str, Sequence[str]], recipes: Path) -> dict[str, Setting]:
-    """Return the settings of the recipe and of the files, which win over the recipe."""
-    if "config" in given and not given["config"]:
-        raise UsageError("--config needs at least one YAML file")
-    found: dict[str, Setting] = {}
-    for file in given.get("config", ()):
-        found.update(read_settings(cls, Path(file)))
-    names = {field.name for field in dataclasses.fields(cls)}
-    if "recipe" in given:
-        name, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
-    elif "recipe" in found and found.keys() != names:
-        name, origin = found["recipe"].value, found["recipe"].origin
-    else:  # a file with all settings, such as a run's args.yaml, overrides the whole recipe that it names
-        return found
-    return found if name in (None, "None") else {**read_recipe(cls, name, origin, recipes), **found}
 
 
 def _parse(cls: type, argv: Sequence[str], found: Mapping[str, Setting], prog: str, *, is_help: bool) -> dict[str, Any]:

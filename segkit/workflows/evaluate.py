@@ -1,11 +1,11 @@
 """evaluate: score models on labelled images, or compare two."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segkit.config import EvaluateConfig, ScoreConfig, from_keywords, takes_settings
+from segkit.config import EvaluateConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
@@ -14,9 +14,8 @@ from segkit.metrics import Evaluation
 from segkit.report import label_picture
 from segkit.report.gallery import image_caption
 from segkit.runs import create_run_folder
-from segkit.workflows.datasets import check_model_classes, open_scored
-from segkit.workflows.devices import pick_device, pick_workers
-from segkit.workflows.predictors import Member, find_members, load_predictor
+from segkit.workflows.datasets import open_scored
+from segkit.workflows.predictors import find_members, load_scored_predictor
 from segkit.workflows.score_tables import (
     Row,
     class_rows,
@@ -73,11 +72,11 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
     data = open_scored(config, console)
-    predictor = open_predictor(config, members, data, console)
+    predictor = load_scored_predictor(config, members, data, console)
     other = None
     if config.compare:
         console.print("compared with")
-        other = open_predictor(config, find_members(config.compare), data, console)
+        other = load_scored_predictor(config, find_members(config.compare), data, console)
     out = create_run_folder(config.out, "evaluate")
 
     result = _score(data, predictor, console)
@@ -122,27 +121,6 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
         images=images,
         differences=differences,
     )
-
-
-def open_predictor(
-    config: ScoreConfig,
-    members: Sequence[Member],
-    data: SegmentationDataset,
-    console: Console,
-    *,
-    with_crf: bool = True,
-) -> Predictor:
-    """Load models, whose classes must be the classes of the data."""
-    predictor = load_predictor(
-        config if with_crf else replace(config, crf=None),
-        members,
-        device=pick_device(config.device),
-        crf_workers=pick_workers(config.workers) if len(data) > 1 else 0,
-        probs="disk" if config.window else "memory",  # for calibration; with a window, images are large
-        console=console,
-    )
-    check_model_classes(predictor.class_names, data, members[0].name)
-    return predictor
 
 
 def _score(data: SegmentationDataset, predictor: Predictor, console: Console) -> Evaluation:

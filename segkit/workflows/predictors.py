@@ -2,21 +2,25 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from segkit.config import PredictConfig
+from segkit.config import PredictConfig, ScoreConfig
 from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
+from segkit.data import SegmentationDataset
 from segkit.errors import UsageError
 from segkit.inference import Predictor
 from segkit.models import Segmenter, find_folds, find_model_file, load_model, optimize, read_header
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
+from segkit.workflows.datasets import check_model_classes
+from segkit.workflows.devices import pick_device, pick_workers
 
 
 class Member(NamedTuple):
@@ -89,7 +93,11 @@ def load_predictor(
         console: Prints what is joined.
     """
     dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
-    tta, crf = build_tta(config), build_crf(config.crf, crf_workers)
+    if config.tta is not None:
+        tta = TTA.preset(config.tta)
+    else:
+        tta = TTA(scales=config.scales, flips=config.flips, brightness=config.brightness, merge=config.merge)
+    crf = build_crf(config.crf, crf_workers)
     predictor = Predictor(
         [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],
         member_weights=[member.weight for member in members],
@@ -111,11 +119,25 @@ def load_predictor(
     return predictor
 
 
-def build_tta(config: PredictConfig) -> TTA:
-    """Return the test-time augmentation of a preset, or of the single settings."""
-    if config.tta is not None:
-        return TTA.preset(config.tta)
-    return TTA(scales=config.scales, flips=config.flips, brightness=config.brightness, merge=config.merge)
+def load_scored_predictor(
+    config: ScoreConfig,
+    members: Sequence[Member],
+    data: SegmentationDataset,
+    console: Console,
+    *,
+    with_crf: bool = True,
+) -> Predictor:
+    """Load models to score on `data`, whose classes they must have; see `load_predictor`."""
+    predictor = load_predictor(
+        config if with_crf else replace(config, crf=None),
+        members,
+        device=pick_device(config.device),
+        crf_workers=pick_workers(config.workers) if len(data) > 1 else 0,
+        probs="disk" if config.window else "memory",  # for calibration; with a window, images are large
+        console=console,
+    )
+    check_model_classes(predictor.class_names, data, members[0].name)
+    return predictor
 
 
 def build_crf(words: Sequence[str] | None, workers: int = 0) -> DenseCRF | None:

@@ -19,8 +19,7 @@ from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, b
 from segkit.runs import create_run_folder
 from segkit.tta import FLIPS, TTA
 from segkit.workflows.datasets import open_scored
-from segkit.workflows.evaluate import open_predictor
-from segkit.workflows.predictors import build_crf, find_members
+from segkit.workflows.predictors import build_crf, find_members, load_scored_predictor
 from segkit.workflows.tune_plan import Plan, bias_words, crf_words, first_plan, infer_command, steps_of
 
 KEPT_BYTES = 2**30  # of mixtures in memory
@@ -69,7 +68,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
     if config.folds > len(data):
         raise UsageError(f"`folds` must be no more than the {len(data)} images, got {config.folds}")
-    predictor = open_predictor(config, members, data, console, with_crf=False)
+    predictor = load_scored_predictor(config, members, data, console, with_crf=False)
     out = create_run_folder(config.out, "tune")
     probs, targets = _keep_probs(config, data, predictor, out, console)
     search = _search(config, data, PlanCounter(probs, targets, data))
@@ -167,7 +166,16 @@ def _try_all(
         later = search.improve(chosen, steps)
         gains[ingredient] = gain(later, chosen)
         kept = gains[ingredient].estimate > config.margin
-        console.print(_gain_line(ingredient, later.final, gains[ingredient], kept, data.class_names))
+        plan, change = later.final, gains[ingredient]
+        words = {
+            "member weights": [f"{units / sum(plan.weights):.3g}" for units in plan.weights],
+            "flips": [plan.flips],
+            "scales": [f"{scale:g}" for scale in plan.scales],
+            "class bias": bias_words(plan, data.class_names) or ["none"],
+            "crf": ["none"] if plan.crf is None else plan.crf or ["seed"],
+        }[ingredient]
+        numbers = f"{100 * change.estimate:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+        console.print(f"{ingredient:<14}  {numbers:<22}  {'kept' if kept else 'dropped':<7}  {' '.join(words)}")
         chosen = later if kept else chosen
     return chosen, gains
 
@@ -210,15 +218,3 @@ def _new_confusion(data: SegmentationDataset) -> PerImageConfusion:
 def _score_line(what: str, images: PerImageConfusion) -> str:
     miou = bootstrap_interval(images)
     return f"mIoU {100 * miou.estimate:.2f} [{100 * miou.low:.2f}, {100 * miou.high:.2f}]  {what}"
-
-
-def _gain_line(ingredient: str, plan: Plan, gain: Interval, kept: bool, class_names: Sequence[str]) -> str:
-    chosen = {
-        "member weights": [f"{units / sum(plan.weights):.3g}" for units in plan.weights],
-        "flips": [plan.flips],
-        "scales": [f"{scale:g}" for scale in plan.scales],
-        "class bias": bias_words(plan, class_names) or ["none"],
-        "crf": ["none"] if plan.crf is None else plan.crf or ["seed"],
-    }[ingredient]
-    numbers = f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-    return f"{ingredient:<14}  {numbers:<22}  {'kept' if kept else 'dropped':<7}  {' '.join(chosen)}"

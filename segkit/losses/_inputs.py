@@ -46,8 +46,7 @@ class Inputs:
 
     Raises:
         UsageError: The mode, a shape or a type is wrong, or labels are outside the classes. On CUDA labels are not
-            checked here, because reading them would wait for the device: all losses except Lovasz stop with a device
-            error instead.
+            checked here, because reading them would wait for the device: the losses stop with a device error instead.
 
     Attributes:
         logits: (N, C, P) with P = H * W.

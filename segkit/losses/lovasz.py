@@ -12,7 +12,7 @@ from segkit.losses._base import Loss
 from segkit.losses._inputs import Inputs, Mode, check_choice, divide
 from segkit.losses._softmax import PlainTerms
 
-GROUP_VALUES = 1 << 24  # Number of errors that a GPU sorts at once; each takes about 40 bytes.
+GROUP_VALUES = 1 << 24  # A GPU sorts about this many errors at once, which bounds the memory.
 
 
 def lovasz_loss(
@@ -54,12 +54,11 @@ def lovasz_loss(
         raise UsageError("the Lovasz loss takes class indices (N, H, W), not shares of the classes")
     if not softmax and not torch.compiler.is_compiling() and (inputs.target.frac() != 0).any():
         raise UsageError("the Lovasz loss takes targets of 0 and 1, not values between")
-    if not softmax:
-        scores = inputs.dense_logits
-    elif isinstance(inputs.softmax, PlainTerms):
-        scores = inputs.softmax.probs
+    terms = inputs.softmax if softmax and not inputs.traits.has_kernel else None
+    if isinstance(terms, PlainTerms):
+        scores = terms.probs
     else:
-        scores = inputs.dense_logits.softmax(1)
+        scores = inputs.dense_logits.softmax(1) if softmax else inputs.dense_logits
     n, num_classes, pixels = scores.shape
     if not scores.numel():
         return inputs.logits.sum() * 0
@@ -68,17 +67,17 @@ def lovasz_loss(
     losses, included = [], []
     for start in range(0, num_classes, step):
         score = scores[:, start : start + step]  # (N, K, P), as all tensors of this group of K classes
-        if softmax:
-            index = torch.arange(start, start + score.shape[1], device=score.device)
-            positive = inputs.target.unsqueeze(1) == index.unsqueeze(1)
-        else:
-            positive = inputs.target[:, start : start + step] == 1
         if inputs.valid is None:
-            valid = torch.ones_like(positive)
+            valid = torch.ones_like(score, dtype=torch.bool)
         else:
             valid = inputs.valid.unsqueeze(1) if softmax else inputs.valid[:, start : start + step]
-        valid = valid.expand(positive.shape)
-        positive = positive & valid
+            valid = valid.expand(score.shape)
+        if isinstance(terms, PlainTerms):
+            positive = terms.one_hot[:, start : start + step]
+        elif softmax:
+            positive = (inputs.target.unsqueeze(1) == start) & valid
+        else:
+            positive = (inputs.target[:, start : start + step] == 1) & valid
         errors = torch.where(positive, 1 - score, score) if softmax else 1 - torch.where(positive, score, -score)
         errors = errors if softmax else errors.relu()
         errors, positive, valid = (_rows(x, per_image) for x in (errors, positive, valid))

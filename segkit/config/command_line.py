@@ -67,11 +67,12 @@ def parse_args(
     found: dict[str, Setting] = {}
     for file in given.get("config", ()):
         found.update(read_settings(cls, Path(file)))
+    # A file with all settings, such as a run's args.yaml, overrides all of the recipe that it names.
     recipe, origin = None, None
     if "recipe" in given:
         recipe, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
     elif "recipe" in found and len(found) < len(dataclasses.fields(cls)):
-        recipe, origin = found["recipe"]  # a file with all settings, such as a run's args.yaml, overrides its recipe
+        recipe, origin = found["recipe"]
     if recipe not in (None, "None"):
         found = {**read_recipe(cls, recipe, origin, recipes), **found}
     values = _parse(cls, argv, found, prog, is_help="help" in given)

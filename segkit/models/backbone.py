@@ -211,7 +211,7 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         )
     try:
         stored = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise UsageError(f"cannot read weights from {path}: {error}") from error
     given = {_flat(key): value for key, value in stored.items()}
     # Old files have no counters of batches, and torch works without them.

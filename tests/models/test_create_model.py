@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from segkit.errors import OfflineError
+from segkit.errors import OfflineError, UsageError
 from segkit.models import DECODERS, Backbone, backbone, create_model
 
 
@@ -101,11 +101,12 @@ def test_weights_of_another_width_are_refused(weights_file):
         Backbone("resnet18", pretrained=path.with_name("wide.safetensors"))
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20])
-def test_a_damaged_weights_file_is_named(tmp_path, content):
-    path = tmp_path / "weights.safetensors"
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20, b"hello world\n", b"root:x:0:0:root:/root\n"])
+def test_a_damaged_weights_file_is_named(tmp_path, content, name):
+    path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot read weights from .*weights\.safetensors"):
+    with pytest.raises(UsageError, match=f"cannot read weights from .*{name}"):
         Backbone("resnet18", pretrained=path)
 
 

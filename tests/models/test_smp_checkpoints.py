@@ -10,6 +10,7 @@ import torch
 from make_smp_fixtures import CASES, CLASSES, FOLDER, draw_images, draw_weights, pick
 from safetensors.torch import save_file
 
+from segkit.errors import UsageError
 from segkit.models import Backbone, create_model, load_model, load_smp_checkpoint, save_model
 from segkit.models.smp.encoders import ENCODERS
 from segkit.models.smp.files import read_smp_weights
@@ -272,10 +273,10 @@ def test_no_code_in_a_file_is_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.pth", "m.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20, b"hello world\n", b"root:x:0:0:root:/root\n"])
 def test_a_damaged_file_is_named(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UsageError, match=name):
         read_smp_weights(tmp_path / name)
 
 
@@ -329,6 +330,12 @@ def folder(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     return tmp_path
+
+
+def test_settings_that_are_not_json_are_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json is not JSON"):
+        read_smp_weights(folder)
 
 
 def test_the_settings_of_a_folder_are_the_defaults(folder, no_network):

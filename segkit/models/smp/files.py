@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segkit.errors import MissingFileError, UsageError
+from segkit.files import read_text
 from segkit.models.smp.keys import HEAD
 from segkit.models.smp.options import find_architecture
 
@@ -42,7 +43,10 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
         file = path / "config.json"
         if not file.is_file():
             raise MissingFileError(f"the folder {path} has no config.json, which SMP's save_pretrained writes")
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            settings = json.loads(read_text(file))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{file} is not JSON: {error}") from error
         if "_model_class" in settings:
             settings["architecture"] = find_architecture(settings["_model_class"])
         path = path / "model.safetensors"
@@ -61,7 +65,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         if refused or zipfile.is_zipfile(path):
             raise UsageError(_how_to_extract(path, refused and refused[1])) from error
         raise UsageError(f"{path} is not a weights file: torch.load cannot read it") from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
+    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:
         raise UsageError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} has a {type(content).__name__}, expected a dict with the weights")

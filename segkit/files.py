@@ -38,7 +38,7 @@ def write_whole(
             file at the path that it is called with, which has the suffix of `path`.
         durable: Also force the file to the disk and read it back before it replaces `path`, so that a power failure
             leaves the old file or the new one. Takes bytes or text.
-        previous: Where to keep the file that is replaced; a whole `path` exists at every moment.
+        previous: Path under which the replaced file is kept; a whole `path` exists at every moment.
 
     Raises:
         OSError: The file could not be written, or does not read back as it was written; `path` is unchanged.

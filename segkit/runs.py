@@ -10,7 +10,7 @@ from pathlib import Path
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import LEFTOVERS, read_text
 
-RUNS = Path("runs")  # where a command writes by default, below the working folder
+RUNS = Path("runs")  # the default output folder of the commands
 DEMO = RUNS / "demo-data"
 
 
@@ -190,7 +190,7 @@ def newest_run() -> Path:
     found = sorted(files, key=lambda file: file.stat().st_mtime)
     if not found:
         raise MissingFileError(
-            f"there is no trained model below {RUNS.resolve()}; run train.py first, or give `weights`"
+            f"there is no trained model below {RUNS.resolve()}; run train.py first, or pass `weights`"
         )
     return found[-1].parent
 

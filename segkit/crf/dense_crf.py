@@ -80,7 +80,7 @@ class DenseCRF(CRFParameters):
 
         Args:
             name: A name from `segkit.crf.PRESETS`, which also names the sources.
-            changes: Arguments of DenseCRF that replace those of the preset.
+            changes: Arguments of DenseCRF that replace the values of the preset.
 
         Raises:
             UsageError: there is no preset of that name.
@@ -187,9 +187,9 @@ def _with_skipped(active: Tensor, probs: Tensor) -> Tensor:
     return full
 
 
-def _kind(given: Array) -> torch.device | None:
+def _kind(probs: Array) -> torch.device | None:
     """Return the device of a tensor, or None for a numpy array."""
-    return given.device if isinstance(given, Tensor) else None
+    return probs.device if isinstance(probs, Tensor) else None
 
 
 def _as_kind(kind: torch.device | None, probs: Tensor) -> Array:

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         self.strides: tuple[int, ...] = (1, *info.reduction())
         self.channels_come_last = getattr(self.net, "output_fmt", None) == Format.NHWC
         config = self.net.pretrained_cfg
-        # The values are those of red, green and blue; any further channels take them in turn.
+        # timm has one value for each of red, green and blue; other channels repeat them in this order.
         mean, std = (tuple(v[i % len(v)] for i in range(in_channels)) for v in (config["mean"], config["std"]))
         self.preprocessing = Preprocessing(mean, std)
         self.size_multiple = _find_size_multiple(self, name, img_size, config["input_size"][1:])
@@ -129,7 +129,7 @@ def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
 def _create_features(
     name: str, in_channels: int, output_stride: int, img_size: Sequence[int] | None, *, from_hub: bool
 ) -> nn.Module:
-    """Build the network that returns the maps of its stages, with random weights or those of the hub."""
+    """Build the network that returns the maps of its stages, with random or pretrained weights."""
     is_smp = name.startswith(SMP_PREFIX)
     if is_smp:
         find_variant(name.removeprefix(SMP_PREFIX))
@@ -213,10 +213,10 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         stored = load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise UsageError(f"cannot read weights from {path}: {error}") from error
-    given = {_flat(key): value for key, value in stored.items()}
+    by_flat_key = {_flat(key): value for key, value in stored.items()}
     # Old files have no counters of batches, and torch works without them.
     weights = {
-        key: given.get(_flat(key), own if key.endswith("num_batches_tracked") else None)
+        key: by_flat_key.get(_flat(key), own if key.endswith("num_batches_tracked") else None)
         for key, own in net.state_dict().items()
     }
     missing = [key for key, value in weights.items() if value is None]

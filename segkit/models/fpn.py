@@ -1,7 +1,7 @@
 """The FPN decoder of Panoptic FPN: a top-down pyramid, each level brought to stride 4 and summed.
 
 Source: Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, section 3.1; the pyramid is
-that of Lin et al., "Feature Pyramid Networks for Object Detection", 2017, section 3.
+from Lin et al., "Feature Pyramid Networks for Object Detection", 2017, section 3.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ class OptimizedSegmenter(nn.Module):
     """A model that `optimize` made faster: same input and output, but only for inference.
 
     Attributes:
-        class_names: Those of the model.
-        preprocessing: That of the model.
+        class_names: Class names of the model.
+        preprocessing: Preprocessing of the model.
         compiled: Whether the model is compiled; false if there is no C++ compiler.
     """
 

@@ -42,7 +42,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         decoder: `list[Tensor] -> Tensor`, see `segkit.testing.check_decoder`.
         head: Maps the channels of the decoder to the classes.
         class_names: Names of the classes in index order.
-        preprocessing: Mean, standard deviation and range of the images; by default those of the backbone.
+        preprocessing: Mean, standard deviation and range of the images; by default from the backbone.
         config: The arguments of `create_model` that build this architecture; `save_model` needs them.
         align_corners: How the logits are resized to the image; see `segkit.models.layers.resize`.
         aux_head: Segmentation head on the features before the deepest, for training.
@@ -79,7 +79,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         return len(self.class_names)
 
     def forward(self, images: Tensor, *, extras: bool = False) -> Tensor | Outputs:
-        """Return the logits (N, num_classes, H, W); with `extras` also those of the auxiliary heads, as Outputs."""
+        """Return the logits (N, num_classes, H, W); with `extras` an Outputs, with the logits of the other heads."""
         padded = pad_to_multiple(images, self.backbone.size_multiple)
         features = self.backbone(padded)
         logits = self.head(self.decoder(features))

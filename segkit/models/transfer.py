@@ -37,8 +37,8 @@ def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
         raise UsageError(f"cannot start from {path}, it has another architecture: {differences(theirs, ours)}")
     own, layers, taught = model.state_dict(), class_layers(model), class_layers(source)
     untaught = {name: copy.deepcopy(layer.state_dict()) for name, layer in layers.items()}
-    given = {key: value for key, value in source.state_dict().items() if key in own and value.shape == own[key].shape}
-    model.load_state_dict(given, strict=False)
+    fitting = {key: value for key, value in source.state_dict().items() if key in own and value.shape == own[key].shape}
+    model.load_state_dict(fitting, strict=False)
     known = {name: i for i, name in enumerate(source.class_names)}
     shared = [(new, known[name]) for new, name in enumerate(model.class_names) if name in known]
     for name in layers.keys() & taught.keys():

@@ -221,7 +221,7 @@ class TTA:
                 yield self._resized(whole, size), weights
 
     def _turned(self, model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-        """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), batched as far as `max_pixels` allows."""
+        """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), in batches of at most `max_pixels`."""
         n, _, height, width = inputs.shape
         spare = [-length % self.multiple if self.fit == "pad" else 0 for length in (height, width)]
         for transposed in (False, True):

@@ -1,7 +1,7 @@
 """load_smp_checkpoint: load a model of segmentation_models_pytorch (SMP) as a Segmenter with the same output.
 
 Source: Iakubovskii, "Segmentation Models Pytorch", https://github.com/qubvel-org/segmentation_models.pytorch; names,
-shapes and defaults are those of version 0.6.0.
+shapes and defaults are taken from version 0.6.0.
 """
 
 import os

@@ -141,8 +141,8 @@ def _dilate_stages(net: nn.Module, variant: Variant, output_stride: int) -> None
 def _freeze_same_padding(net: nn.Module, size: int) -> None:
     """Pad each convolution of stride 2 as TensorFlow does for an image of `size`: symmetrically if its map is odd.
 
-    Convolutions whose stride became a dilation are the last ones, so the sizes before them are those of the undilated
-    network.
+    Convolutions whose stride became a dilation are the last ones, so the sizes before them are the same as
+    in the undilated network.
     """
     for name, conv in list(net.named_modules()):
         if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):

@@ -71,7 +71,7 @@ def find_architecture(architecture: str) -> str:
 
 
 def translate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate SMP's arguments to those of `create_model`.
+    """Translate SMP's arguments to arguments of `create_model`.
 
     Args:
         name: `deeplabv3plus`, `fpn` or `unet`.

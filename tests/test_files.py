@@ -26,7 +26,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_what_does_not_read_back_is_no_new_file(tmp_path, monkeypatch):
+def test_a_file_that_does_not_read_back_does_not_replace_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
     monkeypatch.setattr("segkit.files._checksum", lambda path: 0)
     with pytest.raises(OSError, match="does not read back as it was written"):
@@ -51,7 +51,7 @@ def test_without_links_the_previous_file_is_copied(tmp_path, monkeypatch, number
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "2", "b": "1"}
 
 
-def test_a_folder_that_cannot_be_forced_to_the_disk_is_none_of_a_writers_faults(tmp_path, monkeypatch):
+def test_a_file_system_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch):
     def sync(handle):
         if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "Invalid argument")

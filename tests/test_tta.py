@@ -13,7 +13,7 @@ from segkit.tta.engine import PRESETS
 
 
 class PixelModel(nn.Module):
-    """Logits that depend on each pixel alone, so that every view agrees exactly after its inverse."""
+    """Logits that depend only on each pixel, so that every view agrees exactly after its inverse."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -75,13 +75,13 @@ def test_resizing_does_not_shift_a_ramp():
     assert inner.abs().max() < 1e-3
 
 
-def test_the_turns_of_a_scale_run_as_one_batch_and_what_is_said_twice_once():
+def test_the_turns_of_a_scale_run_as_one_batch_without_duplicates():
     model = PixelModel()
     TTA(scales=(1.0, 0.5, 1.0), flips=("h", "identity", "h", "rot180"))(model, torch.randn(2, 3, 8, 6))
     assert model.calls == [(6, 3, 8, 6), (6, 3, 4, 3)]
 
 
-def test_quarter_turns_of_an_oblong_image_are_a_batch_of_their_own():
+def test_quarter_turns_of_an_oblong_image_are_a_separate_batch():
     model = PixelModel()
     TTA(flips="d4")(model, torch.randn(1, 3, 8, 6))
     assert model.calls == [(4, 3, 8, 6), (4, 3, 6, 8)]
@@ -141,7 +141,7 @@ def slowly(members, images, tta):
     return mean(probs)
 
 
-def test_the_geometric_mean_is_that_of_the_probabilities_and_never_underflows():
+def test_gmean_is_the_geometric_mean_of_the_probabilities_and_never_underflows():
     images = torch.randn(1, 3, 5, 6)
     logs = [TURNS[turn].undo(LocalModel()(TURNS[turn].apply(images))).log_softmax(1) for turn in FLIPS["hv"]]
     geometric = torch.stack(logs).mean(0).exp()
@@ -151,7 +151,7 @@ def test_the_geometric_mean_is_that_of_the_probabilities_and_never_underflows():
     assert torch.equal(TTA(flips="hv", merge="gmean")(nn.Identity(), logits)[0, :, 0, 0], torch.tensor([1.0, 0.0]))
 
 
-def test_logits_are_averaged_on_request():
+def test_the_merge_logits_averages_logits():
     images = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(TTA(flips="d4", merge="logits")(PixelModel(), images), PixelModel()(images))
 
@@ -197,7 +197,7 @@ def test_brightness_works_on_the_rgb_image_and_clips_at_white():
 
 
 @pytest.mark.parametrize("fit", ["resize", "pad"])
-def test_a_model_that_takes_multiples_of_eight_alone_gets_them(fit):
+def test_a_model_that_takes_only_multiples_of_eight_gets_them(fit):
     model = PixelModel()
     images = torch.randn(1, 3, 19, 30)
     tta = TTA(scales=(0.6, 1, 1.3), flips="d4", multiple=8, fit=fit)
@@ -208,7 +208,7 @@ def test_a_model_that_takes_multiples_of_eight_alone_gets_them(fit):
         torch.testing.assert_close(TTA(flips="d4", multiple=8, fit="pad")(PixelModel(), images), plain)
 
 
-def test_the_uncertainty_is_that_of_the_views():
+def test_the_uncertainty_is_computed_over_the_views():
     images, tta = torch.randn(2, 3, 9, 6), TTA(scales=(1, 0.5), flips="d4")
     views = [TTA(scales=(view.scale,)).ensemble([Member(Turned(view.turn), lambda x: x)], images) for view in tta.views]
     found, stack = tta.uncertainty(LocalModel(), images), torch.stack(views)

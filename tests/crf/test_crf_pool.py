@@ -68,7 +68,7 @@ def test_submit_returns_a_future(pooled):
 
 
 def test_a_dead_worker_is_one_sentence_and_the_next_call_has_new_ones():
-    # Where it is, by pydensecrf, so that both engines run in a worker.
+    # With pydensecrf, if it is installed, so that both engines run in a worker.
     backend = "pydensecrf" if importlib.util.find_spec("pydensecrf") else "torch"
     (probs, image), *_ = scenes()
     crf = DenseCRF(backend=backend, workers=1)

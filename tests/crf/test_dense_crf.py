@@ -47,7 +47,7 @@ def test_wrong_pixels_are_corrected_by_colour(crf):
     np.testing.assert_allclose(refined.sum(0), 1, atol=1e-5)
 
 
-def test_shades_that_a_rounded_image_would_merge_are_told_apart(crf):
+def test_shades_that_a_rounded_image_would_merge_stay_different(crf):
     probs, image, truth = two_halves(dark=140, light=220, stripe=3)
     rounded = np.uint8(255 * np.around(image / 255))
     assert len(np.unique(rounded)) == 1
@@ -81,7 +81,7 @@ def test_the_callers_arrays_may_be_read_only_and_stay_as_they_are(crf):
     assert np.array_equal(probs, before)
 
 
-def test_half_and_double_precision_and_strides_give_the_same_labels(crf):
+def test_half_and_double_precision_and_strides_return_the_same_labels(crf):
     probs, image = scene()
     expected = crf()(probs, image)
     strided = np.asfortranarray(probs.astype(np.float64))
@@ -104,7 +104,7 @@ def test_relabelled_classes_give_relabelled_results(crf):
     np.testing.assert_allclose(crf()(probs[order], image), crf()(probs, image)[order], atol=1e-5)
 
 
-def test_classes_that_are_nowhere_change_next_to_nothing(crf):
+def test_absent_classes_hardly_change_the_result(crf):
     probs, image = scene(classes=3)
     full = np.zeros((7, *probs.shape[1:]), np.float32)
     full[[1, 2, 5]] = probs * (1 - 4e-6)
@@ -116,7 +116,7 @@ def test_classes_that_are_nowhere_change_next_to_nothing(crf):
     np.testing.assert_allclose(pruned.sum(0), 1, atol=1e-5)
 
 
-def test_the_same_image_again_gives_the_same_bits(crf):
+def test_the_same_image_again_returns_the_same_bits(crf):
     probs, image = scene()
     other, same = probs[::-1].copy(), crf()
     expected = crf()(other, image)

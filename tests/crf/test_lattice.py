@@ -102,7 +102,7 @@ def scene(size=(14, 18), classes=3, seed=0):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3, 5])
-def test_the_filter_is_the_dictionarys(dims):
+def test_the_filter_equals_a_dictionary_implementation(dims):
     rng = np.random.default_rng(dims)
     features, values = rng.normal(0, 2, (120, dims)).astype(np.float32), rng.random((120, 4))
     expected = normalised(lambda v: dictionary_filter(features.astype(np.float64), v), 120)(values)
@@ -112,7 +112,7 @@ def test_the_filter_is_the_dictionarys(dims):
 
 @pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
 @pytest.mark.parametrize("preset", ["seed", "deeplab_v2_resnet101", "pydensecrf_readme"])
-def test_the_crf_is_the_dictionarys(backend, preset):
+def test_the_crf_equals_a_dictionary_implementation(backend, preset):
     if backend == "pydensecrf":
         pytest.importorskip("pydensecrf")
     probs, image = scene()
@@ -128,7 +128,7 @@ def test_the_crf_resembles_the_sum_over_all_pairs():
     assert (crf(probs, image).argmax(0) == exact.argmax(0)).mean() > 0.97
 
 
-def test_the_filter_gives_the_same_bits_with_any_number_of_threads():
+def test_the_filter_returns_the_same_bits_with_any_number_of_threads():
     rng = np.random.default_rng(0)
     features, values = torch.from_numpy(rng.normal(0, 3, (3, 5000))).float(), torch.from_numpy(rng.random((5000, 5)))
     before = torch.get_num_threads()
@@ -141,7 +141,7 @@ def test_the_filter_gives_the_same_bits_with_any_number_of_threads():
 
 
 @pytest.mark.parametrize("preset", ["seed", "deeplab_v2_resnet101", "pydensecrf_readme"])
-def test_both_engines_give_the_same_labels(preset):
+def test_both_engines_return_the_same_labels(preset):
     pytest.importorskip("pydensecrf")
     probs, image = scene((96, 88), classes=5)
     image[:18, :18] = np.random.default_rng(0).integers(0, 256, (18, 18, 3))
@@ -151,7 +151,7 @@ def test_both_engines_give_the_same_labels(preset):
 
 
 @pytest.mark.parametrize("flip", [np.s_[:, ::-1], np.s_[:, :, ::-1]])
-def test_a_flipped_image_gives_the_flipped_result_but_for_the_lattice(flip):
+def test_a_flipped_image_returns_nearly_the_flipped_result(flip):
     probs, image = scene((40, 36))
     crf = DenseCRF(gaussian_weight=2, bilateral_weight=3)
     flipped = crf(probs[flip], image[flip[1:]])

@@ -1,4 +1,4 @@
-"""Writes fixtures/smp_*.npz: what SMP gives for weights that can be drawn again without it.
+"""Writes fixtures/smp_*.npz: what SMP returns for weights that can be drawn again without it.
 
 Needs `pip install segmentation-models-pytorch==0.6.0`; run as `python tests/models/make_smp_fixtures.py`.
 """

@@ -58,7 +58,7 @@ def test_a_network_without_a_pyramid_is_refused_with_the_names_of_others():
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_logits_at_an_odd_size_are_those_of_the_padded_image_cut(name):
+def test_logits_at_an_odd_size_equal_the_cropped_logits_of_the_padded_image(name):
     torch.manual_seed(0)
     model = create_model(name, backbone="resnet18", num_classes=3).eval()
     images = torch.randn(1, 3, 41, 50)
@@ -78,7 +78,7 @@ def test_any_number_of_channels_goes_in(name, channels):
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gives_nearly_the_same_logits(name, dtype):
+def test_half_precision_returns_nearly_the_same_logits(name, dtype):
     torch.manual_seed(0)
     model = create_model(name, backbone="resnet18", num_classes=3).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -94,7 +94,7 @@ def test_half_precision_gives_nearly_the_same_logits(name, dtype):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_channels_last_gives_the_same_logits(name):
+def test_channels_last_returns_the_same_logits(name):
     torch.manual_seed(0)
     model = create_model(name, backbone="resnet18", num_classes=3).eval()
     images = torch.randn(2, 3, 64, 64)

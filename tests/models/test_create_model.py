@@ -26,14 +26,14 @@ def test_a_wrong_argument_is_one_sentence_that_names_the_remedy(arguments, messa
         create_model(**arguments)
 
 
-def test_the_output_stride_is_that_of_the_deepest_features():
+def test_the_deepest_features_have_the_output_stride():
     for stride in (8, 16, 32):
         pyramid = Backbone("resnet18", output_stride=stride)
         assert pyramid.strides[-1] == stride
         assert pyramid(torch.randn(1, 3, 64, 64))[-1].shape[-1] == 64 // stride
 
 
-def test_mean_and_std_are_those_of_the_backbone():
+def test_mean_and_std_come_from_the_backbone():
     assert create_model("fpn", backbone="tf_efficientnet_lite0", num_classes=2).preprocessing.mean == (0.5, 0.5, 0.5)
     preprocessing = create_model("fpn", backbone="resnet18", num_classes=2).preprocessing
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
@@ -61,7 +61,7 @@ def test_backbone_weights_come_from_a_file(weights_file):
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
 
-def test_backbone_weights_of_before_batches_were_counted(tmp_path):
+def test_old_backbone_weights_without_batch_counters_are_loaded(tmp_path):
     net = timm.create_model("resnet18")
     weights = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / "old.pth")

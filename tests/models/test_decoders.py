@@ -20,7 +20,7 @@ def random_features(height, width, batch=2):
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("size", [(64, 96), (97, 131), (33, 5), (1, 1)])
-def test_a_decoder_gives_its_channels_at_its_stride(name, size):
+def test_a_decoder_returns_its_channels_at_its_stride(name, size):
     decoder = DECODERS[name](CHANNELS, STRIDES).eval()
     stride = OUTPUT_STRIDE[name]
     expected = (2, decoder.out_channels, -(-size[0] // stride), -(-size[1] // stride))
@@ -73,7 +73,7 @@ def test_fpn_levels_pass_each_finer_size_once():
     assert _routes([4, 8, 16, 16]) == [[], [0], [1, 0], [1, 0]]
 
 
-def test_pooled_batch_norm_leaves_the_running_statistics_alone_in_a_batch_of_one():
+def test_pooled_batch_norm_keeps_its_running_statistics_in_a_batch_of_one():
     norm = BatchNormOfVectors(4).train()
     before = norm.running_mean.clone()
     assert torch.isfinite(norm(torch.randn(1, 4, 1, 1))).all()

@@ -46,7 +46,7 @@ def written(tmp_path_factory):
 
 @needs_torch_27
 @torch.inference_mode()
-def test_a_program_gives_the_same_logits_at_any_size(model):
+def test_a_program_returns_the_same_logits_at_any_size(model):
     program = export_program(model)
     assert len(program.range_constraints) == 3
     run = program.module()
@@ -82,7 +82,7 @@ def onnx_logits(path, images):
 
 @needs_torch_27
 @torch.inference_mode()
-def test_an_onnx_file_gives_the_same_logits_at_any_size(written):
+def test_an_onnx_file_returns_the_same_logits_at_any_size(written):
     model, path, difference = written
     assert difference < 1e-5
     for batch, height, width in SIZES:
@@ -115,7 +115,7 @@ def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_archi
 
 
 @needs_torch_27
-def test_an_onnx_file_stands_alone(written):
+def test_an_onnx_export_is_a_single_file(written):
     assert [path.name for path in written[1].parent.iterdir()] == ["m.onnx"]
 
 
@@ -170,7 +170,7 @@ def test_weights_that_exceed_one_file_are_refused(tmp_path, monkeypatch):
     ],
 )
 @torch.inference_mode()
-def test_other_models_give_the_same_logits_in_onnx(tmp_path, name, backbone):
+def test_other_models_return_the_same_logits_in_onnx(tmp_path, name, backbone):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     model = small_model(name, backbone)

@@ -43,7 +43,7 @@ def fold(model):
     ],
 )
 @pytest.mark.parametrize("size", [(96, 64), (41, 50), (1, 1)])
-def test_a_folded_model_gives_the_same_logits(name, options, size):
+def test_a_folded_model_returns_the_same_logits(name, options, size):
     model = trained_like(name, **options)
     folded, images = fold(copy.deepcopy(model)), torch.randn(2, 3, *size)
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def test_a_folded_model_gives_the_same_logits(name, options, size):
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.decoder.modules())
 
 
-def test_an_fpn_is_folded_where_each_level_doubles_the_stride():
+def test_an_fpn_is_folded_only_if_each_level_doubles_the_stride():
     assert isinstance(fold(trained_like("fpn")).decoder, FoldedFPN)
     assert not isinstance(fold(trained_like("fpn", output_stride=16)).decoder, FoldedFPN)
 
@@ -63,7 +63,7 @@ def test_four_small_convolutions_equal_one_of_the_upsampled_map(size):
     torch.testing.assert_close(_interleave(_convolve_upsampled(conv).double()(x)), expected)
 
 
-def test_optimize_leaves_the_model_as_it_is_and_stands_for_it():
+def test_optimize_does_not_change_the_model_and_its_result_replaces_it():
     model, images = trained_like("fpn"), torch.randn(1, 3, 50, 70)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fast = optimize(model.train(), compile=False)
@@ -73,14 +73,14 @@ def test_optimize_leaves_the_model_as_it_is_and_stands_for_it():
     assert (fast.class_names, fast.preprocessing, fast.num_classes) == (model.class_names, model.preprocessing, 3)
 
 
-def test_optimize_in_bfloat16_gives_float32_logits_near_the_model():
+def test_optimize_in_bfloat16_returns_float32_logits_near_the_model():
     model, images = trained_like("unet"), torch.randn(1, 3, 64, 64)
     fast, expected = optimize(model, dtype=torch.bfloat16, compile=False)(images), model(images)
     assert fast.dtype == torch.float32
     assert (fast - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_without_a_compiler_optimize_says_so_in_one_line(monkeypatch):
+def test_without_a_compiler_optimize_warns_in_one_line(monkeypatch):
     monkeypatch.setattr("segkit.models.optimized.has_cpp_compiler", lambda: False)
     with pytest.warns(UserWarning, match="there is no C\\+\\+ compiler"):
         fast = optimize(trained_like("fpn"))
@@ -95,7 +95,7 @@ def test_an_optimized_model_does_not_train():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_compiled_model_gives_the_same_logits_at_any_size(name):
+def test_the_compiled_model_returns_the_same_logits_at_any_size(name):
     model = trained_like(name)
     fast = optimize(model)
     assert fast.compiled

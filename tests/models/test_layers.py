@@ -22,10 +22,10 @@ def test_an_atrous_depthwise_convolution_equals_torchs(rate, size, memory_format
         got = conv(x)
     torch.testing.assert_close(got, expected)
     assert got.is_contiguous(memory_format=memory_format)
-    torch.testing.assert_close(conv(x), expected)  # where a gradient is wanted it goes another way
+    torch.testing.assert_close(conv(x), expected)  # with gradients it takes another path
 
 
-def test_an_atrous_depthwise_convolution_has_torchs_gradients_where_only_its_middle_counts():
+def test_an_atrous_depthwise_convolution_has_torchs_gradients_if_only_its_middle_meets_the_map():
     conv, x = AtrousDepthwiseConv2d(4, 12), torch.randn(2, 4, 12, 9, requires_grad=True)
     expected = F.conv2d(x, conv.weight, padding=12, dilation=12, groups=4)
     upstream = torch.randn_like(expected)
@@ -49,7 +49,7 @@ def test_padding_the_kernel_equals_padding_the_map(kernel, stride, size, bias):
     torch.testing.assert_close(SameDepthwiseConv2d.from_conv(conv)(x), conv(x))
 
 
-def test_backbones_pad_the_kernels_of_strided_depthwise_convolutions_alone():
+def test_only_depthwise_convolutions_of_a_backbone_get_padded_kernels():
     model = create_model("unet", backbone="tf_efficientnet_lite0", num_classes=2)
     strided = [m for m in model.modules() if isinstance(m, Conv2dSame)]
     padded = [m for m in strided if isinstance(m, SameDepthwiseConv2d)]

@@ -13,7 +13,7 @@ def small_model():
     ).eval()
 
 
-def test_a_loaded_model_gives_the_same_logits_with_the_network_off(tmp_path, no_network):
+def test_a_loaded_model_returns_the_same_logits_without_network(tmp_path, no_network):
     model, images = small_model(), torch.randn(1, 3, 65, 70)
     save_model(model, tmp_path / "m.safetensors", miou=0.5)
     loaded = load_model(tmp_path / "m.safetensors")
@@ -32,7 +32,7 @@ def test_a_model_in_channels_last_is_saved(tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
-def test_a_run_folder_stands_for_its_best_model(tmp_path):
+def test_a_run_folder_loads_its_best_model(tmp_path):
     save_model(small_model(), tmp_path / "best.safetensors")
     assert load_model(tmp_path).num_classes == 2
 
@@ -43,7 +43,7 @@ def test_saving_leaves_no_other_file_behind(tmp_path):
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o007])
-def test_those_may_read_it_who_may_read_other_files(tmp_path, mask):
+def test_a_model_file_has_the_permissions_of_other_files(tmp_path, mask):
     before = os.umask(mask)
     try:
         save_model(small_model(), tmp_path / "m.safetensors")

@@ -8,7 +8,7 @@ def with_heads(name="fpn"):
     return create_model(name, backbone="resnet18", num_classes=3, aux_head=True, image_head=True)
 
 
-def test_a_model_gives_a_tensor_unless_asked_for_more():
+def test_a_model_returns_a_tensor_unless_extras_are_requested():
     model = with_heads().eval()
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, 50, 70))
@@ -18,7 +18,7 @@ def test_a_model_gives_a_tensor_unless_asked_for_more():
     assert outputs.image_logits.shape == (2, 3)
 
 
-def test_a_head_that_is_not_there_gives_none():
+def test_the_output_of_a_missing_head_is_none():
     outputs = create_model("fpn", backbone="resnet18", num_classes=3)(torch.randn(2, 3, 32, 32), extras=True)
     assert outputs.aux_logits is None
     assert outputs.image_logits is None
@@ -31,7 +31,7 @@ def test_every_parameter_gets_a_gradient_with_all_heads(name):
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_frozen_backbone_stays_in_eval_mode_whatever_is_called():
+def test_a_frozen_backbone_stays_in_eval_mode_through_train_and_eval():
     model = create_model("fpn", backbone="tf_efficientnet_b0", num_classes=2).freeze_backbone()
     for call in (model.train, model.eval, model.train, lambda: model.train(False), model.train):
         call()

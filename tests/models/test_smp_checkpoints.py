@@ -45,11 +45,11 @@ def relative_difference(logits, expected):
     return (torch.as_tensor(logits) - torch.as_tensor(expected)).abs().max() / torch.as_tensor(expected).abs().max()
 
 
-# Logits that SMP gave once
+# Logits that SMP returned, stored as fixtures
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_logits_are_those_that_smp_gave_and_it_need_not_be_installed(name, no_network, monkeypatch):
+def test_the_logits_equal_smps_and_smp_need_not_be_installed(name, no_network, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)  # importing it fails
     model = load_case(name)
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_a_saved_model_is_loaded_without_smp_and_without_network(name, tmp_path,
     assert loaded.preprocessing == model.preprocessing
 
 
-def test_weights_that_smp_never_uses_may_be_left_out_and_counters_too():
+def test_unused_weights_and_batch_counters_may_be_missing():
     unused = ("encoder._conv_head.", "encoder._bn1.")
     name = "deeplabv3plus_efficientnet-b0"
     architecture, encoder, options = CASES[name]
@@ -100,7 +100,7 @@ def check_against_smp(architecture, encoder, **options):
     peer = smp_model(architecture, encoder, **smp_options)
     model = load_smp_checkpoint(peer.state_dict(), architecture, encoder, num_classes=CLASSES, **options)
     images = draw_images(options.get("in_channels", 3)).double()
-    # In float64 rounding stays below 1e-8, however deep the network; a wrong eps or padding gives 1e-3 and more.
+    # In float64 rounding stays below 1e-8, however deep the network; a wrong eps or padding causes 1e-3 and more.
     with torch.inference_mode():
         assert relative_difference(model.double()(images), peer.double()(images)) < 1e-6
     peer.float()
@@ -124,13 +124,13 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("architecture", "encoder", "options"), VARIANTS)
-def test_the_network_is_that_of_the_installed_smp(architecture, encoder, options):
+def test_the_logits_equal_those_of_the_installed_smp(architecture, encoder, options):
     check_against_smp(architecture, encoder, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", [name for name in (*ENCODERS, "tu-resnext50_32x4d") if name not in FAST])
-def test_every_encoder_at_every_stride_is_that_of_the_installed_smp(encoder):
+def test_every_encoder_at_every_stride_equals_the_installed_smp(encoder):
     check_against_smp("DeepLabV3Plus", encoder, encoder_output_stride=8)
     check_against_smp("DeepLabV3Plus", encoder, encoder_output_stride=16)
     check_against_smp("FPN", encoder)
@@ -152,7 +152,7 @@ def test_a_folder_of_smps_save_pretrained_needs_no_options(tmp_path):
 
 @pytest.mark.parametrize("name", ["smp:resnet18", "smp:efficientnet-b0", "smp:timm-efficientnet-b0"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
-def test_an_smp_backbone_gives_the_maps_that_its_strides_promise(name, stride):
+def test_the_maps_of_an_smp_backbone_have_its_strides(name, stride):
     pyramid = Backbone(name, output_stride=stride).eval()
     assert pyramid.strides == tuple(min(s, stride) for s in (1, 2, 4, 8, 16, 32))
     maps = pyramid(torch.randn(1, 3, 64, 96))
@@ -169,7 +169,7 @@ def test_an_smp_backbone_trains_every_parameter_at_any_size(name):
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_an_unknown_smp_backbone_is_told_the_nearest():
+def test_an_unknown_smp_backbone_is_an_error_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'efficientnet-b4'"):
         create_model("fpn", backbone="smp:efficientnet_b4", num_classes=2)
 
@@ -207,7 +207,7 @@ PREFIXED = {f"module.{key}": value for key, value in TINY.items()}
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".pth"])
-def test_weights_are_found_in_what_people_wrap_around_them(content, suffix, tmp_path):
+def test_weights_are_found_in_the_dicts_that_people_wrap_them_in(content, suffix, tmp_path):
     source = content
     if suffix:
         source = tmp_path / f"checkpoint{suffix}"
@@ -228,7 +228,7 @@ def test_half_precision_weights_become_float32():
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
-def pickled_beside_a_scheduler(path):
+def pickled_with_a_scheduler(path):
     parameter = torch.nn.Parameter(torch.zeros(1))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([parameter], lr=0.1), 5)
     weights = {f"encoder.{key}": value for key, value in TINY.items()}
@@ -244,7 +244,7 @@ def run_remedy(refusal, folder, monkeypatch):
 
 def test_a_seed_checkpoint_with_a_pickled_scheduler_is_refused_with_the_remedy(tmp_path, monkeypatch):
     path = tmp_path / "best.pth"
-    pickled_beside_a_scheduler(path)
+    pickled_with_a_scheduler(path)
     with pytest.raises(ValueError, match=r"CosineAnnealingLR\).*on a machine where you trust it") as refusal:
         read_smp_weights(path)
     run_remedy(refusal, tmp_path, monkeypatch)
@@ -298,7 +298,7 @@ def test_a_cut_file_is_named(tmp_path):
         (PREFIXED | TINY, "has 2 SMP models, under 'module.', ''; pass the state dict of one"),
     ],
 )
-def test_a_dict_without_one_smp_model_says_what_it_holds(content, message):
+def test_a_dict_without_exactly_one_smp_model_is_an_error_with_its_content(content, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         read_smp_weights(content)
 
@@ -393,7 +393,7 @@ def test_an_argument_that_the_folder_contradicts_is_refused(folder, arguments, m
         ({"class_names": ["a"]}, "`num_classes` is 3, but `class_names` has 1"),
     ],
 )
-def test_a_model_that_the_weights_do_not_fit_is_one_sentence_that_names_what(changes, message):
+def test_weights_of_another_model_are_an_error_that_names_what_differs(changes, message):
     with pytest.raises(ValueError, match=message):
         load_fpn(fpn_weights(), **changes)
 
@@ -409,12 +409,12 @@ def test_a_model_that_the_weights_do_not_fit_is_one_sentence_that_names_what(cha
         ("Unet", {"decoder_attention_type": "scse"}, "only None"),
     ],
 )
-def test_an_argument_that_smp_or_segkit_lacks_names_those_there_are(architecture, options, message):
+def test_an_unknown_argument_is_an_error_with_the_known_ones(architecture, options, message):
     with pytest.raises(ValueError, match=message):
         load_smp_checkpoint(TINY, architecture, "resnet18", num_classes=2, **options)
 
 
-def test_a_tensor_too_few_or_too_many_is_named():
+def test_a_missing_or_unexpected_tensor_is_named():
     weights = fpn_weights()
     weights["encoder.novel.weight"] = weights.pop("decoder.p5.weight")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""transfer_weights: all of another model but the classes that it does not know."""
+"""transfer_weights copies everything except the classes that the other model lacks."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model(names, seed, **options):
 
 
 @pytest.mark.parametrize("names", [("glass", "sky", "tree"), ("tree", "sky"), ("tree", "water")])
-def test_classes_are_matched_by_name_and_the_others_start_anew(tmp_path, names):
+def test_classes_are_matched_by_name_and_new_ones_keep_their_initial_weights(tmp_path, names):
     heads = {"aux_head": True, "image_head": True}
     source, target, untouched = model(("sky", "tree"), 0, **heads), model(names, 1, **heads), model(names, 1, **heads)
     source.preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3))
@@ -33,7 +33,7 @@ def test_classes_are_matched_by_name_and_the_others_start_anew(tmp_path, names):
     assert target.preprocessing == source.preprocessing
 
 
-def test_the_same_classes_give_the_same_logits(tmp_path):
+def test_a_model_with_the_same_classes_returns_the_same_logits(tmp_path):
     source, target = model(("sky", "tree"), 0), model(("sky", "tree"), 1)
     save_model(source, tmp_path / "m.safetensors")
     assert transfer_weights(target, tmp_path / "m.safetensors") == []
@@ -53,13 +53,13 @@ def test_an_auxiliary_head_of_only_one_model_is_ignored(tmp_path, with_head):
         assert torch.equal(target.aux_head[-1].weight, untouched.aux_head[-1].weight)
 
 
-def test_options_that_are_tuples_are_those_of_the_file(tmp_path):
+def test_tuple_options_equal_the_lists_in_a_file(tmp_path):
     options = {"backbone": "resnet18", "num_classes": 2, "channels": (16, 16, 8, 8, 8)}
     save_model(create_model("unet", **options), tmp_path / "m.safetensors")
     assert transfer_weights(create_model("unet", **options), tmp_path / "m.safetensors") == []
 
 
-def test_another_architecture_is_refused_by_what_differs(tmp_path):
+def test_another_architecture_is_refused_and_the_difference_is_named(tmp_path):
     save_model(model(("sky",), 0, channels=16), tmp_path / "m.safetensors")
     target = model(("sky",), 1)
     before = target.head.weight.clone()

@@ -139,6 +139,35 @@ class Subset(SegmentationDataset):
         return self.whole.name(self.indices[index])
 
 
+def checked_target(data: SegmentationDataset, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the target of an image, to score a prediction.
+
+    Metrics would skip labels that are no classes; a data set of a program may have some by mistake.
+
+    Args:
+        data: The data set.
+        index: The image.
+        size: (H, W) of the image, if it is known.
+
+    Raises:
+        DataError: The target is no array (H, W) of integers, has another size, or a label that is neither a class
+            nor 255.
+    """
+    target = data.target(index)
+    if target.ndim != 2 or target.dtype.kind not in "ui" or (size is not None and target.shape != size):
+        expected = "(H, W)" if size is None else size
+        raise DataError(
+            f"the labels of image {data.name(index)} must be integers {expected}, got {target.shape} {target.dtype}"
+        )
+    wrong = target[((target < 0) | (target >= len(data.class_names))) & (target != IGNORE_INDEX)]
+    if wrong.size:
+        raise DataError(
+            f"image {data.name(index)} has the label {wrong[0]}, expected 0 to {len(data.class_names) - 1}, or "
+            f"{IGNORE_INDEX} for pixels to ignore"
+        )
+    return target
+
+
 class ImageFile(Protocol):
     """An image of a data set that consists of files."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from segkit.data import SegmentationDataset
+from segkit.data.dataset import checked_target
 from segkit.errors import DataError
 from segkit.inference.prediction import Prediction
 from segkit.inference.predictor import Predictor, RawPrediction, finished
@@ -104,13 +105,14 @@ def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Cloc
     """Segment every image of a data set, in its order; only a few of them are in memory at a time.
 
     Raises:
-        DataError: An image cannot be read, or is too large for the CRF; none is skipped.
+        DataError: An image cannot be read, or is too large for the CRF; none is skipped. Or the labels of an image do
+            not fit it, or are no classes.
     """
     images = (SourceImage(Path(data.name(i)), partial(data.image, i)) for i in range(len(data)))
     for index, one in enumerate(segment(images, predictor, clock)):
         if one.error is not None:
             raise one.error
-        yield Labelled(one.image, data.target(index), one.prediction)
+        yield Labelled(one.image, checked_target(data, index, one.image.shape[:2]), one.prediction)
 
 
 def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stage: str) -> Iterator[tuple]:

@@ -12,6 +12,7 @@ from segkit.config import TuneConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.data import SegmentationDataset
+from segkit.data.dataset import checked_target
 from segkit.errors import DataError, UsageError
 from segkit.files import write_json
 from segkit.inference import MemberProbs, Predictor, sample_pixels
@@ -134,7 +135,7 @@ class PlanCounter:
 def _keep_probs(
     config: TuneConfig, data: SegmentationDataset, predictor: Predictor, out: Path, console: Console
 ) -> tuple[MemberProbs, list[np.ndarray]]:
-    pixels = sample_pixels([data.target(i).size for i in range(len(data))], config.pixels, config.seed)
+    pixels = sample_pixels([checked_target(data, i).size for i in range(len(data))], config.pixels, config.seed)
     probs = MemberProbs(predictor, pixels, out)
     count = sum(map(len, pixels))
     console.print(

@@ -47,6 +47,24 @@ class Own(SegmentationDataset):
         return self.data.mask(index)
 
 
+@pytest.mark.parametrize(("workflow", "options"), [(segkit.evaluate, {}), (segkit.tune, {"folds": 2})])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: np.where(mask == 1, 7, mask), "image 0 has the label 7, expected 0 to 2, or 255"),
+        (lambda mask: mask.astype(float), "must be integers .* float64"),
+        (lambda mask: mask[..., None], "must be integers"),
+    ],
+)
+def test_labels_that_are_no_classes_are_an_error_instead_of_skipped(
+    file, shapes, tmp_path, monkeypatch, workflow, options, change, message
+):
+    data = Own(CocoSegmentation(shapes[1]))
+    monkeypatch.setattr(data, "mask", lambda index: change(data.data.mask(index)))
+    with pytest.raises(DataError, match=message):
+        workflow(weights=file, data=data, out=tmp_path / "o", device="cpu", **options)
+
+
 @pytest.mark.parametrize(
     ("workflow", "config"),
     [(segkit.predict, InferConfig), (segkit.evaluate, EvaluateConfig), (segkit.tune, TuneConfig)],
@@ -140,7 +158,7 @@ def test_tune_returns_its_plan_and_its_command(file, shapes, tmp_path, capfd):
     [
         (lambda file, out: segkit.predict(weigths=file, out=out), UsageError, "did you mean 'weights'"),
         (lambda file, out: segkit.predict(weights=3, out=out), UsageError, "`weights` must be a list of paths, got 3"),
-        (lambda file, out: segkit.predict(weights=object(), out=out), UsageError, "paths and Segmenter objects"),
+        (lambda file, out: segkit.predict(weights=object(), out=out), UsageError, "must be a path or a Segmenter"),
         (lambda file, out: segkit.predict(weights=file, source="none", out=out), DataError, "no file or folder none"),
         (lambda file, out: segkit.evaluate(weights=file, out=out), UsageError, "`data`"),
         (

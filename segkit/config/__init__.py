@@ -3,7 +3,7 @@
 from segkit.config.checks import default_of
 from segkit.config.command_line import parse_args
 from segkit.config.data import LabelConfig, SourceConfig
-from segkit.config.keywords import from_keywords, takes_settings
+from segkit.config.keywords import as_declared, from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.recipes import RECIPES, read_recipe
 from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
@@ -24,6 +24,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "TuneConfig",
+    "as_declared",
     "default_of",
     "format_settings",
     "from_keywords",

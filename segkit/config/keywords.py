@@ -22,11 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
-    """Return the settings of a command from keyword arguments.
-
-    Text stands for a path, and one value for a list of one. Words of the command line are understood, such as
-    loss="dice" or loss=["ce=0.6", "dice=0.4"]. Any other object is accepted as a path, such as a data set or a
-    loaded model; the workflow reports one that it cannot use.
+    """Return the settings of a command from keyword arguments, see `as_declared`.
 
     Args:
         cls: The dataclass of the settings.
@@ -35,21 +31,39 @@ def from_keywords(cls: type[Config], keywords: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: An argument is unknown, is needed but missing, or has a value that cannot be used.
     """
+    values = as_declared(cls, keywords)
+    for field in dataclasses.fields(cls):
+        if field.name not in values and default_of(cls, field.name) is dataclasses.MISSING:
+            raise UsageError(f"give `{field.name}`")
+    return cls(**values)
+
+
+def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments as the types that a settings class declares.
+
+    Text stands for a path, one value for a list of one, and None for an empty list or mapping. Words of the command
+    line are understood, such as loss="dice" or loss=["ce=0.6", "dice=0.4"]. In a list of paths, any other object is
+    accepted, such as a data set or a loaded model; the workflow reports one that it cannot use.
+
+    Args:
+        cls: The dataclass of the settings.
+        keywords: Arguments by name.
+
+    Raises:
+        UsageError: An argument is unknown, or has a value of another type.
+    """
     kinds, annotated = get_type_hints(cls), get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     for name in keywords:
         if name not in names:
             raise unknown("argument", name, names, ALSO_CALLED)
-    for name in names:
-        if name not in keywords and default_of(cls, name) is dataclasses.MISSING:
-            raise UsageError(f"give `{name}`")
     values = {}
     for name, value in keywords.items():
         try:
             values[name] = _as_declared(_parsed_words(value, annotated[name]), kinds[name])
         except Mismatch:
             raise UsageError(f"`{name}` must be {describe(kinds[name])}, got {value!r}") from None
-    return cls(**values)
+    return values
 
 
 def takes_settings(cls: type) -> Callable[[Function], Function]:
@@ -96,14 +110,21 @@ def _as_declared(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return first_that_fits(kind, lambda member: _as_declared(value, member))
+    if origin in (tuple, dict) and value is None:
+        return origin()
     if origin is tuple:
+        of = get_args(kind)[0]
         is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        return tuple(_as_declared(item, get_args(kind)[0]) for item in (value if is_list else [value]))
+        items = value if is_list else [value]
+        return tuple(item if of is Path and _is_object(item) else _as_declared(item, of) for item in items)
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _as_declared(item, get_args(kind)[1]) for key, item in value.items()}
     is_bool = isinstance(value, bool)
     if kind is float and isinstance(value, numbers.Real) and not is_bool:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise Mismatch from None
     if kind is TextOrPath and is_bool:  # such as `pretrained`, a word on the command line
         return str(value).lower()
     if isinstance(value, str | os.PathLike):
@@ -112,15 +133,21 @@ def _as_declared(value: Any, kind: Any) -> Any:
         if kind is TextOrPath:
             return os.path.expanduser(os.fspath(value))
         if kind is Path:
+            if os.fspath(value) == "" or "\0" in os.fspath(value):
+                raise Mismatch
             return Path(value).expanduser()
     fits_as_it_is = (
         kind is Any
         or (kind is NoneType and value is None)
         or (kind is bool and is_bool)
         or (kind is int and isinstance(value, numbers.Integral) and not is_bool)
-        or (kind is Path and not isinstance(value, numbers.Number))  # such as a data set or a loaded model
         or (origin is Literal and value in get_args(kind))
     )
     if not fits_as_it_is:
         raise Mismatch
     return value
+
+
+def _is_object(value: Any) -> bool:
+    """Return whether a value in a list of paths is something else, such as a data set or a loaded model."""
+    return value is not None and not isinstance(value, str | bytes | os.PathLike | numbers.Number)

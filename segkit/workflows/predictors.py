@@ -66,7 +66,7 @@ def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = 
             members.append(Member(f"model {number + 1}", given, shares[number] if shares else 1.0))
             continue
         if not isinstance(given, Path):
-            raise UsageError(f"`weights` takes paths and Segmenter objects, got {type(given).__name__}")
+            raise UsageError(f"a model must be a path or a Segmenter, got {type(given).__name__}")
         folds = find_folds(given)
         weight = shares[number] / len(folds) if shares else 1.0
         members += [Member(str(fold), find_model_file(fold), weight) for fold in folds]

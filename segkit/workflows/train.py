@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from segkit.config import TrainConfig, from_keywords, implied_settings, read_recipe, takes_settings
+from segkit.config import TrainConfig, as_declared, from_keywords, implied_settings, read_recipe, takes_settings
 from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.demo import write_demo
@@ -46,7 +46,13 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         NotFiniteError: The loss or the gradient is not finite in several steps.
         segkit.training.Interrupted: Ctrl-C or SIGTERM has come; the state is saved.
     """
-    own = {name: settings.pop(name) for name in OWN if isinstance(settings.get(name), SegmentationDataset)}
+    settings = as_declared(TrainConfig, settings)
+    if settings.get("data") == ():
+        raise UsageError("`data` is empty; give files or a data set, or leave it out to train on the demo")
+    own = {}
+    for name in OWN:
+        if len(settings.get(name, ())) == 1 and isinstance(settings[name][0], SegmentationDataset):
+            (own[name],) = settings.pop(name)
     return train_as_configured(_read_keywords(settings, has_data=bool(own)), own, verbose=verbose)
 
 

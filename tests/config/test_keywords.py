@@ -58,11 +58,22 @@ def test_the_first_type_of_a_union_that_fits_is_taken():
         ({"data": "a", "lr": "1e-3"}, "`lr` must be a number, got '1e-3'"),
         ({"data": "a", "exif": "no"}, "`exif` must be one of apply, ignore, got 'no'"),
         ({"data": "a", "loss": "ce"}, "`loss` must be a mapping of names to numbers, got 'ce'"),
+        ({"data": "a", "loss": {"ce": "much"}}, "`loss` must be a mapping of names to numbers, got {'ce': 'much'}"),
+        ({"data": "a", "lr": 10**400}, "`lr` must be a number"),
+        ({"data": "a", "out": object()}, "`out` must be a path or null, got <object"),
+        ({"data": "a", "out": ""}, "`out` must be a path or null, got ''"),
+        ({"data": [None]}, r"`data` must be a list of paths, got \[None\]"),
+        ({"data": "a\0b"}, "`data` must be a list of paths"),
     ],
 )
 def test_what_cannot_be_a_setting_is_named(keywords, message):
     with pytest.raises(UsageError, match=message):
         from_keywords(Settings, keywords)
+
+
+def test_none_stands_for_an_empty_list_or_mapping():
+    settings = from_keywords(TrainConfig, {"val": None, "decoder": None, "milestones": None})
+    assert (settings.val, settings.decoder, settings.milestones) == ((), {}, ())
 
 
 @pytest.mark.parametrize("cls", [TrainConfig, InferConfig, EvaluateConfig, TuneConfig])

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,11 @@ def test_without_val_a_share_of_an_own_data_set_is_split_off(tmp_path, capsys):
     assert "6 training and 2 validation images" in capsys.readouterr().out
 
 
+def test_a_list_of_one_own_data_set_is_that_data_set(tmp_path):
+    result = segkit.train(data=[Drawn(4)], val=(Drawn(2),), out=tmp_path / "a", epochs=1, **SETTINGS)
+    assert result.class_names == NAMES
+
+
 def test_a_resumed_run_has_the_settings_of_its_folder(result, shapes, tmp_path):
     first = segkit.train(data=shapes[0], val=shapes[1], out=tmp_path / "a", epochs=1, **SETTINGS)
     longer = segkit.train(resume=str(first.folder), epochs=2)
@@ -113,6 +119,11 @@ def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
     [
         ({"epoch": 3}, "unknown argument 'epoch'; did you mean 'epochs'"),
         ({"recipe": "fastest"}, "unknown recipe 'fastest'"),
+        ({"recipe": Path("mine.yaml")}, "`recipe` takes a name"),
+        ({"recipe": 3}, "`recipe` must be text"),
+        ({"resume": None}, "`resume` must be .*, got None"),
+        ({"data": []}, "`data` is empty"),
+        ({"data": None}, "`data` is empty"),
         ({"epochs": "many"}, "`epochs` must be a whole number, got 'many'"),
         ({"data": Drawn(4), "val": "val.json"}, "all as files, or all as data sets"),
         ({"val": Drawn(4)}, "all as files, or all as data sets"),

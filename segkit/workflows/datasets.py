@@ -1,6 +1,6 @@
 """The data sets that the settings `data`, `val`, `train_only`, `images` and `masks` name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDatase
 from segkit.data.dataset import ImageFiles
 from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
+from segkit.files import write_csv
 from segkit.folds.split import Folds, add_train_only
 
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
@@ -238,6 +239,30 @@ def check_model_classes(class_names: Sequence[str], data: SegmentationDataset, m
             f"the classes of {model} are {', '.join(class_names)}, but the classes of `data` are "
             f"{', '.join(data.class_names)}; they must be the same in the same order"
         )
+
+
+def write_data_report(sets: Mapping[str, SegmentationDataset], file: Path) -> None:
+    """Write everything that is wrong or remarkable about the data as CSV, if anything is.
+
+    Args:
+        sets: The data sets by the name that the first column shows.
+        file: The CSV file.
+    """
+    rows = {
+        (name, finding.severity, finding.kind, finding.where, finding.sentence): None
+        for name, data in sets.items()
+        for part in sources_of(data)
+        for finding in getattr(part, "findings", ())
+    }
+    if rows:
+        write_csv(file, ("set", "severity", "kind", "where", "sentence"), rows)
+
+
+def sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:
+    """Return the data sets that a subset or a joined set is made of."""
+    if hasattr(data, "whole"):
+        return sources_of(data.whole)
+    return [source for part in getattr(data, "parts", ()) for source in sources_of(part)] or [data]
 
 
 _TRAINING_SOURCES = ("data", "val", "train_only")

@@ -22,6 +22,7 @@ from segkit.models import Segmenter, create_model, find_model_file, read_header,
 from segkit.training import (
     Ranks,
     Schedule,
+    TrainOptions,
     TrainState,
     check_optimizer,
     create_ema,
@@ -213,3 +214,21 @@ def build_loss(config: TrainConfig, rarity: Rarity) -> nn.Module:
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     weights = {} if rarity.weights is None else {"class_weights": rarity.weights}
     return create_loss(config.loss, **smoothing, **weights)
+
+
+def build_options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOptions:
+    """Return the settings of the loop; `ignored_labels` are excluded from the means of the scores."""
+    return TrainOptions(
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        clip_grad=config.clip_grad,
+        sam=config.sam,
+        aux_weight=config.aux_weight,
+        image_weight=config.image_weight,
+        freeze_backbone=config.freeze_backbone,
+        val_every=config.val_every,
+        early_stopping=config.early_stopping,
+        save_every=config.save_every,
+        compile=config.compile,
+        exclude=ignored_labels,
+    )

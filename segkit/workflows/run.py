@@ -1,25 +1,21 @@
 """train_run: one training run, from its settings and its data to the finished run folder."""
 
 import logging
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from segkit.config import TrainConfig, default_of, write_yaml
-from segkit.console import Console, percent, table
+from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
-from segkit.data.rasterize import OVERLAP_TEXTS
 from segkit.errors import NotFiniteError
-from segkit.files import write_csv
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import ConfusionMatrix, PerImageConfusion, Scores
 from segkit.models import Segmenter, load_model
@@ -34,7 +30,6 @@ from segkit.training import (
     StopSignals,
     Tracking,
     Trainer,
-    TrainOptions,
     TrainState,
     autocast,
     checkpoint_bytes,
@@ -43,9 +38,19 @@ from segkit.training import (
     seed_all,
 )
 from segkit.training.checkpoint import save_progress
+from segkit.workflows.datasets import write_data_report
 from segkit.workflows.devices import pick_device
 from segkit.workflows.environment import write_environment
-from segkit.workflows.parts import build_loaders, build_loss, build_model, build_state, measure_rarity
+from segkit.workflows.parts import build_loaders, build_loss, build_model, build_options, build_state, measure_rarity
+from segkit.workflows.run_text import (
+    count_parameters,
+    epoch_line,
+    finished_text,
+    next_commands,
+    plan_text,
+    scores_text,
+    setting_text,
+)
 from segkit.workflows.start import find_start, load_run, position, read_run, resume_run
 
 _log = logging.getLogger(__name__)
@@ -119,10 +124,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
     if start.is_finished(config.epochs, config.early_stopping):
         run = RunFolder(start.folder)
         if ranks.on_first(run.val_predictions.is_file):
-            done, stale = start.checkpoint["epoch"], start.checkpoint["stale_epochs"]
-            complete = f"is already finished, at {done}/{config.epochs} epochs"
-            early = f"was stopped early, after {stale} epochs without a better mIoU"
-            console.print(f"{run} {complete if done >= config.epochs else early}")
+            console.print(finished_text(run, start.checkpoint, config.epochs))
             return finished_result(run, start.checkpoint)
         console.print(f"{run} is finished, but its pictures are missing: they are drawn now")
     ranks.on_first(start.check_folder)
@@ -141,13 +143,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         model = build_model(config, train_set.class_names, device, ranks, console, is_resumed=is_resumed)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device)
         if is_resumed:
-            changes = resume_run(
-                state,
-                start.checkpoint,
-                allow_data_change=config.allow_data_change,
-                rank=ranks.rank,
-                processes=ranks.count,
-            )
+            changes = resume_run(state, start.checkpoint, ranks, allow_data_change=config.allow_data_change)
             console.print(f"resuming {start.folder} {position(state)}")
             for change in changes if ranks.is_first else ():
                 _log.warning(change)
@@ -157,8 +153,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
     run = ranks.on_first(partial(start.open_folder, lock))
     del start  # Its checkpoint is as large as the state, which holds the same values now.
     ranks.on_first(lambda: _begin_folder(run, config, state))
-    console.print(_plan(config, run, model, train_set, val_set, device))
-    _show_processes(config.batch_size, device, ranks, console)
+    console.print(plan_text(config, run, model, train_set, val_set, device, ranks))
     if ranks.is_first:
         write_data_report({"train": train_set, "val": val_set}, run.data_report)
     precision = autocast(device, config.amp)
@@ -178,16 +173,16 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
                 state,
                 loss,
                 run.path,
-                _options(config, train_set.ignored_labels),
+                build_options(config, train_set.ignored_labels),
                 device=device,
                 autocast=precision,
                 ranks=ranks,
                 stop=stop,
                 progress=partial(console.progress, unit="batch"),
             )
-            epochs = partial(trainer.fit, train_batches, val_batches)
-            for epoch in epochs_with_restart(epochs, state, run, ranks, may_restart=config.nan_policy == "restart"):
-                console.print(_epoch_line(epoch, state, config.epochs))
+            may_restart = config.nan_policy == "restart"
+            for epoch in epochs_with_restart(trainer, train_batches, val_batches, may_restart=may_restart):
+                console.print(epoch_line(epoch, state, config.epochs))
                 if not ranks.is_first:
                     continue
                 if state.epoch == min(config.val_every, config.epochs):  # the first validation
@@ -205,25 +200,8 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             confusion = score_best(run, val_set, device, precision, console, gallery)
             report.finish(results_of(state), confusion, gallery)
             tracking.show(report.pictures, state.epoch)
-    console.print(_scores_text(run, results_of(state), model.class_names, val_set.ignore_classes))
+    console.print(scores_text(run, results_of(state), model.class_names, val_set.ignore_classes))
     return TrainResult(run, state.best_miou, state.best_epoch, tuple(state.history), tuple(model.class_names))
-
-
-def _options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOptions:
-    return TrainOptions(
-        epochs=config.epochs,
-        accumulate=config.accumulate,
-        clip_grad=config.clip_grad,
-        sam=config.sam,
-        aux_weight=config.aux_weight,
-        image_weight=config.image_weight,
-        freeze_backbone=config.freeze_backbone,
-        val_every=config.val_every,
-        early_stopping=config.early_stopping,
-        save_every=config.save_every,
-        compile=config.compile,
-        exclude=ignored_labels,
-    )
 
 
 def finished_result(run: RunFolder, checkpoint: Mapping[str, Any]) -> TrainResult:
@@ -258,23 +236,21 @@ def _folder_in_interrupts(run: RunFolder) -> Iterator[None]:
         raise
 
 
-def epochs_with_restart(
-    train: Callable[[], Iterator[EpochReport]], state: TrainState, run: RunFolder, ranks: Ranks, *, may_restart: bool
-) -> Iterator[EpochReport]:
-    """Yield the epochs of `train`; after a NotFiniteError, once more from the last save at half the learning rate.
+def epochs_with_restart(trainer: Trainer, train: Loader, val: Loader, *, may_restart: bool) -> Iterator[EpochReport]:
+    """Yield the epochs of a training; after a NotFiniteError, once more from the last save at half the learning rate.
 
     Args:
-        train: Trains from `state` on.
-        state: The state of the run.
-        run: The run folder.
-        ranks: The processes.
+        trainer: The training.
+        train: The training batches.
+        val: The validation batches.
         may_restart: Whether to restart at all.
 
     Raises:
         NotFiniteError: Restarts are off, nothing has been saved yet, or the run was restarted before.
     """
+    state, ranks, run = trainer.state, trainer.ranks, RunFolder(trainer.out)
     try:
-        yield from train()
+        yield from trainer.fit(train, val)
         return
     except NotFiniteError as error:
         has_save = ranks.on_first(lambda: run.has_checkpoint)
@@ -287,7 +263,7 @@ def epochs_with_restart(
     state.scheduler.factor = SLOWER
     if ranks.is_first:
         _log.warning("%s; restarting from %s, %s, at half the learning rate", problem, run.last, position(state))
-    yield from train()
+    yield from trainer.fit(train, val)
 
 
 def score_best(
@@ -323,6 +299,13 @@ def score_best(
     return total
 
 
+def _warn_of_absent_classes(scores: Scores, ignored: Sequence[str]) -> None:
+    names = [name for name, pixels in zip(scores.class_names, scores.support, strict=True) if not pixels]
+    names = [name for name in names if name not in ignored]
+    if names:
+        _log.warning("no validation image shows %s: the IoU of such a class cannot be measured", ", ".join(names))
+
+
 def results_of(state: TrainState) -> RunResults:
     """Return what a run has reached."""
     return RunResults(state.history, state.best_epoch, state.best_miou, state.best_weights)
@@ -338,7 +321,7 @@ def _create_report(
     command: str,
 ) -> RunReport:
     """Write env.json and train_batch.png, and return the report for the epochs."""
-    texts = {setting.name: _text(getattr(config, setting.name)) for setting in fields(config)}
+    texts = {setting.name: setting_text(getattr(config, setting.name)) for setting in fields(config)}
     changed = {name for name in texts if getattr(config, name) != default_of(config, name)}
     environment = write_environment(run.environment, device, command)
     facts = RunFacts(
@@ -349,7 +332,7 @@ def _create_report(
         epochs=config.epochs,
         settings=texts,
         changed=changed - {"out", "resume"},
-        commands=_next_commands(config, run),
+        commands=next_commands(config, run),
         environment={name: str(value) for name, value in environment.items()},
     )
     report = RunReport(run, facts)
@@ -357,153 +340,3 @@ def _create_report(
     images, target = zip(*(train_batches.dataset[sample] for sample in first), strict=True)
     report.draw_batch([image.permute(1, 2, 0).numpy() for image in images], [labels.numpy() for labels in target])
     return report
-
-
-def _next_commands(config: TrainConfig, run: RunFolder) -> dict[str, str]:
-    """Return the shell commands that report.html shows, by their purpose."""
-    folder = shlex.quote(str(run))
-    patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
-    data = "--data test.json --images photographs/"
-    if config.val and not config.masks and len(config.images) <= 1:
-        roots = ["--images", str(config.images[0])] if config.images else []
-        data = shlex.join(["--data", *map(str, config.val), *roots])
-    return {
-        "Segment photographs": f"python infer.py --weights {folder} --source photographs/",
-        "Score on labelled images": f"python -m segkit evaluate --weights {folder} {data}",
-        "Train for more epochs": f"python train.py --resume {folder} --epochs {2 * config.epochs}{patience}",
-    }
-
-
-def write_data_report(sets: Mapping[str, SegmentationDataset], file: Path) -> None:
-    """Write everything that is wrong or remarkable about the data as CSV, if anything is.
-
-    Args:
-        sets: The data sets by the name that the first column shows.
-        file: The CSV file.
-    """
-    rows = {
-        (name, finding.severity, finding.kind, finding.where, finding.sentence): None
-        for name, data in sets.items()
-        for part in _sources_of(data)
-        for finding in getattr(part, "findings", ())
-    }
-    if rows:
-        write_csv(file, ("set", "severity", "kind", "where", "sentence"), rows)
-
-
-def _sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:
-    """Return the data sets that a subset or a joined set is made of."""
-    if hasattr(data, "whole"):
-        return _sources_of(data.whole)
-    return [source for part in getattr(data, "parts", ()) for source in _sources_of(part)] or [data]
-
-
-def count_parameters(model: Segmenter) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-# What is printed
-
-
-def _plan(
-    config: TrainConfig,
-    run: RunFolder,
-    model: Segmenter,
-    train_set: SegmentationDataset,
-    val_set: SegmentationDataset,
-    device: torch.device,
-) -> str:
-    """Return what is going to be trained on what, in a few lines."""
-    loss = " + ".join(f"{weight:g} {name}" for name, weight in config.loss.items())
-    names = model.class_names
-    lines = [
-        f"run    {run}",
-        f"data   {len(train_set)} training and {len(val_set)} validation images, {len(names)} classes: "
-        f"{', '.join(names)}",
-        *_labels_line(train_set),
-        f"masks  {_masks_text(config)}",
-        f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",
-        f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels",
-    ]
-    if len(train_set) < config.batch_size:
-        few = len(train_set)
-        lines.append(f"note   there are fewer images than a batch holds: each step takes all {few} of them")
-    return "\n".join(lines)
-
-
-def _labels_line(data: SegmentationDataset) -> list[str]:
-    """Return a line with the label of each COCO category, unless all are equal to the category ids."""
-    categories = next((part.categories for part in _sources_of(data) if hasattr(part, "categories")), {})
-    names = list(data.class_names)
-    labels = {category: names.index(name) for category, name in categories.items()}
-    if all(category == label for category, label in labels.items()):
-        return []
-    listed = (f"{label} {names[label]} (category {category})" for category, label in labels.items())
-    return [f"labels {', '.join(['0 background', *listed])}"]
-
-
-def _masks_text(config: TrainConfig) -> str:
-    if not config.data:
-        return "from the data set"
-    rule = "from their files" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
-    ignored = f"; neither learnt nor scored: {', '.join(config.ignore_classes)}" if config.ignore_classes else ""
-    return rule + ignored
-
-
-def _show_processes(batch_size: int, device: torch.device, ranks: Ranks, console: Console) -> None:
-    """Print how the processes share a batch, or how to use all GPUs."""
-    if ranks.count > 1:
-        share = batch_size // ranks.count
-        console.print(f"ranks  {ranks.count} processes, each with {share} of a batch's {batch_size} crops")
-    elif device.type == "cuda" and torch.cuda.device_count() > 1:
-        gpus = torch.cuda.device_count()
-        console.print(f"ranks  1 of {gpus} GPUs; to use all, start it by torchrun --standalone --nproc-per-node {gpus}")
-
-
-def _warn_of_absent_classes(scores: Scores, ignored: Sequence[str]) -> None:
-    names = [name for name, pixels in zip(scores.class_names, scores.support, strict=True) if not pixels]
-    names = [name for name in names if name not in ignored]
-    if names:
-        _log.warning("no validation image shows %s: the IoU of such a class cannot be measured", ", ".join(names))
-
-
-def _epoch_line(epoch: EpochReport, state: TrainState, epochs: int) -> str:
-    row = epoch.row
-    parts = [f"{state.epoch:4d}/{epochs}", f"loss {row['train_loss']:.4f}"]
-    if epoch.scores is not None:
-        average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
-        best = f"(best {state.best_miou:.4f} @{state.best_epoch})"
-        parts += [f"val {row['val_loss']:.4f}", f"mIoU {row['miou']:.4f}{average} {best}"]
-    parts += [f"lr {row['lr']:.1e}", f"{epoch.images_per_second:.1f} img/s", _clock(row["time"])]
-    return "  ".join([*parts, f"eta {_clock((epochs - state.epoch) * row['time'])}"])
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _scores_text(run: RunFolder, results: RunResults, class_names: Sequence[str], ignored: Sequence[str]) -> str:
-    """Return the IoU of each class at the best epoch, and where the files are."""
-    averaged = " (averaged weights)" if results.best_weights == "ema" else ""
-    rows = [
-        [name, "-" if name in ignored else percent(iou)]
-        for name, iou in zip(class_names, results.best_iou(class_names), strict=True)
-    ]
-    lines = table(["class", "IoU %"], [*rows, ["mIoU", percent(results.best_miou)]])
-    return "\n".join(
-        [
-            f"\nvalidation images, best epoch {results.best_epoch}{averaged}:",
-            *lines,
-            f"\n{run}: best.safetensors, last.pt, results.csv, report.html, pictures and tables",
-        ]
-    )
-
-
-def _text(value: Any) -> str:
-    """Return a setting as one would type it."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,7 +12,7 @@ from segkit.config import TrainConfig
 from segkit.data import SegmentationDataset
 from segkit.errors import SegkitError
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
-from segkit.training import TrainState, load_state, read_checkpoint
+from segkit.training import Ranks, TrainState, load_state, read_checkpoint
 from segkit.training.checkpoint import changed_data, random_states
 
 _log = logging.getLogger(__name__)
@@ -84,23 +84,16 @@ def read_run(run: RunFolder, file: Path | None = None) -> dict[str, Any]:
     segkit did not have yet when the checkpoint was written have their defaults in it.
     """
     content, refused = read_checkpoint(file or run.path)
-    if file is not None and file.name != run.last.name:
-        refused = _refusal(run.last)
+    if file is not None and file.name != run.last.name and run.last.is_file():
+        try:
+            read_checkpoint(run.last)
+        except SegkitError as error:
+            refused = [str(error)]
     for sentence in refused:
         _log.warning("%s; it is renamed to %s, and the checkpoint before it is used", sentence, run.damaged.name)
         run.last.replace(run.damaged)
     content["settings"] = {**fixed_settings(TrainConfig()), **content["settings"]}
     return content
-
-
-def _refusal(file: Path) -> list[str]:
-    """Return what is wrong with a checkpoint, if it exists."""
-    try:
-        if file.is_file():
-            read_checkpoint(file)
-    except SegkitError as error:
-        return [str(error)]
-    return []
 
 
 def load_run(
@@ -113,24 +106,21 @@ def load_run(
     return content["settings"].get("epochs"), epochs
 
 
-def resume_run(
-    state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool, rank: int, processes: int
-) -> list[str]:
+def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, allow_data_change: bool) -> list[str]:
     """Bring `state` to what a checkpoint holds; return a warning for each thing that is not as it was.
 
     Args:
         state: Of a new run with the settings and the data of now.
         content: The checkpoint.
+        ranks: The processes.
         allow_data_change: Whether the data may differ from the data that the run began with.
-        rank: Number of this process.
-        processes: Number of processes.
     """
     changed = changed_data(content, state)
-    epochs_before, epochs = load_run(state, content, allow_data_change=allow_data_change, rank=rank)
+    epochs_before, epochs = load_run(state, content, allow_data_change=allow_data_change, rank=ranks.rank)
     warnings = []
-    if len(random_states(content)) != processes:
+    if len(random_states(content)) != ranks.count:
         warnings.append(
-            f"the run had {len(random_states(content))} processes and now has {processes}: the samples of each batch "
+            f"the run had {len(random_states(content))} processes and now has {ranks.count}: the samples of each batch "
             "stay the same, but random draws and batch statistics within each process change"
         )
     if changed:

@@ -81,7 +81,7 @@ class Prediction:
             else:
                 write_image(path, shrink(self.overlay(legend=True), LARGEST_JPEG))
         except OSError as error:
-            raise as_segkit_error(error) or UsageError(f"cannot write {path}: {error.strerror}") from error
+            raise as_segkit_error(error) or UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
     def __repr__(self) -> str:
         found = [self._name(label) for label in np.unique(self.mask)]

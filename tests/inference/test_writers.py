@@ -1,3 +1,4 @@
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segkit.data import DataError
+from segkit.errors import MachineError
 from segkit.inference import Prediction, PredictionWriter
 
 
@@ -83,9 +85,9 @@ def test_probabilities_that_do_not_fit_on_the_disk_leave_no_file(tmp_path, monke
 
     def fill(file, **arrays):
         file.write_bytes(b"PK")
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
     monkeypatch.setattr(np, "savez_compressed", fill)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(MachineError, match=r"cannot write .*: No space left on device"):
         writer.write(Path("a.png"), None, prediction)
     assert list((tmp_path / "probs").iterdir()) == []

@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from segkit.errors import UsageError
 from segkit.models.factory import create_model
 from segkit.models.segmenter import Segmenter
 from segkit.models.smp.encoders import SMP_PREFIX
 from segkit.models.smp.files import read_smp_weights
-from segkit.models.smp.keys import is_dead, map_keys
-from segkit.models.smp.options import SMP_NAMES, as_plain, find_architecture, translate_options
+from segkit.models.smp.keys import rename_weights
+from segkit.models.smp.options import as_plain, find_architecture, translate_options
 
 PLACES = ("architecture", "encoder_name", "classes")  # arguments of SMP that have their own argument here
 
@@ -77,30 +75,8 @@ def load_smp_checkpoint(
         class_names=class_names,
         **translate_options(name, {key: value for key, value in options.items() if key not in PLACES}),
     )
-    model.load_state_dict(_rename(weights, model, name, encoder_name))
+    model.load_state_dict(rename_weights(weights, model.state_dict(), name, encoder_name))
     if encoder_weights == "advprop":  # trained on images in -1..1: Xie et al., "Adversarial Examples", 2020
         half = (0.5,) * len(model.preprocessing.mean)
         model.preprocessing = replace(model.preprocessing, mean=half, std=half)
     return model.eval()
-
-
-def _rename(weights: Mapping[str, Tensor], model: Segmenter, name: str, encoder_name: str) -> dict[str, Tensor]:
-    """Return SMP's tensors by our keys; all must fit, and none may be missing or unused."""
-    target = model.state_dict()
-    key_of = map_keys(target, name, encoder_name)
-    wrong = [
-        f"{smp!r} expected {tuple(target[key].shape)}, got {tuple(weights[smp].shape)}"
-        for key, smp in key_of.items()
-        if smp in weights and weights[smp].shape != target[key].shape
-    ]
-    counters = {smp for smp in (*key_of.values(), *weights) if smp.endswith("num_batches_tracked")}
-    missing = [f"{smp!r} is missing" for smp in key_of.values() if smp not in weights and smp not in counters]
-    expected = {*key_of.values(), *counters}
-    foreign = [f"{smp!r} is unexpected" for smp in weights if smp not in expected and not is_dead(smp, encoder_name)]
-    if wrong or missing or foreign:
-        some = [*wrong[:2], *missing[:2], *foreign[:2]]
-        raise UsageError(
-            f"the weights do not belong to SMP's {SMP_NAMES[name]} with encoder {encoder_name!r} and these options: "
-            f"{len(wrong)} with another shape, {len(missing)} missing, {len(foreign)} unexpected; {'; '.join(some)}"
-        )
-    return {key: weights.get(smp, target[key]) for key, smp in key_of.items()}

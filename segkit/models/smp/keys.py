@@ -1,10 +1,15 @@
-"""The keys of a Segmenter's tensors in the state dict of the SMP model with the same architecture.
+"""Rename the tensors of an SMP model to the keys of the Segmenter with the same architecture.
 
 Source: the key lists of the models of SMP 0.6.0; older releases have the same keys.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from segkit.errors import UsageError
+from segkit.models.smp.options import SMP_NAMES
 
 HEAD = "segmentation_head.0"
 
@@ -65,46 +70,63 @@ OTHER_STAGES: Rules = (
 DEAD = {"efficientnet-": ("encoder._conv_head.", "encoder._bn1."), "timm-": ("encoder.conv_head.", "encoder.bn2.")}
 
 
-def map_keys(keys: Iterable[str], architecture: str, encoder_name: str) -> dict[str, str]:
-    """Return SMP's key for each key of the Segmenter.
+def rename_weights(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: str, encoder_name: str
+) -> dict[str, Tensor]:
+    """Return the tensors of an SMP model by our keys; all must fit, and none may be missing or unused.
 
     Args:
-        keys: The keys of the Segmenter's state dict.
+        weights: The state dict of the SMP model.
+        own: The state dict of the Segmenter; only counters of batches that `weights` lacks are taken from it.
         architecture: `deeplabv3plus`, `fpn` or `unet`.
         encoder_name: SMP's name of the encoder.
+
+    Raises:
+        UsageError: The weights belong to another model.
     """
-    keys = list(keys)
-    inner = {key: key.removeprefix("backbone.net.") for key in keys if key.startswith("backbone.net.")}
-    mapped = _map_encoder(inner, encoder_name)
-    for key in keys:
-        if key.startswith("decoder."):
-            mapped[key] = "decoder." + _replace_start(key.removeprefix("decoder."), DECODERS[architecture])
-        elif key.startswith("head."):
-            mapped[key] = f"{HEAD}.{key.removeprefix('head.')}"
-    return mapped
+    key_of = _map_keys(own, architecture, encoder_name)
+    wrong = [
+        f"{smp!r} expected {tuple(own[key].shape)}, got {tuple(weights[smp].shape)}"
+        for key, smp in key_of.items()
+        if smp in weights and weights[smp].shape != own[key].shape
+    ]
+    counters = {smp for smp in (*key_of.values(), *weights) if smp.endswith("num_batches_tracked")}
+    missing = [f"{smp!r} is missing" for smp in key_of.values() if smp not in weights and smp not in counters]
+    expected = {*key_of.values(), *counters}
+    dead = tuple(key for start, keys in DEAD.items() if encoder_name.startswith(start) for key in keys)
+    foreign = [f"{smp!r} is unexpected" for smp in weights if smp not in expected and not smp.startswith(dead)]
+    if wrong or missing or foreign:
+        some = [*wrong[:2], *missing[:2], *foreign[:2]]
+        raise UsageError(
+            f"the weights do not belong to SMP's {SMP_NAMES[architecture]} with encoder {encoder_name!r} and these "
+            f"options: {len(wrong)} with another shape, {len(missing)} missing, {len(foreign)} unexpected; "
+            f"{'; '.join(some)}"
+        )
+    return {key: weights.get(smp, own[key]) for key, smp in key_of.items()}
 
 
-def is_dead(key: str, encoder_name: str) -> bool:
-    """Return whether the SMP model stores this tensor but never uses it."""
-    return any(encoder_name.startswith(start) and key.startswith(dead) for start, dead in DEAD.items())
-
-
-def _map_encoder(inner: dict[str, str], encoder_name: str) -> dict[str, str]:
-    """Map the keys of the backbone: {our whole key: timm's key} -> {our whole key: SMP's key}."""
-    if encoder_name.startswith("tu-"):
-        return {key: f"encoder.model.{name}" for key, name in inner.items()}
-    if not encoder_name.startswith("efficientnet-"):
-        return {key: f"encoder.{name}" for key, name in inner.items()}
-    blocks = {(int(s), int(b)) for s, b in re.findall(r"\bblocks\.(\d+)\.(\d+)\.", "\n".join(inner.values()))}
+def _map_keys(keys: Collection[str], architecture: str, encoder_name: str) -> dict[str, str]:
+    """Return SMP's key for each key of the Segmenter."""
+    blocks = {tuple(map(int, found)) for found in re.findall(r"backbone\.net\.blocks\.(\d+)\.(\d+)\.", "\n".join(keys))}
     number = {block: i for i, block in enumerate(sorted(blocks))}
     mapped = {}
-    for key, name in inner.items():
-        if name.startswith("blocks."):
-            _, stage, block, layer = name.split(".", 3)
-            layer = _replace_start(layer, OTHER_STAGES if int(stage) else FIRST_STAGE)
-            mapped[key] = f"encoder._blocks.{number[int(stage), int(block)]}.{layer}"
-        else:
-            mapped[key] = f"encoder.{_replace_start(name, STEM)}"
+    for key in keys:
+        part, _, name = key.partition(".")
+        if part == "decoder":
+            mapped[key] = "decoder." + _replace_start(name, DECODERS[architecture])
+        elif part == "head":
+            mapped[key] = f"{HEAD}.{name}"
+        elif part == "backbone":
+            name = name.removeprefix("net.")
+            if encoder_name.startswith("tu-"):
+                name = f"model.{name}"
+            elif encoder_name.startswith("efficientnet-") and name.startswith("blocks."):
+                _, stage, block, layer = name.split(".", 3)
+                layer = _replace_start(layer, OTHER_STAGES if int(stage) else FIRST_STAGE)
+                name = f"_blocks.{number[int(stage), int(block)]}.{layer}"
+            elif encoder_name.startswith("efficientnet-"):
+                name = _replace_start(name, STEM)
+            mapped[key] = f"encoder.{name}"
     return mapped
 
 

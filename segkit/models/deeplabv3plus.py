@@ -108,7 +108,12 @@ class DeepLabV3Plus(nn.Module):
         self.low_level = list(strides).index(4)
         self.out_channels = channels
         if atrous_rates is None:
-            atrous_rates = _default_rates(strides[-1])
+            if strides[-1] not in ATROUS_RATES:
+                raise UsageError(
+                    f"no default atrous_rates for output stride {strides[-1]}, expected 8, 16 or 32; "
+                    "pass `atrous_rates`"
+                )
+            atrous_rates = ATROUS_RATES[strides[-1]]
         self.align_corners = align_corners
         self.aspp = ASPP(
             in_channels[-1], atrous_rates, channels=channels, separable=aspp_separable, dropout=dropout, norm=norm
@@ -129,11 +134,3 @@ class DeepLabV3Plus(nn.Module):
         high = self.refine(self.aspp(features[-1]))
         high = resize_like(high, low, align_corners=self.align_corners)
         return self.fuse(torch.cat([high, low], dim=1))
-
-
-def _default_rates(output_stride: int) -> tuple[int, ...]:
-    if output_stride not in ATROUS_RATES:
-        raise UsageError(
-            f"no default atrous_rates for output stride {output_stride}, expected 8, 16 or 32; pass `atrous_rates`"
-        )
-    return ATROUS_RATES[output_stride]

@@ -45,33 +45,22 @@ def line_chart(
 
     parts = [_rule("grid", LEFT, place(first, y)[1], WIDTH - RIGHT, place(first, y)[1]) for y in ticks]
     parts += [_label(LEFT - 6, place(first, y)[1] + 4, f"{y:.4g}", "end") for y in ticks]
-    parts += [_label(place(x, low)[0], HEIGHT - 8, f"{x:g}", "middle") for x in _whole_ticks(first, epochs[-1])]
+    whole = range(int(first), int(epochs[-1]) + 1, max(1, math.ceil((epochs[-1] - first) / 6)))
+    parts += [_label(place(x, low)[0], HEIGHT - 8, f"{x:g}", "middle") for x in whole]
     if marked is not None:
         parts.append(_rule("mark", place(marked, low)[0], TOP, place(marked, low)[0], HEIGHT - BOTTOM))
     for number, points in enumerate(lines.values()):
-        parts.append(_line(number, [place(*point) for point in points]))
-    described = escape(_describe(title, lines))
+        placed = [place(*point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in placed] if len(placed) <= DOTTED else []
+        parts.append(f'<g class="s{number}"><polyline points="{path}"/>{"".join(dots)}</g>')
+    keys = [f' <span class="key s{number}">{escape(name)}</span>' for number, name in enumerate(lines)]
+    ends = [f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in lines.items() if points]
+    description = escape(f"{title}: {', '.join(ends)}" if ends else title)
     return (
-        f"<figure><figcaption>{escape(title)}{_keys(lines)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg></figure>'
+        f"<figure><figcaption>{escape(title)}{''.join(keys) if len(lines) > 1 else ''}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{description}">{"".join(parts)}</svg></figure>'
     )
-
-
-def _keys(lines: Mapping[str, object]) -> str:
-    if len(lines) == 1:
-        return ""
-    return "".join(f' <span class="key s{number}">{escape(name)}</span>' for number, name in enumerate(lines))
-
-
-def _describe(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    said = [f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in lines.items() if points]
-    return f"{title}: {', '.join(said)}" if said else title
-
-
-def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in points] if len(points) <= DOTTED else []
-    return f'<g class="s{number}"><polyline points="{path}"/>{"".join(dots)}</g>'
 
 
 def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
@@ -89,8 +78,3 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
     return [number * step for number in range(first, math.ceil(high / step - 1e-9) + 1)]
-
-
-def _whole_ticks(first: float, last: float) -> list[int]:
-    step = max(1, math.ceil((last - first) / 6))
-    return list(range(int(first), int(last) + 1, step))

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -81,8 +81,9 @@ class RunPage:
 
 def render(page: RunPage) -> str:
     """Return the page as HTML, with styles and pictures inside it and without scripts."""
+    tiles = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in page.summary.items())
     sections = {
-        "": _summary(page),
+        "": f'<div class="tiles">{tiles}</div>',
         "Curves": _curves(page),
         "Classes": _classes(page),
         "Confusions": _confusions(page),
@@ -95,18 +96,12 @@ def render(page: RunPage) -> str:
         name=escape(page.name),
         status=escape(page.status),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        sections="\n".join(_section(title, content) for title, content in sections.items() if content),
+        sections="\n".join(
+            "<section>\n" + (f"<h2>{escape(title)}</h2>\n" if title else "") + f"{content}\n</section>"
+            for title, content in sections.items()
+            if content
+        ),
     )
-
-
-def _section(title: str, content: str) -> str:
-    head = f"<h2>{escape(title)}</h2>\n" if title else ""
-    return f"<section>\n{head}{content}\n</section>"
-
-
-def _summary(page: RunPage) -> str:
-    tiles = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in page.summary.items())
-    return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _curves(page: RunPage) -> str:
@@ -138,7 +133,11 @@ def _classes(page: RunPage) -> str:
     if not page.best_epoch:
         return ""
     palette = create_palette(len(page.class_names))
-    further = _further_columns(page.confusion)
+    further = {}
+    if page.confusion is not None:
+        scores = page.confusion.compute()
+        share = scores.support / max(1, scores.support.sum())
+        further = {"precision %": scores.precision, "recall %": scores.recall, "pixels %": share}
     order = sorted(range(len(page.iou)), key=lambda i: -1.0 if math.isnan(page.iou[i]) else page.iou[i], reverse=True)
     head = ["<th>class</th>", '<th class="bar" aria-hidden="true"></th>']
     head += [f'<th class="number">{escape(name)}</th>' for name in ("IoU %", *further)]
@@ -154,14 +153,6 @@ def _classes(page: RunPage) -> str:
             + "</tr>"
         )
     return f'<div class="scroll"><table class="classes"><tr>{"".join(head)}</tr>{"".join(rows)}</table></div>'
-
-
-def _further_columns(confusion: ConfusionMatrix | None) -> dict[str, np.ndarray]:
-    if confusion is None:
-        return {}
-    scores = confusion.compute()
-    share = scores.support / max(1, scores.support.sum())
-    return {"precision %": scores.precision, "recall %": scores.recall, "pixels %": share}
 
 
 def _confusions(page: RunPage) -> str:
@@ -206,9 +197,5 @@ def _settings(page: RunPage) -> str:
 
 
 def _plain_table(values: Mapping[str, str]) -> str:
-    return _table_of(f'<tr><td>{escape(k)}</td><td class="value">{escape(v)}</td></tr>' for k, v in values.items())
-
-
-def _table_of(rows: Iterable[str]) -> str:
-    joined = "".join(rows)
-    return f'<table class="plain">{joined}</table>' if joined else ""
+    rows = [f'<tr><td>{escape(k)}</td><td class="value">{escape(v)}</td></tr>' for k, v in values.items()]
+    return f'<table class="plain">{"".join(rows)}</table>' if rows else ""

@@ -157,15 +157,12 @@ def label_picture(
     cells = []
     for image, *maps in zip(images, *masks.values(), strict=True):
         cells += [image, *(overlay(image, mask, palette) for mask in maps)]
-    lines = [line for row in captions for line in _even(row)]
+    lines = []
+    for row in captions:  # Captions of the same number of lines keep the cells of a row aligned.
+        most = max(caption.count("\n") for caption in row)
+        lines += [caption + "\n" * (most - caption.count("\n")) for caption in row]
     sheet = grid(cells, columns=1 + len(masks), cell=cell, titles=("photograph", *masks), captions=lines)
     return _with_names(sheet, class_names, palette)
-
-
-def _even(captions: Sequence[str]) -> list[str]:
-    """Return the captions of a row, padded to the same number of lines."""
-    most = max(caption.count("\n") for caption in captions)
-    return [caption + "\n" * (most - caption.count("\n")) for caption in captions]
 
 
 def _with_names(sheet: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ CAPTIONS = {
     "val_predictions": "Validation images, evenly spaced: photograph, truth, prediction",
     "train_batch": "Training crops as the model sees them, with their labels",
 }
+CONFUSION_CAPTIONS = (
+    "What the best weights predict for the pixels of each true class",
+    "Confusion matrix: rows are true classes, columns predictions; the largest confusions are in the table",
+)
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,10 @@ class RunReport:
                 write_image(file, self.pictures[name])
 
     def _write_page(self, results: RunResults, status: str, confusion: ConfusionMatrix | None = None) -> None:
-        facts, drawn = self.facts, self.run.confusion_picture
+        facts, matrix = self.facts, None
         with log_failure(self.run.report):
+            if confusion is not None and self.run.confusion_picture.is_file():
+                matrix = Picture.drawing(*CONFUSION_CAPTIONS, self.run.confusion_picture)
             page = RunPage(
                 name=self.run.path.name,
                 status=status,
@@ -173,7 +179,7 @@ class RunReport:
                 class_names=facts.class_names,
                 iou=results.best_iou(facts.class_names),
                 confusion=confusion,
-                confusion_picture=_confusion_figure(drawn) if confusion is not None and drawn.is_file() else None,
+                confusion_picture=matrix,
                 pictures=[
                     Picture.photograph(text, text, self.pictures[name])
                     for name, text in CAPTIONS.items()
@@ -189,10 +195,11 @@ class RunReport:
     def _summary(self, results: RunResults) -> dict[str, str]:
         facts = self.facts
         train, val = facts.images
+        minutes = sum(row["time"] for row in results.history) / 60
         shown = {
             f"classes; {train} training, {val} validation images": f"{len(facts.class_names)}",
             f"parameters of {facts.model}": f"{facts.parameters / 1e6:.1f} M",
-            f"for {len(results.history)} epochs": _duration(sum(row["time"] for row in results.history)),
+            f"for {len(results.history)} epochs": f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
         }
         if not results.best_epoch:
             return shown
@@ -215,13 +222,3 @@ def write_confusion(file: Path, confusion: ConfusionMatrix) -> None:
     """Write pixel counts as CSV: a row for each true class, a column for each predicted one."""
     rows = zip(confusion.class_names, confusion.matrix.tolist(), strict=True)
     write_csv(file, ["truth", *confusion.class_names], ([name, *counts] for name, counts in rows))
-
-
-def _confusion_figure(file: Path) -> Picture:
-    alt = "Confusion matrix: rows are true classes, columns predictions; the largest confusions are in the table"
-    return Picture.drawing("What the best weights predict for the pixels of each true class", alt, file)
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -9,11 +9,15 @@ import numpy as np
 
 from segkit.config import FoldsConfig, from_keywords, takes_settings
 from segkit.console import Console
+from segkit.data import SegmentationDataset
 from segkit.data.image_groups import group_images, hash_images, near_pairs
 from segkit.errors import DataError, UsageError
 from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
 from segkit.folds.files import check_fold_folder
 from segkit.folds.tables import describe_source, share_table, unevenness_table
+
+
+_NO_FILES = "`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set"
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,12 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
         UsageError: A setting cannot be used, or fold files exist already.
         DataError: A JSON has a fault.
     """
+    if isinstance(settings.get("data"), SegmentationDataset):
+        raise UsageError(_NO_FILES)
     config = from_keywords(FoldsConfig, settings)
     files = (config.data, *config.train_only)
     if not all(isinstance(file, Path) for file in files):
-        raise UsageError("`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set")
+        raise UsageError(_NO_FILES)
     console = Console(verbose=verbose)
     replaced = [path.resolve() for path in check_fold_folder(config.out, overwrite=config.overwrite)]
     for file in files:

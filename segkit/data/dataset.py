@@ -154,6 +154,8 @@ def checked_target(data: SegmentationDataset, index: int, size: tuple[int, int] 
             nor 255.
     """
     target = data.target(index)
+    if not isinstance(target, np.ndarray):
+        raise DataError(f"the labels of image {data.name(index)} must be an array, got {type(target).__name__}")
     if target.ndim != 2 or target.dtype.kind not in "ui" or (size is not None and target.shape != size):
         expected = "(H, W)" if size is None else size
         raise DataError(

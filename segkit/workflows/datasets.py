@@ -5,10 +5,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from segkit.config import CheckConfig, LabelConfig, ScoreConfig, SourceConfig, TrainConfig
 from segkit.console import Console
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
-from segkit.data.dataset import ImageFiles
+from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
 from segkit.files import write_csv
@@ -161,6 +163,8 @@ def open_labelled(
             console.print(f"{name}: " + "skipped: " * (note.severity == "error") + str(note))
     if len(data) == 0:
         raise DataError(f"`{name}` has no images")
+    if _is_own(paths):
+        _check_first_sample(data, name)
     annotations = getattr(data, "annotations", None)
     if annotations is not None and not may_be_bare and not any(annotations):
         raise DataError(f"`{name}` has no annotations, so there is nothing to learn or to score; is it a test set?")
@@ -296,6 +300,18 @@ def _open(config: TrainConfig, name: str, console: Console | None) -> Segmentati
         is_scored=name == "val",
         console=console,
     )
+
+
+def _check_first_sample(data: SegmentationDataset, name: str) -> None:
+    """Raise DataError if the classes, the first image or its labels are not as `SegmentationDataset` says."""
+    if not all(isinstance(one, str) for one in data.class_names):
+        raise DataError(f"the class names of `{name}` must be text, got {list(data.class_names)}")
+    image = data.image(0)
+    is_rgb = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    if not is_rgb or not image.size:
+        got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(f"the images of `{name}` must be arrays (H, W, 3) uint8 RGB, got {got}")
+    checked_target(data, 0, image.shape[:2])
 
 
 def _is_own(paths: Sequence[Any]) -> bool:

@@ -14,7 +14,7 @@ from helpers.tiny_training import NAMES, Drawn
 import segkit
 from segkit.cli import train
 from segkit.config import TrainConfig, from_keywords
-from segkit.errors import UsageError
+from segkit.errors import DataError, UsageError
 from segkit.training import Interrupted
 from segkit.workflows.crossval import CrossValidationResult
 
@@ -137,6 +137,33 @@ def test_a_keyword_that_cannot_be_is_an_error(tmp_path, monkeypatch, settings, m
     with pytest.raises(UsageError, match=message):
         segkit.train(**settings)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("image", lambda image: image[..., 0], r"images of `val` must be arrays .* got \(32, 40\) uint8"),
+        ("image", lambda image: image / 255, "float64"),
+        ("image", lambda image: torch.from_numpy(image), "got Tensor"),
+        ("mask", lambda mask: mask[::2], r"labels of image 0 must be integers \(32, 40\), got \(16, 40\)"),
+        ("mask", lambda mask: mask > 0, "bool"),
+        ("mask", lambda mask: mask + 3, "image 0 has the label 3, expected 0 to 2"),
+        ("mask", lambda mask: mask.tolist(), "got list"),
+    ],
+)
+def test_an_own_data_set_is_checked_before_it_trains(tmp_path, monkeypatch, part, change, message):
+    val = Drawn(2)
+    original = getattr(val, part)
+    monkeypatch.setattr(val, part, lambda index: change(original(index)))
+    with pytest.raises(DataError, match=message):
+        segkit.train(data=Drawn(4), val=val, out=tmp_path / "a", epochs=1, **SETTINGS)
+    assert not (tmp_path / "a").exists()
+
+
+def test_class_names_of_an_own_data_set_are_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(Drawn, "class_names", (0, 1, 2))
+    with pytest.raises(DataError, match="class names of `data` must be text"):
+        segkit.train(data=Drawn(4), out=tmp_path / "a", epochs=1, **SETTINGS)
 
 
 def test_the_signature_shows_the_settings_with_their_defaults():

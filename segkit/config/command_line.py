@@ -114,6 +114,8 @@ def _given_options(cls: type, argv: Sequence[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     words: list[str] = []  # words before the first option are positional
     for word in argv:
+        if not word:  # As a path it would be the working folder.
+            raise UsageError("an argument is empty; is a variable of the shell not set?")
         if not re.match("--?[A-Za-z]", word):
             words.append(word)
             continue

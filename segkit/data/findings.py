@@ -52,7 +52,7 @@ class Kind(NamedTuple):
     remedy: str = ""
 
 
-_SKIP = '`on_bad="skip"` skips them'
+_SKIP = '`on_bad="skip"` skips them in training'
 KINDS = {
     # images
     "missing-image": Kind("error", "missing images", f"file names start from `images` (`root` of a data set); {_SKIP}"),

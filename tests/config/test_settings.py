@@ -52,6 +52,12 @@ def printed(capsys, *words, cls=TrainConfig):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [("--data", ""), ("--out", ""), ("--recipe", "quick", "")])
+def test_an_empty_word_is_not_the_working_folder(folder, words):
+    with pytest.raises(UsageError, match="an argument is empty"):
+        parse(*words)
+
+
 def test_the_command_line_wins_over_files_then_the_recipe_then_the_defaults(folder):
     config = parse("--epochs", "7", "--recipe", "quick", "--config", "one.cfg", "two.cfg")
     assert (config.epochs, config.batch_size, config.lr, config.weight_decay) == (7, 6, 0.01, 0.01)

@@ -113,8 +113,8 @@ class _Extension(Function):
         positives, negatives = positive.gather(-1, order), (valid & ~positive).gather(-1, order)
         # Counts in int32 are exact in any order of summation.
         total = positive.sum(-1, keepdim=True, dtype=torch.int32)
-        remaining = total - positives.cumsum(-1, dtype=torch.int32)
-        union = total + negatives.cumsum(-1, dtype=torch.int32)
+        remaining = total - _running_count(positives)
+        union = total + _running_count(negatives)
         jaccard = 1 - remaining.to(errors.dtype) / union.clamp_min(1)
         steps = jaccard.diff(prepend=torch.zeros_like(jaccard[..., :1]))
         weights = torch.empty_like(errors).scatter_(-1, order, steps).masked_fill_(~valid, 0)
@@ -125,6 +125,18 @@ class _Extension(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
         return grad.unsqueeze(-1) * weights, None, None
+
+
+def _running_count(mask: Tensor) -> Tensor:
+    """Return how many values of each row (..., P) are true up to each place, int32.
+
+    All rows are counted as one, because on a GPU torch gives each row of a cumsum to a single block of threads.
+    """
+    if mask.ndim == 1:
+        return mask.cumsum(0, dtype=torch.int32)
+    total = mask.sum(-1, dtype=torch.int32)
+    before = total.flatten().cumsum(0, dtype=torch.int32).view(total.shape) - total
+    return mask.flatten().cumsum(0, dtype=torch.int32).view(mask.shape) - before.unsqueeze(-1)
 
 
 def _descending(errors: Tensor) -> Tensor:

@@ -42,8 +42,11 @@ class Preprocessing:
         """Return the factor and the summand of each channel."""
         low, high = self.input_range
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
-        scale, bias = (high - low) / 255 / std, (low - mean) / std
-        return scale.float().to(images.device), bias.float().to(images.device)
+        affine = torch.stack([(high - low) / 255 / std, (low - mean) / std]).float()
+        if images.is_cuda:
+            affine = affine.pin_memory()  # A copy from other memory waits until the GPU has finished its work.
+        scale, bias = affine.to(images.device, non_blocking=True)
+        return scale, bias
 
 
 def _scale_and_shift(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

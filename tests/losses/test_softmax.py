@@ -254,7 +254,7 @@ def operations(loss, logits, target):
         ("bce", {}, 20),
         ("dice", {}, 42),
         ("focal", {}, 32),
-        ("lovasz", {}, 66),
+        ("lovasz", {}, 74),
         ("ohem", {}, 24),
     ],
 )

@@ -16,7 +16,6 @@ from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, r
 from segkit.folds.files import check_fold_folder
 from segkit.folds.tables import describe_source, share_table, unevenness_table
 
-
 _NO_FILES = "`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set"
 
 

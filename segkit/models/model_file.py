@@ -66,7 +66,10 @@ def load_model(path: str | os.PathLike) -> Segmenter:
     file = find_model_file(path)
     header = read_header(file)
     model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
-    model.load_state_dict(load_file(file))
+    try:
+        model.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise UsageError(f"{file} does not hold the weights of its architecture: {error}") from error
     fields = {key: tuple(value) for key, value in header["preprocessing"].items()}
     model.preprocessing = Preprocessing(**fields)
     return model.eval()
@@ -103,7 +106,12 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     if "segkit" not in metadata:
         raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture")
-    header = json.loads(metadata["segkit"])
+    try:
+        header = json.loads(metadata["segkit"])
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is damaged: its header is not JSON: {error}") from error
+    if not isinstance(header, dict) or not {"format", "model", "class_names", "preprocessing"} <= header.keys():
+        raise UsageError(f"{path} is damaged: its header does not say what it holds")
     if header["format"] > FORMAT:
         raise UsageError(f"{path} has format {header['format']}; this segkit reads up to {FORMAT}, update it")
     return header

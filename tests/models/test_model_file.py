@@ -2,8 +2,10 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from segkit.errors import UsageError
 from segkit.models import create_model, load_model, read_header, save_model
 
 
@@ -68,3 +70,22 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("header", ["{", "[1]", "null", '{"format": 1}'])
+def test_a_damaged_header_is_named(tmp_path, header):
+    save_file({"w": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"segkit": header})
+    with pytest.raises(UsageError, match=r"m\.safetensors is damaged: its header"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_missing_weights_are_named(tmp_path):
+    file = tmp_path / "m.safetensors"
+    save_model(create_model("fpn", backbone="test_resnet", num_classes=2, pretrained=False), file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(file)
+    weights.pop("head.weight")
+    save_file(weights, file, metadata=metadata)
+    with pytest.raises(UsageError, match=r"m\.safetensors does not hold the weights .*(\n.*)*head\.weight"):
+        load_model(file)

@@ -1,8 +1,12 @@
 """train: data and settings in, a run folder with a model out."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import torch
 
 from segkit.config import TrainConfig, as_declared, from_keywords, implied_settings, read_recipe, takes_settings
 from segkit.console import Console
@@ -53,7 +57,14 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
     for name in OWN:
         if len(settings.get(name, ())) == 1 and isinstance(settings[name][0], SegmentationDataset):
             (own[name],) = settings.pop(name)
-    return train_as_configured(_read_keywords(settings, has_data=bool(own)), own, verbose=verbose)
+    config = _read_keywords(settings, has_data=bool(own))
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        return train_as_configured(config, own, verbose=verbose)
+    finally:  # The seed of the run is not that of the program.
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
 
 
 def _read_keywords(settings: Mapping[str, Any], *, has_data: bool) -> TrainConfig:

@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -72,6 +74,15 @@ def test_without_val_a_share_of_an_own_data_set_is_split_off(tmp_path, capsys):
     result = segkit.train(data=Drawn(8), val_fraction=0.25, out=tmp_path / "a", epochs=1, verbose=True, **SETTINGS)
     assert result.class_names == NAMES
     assert "6 training and 2 validation images" in capsys.readouterr().out
+
+
+def test_the_random_states_of_the_program_stay(tmp_path):
+    draw = lambda: (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: E731, NPY002
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    expected = draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    segkit.train(data=Drawn(4), val=Drawn(2), out=tmp_path / "a", epochs=1, **SETTINGS)
+    assert draw() == expected
 
 
 def test_a_list_of_one_own_data_set_is_that_data_set(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import numbers
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,6 +17,8 @@ from segkit.config.setting_types import ALSO_CALLED
 from segkit.config.yaml_values import Mismatch, TextOrPath, describe, first_that_fits
 from segkit.errors import UsageError
 from segkit.names import unknown
+
+TAKE_OBJECTS = ("data", "val", "train_only", "weights", "compare")  # settings that take more than paths
 
 Config = TypeVar("Config")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,8 +45,9 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword arguments as the types that a settings class declares.
 
     Text stands for a path, one value for a list of one, and None for an empty list or mapping. Words of the command
-    line are understood, such as loss="dice" or loss=["ce=0.6", "dice=0.4"]. In a list of paths, any other object is
-    accepted, such as a data set or a loaded model; the workflow reports one that it cannot use.
+    line are understood, such as loss="dice" or loss=["ce=0.6", "dice=0.4"]. In the lists of paths of
+    `TAKE_OBJECTS`, any other object is accepted, such as a data set or a loaded model; the workflow reports one that
+    it cannot use.
 
     Args:
         cls: The dataclass of the settings.
@@ -61,8 +65,11 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in keywords.items():
         try:
             values[name] = _as_declared(_parsed_words(value, annotated[name]), kinds[name])
+            if kinds[name] == tuple[Path, ...] and name not in TAKE_OBJECTS and any(map(_is_object, values[name])):
+                raise Mismatch
         except Mismatch:
-            raise UsageError(f"`{name}` must be {describe(kinds[name])}, got {value!r}") from None
+            got = textwrap.shorten(repr(value), 100, placeholder=" ...")  # a model or a large array has many lines
+            raise UsageError(f"`{name}` must be {describe(kinds[name])}, got {got}") from None
     return values
 
 

@@ -76,6 +76,13 @@ def test_none_stands_for_an_empty_list_or_mapping():
     assert (settings.val, settings.decoder, settings.milestones) == ((), {}, ())
 
 
+def test_an_object_that_cannot_be_is_shown_on_one_short_line():
+    for name in ("images", "init_from"):
+        with pytest.raises(UsageError, match=f"`{name}` must be ") as caught:
+            from_keywords(TrainConfig, {name: {str(i): "long\n" for i in range(100)}})
+        assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("cls", [TrainConfig, InferConfig, EvaluateConfig, TuneConfig])
 def test_settings_of_a_command_come_back_as_they_are(cls):
     keywords = {"data": ("a.json",)} if cls in (EvaluateConfig, TuneConfig) else {}

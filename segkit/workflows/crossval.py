@@ -10,8 +10,7 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -83,10 +82,19 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     check_writable(config.out if run is None else run.path)
     folds = open_folds(config, console)
     if run is None:
-        run = _create_folder(config, folds)
+        run = RunFolder(create_run_folder(config.out, "train"))
+        remove_leftovers(run.path, run.splits.name)
+        splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
+        write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
         lock.take(run.path)
     else:
-        _reopen_folder(run, folds)
+        if [entry["val"] for entry in json.loads(read_text(run.splits))] != folds.validated():
+            raise UsageError(
+                f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored "
+                "on images they were trained on; start a new run with another `out`"
+            )
+        for file in (run.summary, run.out_of_fold_confusion, run.infer_command):  # They are about the models so far.
+            file.unlink(missing_ok=True)
     write_yaml(replace(config, resume=False), run.args)
     sizes = [len(names) for names in folds.validated()]
     console.print(
@@ -95,7 +103,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         f"       {sum(sizes)} images, each validates once: {', '.join(map(str, sizes))}"
     )
     results = []
-    with _folder_in_interrupts(run):
+    try:
         for number in range(config.folds):
             console.print(f"\nfold {number}, of 0 to {config.folds - 1}")
             fold = run.fold(number)
@@ -108,6 +116,12 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
             gc.collect()  # The model is part of reference cycles, and the next one needs its memory.
             release_memory()  # Each loader worker would copy it.
         _sum_up(config, folds, run, console)
+    except Interrupted as stop:
+        stop.run = run.path  # of all folds, instead of the fold that was stopped
+        raise
+    except KeyboardInterrupt:  # outside a training
+        _log.info("to resume this run: `resume=%s`", run)
+        raise
     return CrossValidationResult(run, tuple(results), _read_summary(run))
 
 
@@ -135,39 +149,6 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
         if Start(fold.path, content).is_finished(config.epochs, config.early_stopping):
             finished.append(finished_result(fold, content))
     return finished
-
-
-def _create_folder(config: TrainConfig, folds: Folds) -> RunFolder:
-    """Make the folder of all folds, with splits.json."""
-    run = RunFolder(create_run_folder(config.out, "train", can_resume=True))
-    remove_leftovers(run.path, run.splits.name)
-    splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
-    write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
-    return run
-
-
-def _reopen_folder(run: RunFolder, folds: Folds) -> None:
-    """Check that the images are divided as before, and remove the scores of the folds so far."""
-    if [entry["val"] for entry in json.loads(read_text(run.splits))] != folds.validated():
-        raise UsageError(
-            f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored on "
-            "images they were trained on; start a new run with another `out`"
-        )
-    for file in (run.summary, run.out_of_fold_confusion, run.infer_command):
-        file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _folder_in_interrupts(run: RunFolder) -> Iterator[None]:
-    """Note the folder of all folds in an Interrupted that passes, and log it if Ctrl-C comes outside a training."""
-    try:
-        yield
-    except Interrupted as stop:
-        stop.run = run.path
-        raise
-    except KeyboardInterrupt:
-        _log.info("to resume this run: `resume=%s`", run)
-        raise
 
 
 def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console) -> None:

@@ -143,16 +143,16 @@ def position(state: TrainState) -> str:
 
 def fixed_settings(config: TrainConfig) -> dict[str, str]:
     """Return the settings that a resumed run must share with its start, and `epochs`, which may change."""
-    names = [field.name for field in dataclasses.fields(config) if field.name not in FREE]
-    config = dataclasses.replace(config, loss={name: float(weight) for name, weight in config.loss.items()})
-    return {name: str(_as_stored(config, name)) for name in [*names, "epochs"]}
-
-
-def _as_stored(config: TrainConfig, name: str) -> Any:
-    """Return a setting as args.yaml stores it: whole numbers become floats if the default is a float."""
-    value = getattr(config, name)
-    is_float = isinstance(getattr(TrainConfig, name, None), float) or name == "layer_decay"
-    return float(value) if is_float and value is not None else value
+    fixed = {}
+    for name in [*(field.name for field in dataclasses.fields(config) if field.name not in FREE), "epochs"]:
+        value = getattr(config, name)
+        # 1 and 1.0 are the same setting, so a whole number becomes a float if the default is one.
+        if name == "loss":
+            value = {term: float(weight) for term, weight in value.items()}
+        elif value is not None and (isinstance(getattr(TrainConfig, name, None), float) or name == "layer_decay"):
+            value = float(value)
+        fixed[name] = str(value)
+    return fixed
 
 
 def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) -> dict[str, str]:
@@ -162,7 +162,11 @@ def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) 
     caller, in `sets`, they cover the names of classes and images: to read all pixels could take long.
     """
     if not config.data:
-        return {name: _digest_of_names(data) for name, data in zip(("train", "val"), sets, strict=True)}
+        digests = {}
+        for part, data in zip(("train", "val"), sets, strict=True):
+            names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
+            digests[part] = hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()
+        return digests
     labels = (config.class_names, config.palette)
     first = len(config.data) if config.val else 0
     scored = config.val or config.data
@@ -177,17 +181,10 @@ def _digest(*groups: Iterable[Path | None]) -> str:
     for group in groups:
         digest.update(b"\0group")
         for path in filter(None, group):
-            digest.update(_list_folder(path) if path.is_dir() else path.read_bytes())
+            if path.is_dir():
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
+                digest.update(listed.encode(errors="surrogateescape"))
+            else:
+                digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _list_folder(folder: Path) -> bytes:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in files).encode(
-        errors="surrogateescape"
-    )
-
-
-def _digest_of_names(data: SegmentationDataset) -> str:
-    names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
-    return hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()

@@ -57,23 +57,19 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
     for name in OWN:
         if len(settings.get(name, ())) == 1 and isinstance(settings[name][0], SegmentationDataset):
             (own[name],) = settings.pop(name)
-    config = _read_keywords(settings, has_data=bool(own))
+    # Keywords come before the recipe, and the recipe comes before the run or the model that the training starts from.
+    implied = implied_settings({**settings, "data": bool(own) or settings.get("data")}, architecture_of)
+    recipe = settings.get("recipe")
+    chosen = {} if recipe is None else read_recipe(TrainConfig, recipe, "`recipe`")
+    below = {name: setting.value for name, setting in {**implied, **chosen}.items()}
+    config = from_keywords(TrainConfig, {**below, **settings})
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         return train_as_configured(config, own, verbose=verbose)
-    finally:  # The seed of the run is not that of the program.
+    finally:  # The program keeps its own random states; the run has seeded them.
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
-
-
-def _read_keywords(settings: Mapping[str, Any], *, has_data: bool) -> TrainConfig:
-    """Return the settings from keywords, the recipe that they name, and the run or the model that they start from."""
-    implied = implied_settings({**settings, "data": has_data or settings.get("data")}, architecture_of)
-    name = settings.get("recipe")
-    recipe = {} if name is None else read_recipe(TrainConfig, name, "`recipe`")
-    below = {name: setting.value for name, setting in {**implied, **recipe}.items()}
-    return from_keywords(TrainConfig, {**below, **settings})
 
 
 def train_as_configured(
@@ -94,7 +90,12 @@ def train_as_configured(
         may_keep_memory: Whether the process is ours, so that `segkit.training.keep_memory` may set it up.
     """
     own = own or {}
-    _check_own(config, own)
+    if own and ("data" not in own or config.data or config.val or config.train_only):
+        raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
+    if own and config.folds is not None:
+        raise UsageError(
+            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
+        )
     with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks, RunLock() as lock:
         config = ranks.on_first(lambda config=config: config)  # Others may have read args.yaml a moment later.
         session = Session(ranks, Console(verbose=verbose and ranks.is_first), command, may_keep_memory)
@@ -118,12 +119,3 @@ def train_as_configured(
         config = replace(config, data=(train_json,), val=(val_json,))
         result = train_run(config, lambda: load_data(config, session.console), session, lock)
         return replace(result, is_demo=True)
-
-
-def _check_own(config: TrainConfig, own: Mapping[str, SegmentationDataset]) -> None:
-    if own and ("data" not in own or config.data or config.val or config.train_only):
-        raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
-    if own and config.folds is not None:
-        raise UsageError(
-            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
-        )

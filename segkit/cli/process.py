@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from types import FrameType
 from typing import Any, TextIO
 
 from segkit.errors import CheckpointError, DataWarning, NotFiniteError, as_segkit_error, is_out_of_memory, sentence
@@ -18,6 +17,8 @@ from segkit.errors import CheckpointError, DataWarning, NotFiniteError, as_segki
 SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
 INTERRUPTED = 130  # by Ctrl-C
 BUG = "This is a bug in segkit, not a mistake of yours. Please report it with the lines above."
+SMALLER_STEP = "half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`"
+SMALLER_VIEW = "`window=512`, or fewer views"
 _ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
 
 
@@ -45,10 +46,17 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
     except Exception as error:
         reported = as_segkit_error(error)
         if reported is None:
-            _mark_as_bug(error)
+            if hasattr(error, "add_note"):
+                error.add_note(BUG)
+            else:  # Python 3.10
+                print(BUG, file=sys.stderr)
             raise
-        if not _is_reported_elsewhere(reported):
-            text = sentence(reported) + (_memory_remedy(command) if is_out_of_memory(error) else "")
+        # All processes see a loss that is not finite, or an end that is not saved; the first one reports it.
+        is_shared = isinstance(reported, NotFiniteError | CheckpointError)
+        if not (reported.is_reported or (is_shared and not is_first_process())):
+            text = sentence(reported)
+            if is_out_of_memory(error):
+                text += f"; try {SMALLER_STEP if command == 'train' else SMALLER_VIEW}"
             print(f"segkit {command}: error: {with_flags(text, flags)}", file=sys.stderr)
         sys.exit(reported.exit_code)
 
@@ -70,25 +78,6 @@ def with_flags(text: str, names: Collection[str]) -> str:
     return _ARGUMENT.sub(flag, text)
 
 
-def _is_reported_elsewhere(error: Any) -> bool:
-    """Return whether another process reports the error: all see a loss that is not finite, or an end not saved."""
-    is_shared = isinstance(error, NotFiniteError | CheckpointError)
-    return error.is_reported or (is_shared and not is_first_process())
-
-
-def _memory_remedy(command: str) -> str:
-    if command == "train":
-        return "; try half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`"
-    return "; try `window=512`, or fewer views"
-
-
-def _mark_as_bug(error: Exception) -> None:
-    if hasattr(error, "add_note"):
-        error.add_note(BUG)
-    else:  # Python 3.10
-        print(BUG, file=sys.stderr)
-
-
 @contextmanager
 def _sigterm_exits() -> Iterator[None]:
     """Let SIGTERM end the command as Ctrl-C does, so that half-written files are removed.
@@ -100,15 +89,11 @@ def _sigterm_exits() -> Iterator[None]:
     if not (is_unset and is_alone and threading.current_thread() is threading.main_thread()):
         yield
         return
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 @contextmanager
@@ -204,13 +189,21 @@ def first_process_prints() -> Iterator[None]:
         yield
 
 
-def reported_to_torchrun(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that torchrun shows the traceback of the first process that crashed.
+@contextmanager
+def crashes_reported_to_torchrun() -> Iterator[None]:
+    """Let torchrun show the traceback of the first process that crashed, as torch's decorator `record` does.
 
     A SegkitError is no crash: its sentence is on the standard error.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return command
-    from torch.distributed.elastic.multiprocessing.errors import record
+        yield
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    return record(command)
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        yield
+    except Exception as error:
+        handler.record_exception(error)
+        raise

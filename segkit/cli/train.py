@@ -7,7 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.cli.process import errors_as_sentences, first_process_prints, is_first_process, reported_to_torchrun
+from segkit.cli.process import (
+    crashes_reported_to_torchrun,
+    errors_as_sentences,
+    first_process_prints,
+    is_first_process,
+)
 from segkit.config import Setting, TrainConfig, implied_settings, parse_args
 
 if TYPE_CHECKING:
@@ -21,12 +26,7 @@ This was the demo. Run `python infer.py`, or train on your own photographs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process. Under torchrun, one process of several."""
-    reported_to_torchrun(run)(argv)
-
-
-def run(argv: Sequence[str] | None) -> None:
-    """Read the settings, train, and print what to do next."""
-    with errors_as_sentences("train", TrainConfig), first_process_prints():
+    with crashes_reported_to_torchrun(), errors_as_sentences("train", TrainConfig), first_process_prints():
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         from segkit.training import Interrupted
         from segkit.workflows.train import train_as_configured

@@ -9,7 +9,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,20 +160,17 @@ def checkpoint_bytes(state: TrainState) -> int:
 
 def check_finite(state: TrainState) -> None:
     """Raise NotFiniteError if a weight, its average or a value of the optimizer is NaN or infinite."""
-    for name, value in _learned_values(state):
+    learned = [(f"the weights {name}", value) for name, value in state.model.state_dict().items()]
+    if state.ema is not None:
+        learned += ((f"the averaged weights {name}", value) for name, value in state.ema.module.state_dict().items())
+    for values in state.optimizer.state.values():
+        learned += ((f"the optimizer's {key}", value) for key, value in values.items() if isinstance(value, Tensor))
+    for name, value in learned:
         if value.is_floating_point() and not value.isfinite().all():
             raise NotFiniteError(
                 f"{name} are no longer finite in epoch {state.epoch + 1}, and are not saved; "
                 "try a lower `lr`, or `amp=off`"
             )
-
-
-def _learned_values(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    averages = {} if state.ema is None else state.ema.module.state_dict()
-    yield from ((f"the weights {name}", value) for name, value in state.model.state_dict().items())
-    yield from ((f"the averaged weights {name}", value) for name, value in averages.items())
-    for values in state.optimizer.state.values():
-        yield from ((f"the optimizer's {key}", value) for key, value in values.items() if isinstance(value, Tensor))
 
 
 def write_results(history: Sequence[Mapping[str, float]], path: Path) -> None:

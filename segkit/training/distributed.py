@@ -216,9 +216,11 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     is_broken = False
     try:
-        yield Ranks(rank, count, count_here, local_rank, _empty_store(store))
+        name = [uuid.uuid4().hex]  # of an empty part of the store, which may outlive the processes
+        dist.broadcast_object_list(name)
+        yield Ranks(rank, count, count_here, local_rank, dist.PrefixStore(name[0], store))
     except RuntimeError as error:
-        is_broken = _is_connection_error(error)
+        is_broken = isinstance(error, dist.DistError) or "gloo" in str(error)
         if not is_broken:
             raise
         raise RanksError(
@@ -239,13 +241,6 @@ def _rendezvous_store() -> "Store":
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
     return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-def _empty_store(store: "Store") -> "Store":
-    """Return an empty part of the store, the same in all processes; the store may outlive them."""
-    name = [uuid.uuid4().hex]
-    dist.broadcast_object_list(name)
-    return dist.PrefixStore(name[0], store)
 
 
 def share_batch_norms(model: nn.Module, setting: str, device: torch.device, ranks: Ranks = ALONE) -> nn.Module:
@@ -335,7 +330,3 @@ def _reported_elsewhere(error: Exception) -> Exception:
     """Mark an error of another process, which reports it, so that this process ends silently."""
     error.is_reported = True
     return error
-
-
-def _is_connection_error(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)

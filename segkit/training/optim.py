@@ -45,7 +45,10 @@ def create_optimizer(
     if layer_decay is None:
         groups = timm.optim.param_groups_weight_decay(model, weight_decay)
     else:
-        groups = timm.optim.param_groups_layer_decay(_with_named_head(model), weight_decay, layer_decay=layer_decay)
+        layers = model
+        if isinstance(model, Segmenter):  # timm asks a model for its parameters and for the names of its head
+            layers = SimpleNamespace(named_parameters=model.named_parameters, pretrained_cfg={"classifier": HEAD})
+        groups = timm.optim.param_groups_layer_decay(layers, weight_decay, layer_decay=layer_decay)
     if decay_norms:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
     if backbone_lr_factor != 1:
@@ -100,13 +103,6 @@ def amp_dtype(device: torch.device, amp: str) -> torch.dtype | None:
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return dtypes[amp]
-
-
-def _with_named_head(model: nn.Module) -> Any:
-    """Return what timm's layer decay reads from a model: its parameters, and the names of its head."""
-    if not isinstance(model, Segmenter):
-        return model
-    return SimpleNamespace(named_parameters=model.named_parameters, pretrained_cfg={"classifier": HEAD})
 
 
 def _with_backbone_factor(groups: list[dict[str, Any]], model: nn.Module, factor: float) -> Iterator[dict[str, Any]]:

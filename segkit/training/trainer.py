@@ -284,7 +284,10 @@ class Trainer:
             raise NotFiniteError(f"{problem}{before} in {place}; try a lower `lr`, or `amp=off`")
         state.left_out += 1
         if self.ranks.is_first:
-            images = _image_names(batches, range(state.step, state.step + len(window)))
+            images, sampler = [], getattr(batches, "batch_sampler", None)
+            if isinstance(sampler, TrainBatches):
+                for number in range(state.step, state.step + len(window)):
+                    images += (batches.dataset.data.name(index) for index in sampler.images(number))
             more = f" and {len(images) - NAMES_SHOWN} more" if len(images) > NAMES_SHOWN else ""
             listed = f" (images: {', '.join(images[:NAMES_SHOWN])}{more})" if images else ""
             _log.warning("%s in %s; this step is skipped%s", problem, place, listed)
@@ -364,14 +367,6 @@ class Trainer:
             reached = {"val_loss": validation.loss, **validation.scores.to_dict()}
             row |= {prefix + key: value for key, value in reached.items() if prefix + key in row}
         return row
-
-
-def _image_names(batches: Iterable[Batch], numbers: Iterable[int]) -> list[str]:
-    """Return the names of the images in the batches with these numbers, if the loader knows them."""
-    sampler = getattr(batches, "batch_sampler", None)
-    if not isinstance(sampler, TrainBatches):
-        return []
-    return [batches.dataset.data.name(index) for number in numbers for index in sampler.images(number)]
 
 
 @contextmanager

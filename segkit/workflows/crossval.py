@@ -30,7 +30,7 @@ from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, r
 from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
 from segkit.workflows.datasets import open_folds
-from segkit.workflows.devices import pick_device
+from segkit.workflows.environment import pick_device
 from segkit.workflows.run import Session, TrainResult, finished_result, score_best, train_run
 from segkit.workflows.start import Start, data_digests, fixed_settings, read_run
 
@@ -82,7 +82,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     check_writable(config.out if run is None else run.path)
     folds = open_folds(config, console)
     if run is None:
-        run = RunFolder(create_run_folder(config.out, "train"))
+        run = RunFolder(create_run_folder(config.out, "train", can_resume=True))
         remove_leftovers(run.path, run.splits.name)
         splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
         write_whole(run.splits, json.dumps(splits, indent=1), durable=True)

@@ -31,7 +31,7 @@ from segkit.training import (
     create_scheduler,
     share_batch_norms,
 )
-from segkit.workflows.devices import pick_workers
+from segkit.workflows.environment import pick_workers
 from segkit.workflows.start import data_digests, fixed_settings
 
 

@@ -20,7 +20,7 @@ from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 from segkit.workflows.datasets import check_model_classes
-from segkit.workflows.devices import pick_device, pick_workers
+from segkit.workflows.environment import pick_device, pick_workers
 
 
 class Member(NamedTuple):

@@ -39,8 +39,7 @@ from segkit.training import (
 )
 from segkit.training.checkpoint import save_progress
 from segkit.workflows.datasets import write_data_report
-from segkit.workflows.devices import pick_device
-from segkit.workflows.environment import write_environment
+from segkit.workflows.environment import pick_device, write_environment
 from segkit.workflows.parts import build_loaders, build_loss, build_model, build_options, build_state, measure_rarity
 from segkit.workflows.run_text import (
     count_parameters,

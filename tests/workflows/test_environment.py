@@ -5,8 +5,7 @@ import os
 
 import torch
 
-from segkit.workflows.devices import pick_workers
-from segkit.workflows.environment import write_environment
+from segkit.workflows.environment import pick_workers, write_environment
 
 
 def test_a_resumed_run_keeps_its_earlier_environments(tmp_path):

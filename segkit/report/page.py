@@ -178,7 +178,7 @@ def _confusions(page: RunPage) -> str:
     head += "".join(f'<th class="number">{title}</th>' for title in ("% of the class", "% of all pixels"))
     table = f'<div class="scroll"><table class="plain"><tr>{head}</tr>{rows}</table></div>' if rows else ""
     picture = _figure(page.confusion_picture) if page.confusion_picture else ""
-    return f'<div class="beside">{picture}{table}</div>'
+    return f'<div class="columns">{picture}{table}</div>'
 
 
 def _figure(picture: Picture) -> str:

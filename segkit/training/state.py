@@ -35,7 +35,7 @@ class TrainState:
         finished: Whether the run has reached its end: all epochs are done, or it was stopped early.
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
-        data: Digests of the data, under `val` that of the validation images; a resumed run must have the same.
+        data: Digests of the data under `train` and `val`; a resumed run must have the same.
         steps_per_epoch: Updates in an epoch, which the schedule counts by.
         random: The random states to continue with; None to continue with those of the process.
     """

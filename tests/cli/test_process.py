@@ -157,7 +157,7 @@ def test_output_to_a_full_disk_is_dropped(monkeypatch):
         monkeypatch.setattr(sys, "stdout", stream)
         with output_may_close():
             print("x" * 100_000)
-            print("the work goes on", flush=True)
+            print("the work continues", flush=True)
         assert sys.stdout is stream
 
 

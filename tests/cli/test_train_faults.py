@@ -142,8 +142,8 @@ def test_a_disk_that_is_nearly_full_is_a_warning_at_the_start(shapes, tmp_path, 
     size = (tmp_path / "a" / "last.pt").stat().st_size
     printed = capsys.readouterr().err
     assert f"warning: {tmp_path / 'a'} has room for 2 MB, but the run needs about " in printed
-    told = int(printed.partition("needs about ")[2].partition(" MB")[0])
-    assert told * 1e6 == pytest.approx(3 * size, rel=0.1)
+    needed = int(printed.partition("needs about ")[2].partition(" MB")[0])
+    assert needed * 1e6 == pytest.approx(3 * size, rel=0.1)
 
 
 def test_a_class_without_validation_pixels_is_one_warning(shapes, tmp_path, capsys):

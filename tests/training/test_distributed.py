@@ -333,10 +333,10 @@ def test_an_error_in_one_process_is_raised_in_all_and_reported_once(tmp_path):
     def fail(ranks):
         with pytest.raises(DataError, match="the image is damaged") as caught:
             read(ranks)
-        told = [not getattr(caught.value, "is_reported", False)]
+        reports = [not getattr(caught.value, "is_reported", False)]
         with pytest.raises(ValueError, match="exists already") as caught:
             ranks.on_first(lambda: int("exists already"))
-        return [*told, not getattr(caught.value, "is_reported", False)]
+        return [*reports, not getattr(caught.value, "is_reported", False)]
 
     assert on_ranks(2, fail, tmp_path) == [[False, True], [True, False]]
 

@@ -55,14 +55,14 @@ class Predictor:
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
         window: Run images that are larger than this window piece by piece.
-        class_bias: Addition to the log-probabilities of single classes, by name, before the probabilities are scaled
-            to sum to 1 again: above 0 a class is found more often. See `python -m segkit tune`.
+        class_bias: `{class: number}` to add to its log-probability; probabilities are then normalised again. Above 0 a
+            class is predicted more often. `python -m segkit tune` finds values.
         crf: Refinement by the colours of the image. It is called with a tensor on `device`, so that a DenseCRF runs
             on CUDA too. If its memory does not suffice there, it runs on the CPU.
         device: The device of the models.
-        probs: Where the probabilities of a prediction are kept: in `memory`; on `disk` (a memory-mapped file, which
-            is deleted with the array), where a CRF also reads them, on the CPU; or `none`: without a CRF, an image of
-            any size then takes only one band of windows in addition to its label map.
+        probs: Where to keep the probabilities of a prediction. `memory`: in memory. `disk`: in a memory-mapped file,
+            which is deleted with the array; a CRF then runs on the CPU. `none`: do not keep them. Without a CRF,
+            memory holds one band of windows and the label map.
 
     Raises:
         UsageError: An argument cannot be used, or the models differ in their classes.
@@ -262,7 +262,7 @@ def predict_photo(
         image = read_image(photo)
     elif isinstance(photo, Image.Image):
         try:
-            photo.load()  # also turns a TIFF
+            _load(photo)
             image = np.array(to_rgb(ImageOps.exif_transpose(photo)))
         except (OSError, ValueError, AssertionError) as error:  # the last two: a closed image
             raise DataError(f"the image is damaged or closed: {error}") from error
@@ -280,6 +280,14 @@ def predict_photo(
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _load(photo: Image.Image) -> None:
+    """Decode the pixels of an image; a TIFF is also rotated by its EXIF orientation."""
+    try:
+        photo.load()
+    except AttributeError as error:  # some versions of Pillow (11.0) read from the file of a closed image, None
+        raise ValueError("its file is closed") from error
 
 
 def _normalised(model: nn.Module, images: Tensor) -> Tensor:

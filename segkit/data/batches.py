@@ -16,10 +16,10 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
     Set `epoch` before each pass, and `start` to skip that many batches of it. A last batch of one sample is dropped if
     there are others, because batch normalisation cannot learn from it.
 
-    Several processes share each batch: process `rank` of `ranks` takes every `ranks`-th sample, so that together they
-    learn from the same samples, however many they are, and all have the same number of batches. If the last batch
-    leaves a process with fewer than two samples, it also takes others of that batch as (index, seed, PADDING): batch
-    normalisation needs them, but their target is ignored.
+    Several processes share each batch: process `rank` of `num_ranks` takes every `num_ranks`-th sample, so that
+    together they learn from the same samples, however many they are, and all have the same number of batches. If the
+    last batch leaves a process with fewer than two samples, it also takes others of that batch as (index, seed,
+    PADDING): batch normalisation needs them, but their target is ignored.
 
     Args:
         length: Number of images.
@@ -28,10 +28,10 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         shares: (length,) relative frequency of each image in an epoch, see `repeat_factors`. By default each image
             occurs once. The length of the epoch does not change.
         rank: Number of this process.
-        ranks: Number of processes; it divides `batch_size`.
+        num_ranks: Number of processes; it divides `batch_size`.
 
     Raises:
-        UsageError: `ranks` does not divide `batch_size`.
+        UsageError: `num_ranks` does not divide `batch_size`.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         shares: np.ndarray | None = None,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        num_ranks: int = 1,
     ) -> None:
-        if batch_size % ranks:
+        if batch_size % num_ranks:
             raise UsageError(
-                f"batches of {batch_size} cannot be divided evenly among {ranks} processes; "
-                f"try `batch_size={-(-batch_size // ranks) * ranks}`"
+                f"batches of {batch_size} cannot be divided evenly among {num_ranks} processes; "
+                f"try `batch_size={-(-batch_size // num_ranks) * num_ranks}`"
             )
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.shares = shares
         self.rank = rank
-        self.ranks = ranks
+        self.num_ranks = num_ranks
         self.epoch = 0
         self.start = 0
 
@@ -78,10 +78,10 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         return list(zip(order, seeds, strict=True))
 
     def _share(self, batch: list[tuple[int, int]]) -> list[tuple[int, ...]]:
-        own = batch[self.rank :: self.ranks]
-        if self.ranks == 1:
+        own = batch[self.rank :: self.num_ranks]
+        if self.num_ranks == 1:
             return own
-        least = min(2, self.batch_size // self.ranks)
+        least = min(2, self.batch_size // self.num_ranks)
         return own + [(*sample, PADDING) for sample in (batch * least)[: max(0, least - len(own))]]
 
     def _drawn(self, random: np.random.Generator) -> np.ndarray:

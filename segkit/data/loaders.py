@@ -81,7 +81,7 @@ def train_loader(
     seed: int = 0,
     shares: np.ndarray | None = None,
     rank: int = 0,
-    ranks: int = 1,
+    num_ranks: int = 1,
     **options: Any,
 ) -> Loader:
     """Return a loader of augmented training batches.
@@ -97,7 +97,7 @@ def train_loader(
         seed: Seed of the order and the augmentations.
         shares: See `TrainBatches`.
         rank: Number of this process among the processes that train together.
-        ranks: Number of these processes.
+        num_ranks: Number of these processes.
         **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
 
     Returns:
@@ -112,16 +112,17 @@ def train_loader(
         raise UsageError(f"`batch_size` must be at least 1, got {batch_size}")
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise UsageError(f"`shares` must be {len(data)} positive numbers, one for each image")
-    batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, ranks=ranks)
+    batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, num_ranks=num_ranks)
     return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
 
 
-def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> Loader:
+def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, num_ranks: int = 1) -> Loader:
     """Return a loader of one image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8.
 
-    Process `rank` of `ranks` gets every `ranks`-th image: each image goes to one process, and a process may get none.
+    Process `rank` of `num_ranks` gets every `num_ranks`-th image: each image goes to one process, and a process may
+    get none.
     """
-    return Loader(Plain(data), batch_size=1, sampler=range(rank, len(data), ranks), **_worker_options(workers))
+    return Loader(Plain(data), batch_size=1, sampler=range(rank, len(data), num_ranks), **_worker_options(workers))
 
 
 @contextmanager

@@ -100,10 +100,10 @@ def build_loaders(
         max_bad=config.max_bad,
         decode_at_least=config.decode_at_least,
         rank=ranks.rank,
-        ranks=ranks.count,
+        num_ranks=ranks.count,
         **rarity.mixing,
     )
-    return train, val_loader(val_set, workers=min(workers, 2), rank=ranks.rank, ranks=ranks.count)
+    return train, val_loader(val_set, workers=min(workers, 2), rank=ranks.rank, num_ranks=ranks.count)
 
 
 def build_state(

@@ -375,7 +375,7 @@ def test_spawned_workers_load_the_same_batches(data):
 
 
 def test_a_batch_lists_its_images():
-    batches = TrainBatches(10, 4, seed=3, rank=1, ranks=2)
+    batches = TrainBatches(10, 4, seed=3, rank=1, num_ranks=2)
     batches.epoch, batches.start = 2, 1
     own = [index for index, _ in next(iter(batches))]
     assert batches.images(1)[1::2] == own

@@ -70,7 +70,7 @@ def build_state(
 
 def loaders(*, workers=0, batch_size=2, ranks=Ranks()):  # noqa: B008 - is frozen
     transform = create_transform("standard", crop=32)
-    of_rank = {"rank": ranks.rank, "ranks": ranks.count}
+    of_rank = {"rank": ranks.rank, "num_ranks": ranks.count}
     train = train_loader(Drawn(10), transform, batch_size=batch_size, workers=workers, **of_rank)
     return train, val_loader(Drawn(2, seed=1), workers=min(workers, 1), **of_rank)
 

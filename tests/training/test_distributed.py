@@ -78,7 +78,7 @@ def test_scores_and_loss_are_the_same_for_any_number_of_processes(tmp_path, imag
     state = build_state()
 
     def score(ranks):
-        loader = val_loader(Drawn(images), rank=ranks.rank, ranks=ranks.count)
+        loader = val_loader(Drawn(images), rank=ranks.rank, num_ranks=ranks.count)
         result = validate(state.model, loader, create_loss("ce"), device=CPU, autocast=FP32, ranks=ranks)
         return result.loss, result.scores.to_dict(), len(loader)
 
@@ -93,7 +93,7 @@ def test_scores_and_loss_are_the_same_for_any_number_of_processes(tmp_path, imag
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_processes_share_the_samples_of_each_batch(length, batch_size, ranks):
     whole = list(TrainBatches(length, batch_size, seed=3))
-    parts = [list(TrainBatches(length, batch_size, seed=3, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    parts = [list(TrainBatches(length, batch_size, seed=3, rank=rank, num_ranks=ranks)) for rank in range(ranks)]
     assert [len(part) for part in parts] == [len(whole)] * ranks
     for batch, *shares in zip(whole, *parts, strict=True):
         counted = [sample for share in shares for sample in share if len(sample) == 2]
@@ -103,7 +103,7 @@ def test_processes_share_the_samples_of_each_batch(length, batch_size, ranks):
 
 
 def test_a_padding_sample_is_an_image_whose_target_is_ignored():
-    loader = train_loader(Drawn(5), create_transform("flip", crop=32), batch_size=4, rank=1, ranks=2)
+    loader = train_loader(Drawn(5), create_transform("flip", crop=32), batch_size=4, rank=1, num_ranks=2)
     samples = loader.dataset
     image, target = samples[3, 7, PADDING]
     assert torch.equal(image, samples[3, 7][0])
@@ -114,7 +114,7 @@ def test_a_padding_sample_is_an_image_whose_target_is_ignored():
 def test_a_batch_that_cannot_be_shared_is_an_error():
     message = "batches of 6 cannot be divided evenly among 4 processes; try `batch_size=8`"
     with pytest.raises(ValueError, match=message):
-        train_loader(Drawn(8), create_transform("flip", crop=32), batch_size=6, ranks=4)
+        train_loader(Drawn(8), create_transform("flip", crop=32), batch_size=6, num_ranks=4)
 
 
 def test_only_the_first_process_writes_and_all_end_with_the_same_weights_and_averages(tmp_path):

@@ -14,7 +14,7 @@ from segkit.labels import IGNORE_INDEX
 from segkit.metrics._inputs import as_images, count_pairs, read_labels
 from segkit.metrics._running import RunningCounts
 from segkit.metrics.labels import class_index, is_ignored
-from segkit.metrics.scores import divide_or_nan, mean_of_present, table
+from segkit.metrics.scores import divide_or_nan, mean_of_present, share_table
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BoundaryScores:
 
     def __str__(self) -> str:
         rows = [(name, iou, "") for name, iou in zip(self.class_names, self.iou, strict=True)]
-        return table("class", ("boundary IoU %",), [*rows, ("mean", self.miou, "")])
+        return share_table("class", ("boundary IoU %",), [*rows, ("mean", self.miou, "")])
 
 
 class BoundaryIoU(RunningCounts):

@@ -58,7 +58,7 @@ class Scores:
             for name, iou, pixels in zip(self.class_names, self.iou, self.support, strict=True)
         ]
         rows += [("mean (mIoU)", self.miou, ""), ("accuracy", self.pixel_accuracy, "")]
-        lines = [table("class", ("  IoU %", "pixels %"), rows)]
+        lines = [share_table("class", ("  IoU %", "pixels %"), rows)]
         if self.out_of_range:
             lines.append(f"{self.out_of_range} labels are not a class")
         return "\n".join(lines)
@@ -118,7 +118,7 @@ def mean_of_present(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def table(first: str, columns: Sequence[str], rows: Sequence[tuple[str, float, str]]) -> str:
+def share_table(first: str, columns: Sequence[str], rows: Sequence[tuple[str, float, str]]) -> str:
     """Format rows of a name, a share in percent (`-` for NaN) and more text as a table."""
     width = max(len(first), *(len(name) for name, _, _ in rows))
     lines = [f"{first:<{width}}  {'  '.join(columns)}"]

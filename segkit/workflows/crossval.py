@@ -23,7 +23,7 @@ from segkit.errors import MissingFileError, UsageError
 from segkit.files import read_text, remove_leftovers, write_records, write_whole
 from segkit.folds.split import Folds
 from segkit.metrics import ConfusionMatrix
-from segkit.metrics.scores import table
+from segkit.metrics.scores import share_table
 from segkit.models import read_header
 from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
@@ -248,7 +248,7 @@ def summary_table(total: ConfusionMatrix, values: np.ndarray) -> str:
             ("mean (mIoU)", *total.class_names), _values(total), of_folds, strict=True
         )
     ]
-    return table("class", ("  IoU %", "mean of folds", "     sd"), [*rows[1:], rows[0]])
+    return share_table("class", ("  IoU %", "mean of folds", "     sd"), [*rows[1:], rows[0]])
 
 
 def _values(confusion: ConfusionMatrix) -> np.ndarray:

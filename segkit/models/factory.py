@@ -79,8 +79,7 @@ def create_model(
         decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
     except (TypeError, RuntimeError, ZeroDivisionError) as error:  # torch raises any of these for a wrong value
         raise UsageError(f"{name} cannot be built with {decoder_options}: {error}") from error
-    # The U-Net ends at full resolution, so its head has a 3x3 convolution, as its other steps there.
-    head = SegmentationHead(decoder.out_channels, len(names), kernel_size=3 if name == "unet" else 1)
+    head = SegmentationHead(decoder.out_channels, len(names), kernel_size=getattr(decoder, "head_kernel_size", 1))
     config = {
         "name": name,
         "backbone": backbone,

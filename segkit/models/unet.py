@@ -24,9 +24,15 @@ class UNet(nn.Module):
         channels: Width of each step, deepest first: one for each doubling of the size.
         norm: `batch`, `group` or `none`.
 
+    Attributes:
+        head_kernel_size: Kernel of the segmentation head. The map has full resolution, where the other steps have
+            3x3 convolutions too.
+
     Raises:
         UsageError: The first level is not the image, or `channels` has another length.
     """
+
+    head_kernel_size = 3
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ def _recompile_limit() -> str:
 def has_cpp_compiler() -> bool:
     """Return whether torch.compile finds a C++ compiler, which it needs on the CPU.
 
-    Private, because the list of compilers that torch tries is.
+    This calls a private function of torch: which compilers torch tries is not public.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

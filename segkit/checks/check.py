@@ -1,4 +1,4 @@
-"""Check data before it is trained on: count classes, and look for faults, oddities and duplicates."""
+"""Check data before it is trained on: count classes, and look for errors, warnings and duplicates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ class CheckedSet:
 def check_sets(
     sets: Mapping[str, ImageFiles], *, full: bool = False, console: Console | None = None
 ) -> list[CheckedSet]:
-    """Count classes, and look for faults, oddities and duplicates, in one or several sets with the same classes.
+    """Count classes, and look for errors, warnings and duplicates, in one or several sets with the same classes.
 
     Nothing is changed.
 

@@ -129,7 +129,8 @@ class ScoreConfig(PredictConfig, LabelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_workers(self)
-        check(self, "data", bool(self.data), "one COCO JSON file or more")
+        if not self.data:
+            raise UsageError("`data` needs at least one COCO JSON file or folder")
 
 
 @dataclass(frozen=True)

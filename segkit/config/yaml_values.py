@@ -80,7 +80,7 @@ def first_that_fits(union: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
-    """Return the nodes of a mapping by name.
+    """Read a YAML mapping as `{name: node}`.
 
     Raises:
         Mismatch: the node is not a mapping of names.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segkit.crf._inputs import MAX_CRF_PIXELS, check_image, check_probs
 from segkit.crf.lattice_engine import LatticeEngine
-from segkit.crf.pool import Engine, WorkerPool, then
+from segkit.crf.pool import Engine, WorkerPool, map_future
 from segkit.crf.presets import PRESETS, CRFParameters
 from segkit.crf.pydensecrf_engine import PydensecrfEngine, import_pydensecrf
 from segkit.errors import UsageError
@@ -104,13 +104,14 @@ class DenseCRF(CRFParameters):
         """
         values = check_probs(probs)
         pixels = check_image(image, values)
+        device = _device_or_none(probs)
         if values.ndim == 3:
-            return _as_kind(_kind(probs), self._submit(values, pixels).result())
+            return _like_input(device, self._submit(values, pixels).result())
         futures = [self._submit(v, p) for v, p in zip(values, pixels, strict=True)]
-        return _as_kind(_kind(probs), torch.stack([future.result() for future in futures]) if futures else values)
+        return _like_input(device, torch.stack([future.result() for future in futures]) if futures else values)
 
     def runs_on(self, device: torch.device) -> torch.device:
-        """Return the device that refines probabilities which are on `device`."""
+        """Return where the CRF runs: CUDA for CUDA input and the torch backend, else the CPU."""
         return device if device.type == "cuda" and self.backend != "pydensecrf" else torch.device("cpu")
 
     def submit(self, probs: Array, image: Array) -> "Future[Array]":
@@ -128,8 +129,9 @@ class DenseCRF(CRFParameters):
         values = check_probs(probs)
         if values.ndim != 3:
             raise UsageError(f"submit takes one image, `probs` (C, H, W), got {tuple(values.shape)}")
-        # Only their kind is kept, not the probabilities: many images may wait for the workers.
-        return then(self._submit(values, check_image(image, values)), partial(_as_kind, _kind(probs)))
+        # Keep only the device, not the probabilities: many images may wait for the workers.
+        device = _device_or_none(probs)
+        return map_future(self._submit(values, check_image(image, values)), partial(_like_input, device))
 
     def map(self, pairs: Iterable[tuple[Array, Array]]) -> Iterator[Array]:
         """Refine pairs (probs, image) of any sizes, in order; only a few of them are in memory at a time."""
@@ -177,7 +179,7 @@ class DenseCRF(CRFParameters):
         else:
             refined = Future()
             refined.set_result(self._engine(kept, image) if len(kept) > 1 else torch.ones_like(kept))
-        return then(refined, partial(_with_skipped, active.to(device)))
+        return map_future(refined, partial(_with_skipped, active.to(device)))
 
 
 def _with_skipped(active: Tensor, probs: Tensor) -> Tensor:
@@ -187,10 +189,11 @@ def _with_skipped(active: Tensor, probs: Tensor) -> Tensor:
     return full
 
 
-def _kind(probs: Array) -> torch.device | None:
+def _device_or_none(probs: Array) -> torch.device | None:
     """Return the device of a tensor, or None for a numpy array."""
     return probs.device if isinstance(probs, Tensor) else None
 
 
-def _as_kind(kind: torch.device | None, probs: Tensor) -> Array:
-    return probs.numpy() if kind is None else probs.to(kind)
+def _like_input(device: torch.device | None, probs: Tensor) -> Array:
+    """Return the tensor on `device`, or as a numpy array if it is None."""
+    return probs.numpy() if device is None else probs.to(device)

@@ -44,7 +44,7 @@ class WorkerPool:
             done = self._executor.submit(_refine, probs.numpy(), image.numpy())
         except BrokenProcessPool as error:
             raise self._death(error) from error
-        return then(done, torch.from_numpy, self._death)
+        return map_future(done, torch.from_numpy, self._death)
 
     def close(self) -> None:
         """End the workers when their current images are done, and cancel the waiting images."""
@@ -62,16 +62,16 @@ class WorkerPool:
         )
 
 
-def then(
+def map_future(
     future: "Future", function: Callable[..., Result], on_error: Callable[[BaseException], BaseException] | None = None
 ) -> "Future[Result]":
-    """Return a Future of `function(result)`, for the result of another Future."""
+    """Apply `function` to a Future's result when it is ready; return the new Future."""
     result: Future = Future()
 
     def finish(done: "Future") -> None:
         try:
             result.set_result(function(done.result()))
-        except BaseException as error:  # any error belongs to the caller that asks for the result
+        except BaseException as error:  # store every error; `.result()` raises it again
             result.set_exception(on_error(error) if on_error else error)
 
     future.add_done_callback(finish)

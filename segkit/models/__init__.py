@@ -17,7 +17,7 @@ _PUBLIC = {
     "create_model": "segkit.models.factory",
     "export_onnx": "segkit.models.export",
     "export_program": "segkit.models.export",
-    "find_folds": "segkit.runs",
+    "find_folds": "segkit.runs",  # lives elsewhere; stays public here, as it was
     "find_model_file": "segkit.models.model_file",
     "load_model": "segkit.models.model_file",
     "load_smp_checkpoint": "segkit.models.smp.checkpoints",

@@ -69,7 +69,7 @@ class TrainState:
 
         Args:
             row: The results of the epoch that ends.
-            validated: Whether it ended with a validation. Without one, nobody knows whether it was better.
+            validated: Whether the epoch was validated. If not, `stale_epochs` and the schedule do not change.
         """
         self.epoch += 1
         self._reset_epoch()

@@ -37,7 +37,7 @@ class CheckResult:
 
 @takes_settings(CheckConfig)
 def check(*, verbose: bool = False, **settings: Any) -> CheckResult:
-    """Check data before training, as `python -m segkit check` does: classes, overlaps, faults, oddities, duplicates.
+    """Check data before training, as `python -m segkit check` does: classes, overlaps, errors, warnings, duplicates.
 
         result = segkit.check(data=["train.json", "val.json"], images="photographs/", full=True)
         result.errors, result.sets[0].findings

@@ -127,7 +127,7 @@ def open_labelled(
     *,
     on_bad: str = "error",
     max_bad: float = 0.0,
-    may_be_bare: bool = False,
+    allow_unlabelled: bool = False,
     is_scored: bool = False,
     console: Console | None = None,
 ) -> SegmentationDataset:
@@ -138,7 +138,7 @@ def open_labelled(
         source: Where the images are.
         on_bad: `error` or `skip`, for images and masks that cannot be used.
         max_bad: Largest share of the images that `skip` drops.
-        may_be_bare: Whether it is fine if no image has an annotation.
+        allow_unlabelled: Accept a source in which no image has an annotation.
         is_scored: Whether each image counts in a score, so that no file may occur twice.
         console: Prints what is remarkable.
 
@@ -166,7 +166,7 @@ def open_labelled(
     if _is_own(paths):
         _check_first_sample(data, name)
     annotations = getattr(data, "annotations", None)
-    if annotations is not None and not may_be_bare and not any(annotations):
+    if annotations is not None and not allow_unlabelled and not any(annotations):
         raise DataError(f"`{name}` has no annotations, so there is nothing to learn or to score; is it a test set?")
     twice = [finding for finding in getattr(data, "findings", ()) if finding.kind == "shared-file"]
     if is_scored and twice:
@@ -281,6 +281,7 @@ def _open_training(
 
 
 def _open(config: TrainConfig, name: str, console: Console | None) -> SegmentationDataset:
+    """Open the images of one of the settings `data`, `val` and `train_only`, with its share of `images` and `masks`."""
     sources = [() if _is_own(getattr(config, source)) else getattr(config, source) for source in _TRAINING_SOURCES]
     number = _TRAINING_SOURCES.index(name)
     roots = config.images
@@ -296,7 +297,7 @@ def _open(config: TrainConfig, name: str, console: Console | None) -> Segmentati
         Source(name, getattr(config, name), roots, share_out(config.masks, sources, "masks")[number]),
         on_bad="error" if name == "val" else config.on_bad,
         max_bad=config.max_bad,
-        may_be_bare=name == "train_only",
+        allow_unlabelled=name == "train_only",
         is_scored=name == "val",
         console=console,
     )

@@ -23,8 +23,8 @@ from segkit.workflows.datasets import check_model_classes
 from segkit.workflows.environment import pick_device, pick_workers
 
 
-class Member(NamedTuple):
-    """A model of an ensemble.
+class ModelSource(NamedTuple):
+    """Where a model of an ensemble comes from, and its weight.
 
     Attributes:
         name: The file or run folder as the caller wrote it.
@@ -47,8 +47,8 @@ class Member(NamedTuple):
         return model.to(device)
 
 
-def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = ()) -> list[Member]:
-    """Return the models that `weights` names.
+def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = ()) -> list[ModelSource]:
+    """Find the model files and loaded models of an ensemble.
 
     Args:
         weights: Model files, run folders or loaded models. A folder of a cross-validation stands for the models of all
@@ -63,19 +63,19 @@ def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = 
     members = []
     for number, given in enumerate(weights):
         if isinstance(given, Segmenter):
-            members.append(Member(f"model {number + 1}", given, shares[number] if shares else 1.0))
+            members.append(ModelSource(f"model {number + 1}", given, shares[number] if shares else 1.0))
             continue
         if not isinstance(given, Path):
             raise UsageError(f"a model must be a path or a Segmenter, got {type(given).__name__}")
         folds = find_folds(given)
         weight = shares[number] / len(folds) if shares else 1.0
-        members += [Member(str(fold), find_model_file(fold), weight) for fold in folds]
+        members += [ModelSource(str(fold), find_model_file(fold), weight) for fold in folds]
     return members
 
 
 def load_predictor(
     config: PredictConfig,
-    members: Sequence[Member],
+    members: Sequence[ModelSource],
     *,
     device: torch.device,
     crf_workers: int,
@@ -121,7 +121,7 @@ def load_predictor(
 
 def load_scored_predictor(
     config: ScoreConfig,
-    members: Sequence[Member],
+    members: Sequence[ModelSource],
     data: SegmentationDataset,
     console: Console,
     *,

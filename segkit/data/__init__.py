@@ -7,6 +7,7 @@ from segkit._lazy import lazy_names
 
 _PUBLIC = {
     "AUGMENTATIONS": "segkit.data.transforms",
+    "Augmentation": "segkit.data.transforms",
     "CocoSegmentation": "segkit.data.coco",
     "DataError": "segkit.errors",
     "DataWarning": "segkit.errors",

@@ -1,10 +1,15 @@
-"""Augmentations by name, made of albumentations."""
+"""Augmentations by name, made of albumentations.
+
+To use an augmentation of your own in `create_transform` and `segkit.train(augment="turn")`, add it to `AUGMENTATIONS`:
+
+    AUGMENTATIONS["turn"] = Augmentation(lambda crop: [A.RandomRotate90(), A.RandomScale((-0.3, 0.3), p=1.0)])
+"""
 
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,23 +38,35 @@ def _without_update_check() -> Iterator[None]:
 with _without_update_check():
     import albumentations as A
 
-Fill = dict[str, int]
 Transforms = list[A.BasicTransform | A.BaseCompose]
-RECOMMENDED = ("none", "flip", "light", "standard")
+FILL = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}  # of pixels outside the image
+
+
+class Augmentation(NamedTuple):
+    """An entry of `AUGMENTATIONS`.
+
+    Attributes:
+        create: Function from the side of the crop in pixels to a list of albumentations' transforms.
+        resizes: Whether the result of these transforms is the crop. If not, it may have any size: `create_transform`
+            pads it, cuts a random crop out of it, and can draw the crop around a rare class.
+    """
+
+    create: Callable[[int], Transforms]
+    resizes: bool = False
 
 
 def create_transform(name: str, *, crop: int, rare_classes: Sequence[int] = (), rare_crops: float = 0.0) -> A.Compose:
     """Create the augmentation of training images.
 
     Args:
-        name: `none` (only crops), `flip`, `light` or `standard`; each does more than the one before it. Pixels from
-            outside the image are 255 in the mask. Or the augmentations of two competition solutions, which resize most
-            of the image to the crop and reflect it at its borders: `seed1` (its DeepLabV3+; `seed1-fpn` its FPN) and
-            `seed2`.
+        name: A name of `AUGMENTATIONS`: `none` (only crops), `flip`, `light` or `standard`; each does more than the one
+            before it. Pixels from outside the image are 255 in the mask. Or the augmentations of two competition
+            solutions, which resize most of the image to the crop and reflect it at its borders: `seed1` (its
+            DeepLabV3+; `seed1-fpn` its FPN) and `seed2`.
         crop: Height and width of the result, in pixels.
         rare_classes: Classes that crops are drawn around.
         rare_crops: Share of the crops that are drawn around a pixel of a rare class, if the image has one. Only for
-            the first four augmentations.
+            augmentations whose crops are drawn here (not `resizes`, see `Augmentation`).
 
     Returns:
         A transform: call it as `transform(image=image, mask=mask)` with (H, W, 3) and (H, W) uint8.
@@ -62,18 +79,18 @@ def create_transform(name: str, *, crop: int, rare_classes: Sequence[int] = (), 
         raise UsageError(f"`crop` must be at least 1 pixel, got {crop}")
     if not 0 <= rare_crops <= 1:
         raise UsageError(f"`rare_crops` must be in 0..1, got {rare_crops}")
-    if name not in RECOMMENDED and rare_crops:
-        raise UsageError(
-            f"`rare_crops` needs an augmentation that crops, one of {', '.join(RECOMMENDED)}, not {name!r}"
-        )
+    augmentation = AUGMENTATIONS[name]
+    if augmentation.resizes and rare_crops:
+        cropped = [known for known, other in AUGMENTATIONS.items() if not other.resizes]
+        raise UsageError(f"`rare_crops` needs an augmentation that crops, one of {', '.join(cropped)}, not {name!r}")
     os.environ.setdefault(_NO_UPDATE, "1")  # loader workers that are spawned import albumentations again
     with strict_arguments():
-        if name not in RECOMMENDED:
-            return A.Compose(AUGMENTATIONS[name](crop))
-        fill = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}
-        at_least_two = A.PadIfNeeded(2, 2, **fill)  # so that an image of one row can be halved
-        cut = [A.PadIfNeeded(crop, crop, **fill), RareCrop(crop, rare_classes, rare_crops)]
-        return A.Compose([at_least_two, *AUGMENTATIONS[name](fill), *cut])
+        transforms = augmentation.create(crop)
+        if augmentation.resizes:
+            return A.Compose(transforms)
+        at_least_two = A.PadIfNeeded(2, 2, **FILL)  # so that an image of one row can be halved
+        cut = [A.PadIfNeeded(crop, crop, **FILL), RareCrop(crop, rare_classes, rare_crops)]
+        return A.Compose([at_least_two, *transforms, *cut])
 
 
 @contextmanager
@@ -132,15 +149,15 @@ class RareCrop(A.DualTransform):
         return self.apply(mask, corner)
 
 
-def _none(fill: Fill) -> Transforms:
+def _none(crop: int) -> Transforms:
     return []
 
 
-def _flip(fill: Fill) -> Transforms:
+def _flip(crop: int) -> Transforms:
     return [A.HorizontalFlip(p=0.5)]
 
 
-def _light(fill: Fill) -> Transforms:
+def _light(crop: int) -> Transforms:
     return [
         A.RandomScale((-0.4, 0.25), p=1.0),
         A.HorizontalFlip(p=0.5),
@@ -148,11 +165,11 @@ def _light(fill: Fill) -> Transforms:
     ]
 
 
-def _standard(fill: Fill) -> Transforms:
+def _standard(crop: int) -> Transforms:
     return [
         A.RandomScale((-0.5, 0.5), p=1.0),
         A.HorizontalFlip(p=0.5),
-        A.Affine(rotate=(-20, 20), shear=(-8, 8), p=0.3, **fill),
+        A.Affine(rotate=(-20, 20), shear=(-8, 8), p=0.3, **FILL),
         A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
         A.HueSaturationValue(8, 20, 10, p=0.3),
         A.GaussianBlur(blur_limit=(3, 5), p=0.1),
@@ -203,12 +220,12 @@ def _seed2(crop: int) -> Transforms:
     ]
 
 
-AUGMENTATIONS: dict[str, Callable[..., Transforms]] = {
-    "none": _none,
-    "flip": _flip,
-    "light": _light,
-    "standard": _standard,
-    "seed1": _seed1,
-    "seed1-fpn": _seed1_fpn,
-    "seed2": _seed2,
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(_none),
+    "flip": Augmentation(_flip),
+    "light": Augmentation(_light),
+    "standard": Augmentation(_standard),
+    "seed1": Augmentation(_seed1, resizes=True),
+    "seed1-fpn": Augmentation(_seed1_fpn, resizes=True),
+    "seed2": Augmentation(_seed2, resizes=True),
 }

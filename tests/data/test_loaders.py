@@ -17,6 +17,7 @@ from torch.utils.data._utils import worker
 
 from segkit.data import (
     AUGMENTATIONS,
+    Augmentation,
     CocoSegmentation,
     DataError,
     SegmentationDataset,
@@ -27,7 +28,7 @@ from segkit.data import (
 from segkit.data.batches import TrainBatches
 from segkit.data.loaders import SIGNALS
 from segkit.data.samples import Augmented, CopyPaste, cutmix
-from segkit.data.transforms import RECOMMENDED, strict_arguments
+from segkit.data.transforms import strict_arguments
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_crop_has_its_size_for_images_of_any_size(name, size):
     assert result["mask"].shape == (64, 64)
 
 
-@pytest.mark.parametrize("name", RECOMMENDED)
+@pytest.mark.parametrize("name", ["none", "flip", "light", "standard"])
 def test_pixels_outside_the_image_are_ignored_and_labels_are_not_mixed(name):
     mask = np.zeros((30, 30), np.uint8)
     mask[10:20] = 9
@@ -172,6 +173,29 @@ def test_mixed_samples_depend_only_on_the_seed(data):
 def test_rare_crops_of_a_pipeline_that_does_not_crop_are_refused():
     with pytest.raises(ValueError, match="`rare_crops` needs an augmentation that crops"):
         create_transform("seed2", crop=8, rare_classes=(1,), rare_crops=0.5)
+
+
+def test_an_augmentation_of_ones_own_is_padded_and_cropped_around_rare_classes(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "half", Augmentation(lambda crop: [A.RandomScale((-0.5, -0.5), p=1.0)]))
+    mask = np.zeros((200, 300), np.uint8)
+    mask[150:154, 250:254] = 5
+    transform = create_transform("half", crop=32, rare_classes=(5,), rare_crops=1.0)
+    for seed in range(5):
+        transform.set_random_seed(seed)
+        result = transform(image=np.zeros((200, 300, 3), np.uint8), mask=mask)
+        assert result["image"].shape == (32, 32, 3)
+        assert 5 in result["mask"]
+    small = create_transform("half", crop=32)(image=np.zeros((8, 8, 3), np.uint8), mask=np.zeros((8, 8), np.uint8))
+    assert small["mask"].shape == (32, 32)
+    assert (small["mask"] == 255).sum() == 32 * 32 - 4 * 4
+
+
+def test_an_augmentation_of_ones_own_may_resize_to_the_crop_itself(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "whole", Augmentation(lambda crop: [A.Resize(crop, crop)], resizes=True))
+    result = create_transform("whole", crop=32)(image=np.zeros((8, 9, 3), np.uint8), mask=np.ones((8, 9), np.uint8))
+    assert (result["mask"] == np.ones((32, 32))).all()
+    with pytest.raises(ValueError, match="one of none, flip, light, standard, not 'whole'"):
+        create_transform("whole", crop=32, rare_classes=(1,), rare_crops=0.5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000)])

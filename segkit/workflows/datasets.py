@@ -15,6 +15,7 @@ from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
 from segkit.files import write_csv
 from segkit.folds.split import Folds, add_train_only
+from segkit.labels import IGNORE_INDEX
 
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
@@ -307,6 +308,10 @@ def _check_first_sample(data: SegmentationDataset, name: str) -> None:
     """Raise DataError if the classes, the first image or its labels are not as `SegmentationDataset` says."""
     if not all(isinstance(one, str) for one in data.class_names):
         raise DataError(f"the class names of `{name}` must be text, got {list(data.class_names)}")
+    if len(set(data.class_names)) < len(data.class_names):
+        raise DataError(f"`{name}` has two classes of the same name: {', '.join(data.class_names)}")
+    if len(data.class_names) > IGNORE_INDEX:
+        raise DataError(f"`{name}` has {len(data.class_names)} classes; a mask of uint8 holds {IGNORE_INDEX}, 0 to 254")
     image = data.image(0)
     is_rgb = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     if not is_rgb or not image.size:

@@ -171,9 +171,17 @@ def test_an_own_data_set_is_checked_before_it_trains(tmp_path, monkeypatch, part
     assert not (tmp_path / "a").exists()
 
 
-def test_class_names_of_an_own_data_set_are_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(Drawn, "class_names", (0, 1, 2))
-    with pytest.raises(DataError, match="class names of `data` must be text"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((0, 1, 2), "class names of `data` must be text"),
+        (("background", "a", "a"), "two classes of the same name"),
+        (tuple(map(str, range(256))), "has 256 classes; a mask of uint8 holds 255"),
+    ],
+)
+def test_class_names_of_an_own_data_set_are_checked(tmp_path, monkeypatch, names, message):
+    monkeypatch.setattr(Drawn, "class_names", names)
+    with pytest.raises(DataError, match=message):
         segkit.train(data=Drawn(4), out=tmp_path / "a", epochs=1, **SETTINGS)
 
 

@@ -129,3 +129,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, device)
+
+
+def has_ended(epoch: int, stale_epochs: int, epochs: int, early_stopping: int) -> bool:
+    """Return whether a training has reached its last epoch, or has gone too long without a better mIoU.
+
+    Args:
+        epoch: Number of finished epochs.
+        stale_epochs: Number of epochs since the best validation.
+        epochs: Number of epochs of the whole training.
+        early_stopping: Number of stale epochs after which to stop; 0 for never.
+    """
+    return epoch >= epochs or 0 < early_stopping <= stale_epochs

@@ -1,4 +1,4 @@
-"""The training loop: read `Trainer.fit`, then `Trainer.train_one_epoch`."""
+"""The training loop: read `Trainer.epochs`, then `Trainer.train_one_epoch`."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ from segkit.models.segmenter import Outputs
 from segkit.training.checkpoint import checkpoint_bytes, prepare_folder, save_if_best, save_on_request, save_progress
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.interrupt import Interrupted, StopSignals
-from segkit.training.state import TrainState, set_random_state
+from segkit.training.state import TrainState, has_ended, set_random_state
 from segkit.training.step import Batch, BufferBackup, at_sam_point, pixel_shares, presence_loss, windows
 from segkit.training.validation import Precision, Validation, validate
 
@@ -134,8 +134,10 @@ class Trainer:
         self._model = torch.compile(state.model) if options.compile else state.model
         self._buffers = BufferBackup(state.model)
 
-    def fit(self, train: DataLoader, val: DataLoader) -> Iterator[EpochReport]:
+    def epochs(self, train: DataLoader, val: DataLoader) -> Iterator[EpochReport]:
         """Train until the last epoch, or until the mIoU does not rise any more; yield the results of each epoch.
+
+        Nothing is trained before the results are asked for: `for report in trainer.epochs(train, val): ...`.
 
         Args:
             train: Yields images (N, 3, H, W) and target (N, H, W), both uint8. `batch_sampler.epoch` is set to the
@@ -154,7 +156,7 @@ class Trainer:
             set_random_state(state.random)
             state.random = None
         not_saved = None
-        state.finished = self._has_ended()
+        state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)
         while not state.finished:
             state.model.freeze_backbone(state.epoch < options.freeze_backbone)
             train.batch_sampler.epoch, train.batch_sampler.start = state.epoch, state.step
@@ -168,7 +170,7 @@ class Trainer:
             row = self._row(train_loss, validations, state.seconds + time.monotonic() - started)
             state.end_epoch(row, validated=is_validated)
             improved, not_best = save_if_best(state, validations, self.out, ranks) if is_validated else (False, None)
-            state.finished = self._has_ended()
+            state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)
             not_saved = save_progress(state, self.out, ranks) or not_best
             yield EpochReport(row, validations["raw"].scores if is_validated else None, improved, speed)
             try:
@@ -325,10 +327,6 @@ class Trainer:
                 save_progress(self.state, self.out)
         torch.cuda.empty_cache()  # not in the handler, where the error keeps the tensors of the failed attempt
         return attempt()
-
-    def _has_ended(self) -> bool:
-        state, options = self.state, self.options
-        return state.epoch >= options.epochs or 0 < options.early_stopping <= state.stale_epochs
 
     def _save_or_stop_if_asked(self) -> None:
         state, options = self.state, self.options

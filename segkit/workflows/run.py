@@ -249,7 +249,7 @@ def epochs_with_restart(trainer: Trainer, train: Loader, val: Loader, *, may_res
     """
     state, ranks, run = trainer.state, trainer.ranks, RunFolder(trainer.out)
     try:
-        yield from trainer.fit(train, val)
+        yield from trainer.epochs(train, val)
         return
     except NotFiniteError as error:
         has_save = ranks.on_first(lambda: run.has_checkpoint)
@@ -262,7 +262,7 @@ def epochs_with_restart(trainer: Trainer, train: Loader, val: Loader, *, may_res
     state.scheduler.factor = SLOWER
     if ranks.is_first:
         _log.warning("%s; restarting from %s, %s, at half the learning rate", problem, run.last, position(state))
-    yield from trainer.fit(train, val)
+    yield from trainer.epochs(train, val)
 
 
 def score_best(

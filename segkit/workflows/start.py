@@ -14,6 +14,7 @@ from segkit.errors import SegkitError
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Ranks, TrainState, load_state, read_checkpoint
 from segkit.training.checkpoint import changed_data, random_states
+from segkit.training.state import has_ended
 
 _log = logging.getLogger(__name__)
 # Settings that may change when a run is resumed. The data is compared by its content instead.
@@ -44,7 +45,7 @@ class Start:
         content = self.checkpoint
         if content is None or not content["finished"]:
             return False
-        return content["epoch"] >= epochs or 0 < early_stopping <= content["stale_epochs"]
+        return has_ended(content["epoch"], content["stale_epochs"], epochs, early_stopping)
 
     def check_folder(self) -> None:
         """Raise UsageError if the run folder cannot be written to or is taken, before the data is read."""

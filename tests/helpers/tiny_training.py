@@ -135,7 +135,7 @@ def run(
     )
     train, val = loaders(workers=workers, batch_size=batch_size, ranks=ranks)
     with closing(train), closing(val):
-        for _ in trainer.fit(train, val):
+        for _ in trainer.epochs(train, val):
             pass
     return state
 

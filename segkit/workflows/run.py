@@ -47,6 +47,7 @@ from segkit.workflows.run_text import (
     finished_text,
     next_commands,
     plan_text,
+    replaced_text,
     scores_text,
     setting_text,
 )
@@ -142,10 +143,8 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         model = build_model(config, train_set.class_names, device, ranks, console, is_resumed=is_resumed)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device)
         if is_resumed:
-            changes = resume_run(state, start.checkpoint, ranks, allow_data_change=config.allow_data_change)
+            resume_run(state, start.checkpoint, ranks, allow_data_change=config.allow_data_change)
             console.print(f"resuming {start.folder} {position(state)}")
-            for change in changes if ranks.is_first else ():
-                _log.warning(change)
         if not ranks.is_first:
             seed_all(config.seed + state.updates + ranks.rank)  # Dropout must differ between the processes.
 
@@ -192,8 +191,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             save_progress(state, run.path, ranks)
         replaced = sorted(set(chain.from_iterable(ranks.gather(train_batches.dataset.replaced))))
         if replaced:
-            names = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
-            console.print(f"{len(replaced)} damaged training images were replaced by others ({names})")
+            console.print(replaced_text(replaced))
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
             confusion = score_best(run, val_set, device, precision, console, gallery)

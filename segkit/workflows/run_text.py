@@ -92,6 +92,12 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def replaced_text(names: Sequence[str]) -> str:
+    """Return which training images were damaged, so that others were shown instead."""
+    listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+    return f"{len(names)} damaged training images were replaced by others ({listed})"
+
+
 def scores_text(run: RunFolder, results: RunResults, class_names: Sequence[str], ignored: Sequence[str]) -> str:
     """Return the IoU of each class at the best epoch, and where the files are."""
     averaged = " (averaged weights)" if results.best_weights == "ema" else ""

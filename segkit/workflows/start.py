@@ -107,8 +107,8 @@ def load_run(
     return content["settings"].get("epochs"), epochs
 
 
-def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, allow_data_change: bool) -> list[str]:
-    """Bring `state` to what a checkpoint holds; return a warning for each thing that is not as it was.
+def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, allow_data_change: bool) -> None:
+    """Bring `state` to what a checkpoint holds; the first process warns of each thing that is not as it was.
 
     Args:
         state: Of a new run with the settings and the data of now.
@@ -134,7 +134,8 @@ def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, a
             f"`epochs` was {epochs_before}, is {epochs}: from here on the learning rate follows the new number, unlike "
             "in a run that had it from the start"
         )
-    return warnings
+    for warning in warnings if ranks.is_first else ():
+        _log.warning(warning)
 
 
 def position(state: TrainState) -> str:

@@ -12,6 +12,7 @@ from helpers.shapes import write_shapes
 from PIL import Image
 
 import segkit
+from segkit.losses import LOSSES, create_loss
 from segkit.models import DECODERS
 
 README = (Path(segkit.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -112,6 +113,24 @@ def test_the_decoder_conforms():
         DECODERS.pop("hypercolumn", None)
 
 
+def test_the_loss_conforms_and_trains(folder):
+    write_shapes(folder, "train", 4, seed=1)
+    write_shapes(folder, "val", 1, seed=2)
+    names = {}
+    try:
+        exec(block_with("check_loss("), names)
+        logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+        mine, dice = (create_loss(name)(logits, target) for name in ("mine", "dice"))
+        torch.testing.assert_close(names["loss"](logits, target), mine + dice)
+        settings = {"loss": {"mine": 1, "dice": 1}, "backbone": "test_resnet", "pretrained": False}
+        settings |= {"epochs": 1, "crop": 32, "batch_size": 2, "workers": 0, "device": "cpu"}
+        segkit.train(data="train.json", val="val.json", out="runs/mine", **settings)
+        assert "mine" in Path("runs/mine/args.yaml").read_text()
+        assert Path("runs/mine/best.safetensors").is_file()
+    finally:
+        LOSSES.pop("mine", None)
+
+
 def test_the_losses_are_numbers():
     names = {
         "pixels_of_each_class": [10, 20, 30],
@@ -149,7 +168,7 @@ def test_each_command_is_understood(line, monkeypatch, tmp_path):
 
 def test_every_block_is_tested():
     tested = ("uint8_images", "class Scans", "data=train_set", "segkit.evaluate(", "load_smp_checkpoint(")
-    tested += ("check_decoder(",)
+    tested += ("check_decoder(", "check_loss(")
     tested += ("class_weights(pixels_of_each_class", "for logits, target in loader")
     assert [block for block in BLOCKS if not any(text in block for text in tested)] == []
     assert {name for name in CONFIGS} == set(import_module("segkit.cli").COMMANDS)

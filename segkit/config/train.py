@@ -118,7 +118,7 @@ class TrainConfig(LabelConfig):
     early_stopping: Annotated[int, arg(metavar="EPOCHS")] = 0
     """Stop after this many epochs without a better mIoU. 0: never."""
     loss: Losses = field(default_factory=lambda: {"ce": 1.0})
-    """Losses and their weights, such as ce=0.6 dice=0.4: ce, bce, dice, jaccard, tversky, focal, lovasz, ohem ..."""
+    """Weighted sum of ce, bce, dice, jaccard, tversky, focal_tversky, generalized_dice, focal, lovasz, ohem, mcc."""
     label_smoothing: Annotated[float, arg(metavar="SHARE")] = 0.0
     """Share of the target that ce and bce spread evenly over all classes, 0 to 1."""
     class_weights: Literal["none", "inverse", "sqrt", "effective"] = "none"

@@ -50,7 +50,10 @@ def boundary_loss(
 
 
 class BoundaryLoss(Loss):
-    """`boundary_loss` as a module."""
+    """`boundary_loss` as a module.
+
+    It is not in `LOSSES`, because it also needs distance maps: call it in a training loop of your own.
+    """
 
     function = staticmethod(boundary_loss)
 

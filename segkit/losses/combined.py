@@ -23,6 +23,7 @@ from segkit.losses.overlap import (
 )
 from segkit.names import check_known
 
+# What an entry must do is described in `segkit.losses`.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "ce": CrossEntropyLoss,
     "bce": BCELoss,
@@ -73,7 +74,8 @@ def create_loss(
     """Build a loss by name, or a weighted sum of several.
 
     Args:
-        spec: A name (`"ce"`) or names with weights (`{"bce": 0.6, "dice": 0.4}`); see `LOSSES`.
+        spec: A name (`"ce"`) or names with weights (`{"bce": 0.6, "dice": 0.4}`). The names are those of
+            `segkit.losses.LOSSES`, to which you can add your own.
         ignore_index: Target value to ignore; None to ignore nothing.
         **options: Options of the losses (`label_smoothing=0.1`); each goes to all losses that have it.
 

@@ -22,6 +22,7 @@ from segkit.config import (
 )
 from segkit.config.help import PAGES, help_texts
 from segkit.errors import UsageError
+from segkit.losses import LOSSES
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,6 +173,12 @@ def test_an_error_is_one_sentence(words, message, folder):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("cls", [EvaluateConfig, TuneConfig])
+def test_scoring_needs_data(cls):
+    with pytest.raises(UsageError, match="^`data` needs at least one COCO JSON file or folder$"):
+        parse(cls=cls)
+
+
 def test_a_command_ends_with_that_sentence(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--data", "a", "--epochs", "0"])
@@ -316,6 +323,11 @@ def test_every_option_has_a_short_help_text(cls):
     for field in dataclasses.fields(cls):
         assert 8 < len(texts[field.name]) <= 130
         assert texts[field.name].endswith((".", "..."))
+
+
+def test_help_lists_every_loss():
+    text = help_texts(TrainConfig)["loss"]
+    assert text.removeprefix("Weighted sum of ").removesuffix(".").split(", ") == list(LOSSES)
 
 
 def test_help_shows_what_a_recipe_sets_instead_of_the_default(folder, capsys, monkeypatch):

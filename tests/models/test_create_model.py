@@ -26,6 +26,17 @@ def test_a_wrong_argument_is_one_sentence_that_names_the_remedy(arguments, messa
         create_model(**arguments)
 
 
+def test_a_decoder_sets_the_kernel_of_its_head(monkeypatch):
+    def kernel(name):
+        return create_model(name, backbone="test_resnet", num_classes=2).head.kernel_size
+
+    class Wide(DECODERS["fpn"]):
+        head_kernel_size = 5
+
+    monkeypatch.setitem(DECODERS, "wide", Wide)
+    assert [kernel(name) for name in ("fpn", "deeplabv3plus", "unet", "wide")] == [(1, 1), (1, 1), (3, 3), (5, 5)]
+
+
 def test_the_deepest_features_have_the_output_stride():
     for stride in (8, 16, 32):
         pyramid = Backbone("resnet18", output_stride=stride)

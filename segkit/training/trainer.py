@@ -205,10 +205,12 @@ class Trainer:
             state.scheduler.step_update(state.updates)
             shares, images = pixel_shares([target for _, target in window], self.ranks)
             self._buffers.save()
-            loss = self._add_gradients(forward, window, shares)
+            state.optimizer.zero_grad()
+            loss = self._forward_and_backward(forward, window, shares)
             if options.sam:
                 with at_sam_point(state.model, options.sam):
-                    self._add_gradients(forward, window, shares)
+                    state.optimizer.zero_grad()
+                    self._forward_and_backward(forward, window, shares)
             loss, norm = self._clip_gradients(loss)
             if math.isfinite(loss):
                 state.loss_sum += loss * images
@@ -228,10 +230,9 @@ class Trainer:
             self._save_or_stop_if_asked()
         return state.loss_sum / state.image_count if state.image_count else math.nan
 
-    def _add_gradients(self, forward: nn.Module, window: Sequence[Batch], shares: Sequence[float]) -> Tensor:
+    def _forward_and_backward(self, forward: nn.Module, window: Sequence[Batch], shares: Sequence[float]) -> Tensor:
         """Run forward, loss and backward on each batch of a window; return this process's part of the loss."""
         state = self.state
-        state.optimizer.zero_grad()
         window_loss = torch.zeros((), device=self.device)
         for number, ((images, target), share) in enumerate(zip(window, shares, strict=True), start=1):
             images, target = images.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
@@ -243,17 +244,6 @@ class Trainer:
                 state.scaler.scale(objective * share * self.ranks.count).backward()
             window_loss += loss.detach() * share
         return window_loss
-
-    def _losses(self, outputs: Tensor | Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss on the logits, and the objective, which adds the weighted losses of the auxiliary heads."""
-        options = self.options
-        logits = outputs.logits if self.heads else outputs
-        loss = objective = self.loss_fn(logits.float(), target)
-        if options.aux_weight:
-            objective = objective + options.aux_weight * self.loss_fn(outputs.aux_logits.float(), target)
-        if options.image_weight:
-            objective = objective + options.image_weight * presence_loss(outputs.image_logits.float(), target)
-        return loss, objective
 
     def _clip_gradients(self, loss: Tensor) -> tuple[float, float]:
         """Clip the gradient; return the loss over all processes and the norm of the gradient before clipping.
@@ -267,6 +257,17 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
         loss, norm = torch.stack((loss, norm.float())).tolist()
         return self.ranks.sum_numbers(loss)[0], norm
+
+    def _losses(self, outputs: Tensor | Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss on the logits, and the objective, which adds the weighted losses of the auxiliary heads."""
+        options = self.options
+        logits = outputs.logits if self.heads else outputs
+        loss = objective = self.loss_fn(logits.float(), target)
+        if options.aux_weight:
+            objective = objective + options.aux_weight * self.loss_fn(outputs.aux_logits.float(), target)
+        if options.image_weight:
+            objective = objective + options.image_weight * presence_loss(outputs.image_logits.float(), target)
+        return loss, objective
 
     def _report_skipped(self, loss: float, window: Sequence[Batch], batches: Iterable[Batch]) -> None:
         """Log a step that is not finite, or raise NotFiniteError if there were too many."""

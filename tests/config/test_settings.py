@@ -175,7 +175,7 @@ def test_an_error_is_one_sentence(words, message, folder):
 
 @pytest.mark.parametrize("cls", [EvaluateConfig, TuneConfig])
 def test_scoring_needs_data(cls):
-    with pytest.raises(UsageError, match="^`data` needs at least one COCO JSON file or folder$"):
+    with pytest.raises(UsageError, match=r"^`data` needs at least one COCO JSON file or folder$"):
         parse(cls=cls)
 
 

@@ -223,14 +223,13 @@ def test_a_signal_before_the_first_step_saves_after_it(shapes, tmp_path, monkeyp
 
 def test_validation_workers_start_before_the_first_step_fills_the_memory(shapes, tmp_path, monkeypatch):
     begun = []
+    epochs = Trainer.epochs
 
-    fit = Trainer.fit
-
-    def fit_with_workers(self, train, val):
+    def epochs_with_workers(self, train, val):
         begun.extend(val._iterator._workers)
-        return fit(self, train, val)
+        return epochs(self, train, val)
 
-    monkeypatch.setattr(Trainer, "fit", fit_with_workers)
+    monkeypatch.setattr(Trainer, "epochs", epochs_with_workers)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
     assert len(begun) == 1
     assert not begun[0].is_alive()

@@ -1,4 +1,4 @@
-"""Trainer.fit from epoch to epoch: the best weights, the end, full disks, signals."""
+"""Trainer.epochs from epoch to epoch: the best weights, the end, full disks, signals."""
 
 import csv
 import os

@@ -31,12 +31,14 @@ def has_mallopt():
 
 
 @pytest.mark.skipif(not has_mallopt(), reason="the C library is not glibc")
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_page_faults():
     printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     assert int(printed) < 1000  # of the 32768 pages
 
 
 @pytest.mark.skipif(not has_mallopt(), reason="the C library is not glibc")
+@pytest.mark.slow
 def test_kept_memory_is_returned_on_request():
     printed = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True).stdout
     by_itself, released = map(int, printed.split())

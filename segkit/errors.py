@@ -97,7 +97,7 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a GPU or the machine ran out of memory.
 
-    For the memory of the machine, torch and OpenCV raise errors that only their text tells from others.
+    If the memory of the machine runs out, torch and OpenCV raise general errors, recognised by their text.
     """
     torch: Any = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)):

@@ -159,11 +159,14 @@ def check_free(out: Path | None, *, may_have_begun: bool = False, can_resume: bo
         return
     if out.is_dir() and all(path.match(LEFTOVERS) for path in out.iterdir()):
         return
-    if not (may_have_begun and any(out.glob("*args.yaml*"))):
-        run = RunFolder(out)
+    run = RunFolder(out)
+    # Results are written after the first checkpoint: without one, somebody removed it, and the model is worth keeping.
+    lost_checkpoint = run.results.is_file() and not run.has_checkpoint
+    if not (may_have_begun and any(out.glob("*args.yaml*"))) or lost_checkpoint:
         is_saved = run.last.is_file() or run.is_cross_validation
         hint = ", or resume it with `resume`" if can_resume and is_saved else ""
-        raise UsageError(f"{out} exists already; choose another `out`{hint}")
+        what = "holds a model, but no checkpoint to resume" if may_have_begun and lost_checkpoint else "exists already"
+        raise UsageError(f"{out} {what}; choose another `out`{hint}")
 
 
 def check_writable(out: Path | None) -> None:

@@ -250,7 +250,7 @@ def load_state(
     changed = changed_data(content, state)
     if changed and not allow_data_change:
         raise UsageError(
-            "cannot resume: the data files are not those that the run began with; "
+            "cannot resume: the data files have changed since the run began; "
             "to resume nevertheless, add `allow_data_change`"
         )
     for name in PARTS:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,10 +106,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         for number in range(config.folds):
             console.print(f"\nfold {number}, of 0 to {config.folds - 1}")
             fold = run.fold(number)
-            if not fold.has_checkpoint:
-                shutil.rmtree(fold.path, ignore_errors=True)  # of a training that was stopped before it saved anything
-            resume = fold.path if fold.has_checkpoint else False
-            settings = replace(config, fold=number, out=fold.path, resume=resume)
+            settings = replace(config, fold=number, out=fold.path, resume="auto")  # resumes the fold if it was saved
             with RunLock() as fold_lock:
                 results.append(train_run(settings, partial(folds.__getitem__, number), session, fold_lock))
             gc.collect()  # The model is part of reference cycles, and the next one needs its memory.

@@ -293,6 +293,17 @@ def test_other_settings_or_another_split_are_errors_before_the_training(out, sha
     assert not (out / "fold2").exists()
 
 
+def test_a_fold_whose_checkpoints_were_removed_keeps_its_model(out, capsys):
+    for name in ("last.pt", "last.prev.pt"):
+        (out / "fold1" / name).unlink()
+    (out / "fold1" / "notes.txt").write_text("mine")
+    before = (out / "fold1" / "best.safetensors").read_bytes()
+    assert fails(train, "--resume", out) == 2
+    assert f"{out / 'fold1'} holds a model, but no checkpoint to resume" in capsys.readouterr().err
+    assert (out / "fold1" / "best.safetensors").read_bytes() == before
+    assert (out / "fold1" / "notes.txt").read_text() == "mine"
+
+
 def test_a_single_run_is_not_a_run_of_all_folds(out, shapes, capsys):
     assert fails(train, "--resume", out / "fold0", "--fold", "all") == 2
     assert "is not a run of all folds, it has no splits.json" in capsys.readouterr().err

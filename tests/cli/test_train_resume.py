@@ -202,7 +202,7 @@ def test_changed_data_is_an_error_unless_it_is_allowed(shapes, tmp_path, capsys)
     content["annotations"].pop()
     files[0].write_text(json.dumps(content))
     assert fails(train, "--resume", tmp_path / "a", "--epochs", "2") == 2
-    assert "the data files are not those that the run began with" in capsys.readouterr().err
+    assert "the data files have changed since the run began" in capsys.readouterr().err
     train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
     assert "warning: the data has changed\n" in capsys.readouterr().err
     assert epochs(tmp_path / "a") == ["1", "2"]

@@ -125,7 +125,7 @@ def test_changed_settings_and_changed_data_are_refused(out):
     with pytest.raises(ValueError, match=r"cannot resume with other settings: `lr` was 0\.1, is 0\.2$"):
         load_state(state, content)
     state.settings, state.data = content["settings"], {"train": "c", "val": "b"}
-    with pytest.raises(ValueError, match="the data files are not those that the run began with"):
+    with pytest.raises(ValueError, match="the data files have changed since the run began"):
         load_state(state, content)
     load_state(state, content, allow_data_change=True)
     assert (state.epoch, state.best_miou) == (2, content["best_miou"])

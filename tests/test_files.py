@@ -28,7 +28,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_a_file_that_does_not_read_back_does_not_replace_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
-    monkeypatch.setattr("segkit.files._checksum", lambda path: 0)
+    sync = os.fsync
+
+    def damage(handle):
+        sync(handle)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, b"?")
+
+    monkeypatch.setattr(os, "fsync", damage)
     with pytest.raises(OSError, match="does not read back as it was written"):
         write_whole(tmp_path / "a", b"new", durable=True)
     assert (tmp_path / "a").read_text() == "old"

@@ -198,7 +198,7 @@ def test_threads_that_write_one_file_leave_one_of_their_images(tmp_path, monkeyp
         both_are_written.wait()
         replace(*paths)
 
-    monkeypatch.setattr("segkit.data.images.os.replace", replace_together)
+    monkeypatch.setattr(os, "replace", replace_together)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write_image, [tmp_path / "a.png"] * 2, [PICTURE, PICTURE[::-1]]))
     assert any(np.array_equal(read_image(tmp_path / "a.png"), image) for image in (PICTURE, PICTURE[::-1]))

@@ -1,9 +1,8 @@
-import itertools
-
 import cv2
 import numpy as np
+import pytest
 
-from segkit.data.image_groups import difference_hash, hash_images, near_pairs
+from segkit.data.image_groups import BLOCK, difference_hash, hash_images, near_pairs
 from segkit.data.images import write_image
 
 
@@ -30,13 +29,15 @@ def test_the_hash_worked_out_by_hand():
     assert not difference_hash(ramp[:, ::-1]).any()
 
 
-def test_near_pairs_equal_the_pairs_of_plain_loops(monkeypatch):
-    monkeypatch.setattr("segkit.data.image_groups.BLOCK", 7)
-    random = np.random.default_rng(0)
-    hashes = random.random((40, 16)) < 0.5
-    expected = [(i, j) for i, j in itertools.combinations(range(40), 2) if (hashes[i] != hashes[j]).sum() <= 3]
+@pytest.mark.parametrize("number", [40, BLOCK + 40], ids=["one-block", "two-blocks"])
+def test_near_pairs_equal_the_pairs_of_plain_loops(number):
+    hashes = np.random.default_rng(0).random((number, 24)) < 0.5
+    expected = []
+    for i in range(number):
+        near = (hashes[i] != hashes[i + 1 :]).sum(1) <= 5
+        expected += [(i, i + 1 + int(j)) for j in near.nonzero()[0]]
     assert expected
-    assert sorted(near_pairs(hashes, distance=3)) == expected
+    assert sorted(near_pairs(hashes, distance=5)) == expected
 
 
 def test_no_images_have_no_hashes():

@@ -1,9 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from segkit.data import CocoSegmentation
-from segkit.inference import MemberProbs, Predictor, member_probs, sample_pixels
+from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.models import create_model
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
@@ -68,8 +70,8 @@ def test_the_same_share_of_each_image_is_drawn_without_repetition():
 
 
 def test_a_full_disk_is_an_error_before_the_models_run(models, tmp_path, monkeypatch):
-    usage = member_probs.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(member_probs.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(ValueError, match=r"2 members for 1 views take 0\.00 GB, but .* has only 0\.00 GB left"):
         MemberProbs(Predictor(models), [np.arange(1000)], tmp_path)
     assert not list(tmp_path.iterdir())

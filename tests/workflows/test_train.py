@@ -153,19 +153,18 @@ def test_a_keyword_that_cannot_be_is_an_error(tmp_path, monkeypatch, settings, m
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("image", lambda image: image[..., 0], r"images of `val` must be arrays .* got \(32, 40\) uint8"),
-        ("image", lambda image: image / 255, "float64"),
-        ("image", lambda image: torch.from_numpy(image), "got Tensor"),
-        ("mask", lambda mask: mask[::2], r"labels of image 0 must be integers \(32, 40\), got \(16, 40\)"),
-        ("mask", lambda mask: mask > 0, "bool"),
-        ("mask", lambda mask: mask + 3, "image 0 has the label 3, expected 0 to 2"),
-        ("mask", lambda mask: mask.tolist(), "got list"),
+        ("images", lambda image: image[..., 0], r"images of `val` must be arrays .* got \(32, 40\) uint8"),
+        ("images", lambda image: image / 255, "float64"),
+        ("images", lambda image: torch.from_numpy(image), "got Tensor"),
+        ("masks", lambda mask: mask[::2], r"labels of image 0 must be integers \(32, 40\), got \(16, 40\)"),
+        ("masks", lambda mask: mask > 0, "bool"),
+        ("masks", lambda mask: mask + 3, "image 0 has the label 3, expected 0 to 2"),
+        ("masks", lambda mask: mask.tolist(), "got list"),
     ],
 )
-def test_an_own_data_set_is_checked_before_it_trains(tmp_path, monkeypatch, part, change, message):
+def test_an_own_data_set_is_checked_before_it_trains(tmp_path, part, change, message):
     val = Drawn(2)
-    original = getattr(val, part)
-    monkeypatch.setattr(val, part, lambda index: change(original(index)))
+    setattr(val, part, [change(array) for array in getattr(val, part)])
     with pytest.raises(DataError, match=message):
         segkit.train(data=Drawn(4), val=val, out=tmp_path / "a", epochs=1, **SETTINGS)
     assert not (tmp_path / "a").exists()
@@ -179,10 +178,11 @@ def test_an_own_data_set_is_checked_before_it_trains(tmp_path, monkeypatch, part
         (tuple(map(str, range(256))), "has 256 classes; a mask of uint8 holds 255"),
     ],
 )
-def test_class_names_of_an_own_data_set_are_checked(tmp_path, monkeypatch, names, message):
-    monkeypatch.setattr(Drawn, "class_names", names)
+def test_class_names_of_an_own_data_set_are_checked(tmp_path, names, message):
+    data = Drawn(4)
+    data.class_names = names
     with pytest.raises(DataError, match=message):
-        segkit.train(data=Drawn(4), out=tmp_path / "a", epochs=1, **SETTINGS)
+        segkit.train(data=data, out=tmp_path / "a", epochs=1, **SETTINGS)
 
 
 def test_the_signature_shows_the_settings_with_their_defaults():

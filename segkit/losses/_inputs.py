@@ -114,7 +114,7 @@ class Inputs:
         """The sums of `_softmax`, for inputs with labels."""
         if self._softmax is None:
             if self.traits.has_kernel:
-                self._softmax = softmax_terms(self.logits, self.labels, self.valid)
+                self._softmax = softmax_terms(self.logits, self.labels, self.valid, self.traits.block_values)
             else:
                 self._softmax = PlainTerms(
                     self.logits, self.target, self.valid, self.traits.sum_type, self.ignore_index

@@ -27,6 +27,8 @@ class DeviceTraits(NamedTuple):
     has_kernel: bool  # use `_softmax_cpu` instead of plain operations
     can_be_read: bool  # Reading a value for a check does not wait until the device has done all its work.
     sum_type: torch.dtype  # for sums over many pixels; small steps would be lost in large sums of float32
+    block_values: int = 1 << 20  # The kernels of a CPU compute with about this many logits at once: they fit in caches.
+    sort_values: int = 1 << 24  # A GPU sorts about this many errors at once, which bounds the memory.
 
 
 def device_traits(device_type: str) -> DeviceTraits:

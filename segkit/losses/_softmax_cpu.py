@@ -24,7 +24,6 @@ from torch.autograd import Function
 
 from segkit.losses._softmax import NOTHING, PlainTerms, masked
 
-BLOCK_VALUES = 1 << 20  # logits per block
 LARGE = 1e30  # float32 sums between this and its reciprocal are exact to the last digit or two
 
 
@@ -37,18 +36,18 @@ class SoftmaxTerms(NamedTuple):
     log_prob_sum: Tensor  # (N, C)
 
 
-def softmax_terms(logits: Tensor, target: Tensor, valid: Tensor | None) -> SoftmaxTerms:
+def softmax_terms(logits: Tensor, target: Tensor, valid: Tensor | None, block_values: int) -> SoftmaxTerms:
     """Return the terms of logits (N, C, P); `target` is 0 at ignored pixels, where `valid` is false."""
-    return SoftmaxTerms(*_SoftmaxTerms.apply(logits, target, valid))
+    return SoftmaxTerms(*_SoftmaxTerms.apply(logits, target, valid, block_values))
 
 
-def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield ranges of images and pixels that cover (N, C, P): small ones on a CPU, one for all on other devices."""
+def blocks(logits: Tensor, values: int) -> Iterator[tuple[slice, slice]]:
+    """Yield ranges of images and pixels that cover (N, C, P): on a CPU with about `values` logits, else one for all."""
     n, classes, pixels = logits.shape
     if logits.device.type != "cpu":
         yield slice(None), slice(None)
         return
-    step = max(1024, BLOCK_VALUES // max(classes, 1))
+    step = max(1024, values // max(classes, 1))
     for image in range(n):
         for start in range(0, pixels, step):
             yield slice(image, image + 1), slice(start, start + step)
@@ -56,24 +55,29 @@ def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 class _SoftmaxTerms(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, valid: Tensor | None, block_values: int
+    ) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", enabled=False):
-            terms, log_sum, ctx.plain_exp, ctx.mask_logits = _forward(logits, target, valid)
+            terms, log_sum, ctx.plain_exp, ctx.mask_logits = _forward(logits, target, valid, block_values)
+        ctx.block_values = block_values
         ctx.save_for_backward(logits, target, valid, terms.nll, log_sum)
         ctx.set_materialize_grads(False)
         return tuple(terms)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         logits, target, valid, nll, log_sum = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():  # The caller will differentiate the gradient itself.
-                return _differentiable_backward(logits, target, valid, grads), None, None
-            flags = {"plain_exp": ctx.plain_exp, "mask_logits": ctx.mask_logits}
-            return _backward(logits, target, valid, nll, log_sum, grads, **flags), None, None
+                return _differentiable_backward(logits, target, valid, grads), None, None, None
+            options = {name: getattr(ctx, name) for name in ("plain_exp", "mask_logits", "block_values")}
+            return _backward(logits, target, valid, nll, log_sum, grads, **options), None, None, None
 
 
-def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[SoftmaxTerms, Tensor, bool, bool]:
+def _forward(
+    logits: Tensor, target: Tensor, valid: Tensor | None, block_values: int
+) -> tuple[SoftmaxTerms, Tensor, bool, bool]:
     """Return the terms, logsumexp(z) (N, P), and whether the backward pass may use plain_exp and needs mask_logits."""
     n, classes, pixels = logits.shape
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -81,7 +85,7 @@ def _forward(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Soft
     log_sum = torch.empty_like(nll)
     true_positive, prob_sum, log_prob_sum = logits.new_zeros(3, n, classes, dtype=torch.float64).unbind()
     plain_exp, mask_logits, buffer = True, False, Buffer()
-    for image, span in blocks(logits):
+    for image, span in blocks(logits, block_values):
         z, labels = logits[image, :, span].to(dtype), target[image, span]
         block_valid = None if valid is None else valid[image, span]
         exps = torch.exp(z, out=buffer.like(z))
@@ -118,11 +122,12 @@ def _backward(
     *,
     plain_exp: bool,
     mask_logits: bool,
+    block_values: int,
 ) -> Tensor:
     """Return the gradient of the logits by the formula above; `grads` are a, b, d and e, None if all 0."""
     a, b, d, e = (grad if grad is None else grad.to(nll.dtype) for grad in grads)
     out, buffer, second = torch.empty_like(logits), Buffer(), Buffer()
-    for image, span in blocks(logits):
+    for image, span in blocks(logits, block_values):
         z, labels = logits[image, :, span].to(nll.dtype), target[image, span]
         block_valid = None if valid is None else valid[image, span]
         if mask_logits:

@@ -138,7 +138,7 @@ def _bce_of_labels(inputs: Inputs, smoothing: float, weights: Tensor | None) -> 
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weights).mean(1)
         return losses if ignored is None else losses.masked_fill_(ignored, 0)
     weights = torch.ones(num_classes, 1, dtype=inputs.dtype, device=logits.device) if weights is None else weights
-    losses = _OneHotBCE.apply(logits, labels, inputs.valid, weights, positive, negative)
+    losses = _OneHotBCE.apply(logits, labels, inputs.valid, weights, positive, negative, inputs.traits.block_values)
     return inputs.zero_ignored(losses) / num_classes
 
 
@@ -166,11 +166,12 @@ class _OneHotBCE(Function):
         weights: Tensor,
         positive: float,
         negative: float,
+        block_values: int,
     ) -> Tensor:
         ctx.save_for_backward(logits, labels, valid, weights)
-        ctx.positive, ctx.negative = positive, negative
+        ctx.positive, ctx.negative, ctx.block_values = positive, negative, block_values
         losses = torch.empty_like(labels[:, 0], dtype=weights.dtype)
-        for image, span in blocks(logits):
+        for image, span in blocks(logits, block_values):
             z = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
             losses[image, span] = _one_hot_bce(z, labels[image, :, span], weights, positive, negative)
         return losses
@@ -179,12 +180,12 @@ class _OneHotBCE(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, valid, weights = ctx.saved_tensors
         positive, negative = ctx.positive, ctx.negative
-        no_gradients = (None,) * 5
+        no_gradients = (None,) * 6
         if torch.is_grad_enabled():  # The caller will differentiate the gradient itself.
             losses = _one_hot_bce(masked(logits, valid, weights.dtype), labels, weights, positive, negative)
             return torch.autograd.grad(losses, logits, grad, create_graph=True)[0], *no_gradients
         out = torch.empty_like(logits)
-        for image, span in blocks(logits):
+        for image, span in blocks(logits, ctx.block_values):
             index = labels[image, :, span]
             probs = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
             probs = probs.sigmoid()

@@ -12,8 +12,6 @@ from segkit.losses._base import Loss
 from segkit.losses._inputs import Inputs, Mode, check_choice, divide
 from segkit.losses._softmax import PlainTerms
 
-GROUP_VALUES = 1 << 24  # A GPU sorts about this many errors at once, which bounds the memory.
-
 
 def lovasz_loss(
     logits: Tensor,
@@ -63,7 +61,7 @@ def lovasz_loss(
     if not scores.numel():
         return inputs.logits.sum() * 0
     # A CPU sorts single rows fastest; a GPU takes as many classes at once as memory allows.
-    step = 1 if inputs.traits.has_kernel else max(1, GROUP_VALUES // (n * pixels))
+    step = 1 if inputs.traits.has_kernel else max(1, inputs.traits.sort_values // (n * pixels))
     losses, included = [], []
     for start in range(0, num_classes, step):
         score = scores[:, start : start + step]  # (N, K, P), as all tensors of this group of K classes

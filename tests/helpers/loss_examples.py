@@ -126,11 +126,18 @@ def ignored_entries(logits, target, ignore_index=255):
     return (where if where.ndim == logits.ndim else where.unsqueeze(1)).expand(logits.shape)
 
 
-def as_on(device_type, loss):
-    """Return a function that computes a loss module as on that type of device, but on the CPU."""
+def as_on(device_type, loss, **changes):
+    """Return a function that computes a loss module as on that type of device, but on the CPU.
+
+    Args:
+        device_type: Such as `cuda`.
+        loss: The module.
+        **changes: Other values of the device's traits.
+    """
 
     def compute(logits, target):
-        inputs = Inputs(logits, target, loss.mode, loss.ignore_index, traits=device_traits(device_type))
+        traits = device_traits(device_type)._replace(**changes)
+        inputs = Inputs(logits, target, loss.mode, loss.ignore_index, traits=traits)
         return loss.evaluate(inputs)
 
     return compute

@@ -16,20 +16,16 @@ from helpers.loss_examples import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segkit.errors import UsageError
-from segkit.losses import LOSSES, BCELoss, CrossEntropyLoss, DiceLoss, WeightedSum, _softmax_cpu, create_loss, lovasz
+from segkit.losses import LOSSES, BCELoss, CrossEntropyLoss, DiceLoss, WeightedSum, create_loss
 from segkit.losses._inputs import Counts, Inputs
 from segkit.losses._softmax import NOTHING, PlainTerms, device_traits
-from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
+from segkit.losses._softmax_cpu import SoftmaxTerms, blocks, softmax_terms
 from segkit.testing import check_loss
 
 SOFTMAX_SUM = {"ce": 0.5, "dice": 0.2, "jaccard": 0.1, "focal": 0.1, "mcc": 0.05, "ohem": 0.05}
 OF_SOFTMAX = [case for case in MAINLY_ONE_MODE if case.values[1] == "multiclass"]
 SIZE = (2, 5, 520)  # Each image has two blocks of 1024 pixels and a smaller one.
-
-
-@pytest.fixture(params=[1, 1 << 20], ids=["many-blocks", "one-block"])
-def blocks(request, monkeypatch):
-    monkeypatch.setattr(_softmax_cpu, "BLOCK_VALUES", request.param)
+in_blocks = pytest.mark.parametrize("block_values", [1, 1 << 20], ids=["many-blocks", "one-block"])
 
 
 def at(logits, pixel, value):
@@ -79,14 +75,17 @@ CHANGES = [
 ]
 
 
-@pytest.mark.usefixtures("blocks")
+@in_blocks
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("ignored", [0.3, 0.0])
 @pytest.mark.parametrize("term", SoftmaxTerms._fields)
-def test_every_term_of_the_kernel_and_its_gradient_are_those_of_plain_operations(term, change, ignored):
+def test_every_term_of_the_kernel_and_its_gradient_are_those_of_plain_operations(term, change, ignored, block_values):
     logits, target = example(size=SIZE, ignored=ignored)
     logits, valid = change(logits, target).flatten(2), (target != 255).flatten(1)
     labels, valid = target.where(target != 255, 0).flatten(1), valid if ignored else None
+
+    def kernel_terms(logits, labels, valid):
+        return softmax_terms(logits, labels, valid, block_values)
 
     def plain_terms(logits, labels, valid):
         ignored = NOTHING if valid is None else 255
@@ -95,37 +94,48 @@ def test_every_term_of_the_kernel_and_its_gradient_are_those_of_plain_operations
     grad = torch.randn(getattr(plain_terms(logits, labels, valid), term).shape, dtype=torch.float64)
     got, expected = (
         loss_and_gradient(lambda z, f=f: (getattr(f(z, labels, valid), term) * grad).sum(), logits)
-        for f in (softmax_terms, plain_terms)
+        for f in (kernel_terms, plain_terms)
     )
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.usefixtures("blocks")
+@in_blocks
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_lower_precision_a_sum_of_losses_is_that_of_float64(change, dtype):
+def test_in_lower_precision_a_sum_of_losses_is_that_of_float64(change, dtype, block_values):
     logits, target = example(size=SIZE)
     logits, loss = change(logits, target).to(dtype), create_loss(SOFTMAX_SUM, label_smoothing=0.1)
-    got, gradient = loss_and_gradient(loss, logits, target)
+
+    def summed(logits, target):
+        traits = device_traits("cpu")._replace(block_values=block_values)
+        inputs = Inputs(logits, target, "multiclass", 255, traits=traits)
+        return sum(loss.weights[name] * part.evaluate(inputs) for name, part in loss.losses.items())
+
+    got, gradient = loss_and_gradient(summed, logits, target)
     expected, expected_gradient = loss_and_gradient(loss, logits.double(), target)
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)
     scale = expected_gradient.abs().max()
     torch.testing.assert_close(gradient.double() / scale, expected_gradient / scale, rtol=0.01, atol=1e-3)
 
 
-@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_over_many_blocks_is_that_of_one(name, monkeypatch):
+def test_a_loss_over_many_blocks_is_that_of_one(name):
     logits, target = example(size=SIZE)
-    got = loss_and_gradient(LOSSES[name](), logits, target)
-    monkeypatch.setattr(_softmax_cpu, "BLOCK_VALUES", 1 << 30)
-    torch.testing.assert_close(got, loss_and_gradient(LOSSES[name](), logits, target))
+    many, one = (as_on("cpu", build(name), block_values=values) for values in (1, 1 << 30))
+    torch.testing.assert_close(loss_and_gradient(many, logits, target), loss_and_gradient(one, logits, target))
+
+
+@pytest.mark.parametrize("name", ["ce", "bce"])
+def test_the_traits_of_a_device_set_the_size_of_its_blocks(name):
+    many, one = (
+        operations(as_on("cpu", build(name), block_values=values), *example(size=SIZE)) for values in (1, 1 << 30)
+    )
+    assert many.total() > 2 * one.total()
 
 
 @pytest.mark.parametrize(("pixels", "number"), [(1023, 1), (1024, 1), (1025, 2), (2048, 2), (2049, 3), (0, 0)])
-def test_blocks_cover_every_pixel_once(pixels, number, monkeypatch):
-    monkeypatch.setattr(_softmax_cpu, "BLOCK_VALUES", 1)
-    seen, found = torch.zeros(2, 3, pixels), list(_softmax_cpu.blocks(torch.zeros(2, 3, pixels)))
+def test_blocks_cover_every_pixel_once(pixels, number):
+    seen, found = torch.zeros(2, 3, pixels), list(blocks(torch.zeros(2, 3, pixels), 1))
     for image, span in found:
         seen[image, :, span] += 1
     assert (seen == 1).all()
@@ -274,11 +284,11 @@ def test_computed_as_on_a_gpu_the_loss_of_no_pixels_is_0(name, size):
 
 @pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("per_image", [False, True])
-def test_on_a_gpu_lovasz_in_groups_of_classes_is_that_of_all_at_once(mode, per_image, monkeypatch):
-    inputs, loss = example(mode, classes=5), as_on("cuda", build("lovasz", mode, per_image=per_image))
-    expected = loss_and_gradient(loss, *inputs)
-    monkeypatch.setattr(lovasz, "GROUP_VALUES", 2 * inputs[0][:, 0].numel())
-    torch.testing.assert_close(loss_and_gradient(loss, *inputs), expected)
+def test_on_a_gpu_lovasz_in_groups_of_classes_is_that_of_all_at_once(mode, per_image):
+    inputs, loss = example(mode, classes=5), build("lovasz", mode, per_image=per_image)
+    two_classes = 2 * inputs[0][:, 0].numel()
+    expected = loss_and_gradient(as_on("cuda", loss), *inputs)
+    torch.testing.assert_close(loss_and_gradient(as_on("cuda", loss, sort_values=two_classes), *inputs), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -183,14 +183,14 @@ def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
     return {}
 
 
-def _hub_answers(repo: str, filename: str) -> bool:
+def _hub_answers(repo: str, filename: str, seconds: float = HUB_ANSWER_SECONDS) -> bool:
     """Return whether the hub answers in time; asks in a thread, because a name lookup has no time limit."""
     answered = threading.Event()
 
     def ask() -> None:
         url = huggingface_hub.hf_hub_url(repo, filename)
         try:
-            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_ANSWER_SECONDS)
+            huggingface_hub.get_hf_file_metadata(url, timeout=seconds)
         except HfHubHTTPError:
             pass  # The hub answered; timm will report the error.
         except Exception:  # A missing network raises many kinds of errors.
@@ -199,7 +199,7 @@ def _hub_answers(repo: str, filename: str) -> bool:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(HUB_ANSWER_SECONDS)
+    thread.join(seconds)
     return answered.is_set()
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import fails
+from helpers.onnx_stand_in import CONTENT, stand_in_for_onnx
 
 from segkit.cli import export
 from segkit.models import create_model, save_model
 
 ROOT = Path(__file__).parents[2]
+needs_torch_27 = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +26,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
-)
+@needs_torch_27
 def test_a_run_folder_is_exported_next_to_its_model(run, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -36,25 +38,24 @@ def test_a_run_folder_is_exported_next_to_its_model(run, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["best.onnx", "best.safetensors"]
 
 
+@needs_torch_27
 def test_onnx_names_the_file_which_is_replaced_only_by_overwrite(run, tmp_path, monkeypatch, capsys):
-    written = []
-
-    def write(model, path):
-        written.append(path)
-        path.write_bytes(b"new")
-        return 0.0
-
-    monkeypatch.setattr("segkit.workflows.export.export_onnx", write)
+    stand_in_for_onnx(monkeypatch)
     target, run = tmp_path / "new" / "out.onnx", shutil.copytree(run, tmp_path / "run")
     (run / "best.onnx").unlink(missing_ok=True)
     export.main([str(run)])
+    assert (run / "best.onnx").read_bytes() == CONTENT
+    assert not target.exists()
     export.main([str(run / "best.safetensors"), "--onnx", str(target)])
+    assert target.read_bytes() == CONTENT
+    target.write_bytes(b"old")
     assert fails(export, run, "--onnx", target) == 2
     error = capsys.readouterr().err
     assert f"{target} exists already; choose another --onnx, or replace it by --overwrite" in error
     assert "Traceback" not in error
+    assert target.read_bytes() == b"old"
     export.main([str(run), "--onnx", str(target), "--overwrite"])
-    assert written == [run / "best.onnx", target, target]
+    assert target.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -127,7 +128,7 @@ def test_a_missing_weights_file_is_named(tmp_path):
 
 
 def test_pretrained_without_network_says_what_to_do(no_network, monkeypatch, tmp_path):
-    monkeypatch.setattr(backbone.huggingface_hub, "try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
     with pytest.raises(OfflineError, match="the path of a downloaded safetensors file"):
         create_model("fpn", backbone="resnet18", num_classes=2, pretrained=True)
 
@@ -135,9 +136,8 @@ def test_pretrained_without_network_says_what_to_do(no_network, monkeypatch, tmp
 def test_a_hub_that_never_answers_is_given_up(monkeypatch):
     import threading
 
-    monkeypatch.setattr(backbone, "HUB_ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(backbone.huggingface_hub, "get_hf_file_metadata", lambda *a, **k: threading.Event().wait(5))
-    assert not backbone._hub_answers("timm/resnet18.a1_in1k", "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *a, **k: threading.Event().wait(5))
+    assert not backbone._hub_answers("timm/resnet18.a1_in1k", "model.safetensors", seconds=0.05)
 
 
 SEED_BACKBONES = [

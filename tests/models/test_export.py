@@ -1,9 +1,9 @@
 import importlib.util
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.onnx_stand_in import stand_in_for_onnx
 from torch import nn
 
 from segkit.models import create_model, export, export_onnx, export_program
@@ -119,6 +119,7 @@ def test_an_onnx_export_is_a_single_file(written):
     assert [path.name for path in written[1].parent.iterdir()] == ["m.onnx"]
 
 
+@needs_torch_27
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
@@ -128,12 +129,7 @@ def test_an_onnx_export_is_a_single_file(written):
     ],
 )
 def test_a_file_that_differs_from_torch_is_not_left_behind(tmp_path, monkeypatch, logits, message):
-    program = SimpleNamespace(
-        model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: path.write_bytes(b"onnx")
-    )
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # the packages are not used here
-    monkeypatch.setattr(export, "_translate", lambda model: program)
-    monkeypatch.setattr(export, "_onnx_runner", lambda path: logits)
+    stand_in_for_onnx(monkeypatch, logits)
     with pytest.raises(ValueError, match=message):
         export_onnx(small_model("fpn"), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -152,10 +148,12 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
 
 
 def test_weights_that_exceed_one_file_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(export, "LARGEST_FILE", 1000)
-    with pytest.raises(ValueError, match="one ONNX file holds 2 GB"):
-        export_onnx(small_model("fpn"), tmp_path / "m.onnx")
+    stand_in_for_onnx(monkeypatch)
+    model = small_model("fpn")
+    model.register_buffer("large", torch.zeros(1).expand(2**29))  # 2 GB that take no memory
+    with pytest.raises(ValueError, match=r"the weights have 2\.\d GB, one ONNX file holds 2 GB"):
+        export_onnx(model, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_torch_27

@@ -22,6 +22,7 @@ from segkit.labels import IGNORE_INDEX
 
 Id = int | str
 Row = dict[str, Any]  # an object of the JSON
+_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(("1", "1.0", "true", "yes"), True)
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")
 
 
@@ -211,7 +212,11 @@ def read_regions(
         except DataError as error:
             found.append(Finding("bad-segmentation", name, f"{name} has a segmentation that cannot be read: {error}"))
             continue
-        crowd, ignored = bool(row.get("iscrowd")), bool(row.get("ignore"))
+        try:
+            crowd, ignored = read_flag(row, "iscrowd"), read_flag(row, "ignore")
+        except DataError as error:
+            found.append(Finding("bad-flag", name, f"{name} {error}"))
+            continue
         if ignored or crowd:
             kinds.append("ignored-region" if ignored else "crowd")
         found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
@@ -322,6 +327,20 @@ class _Ids:
     def find(self, reference: Any) -> Id | None:
         key = as_id(reference)
         return key if key is None or key in self._known else self._by_value.get(id_value(key))
+
+
+def read_flag(row: Mapping[str, Any], key: str) -> bool:
+    """Return whether a field such as `iscrowd` is set: by a number, a truth value, or a text such as "1" or "true".
+
+    Raises:
+        DataError: It is something else.
+    """
+    value = row.get(key)
+    if value is None or isinstance(value, int | float):
+        return bool(value)
+    if isinstance(value, str) and value.strip().casefold() in _FLAGS:
+        return _FLAGS[value.strip().casefold()]
+    raise DataError(f"has {key} {value!r:.40}, expected 0 or 1")
 
 
 def as_id(value: Any) -> Id | None:

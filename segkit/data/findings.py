@@ -96,6 +96,7 @@ KINDS = {
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),
     "bad-segmentation": Kind("error", "annotations whose segmentation cannot be read"),
+    "bad-flag": Kind("error", "annotations whose iscrowd or ignore is neither 0 nor 1"),
     "id-by-value": Kind(
         "note", 'annotations that write the id of their image or category in another way, such as "7" or 7.0 for 7'
     ),

@@ -411,6 +411,23 @@ def test_crowds_are_painted_like_others_or_ignored_and_counted(write):
     assert notes_of(file) == {"crowd": 1}
 
 
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize(
+    ("value", "is_set"),
+    [("0", False), ("1", True), ("false", False), ("True", True), ("0.0", False), (" ", False), (0.0, False), (2, True)],
+)
+def test_flags_may_be_text(write, key, value, is_set):
+    mask = CocoSegmentation(write([annotation(**{key: value})]), crowd="ignore").mask(0)
+    assert (mask == (255 if is_set else 1)).all()
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize("value", ["maybe", "01", [], {"a": 1}])
+def test_a_flag_that_is_neither_0_nor_1_is_an_error(write, key, value):
+    with pytest.raises(DataError, match=rf"annotation 5 of a\.png has {key} .*, expected 0 or 1"):
+        CocoSegmentation(write([annotation(**{key: value})]))
+
+
 def test_images_without_annotations_are_counted_and_kept(write):
     file = write()
     assert len(CocoSegmentation(file)) == 1

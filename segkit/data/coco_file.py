@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from segkit.data.coco_images import Item, json_size, read_items
@@ -167,6 +167,8 @@ def read_records(
         missing = "id" if key is None else "file_name" if not isinstance(image.get("file_name"), int | str) else None
         if missing:
             raise DataError(f"{file} is not a COCO file: an image lacks {missing!r}")
+        if not PurePath(str(image["file_name"])).name:
+            raise DataError(f"{file}: the image {key} has the file_name {image['file_name']!r}, which names no file")
         if key in images:
             both = f"{images[key]['file_name']} and {image['file_name']}"
             sentence = f"{file} has two images with the same id {image['id']}: {both}"
@@ -248,8 +250,12 @@ def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:
         raise DataError(f"{file} is a folder, expected a COCO JSON file") from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number with thousands of digits
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{file} cannot be read: its lists and objects are nested too deeply") from error
+    except ValueError as error:  # Python converts no text of more than 4300 digits
+        raise DataError(f"{file} cannot be read: it has a number with thousands of digits") from error
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"{file} is not a COCO file: it has no {' and no '.join(map(repr, missing))}")
@@ -300,7 +306,7 @@ def _annotations_by_image(
         meant = {"image_id": image, "category_id": category}
         for key, kind in (("image_id", "unknown-image-id"), ("category_id", "unknown-category-id")):
             if meant[key] is None:
-                found.append(Finding(kind, name, f"{name} in {file} has {key} {row.get(key)!r}, which is not there"))
+                found.append(Finding(kind, name, f"{name} in {file} has {key} {row.get(key)!r:.40}, which is not there"))
         if image is None or category is None:
             continue
         by_image[image].append((category, row))

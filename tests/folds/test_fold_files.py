@@ -95,6 +95,9 @@ def test_train_only_images_train_in_every_fold_and_get_new_ids(tmp_path):
         {"images": [{"id": 1, "file_name": None}]},
         {"images": [{"id": 1, "file_name": [1]}]},
         {"images": [{"id": [], "file_name": "a.png"}]},
+        {"images": [{"id": 1, "file_name": ""}]},
+        {"images": [{"id": 1, "file_name": "./"}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "iscrowd": "maybe"}]},
         {"images": [{"id": 1, "file_name": "all_0.png"}, {"id": 1, "file_name": "all_1.png"}]},
         {"images": [{"id": 1, "file_name": "all_0.png", "height": "tall", "width": 8}]},
         {"categories": []},
@@ -205,10 +208,20 @@ def test_a_train_only_file_may_number_the_categories_in_another_way(tmp_path):
     assert all(np.array_equal(train.mask(i), masks[train.name(i)]) for i in range(len(train)))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}'])
-def test_a_file_that_is_not_coco_is_refused_with_the_same_words(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not a COCO file"),
+        ('{"images": []}', "is not a COCO file"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "a number with thousands of digits"),
+    ],
+    ids=["cut", "list", "keys", "nested", "digits"],
+)
+def test_a_file_that_is_not_coco_is_refused_with_the_same_words(tmp_path, text, message):
     (tmp_path / "all.json").write_text(text)
-    with pytest.raises(DataError, match=r"all\.json is not ") as in_folds:
+    with pytest.raises(DataError, match=rf"all\.json .*{message}") as in_folds:
         read_fold_source(tmp_path / "all.json")
     with pytest.raises(DataError) as in_training:
         CocoSegmentation(tmp_path / "all.json")

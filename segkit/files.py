@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import MissingFileError, SegkitError, UsageError
 
 MAX_PIXELS = 178_956_970  # largest image that is opened by default; Pillow refuses larger ones, too
 LEFTOVERS = ".*.tmp*"  # pattern of the files that a killed writer leaves in a folder
@@ -111,6 +111,27 @@ def read_text(path: str | os.PathLike) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: it is not text in UTF-8") from error
+
+
+def parse_json(content: bytes | str, path: str | os.PathLike, error: type[SegkitError] = UsageError) -> Any:
+    """Return the values in a JSON.
+
+    Args:
+        content: The JSON, in UTF-8 with or without a byte order mark.
+        path: The file that it comes from, for messages.
+        error: What is raised.
+
+    Raises:
+        SegkitError: `content` is no JSON, or Python cannot read it.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise error(f"{path} is not valid JSON: {fault}") from fault
+    except RecursionError as fault:
+        raise error(f"{path} cannot be read: its lists and objects are nested too deeply") from fault
+    except ValueError as fault:  # Python converts no text of more than 4300 digits to a number
+        raise error(f"{path} cannot be read: it has a number with thousands of digits") from fault
 
 
 def make_folder(path: str | os.PathLike) -> None:

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from segkit.errors import MissingFileError, UsageError
-from segkit.files import read_text, remove_leftovers, write_csv, write_json, write_records, write_whole
+from segkit.errors import DataError, MissingFileError, UsageError
+from segkit.files import parse_json, read_text, remove_leftovers, write_csv, write_json, write_records, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -39,6 +39,24 @@ def test_a_file_that_does_not_read_back_does_not_replace_the_old_one(tmp_path, m
     with pytest.raises(OSError, match="does not read back as it was written"):
         write_whole(tmp_path / "a", b"new", durable=True)
     assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "a.json is not valid JSON: Expecting property name"),
+        (b"\xff", "a.json is not valid JSON: .* invalid start byte"),
+        ("[" * 100_000, "a.json cannot be read: its lists and objects are nested too deeply"),
+        ("[" + "9" * 5000 + "]", "a.json cannot be read: it has a number with thousands of digits"),
+    ],
+    ids=["cut", "bytes", "nested", "digits"],
+)
+def test_a_json_that_cannot_be_read_is_a_sentence(content, message):
+    with pytest.raises(UsageError, match=message):
+        parse_json(content, "a.json")
+    with pytest.raises(DataError, match=message):
+        parse_json(content, "a.json", DataError)
+    assert parse_json(b"\xef\xbb\xbf[1]", "a.json") == [1]
 
 
 def test_a_new_file_has_the_usual_rights(tmp_path):

@@ -1,7 +1,6 @@
 """The one reader of COCO JSON files, for training, checks and folds: faults become findings instead of exceptions."""
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError
+from segkit.files import parse_json
 from segkit.labels import IGNORE_INDEX
 
 Id = int | str
@@ -243,19 +243,13 @@ def read_all_regions(records: CocoRecords) -> list[list[Annotation]]:
 def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:
     try:
         text = file.read_bytes()
-        content = json.loads(text.decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"there is no annotation file at {file}") from None
     except IsADirectoryError:
         raise DataError(f"{file} is a folder, expected a COCO JSON file") from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise DataError(f"{file} cannot be read: its lists and objects are nested too deeply") from error
-    except ValueError as error:  # Python converts no text of more than 4300 digits
-        raise DataError(f"{file} cannot be read: it has a number with thousands of digits") from error
+    content = parse_json(text, file, DataError)
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"{file} is not a COCO file: it has no {' and no '.join(map(repr, missing))}")
@@ -306,7 +300,9 @@ def _annotations_by_image(
         meant = {"image_id": image, "category_id": category}
         for key, kind in (("image_id", "unknown-image-id"), ("category_id", "unknown-category-id")):
             if meant[key] is None:
-                found.append(Finding(kind, name, f"{name} in {file} has {key} {row.get(key)!r:.40}, which is not there"))
+                found.append(
+                    Finding(kind, name, f"{name} in {file} has {key} {row.get(key)!r:.40}, which is not there")
+                )
         if image is None or category is None:
             continue
         by_image[image].append((category, row))

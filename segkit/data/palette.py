@@ -1,13 +1,13 @@
 """Palette files: which colour of a mask is which class."""
 
 import csv
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
 from segkit.errors import DataError
+from segkit.files import parse_json
 from segkit.labels import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
@@ -57,10 +57,7 @@ def read_text(file: Path, what: str) -> str:
 
 
 def _json_rows(text: str, file: Path) -> list[tuple[str, list]]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file} is not valid JSON: {error}") from error
+    content = parse_json(text, file, DataError)
     if not isinstance(content, dict):
         raise DataError(f'{file} is not a palette: expected {{"name": [red, green, blue], ...}}')
     return [(name, numbers if isinstance(numbers, list) else [numbers]) for name, numbers in content.items()]

@@ -303,6 +303,7 @@ def test_missing_or_wrong_settings_are_named(tmp_path, options, message):
         ("p.txt", "car 0 0 1", r"p\.txt has colours for car, which are not class names"),
         ("p.json", "[1]", r"p\.json is not a palette: expected \{"),
         ("p.json", "{", r"p\.json is not valid JSON"),
+        pytest.param("p.json", "[" * 100_000, r"p\.json cannot be read: .* nested too deeply", id="nested"),
         ("p.json", '{"car": 3}', "got 'car' 3"),
     ],
 )

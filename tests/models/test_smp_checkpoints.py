@@ -334,7 +334,7 @@ def folder(tmp_path):
 
 def test_settings_that_are_not_json_are_named(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"config\.json is not JSON"):
+    with pytest.raises(UsageError, match=r"config\.json is not valid JSON"):
         read_smp_weights(folder)
 
 

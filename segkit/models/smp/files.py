@@ -1,6 +1,5 @@
 """Read the weights of an SMP model from the kinds of files and dicts that people store them in."""
 
-import json
 import os
 import pickle
 import re
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.files import read_text
+from segkit.files import parse_json, read_text
 from segkit.models.smp.keys import HEAD
 from segkit.models.smp.options import find_architecture
 
@@ -43,10 +42,7 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
         file = path / "config.json"
         if not file.is_file():
             raise MissingFileError(f"the folder {path} has no config.json, which SMP's save_pretrained writes")
-        try:
-            settings = json.loads(read_text(file))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{file} is not JSON: {error}") from error
+        settings = parse_json(read_text(file), file)
         if "_model_class" in settings:
             settings["architecture"] = find_architecture(settings["_model_class"])
         path = path / "model.safetensors"

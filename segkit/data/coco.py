@@ -27,15 +27,18 @@ class CocoSegmentation(ImageFiles):
     """Images and label maps from one or several COCO JSON files.
 
     Item i is `(image, mask)`: image (H, W, 3) uint8 RGB, mask (H, W) uint8 with 0 for background, then the categories
-    in the order of their ids.
+    in the order of their ids. A category called background, in any case, is label 0, too.
 
     Args:
-        annotations: A COCO JSON file, or several whose categories have the same names.
+        annotations: A COCO JSON file, or several: the first one has the classes, the others may lack some. Categories
+            are matched by name, whatever their ids.
         root: Folder of the images, one for all files or one for each. By default the folder of each JSON.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations; returns a mapping with `image`
             and `mask`.
         overlap: Which object lies on top if objects overlap: the `smallest`, the `last` annotation in the file, or the
             category with the highest id (`max-id`).
+        class_names: The classes in label order, such as those of another data set or of a model; the files may lack
+            some. By default the categories of the first file.
         ignore_classes: Names of classes that are 255 in the target.
         mask_cache: A folder, which several processes may share, or `memory`: each mask is drawn once and kept there.
             None draws it each time. A changed JSON or rule draws the masks again.
@@ -71,6 +74,7 @@ class CocoSegmentation(ImageFiles):
         transform: Callable | None = None,
         *,
         overlap: Literal["smallest", "last", "max-id"] = "smallest",
+        class_names: Sequence[str] | None = None,
         ignore_classes: Sequence[str] = (),
         mask_cache: str | os.PathLike | None = None,
         on_bad: Literal["error", "skip"] = "error",
@@ -89,7 +93,7 @@ class CocoSegmentation(ImageFiles):
         self.transform, self.overlap, self.crowd = transform, overlap, crowd
         self.ignore_classes = tuple(ignore_classes)
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
-        digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed)
+        digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names)
         _ = self.ignored_labels  # raises if a name is unknown
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
         if mask_cache is not None:
@@ -117,7 +121,7 @@ class CocoSegmentation(ImageFiles):
         Args:
             annotations: See the class, as for all other arguments.
             root: Folder of the images.
-            class_names: The categories in label order, such as those of another data set. By default in id order.
+            class_names: The classes in label order.
             exif: `apply` or `ignore`.
             max_pixels: Larger images are a finding.
             allow_outside_root: Whether images may lie outside `root`.

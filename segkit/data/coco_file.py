@@ -18,7 +18,7 @@ from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError
 from segkit.files import parse_json
-from segkit.labels import IGNORE_INDEX
+from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 Id = int | str
 Row = dict[str, Any]  # an object of the JSON
@@ -54,7 +54,7 @@ class CocoRecords:
         content: All of it, as it was written.
         categories: Names by id, in id order.
         class_names: The names of the labels 1, 2 ...; each name once.
-        labels: The label of each category id.
+        labels: The label of each category id; 0 for a category called background.
         images: The image records by id. If an id occurs twice, the first record.
         annotations: The annotations of each image id, as pairs of the category id and the record.
         findings: Everything wrong or remarkable.
@@ -111,7 +111,7 @@ def read_coco(
         names: See `read_records`.
 
     Raises:
-        DataError: The file cannot be read, is not a COCO file, or has other categories than `names`.
+        DataError: The file cannot be read, is not a COCO file, or has a category that is not in `names`.
     """
     records = read_records(file, names=names, merge_same_name=allowed.merge_same_name)
     found = records.findings
@@ -140,27 +140,30 @@ def read_records(
     Ids are numbers or text. If an annotation writes the id of its image or category in another way, such as "7" or
     7.0 for 7, it is matched by value.
 
+    A category called background, in any case, is label 0, unless `names` has it as another class.
+
     Args:
         file: The JSON.
-        names: The classes in label order; the names of the categories must be the same. Ids may differ between
-            files: the name decides the label. By default the names in the order of their ids.
+        names: The classes in label order, with or without `background` as the first; the file may lack some. Ids may
+            differ between files: the name decides the label. By default the names in the order of their ids.
         merge_same_name: Whether several categories may have one name.
 
     Raises:
-        DataError: The file cannot be read, is not a COCO file, or has other categories than `names`.
+        DataError: The file cannot be read, is not a COCO file, or has a category that is not in `names`.
     """
     file = Path(file)
     content, digest = _read_json(file)
     categories = _categories(content, file, merge_same_name)
-    class_names = tuple(dict.fromkeys(categories.values())) if names is None else tuple(names)
-    differing = sorted(set(class_names) ^ set(categories.values()))
-    if differing:
-        raise DataError(
-            f"{file} and the files before it differ in their categories: "
-            + ", ".join(f"{name!r} is {'missing' if name in class_names else 'new'} here" for name in differing[:5])
-        )
-    labels = {category: class_names.index(name) + 1 for category, name in categories.items()}
+    if not names:
+        class_names = tuple(dict.fromkeys(name for name in categories.values() if not _is_background(name)))
+        if not 0 < len(class_names) < IGNORE_INDEX:
+            raise DataError(
+                f"{file} has {len(class_names)} categories besides background, expected 1 to {IGNORE_INDEX - 1}"
+            )
+    else:
+        class_names = tuple(names[1:] if names[0] == BACKGROUND else names)
     found: list[Finding] = []
+    labels = _labels(categories, class_names, file, found)
     images: dict[Id, Row] = {}
     for image in content["images"] or []:
         key = as_id(image.get("id"))
@@ -277,14 +280,36 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
         raise DataError(
             f"{file}: two categories have the same name: {', '.join(twice)}; `merge_same_name` makes them one class"
         )
-    if not 0 < len(set(names.values())) < IGNORE_INDEX:
-        raise DataError(f"{file} has {len(set(names.values()))} categories, expected 1 to {IGNORE_INDEX - 1}")
 
     def order(key: Id) -> tuple[bool, Id, str]:  # numbers come first, also if they are written as text
         value = id_value(key)
         return isinstance(value, str), value, str(key)
 
     return {key: names[key] for key in sorted(names, key=order)}
+
+
+def _labels(
+    categories: Mapping[Id, str], class_names: Sequence[str], file: Path, found: list[Finding]
+) -> dict[Id, int]:
+    """Return the label of each category; a category that is background and classes that are missing are found."""
+    label_of = {name: label for label, name in enumerate(class_names, start=1)}
+    background = {category: name for category, name in categories.items() if _is_background(name)}
+    background = {category: name for category, name in background.items() if name not in label_of}
+    named = set(categories.values())
+    new = sorted(named - label_of.keys() - set(background.values()))
+    missing = [name for name in class_names if name not in named]
+    if new:
+        differing = [f"{name!r} is new here" for name in new] + [f"{name!r} is missing here" for name in missing]
+        raise DataError(f"the categories of {file} are not those of the classes: {', '.join(differing[:5])}")
+    for name in missing:
+        found.append(Finding("absent-category", name, f"{file} has no category {name!r}, so no pixel of this class"))
+    for category, name in background.items():
+        found.append(Finding("background-category", name, f"{file}: the category {name!r} (id {category}) is label 0"))
+    return {category: label_of.get(name, 0) for category, name in categories.items()}
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().casefold() == BACKGROUND
 
 
 def _annotations_by_image(

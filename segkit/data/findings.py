@@ -92,7 +92,9 @@ KINDS = {
     "mask-size": Kind("error", "masks of another size than their image", _SKIP),
     "mask-values": Kind("error", "masks with values or colours that are not a class"),
     "white-masks": Kind("error", "folders of masks that have only the values 0 and 255"),
-    # annotations
+    # categories and annotations
+    "absent-category": Kind("warning", "classes without a category in a JSON, which has no pixel of them"),
+    "background-category": Kind("note", "categories called background, whose annotations are label 0"),
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),
     "bad-segmentation": Kind("error", "annotations whose segmentation cannot be read"),

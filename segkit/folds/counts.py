@@ -22,7 +22,7 @@ class ClassCounts(NamedTuple):
 def count_classes(annotations: Sequence[Sequence[Annotation]], num_classes: int) -> ClassCounts:
     """Count the classes in the annotations of N images; no image is read.
 
-    Annotations without an area are ignored, and so are regions with label 255.
+    Annotations without an area are ignored, and so are regions with label 255 or 0.
 
     Args:
         annotations: The regions of each image, with labels from 1, such as `CocoSegmentation.annotations`. Their pixels
@@ -32,7 +32,7 @@ def count_classes(annotations: Sequence[Sequence[Annotation]], num_classes: int)
     Returns:
         Counts of the C = num_classes - 1 labels from 1.
     """
-    of_image = [[a for a in image if a.label != IGNORE_INDEX] for image in annotations]
+    of_image = [[a for a in image if a.label not in (0, IGNORE_INDEX)] for image in annotations]
     flat = list(chain.from_iterable(of_image))
     shape = len(of_image), num_classes - 1
     image = np.repeat(np.arange(len(of_image)), [len(regions) for regions in of_image])

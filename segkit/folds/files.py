@@ -15,6 +15,7 @@ from segkit.data.findings import Note, raise_or_warn
 from segkit.data.rasterize import Annotation
 from segkit.errors import UsageError
 from segkit.files import make_folder
+from segkit.labels import BACKGROUND
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
 
@@ -22,7 +23,7 @@ _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
 class FoldSource(NamedTuple):
     """The images of a COCO file, followed by images that only ever train, N in all, each with its annotations."""
 
-    content: Row  # the first file as it was read
+    content: Row  # the first file as it was read; with a category for background if only another file has one
     class_names: tuple[str, ...]  # of the labels 1, 2 ...
     images: list[Row]
     annotations: list[list[Row]]
@@ -43,7 +44,7 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
         merge_same_name: Whether several categories may have one name; they are one class.
 
     Raises:
-        DataError: A file is missing, has a fault, or has other categories than the first.
+        DataError: A file is missing, has a fault, or has a category that the first one lacks.
     """
     first = read_records(file, merge_same_name=merge_same_name)
     parts = [first]
@@ -52,7 +53,11 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
     regions = [of_image for part in parts for of_image in read_all_regions(part)]
     images = list(first.images.values())
     annotations = [[row for _, row in pairs] for pairs in first.annotations.values()]
-    id_of = {name: category for category, name in reversed(first.categories.items())}
+    content = first.content
+    id_of = {label: category for category, label in reversed(first.labels.items())}
+    if 0 not in id_of and any(0 in part.labels.values() for part in parts):
+        id_of[0] = _highest_id(content["categories"]) + 1
+        content = content | {"categories": [*content["categories"], {"id": id_of[0], "name": BACKGROUND}]}
     for part in parts[1:]:
         next_image = _highest_id(images) + 1
         next_annotation = _highest_id(row for of_image in annotations for row in of_image) + 1
@@ -60,13 +65,13 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
             images.append(row | {"id": i})
             annotations.append([])
             for category, a in part.annotations[image]:
-                ids = {"id": next_annotation, "image_id": i, "category_id": id_of[part.categories[category]]}
+                ids = {"id": next_annotation, "image_id": i, "category_id": id_of[part.labels[category]]}
                 annotations[-1].append(a | ids)
                 next_annotation += 1
     findings = [finding for part in parts for finding in part.findings]
     notes = raise_or_warn(findings, "error", 0.0, len(images))
     only = np.arange(len(images)) >= len(first.images)
-    return FoldSource(first.content, first.class_names, images, annotations, regions, only, notes)
+    return FoldSource(content, first.class_names, images, annotations, regions, only, notes)
 
 
 def _highest_id(records: Iterable[Row]) -> int:

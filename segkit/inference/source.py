@@ -16,7 +16,6 @@ from segkit.data.coco_file import Allowed, read_coco
 from segkit.data.findings import raise_errors
 from segkit.data.images import AS_USUAL, Reading
 from segkit.errors import DataError, UsageError
-from segkit.labels import BACKGROUND
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
@@ -132,7 +131,7 @@ def open_source(
         source: An image; a folder with its subfolders; a glob such as `shots/**/*.jpg`; a text file with one path per
             line, relative to the file or to `root`; a COCO JSON, whose images are in `root` or next to it; a video.
         root: Folder of the images of a list or a JSON.
-        class_names: The classes of the model, which the categories of a JSON must match.
+        class_names: The classes of the model; a JSON has no other categories.
         reading: How to read the image files.
 
     Raises:
@@ -185,11 +184,11 @@ def _coco_images(
     """Return the images of the JSON, each file once; reading one that cannot be used fails."""
     data = read_coco(file, root, reading=reading, allowed=Allowed(allow_outside_root=True, merge_same_name=True))
     raise_errors([f for f in data.findings if f.kind in ("bad-name", "url", "duplicate-image-id")])
-    known = (BACKGROUND, *data.class_names)
-    if class_names is not None and tuple(class_names) != known:
+    new = [] if class_names is None else [name for name in data.class_names if name not in class_names]
+    if new:
         raise DataError(
-            f"the categories of {file} do not match the classes of the model: {', '.join(known)} / "
-            f"{', '.join(class_names)}; give the folder of the images as `source` to ignore them"
+            f"{file} has the category {new[0]!r}, but the classes of the model are {', '.join(class_names)}; give the "
+            "folder of the images as `source` to ignore the categories"
         )
     images = [_file(Path(item.file_name), item.path, reading, item.size, item.id) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in ("missing-image", "unreadable-image", "other-size")}

@@ -15,7 +15,7 @@ from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, UsageError
 from segkit.files import write_csv
 from segkit.folds.split import Folds, add_train_only
-from segkit.labels import IGNORE_INDEX
+from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
@@ -53,7 +53,7 @@ def load_data(config: TrainConfig, console: Console | None = None) -> tuple[Segm
         return open_folds(config, console)[config.fold]
     train_set, extra = _open_training(config, console)
     if config.val:
-        val_set = _open(config, "val", console)
+        val_set = _open(config, "val", console, _json_classes(config, train_set))
         if tuple(train_set.class_names) != tuple(val_set.class_names):
             first, second = (
                 f"`{name}`" if _is_own(paths) else str(paths[0])
@@ -74,10 +74,17 @@ def open_folds(config: TrainConfig, console: Console | None = None) -> Folds:
     return Folds(data, extra, k=config.folds, seed=config.seed)
 
 
-def open_scored(config: ScoreConfig, console: Console) -> SegmentationDataset:
-    """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing."""
+def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str]) -> SegmentationDataset:
+    """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing.
+
+    Args:
+        config: The settings.
+        console: Prints what is remarkable about the files.
+        class_names: The classes of the model. The categories of JSON files are matched with them by name.
+    """
     source = Source("data", config.data, config.images, config.masks)
-    return open_labelled(config, source, is_scored=True, console=console)
+    names = class_names if class_names[0] == BACKGROUND else None
+    return open_labelled(config, source, json_classes=names, is_scored=True, console=console)
 
 
 def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
@@ -126,6 +133,7 @@ def open_labelled(
     config: LabelConfig,
     source: Source,
     *,
+    json_classes: Sequence[str] | None = None,
     on_bad: str = "error",
     max_bad: float = 0.0,
     allow_unlabelled: bool = False,
@@ -137,6 +145,8 @@ def open_labelled(
     Args:
         config: The settings that say how labels are read.
         source: Where the images are.
+        json_classes: The classes that the categories of JSON files are matched with, by name. By default the categories
+            of the first file.
         on_bad: `error` or `skip`, for images and masks that cannot be used.
         max_bad: Largest share of the images that `skip` drops.
         allow_unlabelled: Accept a source in which no image has an annotation.
@@ -157,7 +167,7 @@ def open_labelled(
             raise UsageError(f"the data set in `{name}` sets its `ignore_classes` itself")
         data = paths[0]
     else:
-        data = open_files(config, source, on_bad, max_bad)
+        data = open_files(config, source, on_bad, max_bad, json_classes)
     console = console or Console()
     for note in data.notes:
         if note.severity != "warning":  # Python has shown the warnings
@@ -176,7 +186,7 @@ def open_labelled(
 
 
 def open_files(
-    config: LabelConfig, source: Source, on_bad: str, max_bad: float
+    config: LabelConfig, source: Source, on_bad: str, max_bad: float, json_classes: Sequence[str] | None = None
 ) -> CocoSegmentation | FolderSegmentation:
     """Open COCO JSON files with their image folders, or folders of images with their folders of masks."""
     check_kinds(config, source)
@@ -194,6 +204,7 @@ def open_files(
         source.paths,
         root=source.roots or None,
         overlap=config.overlap,
+        class_names=json_classes,
         crowd=config.crowd,
         mask_cache={"auto": default_folder(), "off": None}.get(config.mask_cache, config.mask_cache),
         **{option: getattr(config, option) for option in ALLOWED},
@@ -278,10 +289,19 @@ def _open_training(
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """Return the images of `data` and of `train_only`."""
     data = _open(config, "data", console)
-    return data, _open(config, "train_only", console) if config.train_only else None
+    if not config.train_only:
+        return data, None
+    return data, _open(config, "train_only", console, _json_classes(config, data))
 
 
-def _open(config: TrainConfig, name: str, console: Console | None) -> SegmentationDataset:
+def _json_classes(config: TrainConfig, train_set: SegmentationDataset) -> Sequence[str] | None:
+    """Return the classes that other JSON files than `data` are matched with; None if `data` is not JSON files."""
+    return None if config.masks or _is_own(config.data) else train_set.class_names
+
+
+def _open(
+    config: TrainConfig, name: str, console: Console | None, json_classes: Sequence[str] | None = None
+) -> SegmentationDataset:
     """Open the images of one of the settings `data`, `val` and `train_only`, with its share of `images` and `masks`."""
     sources = [() if _is_own(getattr(config, source)) else getattr(config, source) for source in _TRAINING_SOURCES]
     number = _TRAINING_SOURCES.index(name)
@@ -296,6 +316,7 @@ def _open(config: TrainConfig, name: str, console: Console | None) -> Segmentati
     return open_labelled(
         config,
         Source(name, getattr(config, name), roots, share_out(config.masks, sources, "masks")[number]),
+        json_classes=json_classes,
         on_bad="error" if name == "val" else config.on_bad,
         max_bad=config.max_bad,
         allow_unlabelled=name == "train_only",

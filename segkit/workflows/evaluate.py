@@ -71,7 +71,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     config = from_keywords(EvaluateConfig, settings)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
-    data = open_scored(config, console)
+    data = open_scored(config, console, members[0].class_names)
     predictor = load_scored_predictor(config, members, data, console)
     other = None
     if config.compare:

@@ -65,7 +65,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     config = from_keywords(TuneConfig, settings)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
-    data = open_scored(config, console)
+    data = open_scored(config, console, members[0].class_names)
     crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
     if config.folds > len(data):
         raise UsageError(f"`folds` must be no more than the {len(data)} images, got {config.folds}")

@@ -211,7 +211,7 @@ def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):
     assert fails(train, *arguments) == 2
     assert "the run had 3 classes, now there are 3; class 2 is disc there, ball here" in capsys.readouterr().err
     assert fails(infer, "--weights", run, "--source", other, "--images", shapes[0].parent, "--out", tmp_path / "o") == 3
-    assert "do not match the classes of the model" in capsys.readouterr().err
+    assert "has the category 'ball', but the classes of the model are background, " in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

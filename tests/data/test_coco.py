@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from segkit.data import CocoSegmentation, DataError
+from segkit.data.findings import DataWarning
 
 IMAGE = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
 
@@ -175,8 +176,51 @@ def test_files_with_other_categories_are_refused(tmp_path):
     content = json.loads(second.read_text())
     content["categories"][0]["name"] = "ball"
     second.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="differ in their categories: 'ball' is new here, 'disc' is missing here"):
+    with pytest.raises(DataError, match="not those of the classes: 'ball' is new here, 'disc' is missing here"):
         CocoSegmentation([first, second])
+
+
+@pytest.mark.parametrize("class_names", [None, ("disc", "square"), ["background", "disc", "square"]])
+def test_a_file_may_lack_classes_of_the_others_with_a_warning(tmp_path, class_names):
+    first, second = write_shapes(tmp_path, "one", 1, 0), write_shapes(tmp_path, "two", 1, 0)
+    content = json.loads(second.read_text())
+    content["categories"] = [{"id": 1, "name": "disc"}]
+    content["annotations"] = [a | {"category_id": 1} for a in content["annotations"] if a["category_id"] == 7]
+    second.write_text(json.dumps(content))
+    with pytest.warns(DataWarning, match=r"classes without a category in a JSON.*: 1 \(square\)"):
+        data = CocoSegmentation([first, second], class_names=class_names)
+    disc, square = data.class_names.index("disc"), data.class_names.index("square")
+    assert data.class_names == ("background", *(class_names or ("square", "disc"))[-2:])
+    assert np.array_equal(data.mask(1), np.where(data.mask(0) == square, 0, data.mask(0)))
+    assert set(np.unique(data.mask(1))) == {0, disc}
+
+
+@pytest.mark.parametrize("name", ["background", "Background", " BACKGROUND "])
+@pytest.mark.parametrize("i", [0, 5, 9])
+def test_a_category_called_background_is_label_0_and_no_class(folder, name, i):
+    categories = [*CATEGORIES, {"id": i, "name": name}]
+    rows = [annotation([rectangle(0, 0, 20, 20)], 3), annotation([rectangle(5, 5, 5, 5)], i)]
+    data = load(folder, *rows, annotation([rectangle(22, 0, 5, 5)], 7), categories=categories)
+    assert data.class_names == ("background", "square", "disc")
+    expected = np.zeros((20, 30), dtype=np.uint8)
+    expected[:20, :20] = 1
+    expected[5:10, 5:10] = 0
+    expected[:5, 22:27] = 2
+    assert np.array_equal(data.mask(0), expected)
+    assert [(note.kind, note.severity, note.examples) for note in data.notes] == [
+        ("background-category", "note", (name,))
+    ]
+
+
+def test_a_model_with_a_class_called_background_again_keeps_it(folder):
+    load(folder, annotation([rectangle(0, 0, 5, 5)], 3), categories=[{"id": 3, "name": "Background"}, *CATEGORIES[:1]])
+    data = CocoSegmentation(folder / "x.json", class_names=("background", "Background", "disc"))
+    assert data.mask(0).sum() == 25
+
+
+def test_background_is_not_the_only_category(folder):
+    with pytest.raises(DataError, match=r"x\.json has 0 categories besides background"):
+        load(folder, categories=[{"id": 1, "name": "background"}])
 
 
 def test_a_second_file_may_number_the_same_categories_in_another_way(tmp_path):

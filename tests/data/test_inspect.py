@@ -52,8 +52,12 @@ def test_class_names_of_another_set_decide_the_labels(shapes):
     data = CocoSegmentation.inspect(shapes[0], class_names=("disc", "square"))
     assert data.class_names == ("background", "disc", "square")
     assert np.array_equal(data.mask(0), np.array([0, 2, 1])[CocoSegmentation(shapes[0]).mask(0)])
-    with pytest.raises(DataError, match="'ball' is missing here"):
-        CocoSegmentation.inspect(shapes[0], class_names=("disc", "square", "ball"))
+    lacking = CocoSegmentation.inspect(shapes[0], class_names=("background", "disc", "square", "ball"))
+    assert lacking.class_names == ("background", "disc", "square", "ball")
+    assert np.array_equal(lacking.mask(0), data.mask(0))
+    assert [(f.kind, f.where, f.severity) for f in lacking.findings] == [("absent-category", "ball", "warning")]
+    with pytest.raises(DataError, match="'square' is new here"):
+        CocoSegmentation.inspect(shapes[0], class_names=("disc", "ball"))
 
 
 def test_folders_with_faults_become_usable_images_and_findings(tmp_path):

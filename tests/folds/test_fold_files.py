@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from segkit.data import CocoSegmentation
+from segkit.data.findings import DataWarning
 from segkit.data.images import DataError, write_image
 from segkit.folds.assign import assign_folds
 from segkit.folds.counts import count_classes
@@ -230,9 +231,40 @@ def test_a_file_that_is_not_coco_is_refused_with_the_same_words(tmp_path, text, 
 
 def test_other_categories_in_a_train_only_file_are_an_error(tmp_path):
     file = write_set(tmp_path / "all.json", 2)
-    other = write_set(tmp_path / "pseudo.json", 2, categories=CATEGORIES[:1])
-    with pytest.raises(DataError, match=r"pseudo\.json .* differ in their categories: 'box' is missing"):
+    other = write_set(tmp_path / "pseudo.json", 2, categories=[*CATEGORIES, {"id": 5, "name": "jar"}])
+    with pytest.raises(DataError, match=r"pseudo\.json are not those of the classes: 'jar' is new here"):
         read_fold_source(file, [other])
+
+
+@pytest.mark.parametrize("has_background", [True, False])
+def test_background_of_a_train_only_file_stays_background(tmp_path, has_background):
+    """Its category has another id and another case in the first file, or is not there."""
+    file, pseudo = write_set(tmp_path / "all.json", 6), write_set(tmp_path / "pseudo.json", 3)
+    if has_background:
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 9, "name": "background"}]}))
+    content = json.loads(pseudo.read_text()) | {"categories": [{"id": 2, "name": "Background"}, CATEGORIES[0]]}
+    pseudo.write_text(json.dumps(content))
+    source = read_fold_source(file, [pseudo])
+    assert source.class_names == ("box", "can")
+    assert count_classes(source.regions[6:], 3).annotations.tolist() == [[0, 1], [0, 0], [0, 0]]
+    divide(source, 2, tmp_path)
+    train = CocoSegmentation(tmp_path / "train_data0.json")
+    whole = CocoSegmentation(pseudo, class_names=("box", "can"))
+    assert train.class_names == ("background", "box", "can")
+    masks = {whole.name(i): whole.mask(i) for i in range(3)}
+    of_pseudo = [i for i in range(len(train)) if train.name(i) in masks]
+    assert len(of_pseudo) == 3
+    assert all(np.array_equal(train.mask(i), masks[train.name(i)]) for i in of_pseudo)
+
+
+def test_a_train_only_file_may_lack_a_class_with_a_warning(tmp_path):
+    file, pseudo = write_set(tmp_path / "all.json", 2), write_set(tmp_path / "pseudo.json", 1, categories=CATEGORIES)
+    content = json.loads(pseudo.read_text())
+    pseudo.write_text(json.dumps(content | {"categories": CATEGORIES[1:], "annotations": content["annotations"][:1]}))
+    with pytest.warns(DataWarning, match=r"classes without a category in a JSON.*: 1 \(can\)"):
+        source = read_fold_source(file, [pseudo])
+    assert source.annotations[2] == [content["annotations"][0] | {"id": 4, "image_id": 3}]
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path):

@@ -98,6 +98,16 @@ def test_a_coco_json_lists_a_file_once_and_its_annotations_are_ignored(photograp
         open_source(file)
 
 
+def test_a_coco_json_may_number_the_classes_otherwise_and_lack_some(photographs):
+    images = [{"id": 1, "file_name": "a.png", "height": 4, "width": 6}]
+    categories = [{"id": 0, "name": "Background"}, {"id": 7, "name": "can"}, {"id": 9, "name": "box"}]
+    file = photographs / "test.json"
+    file.write_text(json.dumps({"images": images, "categories": categories}))
+    assert len(open_source(file, class_names=("background", "box", "bag", "can"))) == 1
+    with pytest.raises(DataError, match="has the category 'can', but the classes of the model are background, box; "):
+        open_source(file, class_names=("background", "box"))
+
+
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "C:\\x.png"])
 def test_a_json_cannot_name_results_outside_the_output(photographs, name):
     Image.new("RGB", (6, 4)).save(photographs.parent / "x.png")

@@ -10,6 +10,7 @@ import pytest
 import segkit
 from segkit.config import CheckConfig, FoldsConfig, TrainConfig, from_keywords
 from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.data.findings import DataWarning
 from segkit.errors import DataError, UsageError
 from segkit.workflows.datasets import load_data, open_folds
 
@@ -107,6 +108,27 @@ def test_custom_data_sets_that_do_not_fit_are_an_error(shapes):
         load_data(settings(data=(Own(), Own()), val=Own()))
     with pytest.raises(UsageError, match="sets its `ignore_classes` itself"):
         load_data(settings(data=Own(), ignore_classes="leaf"))
+
+
+def test_val_and_train_only_files_are_matched_by_name_and_may_lack_a_class(shapes, tmp_path):
+    content = json.loads(shapes[1].read_text())
+    content["categories"] = [{"id": 1, "name": "disc"}]
+    content["annotations"] = [a | {"category_id": 1} for a in content["annotations"] if a["category_id"] == 7]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    common = {"data": shapes[0], "images": shapes[0].parent, "mask_cache": "off"}
+    with pytest.warns(DataWarning, match=r"classes without a category in a JSON.*: 1 \(square\)"):
+        val = load_data(settings(val=other, **common))[1]
+    assert val.class_names == ("background", "square", "disc")
+    plain = CocoSegmentation(shapes[1])
+    assert all(np.array_equal(val.mask(i), np.where(plain.mask(i) == 1, 0, plain.mask(i))) for i in range(4))
+    with pytest.warns(DataWarning, match="classes without a category"):
+        train = load_data(settings(train_only=other, **common))[0]
+    assert np.array_equal(train.mask(len(train) - 4), val.mask(0))
+    content["categories"].append({"id": 2, "name": "ball"})
+    other.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"other\.json are not those of the classes: 'ball' is new here"):
+        load_data(settings(val=other, **common))
 
 
 def test_folds_read_each_json_once(shapes, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 import segkit
 from segkit.config import EvaluateConfig, InferConfig, TuneConfig
 from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.data.findings import DataWarning
 from segkit.errors import DataError, UsageError
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
@@ -128,6 +129,33 @@ def test_evaluate_scores_a_data_set_of_ones_own(file, shapes, tmp_path, capfd):
     assert (scores["weights"], scores["data"]) == (["model 1"], ["Own"])
     assert scores["miou"] == result.scores["miou"]
     assert capfd.readouterr() == ("", "")
+
+
+def write_discs(shapes, other, *more):
+    """Write the validation JSON with the category disc under another id, without square and with `more` names."""
+    content = json.loads(shapes[1].read_text())
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(("disc", *more), start=1)]
+    content["annotations"] = [a | {"category_id": 1} for a in content["annotations"] if a["category_id"] == 7]
+    other.write_text(json.dumps(content))
+    return {"data": other, "images": shapes[1].parent, "mask_cache": "off", "device": "cpu"}
+
+
+def test_evaluate_matches_categories_by_name_and_warns_of_a_missing_one(file, shapes, tmp_path):
+    options = write_discs(shapes, tmp_path / "other.json")
+    with pytest.warns(DataWarning, match=r"classes without a category in a JSON.*: 1 \(square\)"):
+        result = segkit.evaluate(weights=file, out=tmp_path / "o", **options)
+    confusion = ConfusionMatrix(3)
+    for image, target in CocoSegmentation(shapes[1]):
+        confusion.update(load_model(file).predict(image).mask, np.where(target == 1, 0, target))
+    assert [result.iou["background"], result.iou["disc"]] == pytest.approx(confusion.compute().iou[[0, 2]].tolist())
+    assert [row["support"] > 0 for row in result.classes] == [True, False, True]
+
+
+@pytest.mark.parametrize("workflow", [segkit.evaluate, segkit.tune])
+def test_a_category_that_the_model_lacks_is_an_error(file, shapes, tmp_path, workflow):
+    options = write_discs(shapes, tmp_path / "other.json", "ball")
+    with pytest.raises(DataError, match=r"other\.json are not those of the classes: 'ball' is new here, 'square' is m"):
+        workflow(weights=file, out=tmp_path / "o", **options)
 
 
 def test_evaluate_returns_the_differences_to_another_model(file, shapes, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import weakref
 from contextlib import nullcontext, redirect_stdout
 from itertools import chain
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SMALL, fails, signal_at_batch
+from helpers.commands import SMALL, at_forward, fails, signal_at_batch
 
 from segkit.cli import evaluate, infer, train
 from segkit.config import TrainConfig, parse_args
@@ -23,7 +24,7 @@ from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
 from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
-from segkit.workflows import crossval, run
+from segkit.workflows import crossval
 from segkit.workflows.predictors import find_members
 from segkit.workflows.train import train_as_configured
 
@@ -46,18 +47,22 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def watched(shapes, tmp_path_factory):
-    out, opened, models, alive = tmp_path_factory.mktemp("my folds") / "x", [], [], []
-    build_state, open_folds = run.build_state, crossval.open_folds
+    out, opened, alive = tmp_path_factory.mktemp("my folds") / "x", [], []
+    models, loads = weakref.WeakSet(), json.loads
 
-    def watched_build(*args):
-        alive.append(sum(model() is not None for model in models))
-        state = build_state(*args)
-        models.append(weakref.ref(state.model))
-        return state
+    def watch(model):
+        if model.training and model not in models:
+            alive.append(len(models))
+        models.add(model)
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(run, "build_state", watched_build)
-        patch.setattr(crossval, "open_folds", lambda *args: opened.append(1) or open_folds(*args))
+    def count(text, **options):
+        content = loads(text, **options)
+        if "annotations" in content:
+            opened.append(1)
+        return content
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed, at_forward(watch):
+        patch.setattr(json, "loads", count)
         train.main(arguments(shapes, out, "--fold", "all"))
     return Watched(out, printed.getvalue(), len(opened), alive)
 
@@ -194,12 +199,10 @@ def test_the_data_is_opened_once_and_no_model_outlives_its_fold(watched):
 # resume
 
 
-def test_an_interrupted_run_resumes_in_its_fold_and_equals_one_that_was_not(
-    whole, shapes, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_run_resumes_in_its_fold_and_equals_one_that_was_not(whole, shapes, tmp_path, capsys):
     out = tmp_path / "x"
-    signal_at_batch(monkeypatch, 5)
-    assert fails(train, *arguments(shapes, out, "--fold", "all")) == 130
+    with signal_at_batch(5):
+        assert fails(train, *arguments(shapes, out, "--fold", "all")) == 130
     assert f"stopped by SIGINT; saved. To resume: python train.py --resume {out}\n" in capsys.readouterr().err
     assert (out / "fold1" / "last.pt").is_file()
     assert not (out / "fold2").exists()
@@ -267,13 +270,10 @@ def test_one_fold_resumes_as_an_ordinary_run(out):
     assert [len(read(out / f"fold{fold}" / "results.csv")) for fold in range(K)] == [2, 3, 2]
 
 
-def test_ctrl_c_while_the_folds_are_scored_says_how_to_resume(out, capsys, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
+def test_ctrl_c_while_the_folds_are_scored_says_how_to_resume(out, capsys):
     (out / "summary.csv").unlink()
-    monkeypatch.setattr(crossval, "score_best", stop)
-    assert fails(train, "--resume", out) == 130
+    with at_forward(lambda model: signal.raise_signal(signal.SIGINT)):
+        assert fails(train, "--resume", out) == 130
     assert f"to resume this run: --resume {out}\n" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import fails, train_arguments
 
 from segkit import errors
@@ -42,26 +43,23 @@ def outcome(error, command="train", settings=TrainConfig):
     return stop.value.code
 
 
-def planted_bug(*args, **options):
-    return list(zip([1], [1, 2], strict=True))
+class PlantedBug(list):
+    """Arguments that cannot be read, as after a mistake of ours."""
+
+    def __iter__(self):
+        return iter(list(zip([1], [1, 2], strict=True)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_bug_of_ours_keeps_its_traceback(command, monkeypatch, capsys):
+def test_a_bug_of_ours_keeps_its_traceback(command, capsys):
     face = import_module(f"segkit.cli.{command}")
-    monkeypatch.setattr(face, "parse_args", planted_bug)
     with pytest.raises(ValueError, match=r"zip\(\) argument 2 is longer"):
-        face.main([])
+        face.main(PlantedBug())
     assert "error:" not in capsys.readouterr().err
 
 
 def test_a_bug_shows_its_line_and_that_it_is_to_be_reported():
-    code = (
-        "import segkit.cli.train as t\n"
-        "def planted(*args, **options): list(zip([1], [], strict=True))\n"
-        "t.parse_args = planted\n"
-        "t.main([])\n"
-    )
+    code = "import segkit.cli.train as t\ndef planted(): yield list(zip([1], [], strict=True))\nt.main(planted())\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -94,6 +92,27 @@ def test_what_is_raised_by_our_errors_can_be_caught_as_pythons_own():
     assert issubclass(errors.MissingPackageError, ImportError)
     assert issubclass(errors.NotFiniteError, FloatingPointError)
     assert issubclass(errors.CheckpointError, OSError)
+
+
+def test_a_dead_worker_is_one_sentence(capsys):
+    assert outcome(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")) == 1
+    error = capsys.readouterr().err
+    assert "DataLoader worker (pid 7) is killed by signal: Killed. A process that loads images died" in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence_with_a_remedy(capsys, error):
+    assert outcome(error) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "; try half the --batch-size with twice the --accumulate" in said
 
 
 def test_arguments_in_a_message_are_shown_as_flags(capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.commands import SMALL, fails, signal_at_batch, train_arguments
+from helpers.commands import SMALL, at_forward, fails, signal_at_batch, train_arguments
 from helpers.shapes import write_shapes
 from PIL import Image
 
@@ -51,10 +51,10 @@ def test_training_learns(shapes, tmp_path):
     assert float(rows[-1]["miou"]) > 0.5
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_equals_one_that_was_not_interrupted(shapes, run, tmp_path, capsys):
     out = tmp_path / "b"
-    signal_at_batch(monkeypatch, 3)  # the first of the second epoch
-    assert fails(train, *train_arguments(shapes, out, "--epochs", "2")) == 130
+    with signal_at_batch(3):  # the first of the second epoch
+        assert fails(train, *train_arguments(shapes, out, "--epochs", "2")) == 130
     train.main(train_arguments(shapes, out, "--epochs", "2", "--resume"))
     assert "after epoch 1 and 1 batches of the next" in capsys.readouterr().out
     whole, resumed = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, out))
@@ -243,9 +243,8 @@ def test_infer_names_what_is_missing(run, tmp_path, monkeypatch, capsys, argumen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_keeps_its_traceback(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("segkit.workflows.train.train_run", lambda *args: int("not a number"))
-    with pytest.raises(ValueError, match="invalid literal"):
+def test_a_bug_keeps_its_traceback(shapes, tmp_path):
+    with at_forward(lambda model: int("not a number")), pytest.raises(ValueError, match="invalid literal"):
         train.main(train_arguments(shapes, tmp_path / "a"))
 
 

@@ -1,13 +1,17 @@
 """Run the commands on small data: arguments of a training that takes a second, and the exit code of a failure."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from segkit.console import Console
+from segkit.models import Segmenter
 
 SMALL = [
     *("--model", "fpn", "--backbone", "test_resnet", "--pretrained", "false", "--crop", "48"),
@@ -39,14 +43,29 @@ def fails(command: ModuleType, *arguments: object) -> int | str | None:
     return stop.value.code
 
 
-def signal_at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, number: int = signal.SIGINT) -> None:
+@contextmanager
+def at_forward(act: Callable[[Segmenter], object]) -> Iterator[None]:
+    """Call `act(model)` before each forward pass of a model, in training and in evaluation."""
+
+    def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if isinstance(module, Segmenter):
+            act(module)
+
+    handle = register_module_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def signal_at_batch(batch: int, number: int = signal.SIGINT) -> Iterator[None]:
     """Send a signal to this process before a training learns from a batch, counted from 0 over all epochs and runs."""
-    progress, batches = Console.progress, count()
+    batches = count()
 
-    def with_signal(self, items, **options):
-        for item in progress(self, items, **options):
-            if options.get("unit") == "batch" and next(batches) == batch:
-                signal.raise_signal(number)
-            yield item
+    def send(model: Segmenter) -> None:
+        if model.training and next(batches) == batch:
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(Console, "progress", with_signal)
+    with at_forward(send):
+        yield

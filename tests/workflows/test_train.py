@@ -208,9 +208,8 @@ def test_only_the_command_changes_how_the_process_keeps_memory(shapes, tmp_path,
     assert calls == [1]
 
 
-def test_ctrl_c_is_an_error_that_names_the_run_to_resume(tmp_path, monkeypatch):
-    signal_at_batch(monkeypatch, 0)
-    with pytest.raises(Interrupted, match="stopped by SIGINT") as stop:
+def test_ctrl_c_is_an_error_that_names_the_run_to_resume(tmp_path):
+    with signal_at_batch(0), pytest.raises(Interrupted, match="stopped by SIGINT") as stop:
         segkit.train(data=Drawn(8), val=Drawn(2), out=tmp_path / "a", epochs=2, **SETTINGS)
     assert stop.value.run == tmp_path / "a"
     assert len(segkit.train(data=Drawn(8), val=Drawn(2), resume=stop.value.run).history) == 2

@@ -53,8 +53,10 @@ def add_train_only(
     """Return the training images followed by the extra ones, without extra images whose file validates."""
     if extra is None:
         return train
-    held_out = set(image_paths(val))
-    return JoinedDatasets([train, extra.subset([i for i, p in enumerate(image_paths(extra)) if p not in held_out])])
+    # Files may be named by a relative path in one set, and by an absolute one or a link in the other.
+    held_out = set(map(os.path.realpath, image_paths(val)))
+    kept = [i for i, path in enumerate(image_paths(extra)) if os.path.realpath(path) not in held_out]
+    return JoinedDatasets([train, extra.subset(kept)])
 
 
 def image_paths(data: SegmentationDataset) -> list[str]:

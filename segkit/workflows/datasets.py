@@ -1,5 +1,7 @@
 """The data sets that the settings `data`, `val`, `train_only`, `images` and `masks` name."""
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,10 +13,11 @@ from segkit.config import CheckConfig, LabelConfig, ScoreConfig, SourceConfig, T
 from segkit.console import Console
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.dataset import ImageFiles, checked_target
+from segkit.data.findings import EXAMPLES, Note
 from segkit.data.mask_cache import default_folder
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, DataWarning, UsageError
 from segkit.files import write_csv
-from segkit.folds.split import Folds, add_train_only
+from segkit.folds.split import Folds, add_train_only, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
@@ -63,6 +66,7 @@ def load_data(config: TrainConfig, console: Console | None = None) -> tuple[Segm
                 f"{first} and {second} differ in their classes: {', '.join(train_set.class_names)} / "
                 f"{', '.join(val_set.class_names)}"
             )
+        _warn_of_shared_images(train_set, val_set)
     else:
         train_set, val_set = train_set.split(config.val_fraction, config.seed)
     return add_train_only(train_set, val_set, extra), val_set
@@ -323,6 +327,22 @@ def _open(
         is_scored=name == "val",
         console=console,
     )
+
+
+def _warn_of_shared_images(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
+    """Warn of images that train and validate, by one file or by two that name the same image."""
+    shared = list(map(val_set.name, range(len(val_set))))
+    if train_set is not val_set:
+        sources = [*sources_of(train_set), *sources_of(val_set)]
+        if not all(isinstance(source, ImageFiles) for source in sources):
+            return  # the images are no files that could be compared
+        trained = set(map(os.path.realpath, image_paths(train_set)))
+        shared = [
+            name for name, path in zip(shared, image_paths(val_set), strict=True) if os.path.realpath(path) in trained
+        ]
+    if shared:
+        note = Note("same-file-across", "warning", len(shared), tuple(shared[:EXAMPLES]))
+        warnings.warn(f"`val`: {note}", DataWarning, stacklevel=2)
 
 
 def _check_first_sample(data: SegmentationDataset, name: str) -> None:

@@ -131,6 +131,32 @@ def test_val_and_train_only_files_are_matched_by_name_and_may_lack_a_class(shape
         load_data(settings(val=other, **common))
 
 
+def test_images_that_train_and_validate_are_warned_of(shapes, tmp_path):
+    """The same JSON; another JSON that names one of its photographs, by an absolute path; one data set twice."""
+    with pytest.warns(DataWarning, match=r"`val`: images that are also in another set.*: 12 \(images/train0"):
+        load_data(settings(data=shapes[0], val=shapes[0], mask_cache="off"))
+    content = json.loads(shapes[1].read_text())
+    content["images"][0]["file_name"] = str(shapes[0].parent / "images/../images/train0.png")
+    content["images"][1:] = [
+        row | {"file_name": str(shapes[1].parent / row["file_name"])} for row in content["images"][1:]
+    ]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.warns(DataWarning, match=r"which makes scores too good: 1 \(/"):
+        load_data(settings(data=shapes[0], val=other, allow_outside_root=True, mask_cache="off"))
+    own = Own()
+    with pytest.warns(DataWarning, match="also in another set, which makes scores too good: 9 "):
+        load_data(settings(data=own, val=own))
+
+
+def test_train_only_images_that_validate_under_another_path_do_not_train(shapes, tmp_path):
+    (tmp_path / "link").symlink_to(shapes[1].parent)
+    train, val = load_data(
+        settings(data=shapes[0], val=shapes[1], train_only=tmp_path / "link" / shapes[1].name, mask_cache="off")
+    )
+    assert (len(train), len(val)) == (12, 4)
+
+
 def test_folds_read_each_json_once(shapes, monkeypatch):
     opened, open_file = [], Path.open
 

@@ -166,7 +166,7 @@ def read_folder(
     good = [result for result in checked if not isinstance(result, Finding)]
     found += [oddity for _, _, oddities in good for oddity in oddities]
     labels = set().union(*(labels for _, labels, _ in good))
-    if not reader.coloured and len(reader.class_names) > 1 and labels == {0, IGNORE_INDEX}:
+    if not reader.coloured and IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
         sentence = f"the masks below {masks} have no values except 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
     return [item for item, _, _ in good]

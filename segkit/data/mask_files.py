@@ -37,7 +37,8 @@ class MaskReader:
         coloured: Whether there is a palette.
 
     Raises:
-        DataError: A file is missing or wrong, there are neither names nor a palette, or the palette has other names.
+        DataError: A file is missing or wrong, there are neither names nor a palette, the palette has other names, or
+            there are not 2 to 255 different names.
     """
 
     def __init__(
@@ -51,8 +52,13 @@ class MaskReader:
         if class_names is None and colours is None:
             raise DataError("masks do not name their classes; give `class_names` or a `palette`")
         names = known if class_names is None else read_lines(class_names, "file of class names")
+        if len(names) == 1:
+            raise DataError(
+                f"{names[0]!r} is the only class, so there is nothing to learn; name the class of each pixel value, "
+                f"such as background for 0 and {names[0]} for 1; {BINARY_HINT}"
+            )
         if len(set(names)) != len(names) or not 0 < len(names) < 256:
-            raise DataError(f"expected 1 to 255 class names, all different, got {len(names)}: {_listed(names)}")
+            raise DataError(f"expected 2 to 255 class names, all different, got {len(names)}: {_listed(names)}")
         odd = sorted(set(known) - set(names))
         if odd:
             raise DataError(f"{palette} has colours for {_listed(odd)}, which are not class names")

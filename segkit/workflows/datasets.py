@@ -351,6 +351,8 @@ def _check_first_sample(data: SegmentationDataset, name: str) -> None:
         raise DataError(f"the class names of `{name}` must be text, got {list(data.class_names)}")
     if len(set(data.class_names)) < len(data.class_names):
         raise DataError(f"`{name}` has two classes of the same name: {', '.join(data.class_names)}")
+    if len(data.class_names) < 2:
+        raise DataError(f"`{name}` has only the classes {list(data.class_names)}, so there is nothing to learn")
     if len(data.class_names) > IGNORE_INDEX:
         raise DataError(f"`{name}` has {len(data.class_names)} classes; a mask of uint8 holds {IGNORE_INDEX}, 0 to 254")
     image = data.image(0)

@@ -247,6 +247,25 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path, mask, message):
         load(tmp_path, [mask])
 
 
+@pytest.mark.parametrize("mask", [np.uint8(255 * (LABELS == 1)), np.full((3, 4), 255, np.uint8)])
+def test_masks_without_a_label_besides_0_and_255_are_an_error(tmp_path, mask):
+    with pytest.raises(DataError, match=r"masks.* have no values except 0 and 255"):
+        load(tmp_path, [mask], class_names=NAMES[:2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"class_names": ["water"]}, {"class_names": None, "palette": "p.txt"}],
+    ids=["names", "palette"],
+)
+def test_a_single_class_leaves_nothing_to_learn(tmp_path, options, monkeypatch):
+    """A loss of 0 and a mIoU of 100 % for any model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("water 255 255 255\nignore 0 0 0\n")
+    with pytest.raises(DataError, match=r"'water' is the only class, .* water for 1; if 255 is white"):
+        load(tmp_path, [np.uint8(255 * (LABELS == 1))], **options)
+
+
 def test_a_soft_black_and_white_mask_is_named_with_a_hint(tmp_path):
     with pytest.raises(DataError, match=r"0\.png has the values 100, 180, but the 2 classes .* 'NAME 255 255 255'"):
         load(tmp_path, [np.uint8([[0, 100, 180, 255]] * 3)], class_names=NAMES[:2])

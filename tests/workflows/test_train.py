@@ -175,6 +175,7 @@ def test_an_own_data_set_is_checked_before_it_trains(tmp_path, part, change, mes
     [
         ((0, 1, 2), "class names of `data` must be text"),
         (("background", "a", "a"), "two classes of the same name"),
+        (("a",), r"`data` has only the classes \[.a.\], so there is nothing to learn"),
         (tuple(map(str, range(256))), "has 256 classes; a mask of uint8 holds 255"),
     ],
 )

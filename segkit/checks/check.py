@@ -123,15 +123,17 @@ def _look_at_sizes_and_masks(set_name: str, data: ImageFiles, measures: Measures
         for index in np.flatnonzero(~measures.pixels[:, 1:].any(1)).tolist():
             name = data.name(index)
             yield Finding("no-annotations", name, f"the mask of {name} has only {data.class_names[0]}")
-    present = measures.pixels.any(0)
-    for label, name in enumerate(data.class_names):
-        if not present[label] and len(data):
-            yield Finding("absent-class", name, f"{set_name} has no pixel of {name}")
     if not len(data):
         yield Finding("no-images", set_name, f"{set_name} has no images that can be used")
-    elif data.annotations is not None and not any(data.annotations):
+        return
+    if data.annotations is not None and not any(data.annotations):
         yield Finding("unannotated", set_name, f"{set_name} has no annotations; is it a test set?")
-    elif not present[1:].any():
+        return
+    present = measures.pixels.any(0)
+    for label, name in enumerate(data.class_names):
+        if not present[label]:
+            yield Finding("absent-class", name, f"{set_name} has no pixel of {name}")
+    if not present[1:].any():
         yield Finding("nothing-painted", set_name, f"{set_name} has only {data.class_names[0]}")
 
 

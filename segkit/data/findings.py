@@ -113,7 +113,7 @@ KINDS = {
     "ignored-region": Kind("note", 'regions marked `"ignore": 1`, neither trained on nor scored'),
     # found only by segkit.check
     "no-images": Kind("error", "sets without images that can be used"),
-    "unannotated": Kind("error", "sets without an annotation, so there is nothing to learn or to score"),
+    "unannotated": Kind("warning", "sets without annotations, as test sets are; they can be neither learnt nor scored"),
     "nothing-painted": Kind("warning", "sets that are only background"),
     "absent-class": Kind("warning", "classes without a pixel, which are neither learnt nor scored there"),
     "one-colour": Kind("warning", "images of one colour"),

@@ -144,11 +144,18 @@ def test_other_classes_are_one_sentence(shapes, tmp_path, capsys):
     assert "names the same file twice" in capsys.readouterr().err
 
 
-def test_a_set_without_annotations_is_an_error_as_in_training(tmp_path, capsys):
+def test_a_test_set_has_no_errors_in_a_check_but_cannot_be_trained_on(tmp_path, capsys):
     Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     image = {"id": 1, "file_name": "a.png", "height": 40, "width": 50}
-    assert run(write_coco(tmp_path / "x.json", [image], []), "--full", "--out", tmp_path / "o") == 3
-    assert {row["kind"] for row in rows(tmp_path / "o/findings.csv")} >= {"unannotated", "no-annotations"}
+    file = write_coco(tmp_path / "x.json", [image], [])
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    assert run(file, "--full", "--out", tmp_path / "o") == 0
+    output = capsys.readouterr().out
+    assert "sets without annotations, as test sets are; they can be neither learnt nor scored: 1 (x)" in output
+    found = {row["kind"]: row["severity"] for row in rows(tmp_path / "o/findings.csv")}
+    assert found == {"unannotated": "warning", "one-colour": "warning", "no-annotations": "note"}
     with pytest.raises(SystemExit, match="3"):
         train.main(["--data", str(tmp_path / "x.json"), "--device", "cpu", "--out", str(tmp_path / "run")])
     assert "has no annotations" in capsys.readouterr().err

@@ -69,8 +69,11 @@ def read_items(
         try:
             header.check_size(path, size)
         except DataError as error:
-            found.append(Finding("rescaled" if rescale else "other-size", name, str(error)))
-            if not rescale:
+            swapped = _looks_swapped(header, size)
+            kind = "swapped-size" if swapped else "rescaled" if rescale else "other-size"
+            hint = "; height and width look swapped in the JSON" if swapped else ""
+            found.append(Finding(kind, name, f"{error}{hint}"))
+            if kind != "rescaled":
                 continue
             size, drawn = _annotated_frame(header, size), size
         found += find_oddities(path, name, header, size, reading)
@@ -120,6 +123,16 @@ def json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
         return int(values[0]), int(values[1])
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"{row['file_name']} has the height and width {values} in the JSON, expected numbers") from None
+
+
+def _looks_swapped(header: ImageHeader, drawn: tuple[int, int]) -> bool:
+    """Return whether height and width of a JSON have the shape of the image in the other order."""
+    height, width = header.turned
+    if header.stored != header.turned or height == width:
+        return False
+    # The annotations may have been drawn on a copy of another size: each side is then rounded by up to half a pixel.
+    swapped, upright = abs(drawn[0] * height - drawn[1] * width), abs(drawn[0] * width - drawn[1] * height)
+    return swapped <= (height + width) / 2 < upright
 
 
 def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, int] | None:

@@ -63,6 +63,11 @@ KINDS = {
         "correct the JSON or the images; if the annotations were drawn on the same images at that size, "
         f"`rescale_annotations` scales them; {_SKIP}",
     ),
+    "swapped-size": Kind(
+        "error",
+        "images whose height and width look swapped in the JSON",
+        f"exchange `height` and `width` in the JSON, because the annotations do not fit as they are; {_SKIP}",
+    ),
     "outside-root": Kind("error", "images outside the image folder", "`allow_outside_root` allows them"),
     "bad-name": Kind("error", "images with names that no file can have"),
     "url": Kind("error", "images that are network addresses", "download them first"),
@@ -129,10 +134,8 @@ KINDS = {
     "narrow": Kind("note", "images more than four times as long as wide"),
     "covers-all": Kind("note", "annotations that cover their whole image"),
 }
-SKIPPABLE = (
-    *("missing-image", "unreadable-image", "other-size"),
-    *("no-mask", "no-image", "unreadable-mask", "mask-size"),
-)
+UNUSABLE_IMAGES = ("missing-image", "unreadable-image", "other-size", "swapped-size")
+SKIPPABLE = (*UNUSABLE_IMAGES, "no-mask", "no-image", "unreadable-mask", "mask-size")
 
 
 def raise_or_warn(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:

@@ -117,7 +117,8 @@ def _read_rle(segmentation: Mapping[str, Any], size: tuple[int, int] | None) -> 
     if not _is_size(own_size):
         raise DataError(f"its RLE is of size {own_size!r:.40}, expected [height, width]")
     if size is not None and tuple(own_size) != tuple(size):
-        raise DataError(f"its RLE is of size {own_size}, the image is {list(size)} (height, width)")
+        swapped = "; height and width look swapped in it" if list(own_size) == [size[1], size[0]] else ""
+        raise DataError(f"its RLE is of size {own_size}, the image is {list(size)} (height, width){swapped}")
     height, width = map(int, own_size)
     runs = _listed_runs(counts) if isinstance(counts, list) else runs_of(_as_bytes(counts))
     if runs.sum() != height * width or runs.min(initial=0) < 0:

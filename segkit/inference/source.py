@@ -13,7 +13,7 @@ import numpy as np
 
 from segkit.data import list_images, read_image
 from segkit.data.coco_file import Allowed, read_coco
-from segkit.data.findings import raise_errors
+from segkit.data.findings import UNUSABLE_IMAGES, raise_errors
 from segkit.data.images import AS_USUAL, Reading
 from segkit.errors import DataError, UsageError
 
@@ -191,7 +191,7 @@ def _coco_images(
             "folder of the images as `source` to ignore the categories"
         )
     images = [_file(Path(item.file_name), item.path, reading, item.size, item.id) for item in data.items]
-    bad = {f.where: f for f in data.findings if f.kind in ("missing-image", "unreadable-image", "other-size")}
+    bad = {f.where: f for f in data.findings if f.kind in UNUSABLE_IMAGES}
     for name, finding in bad.items():
         images.append(SourceImage.unusable(Path(name), finding.sentence, (root or file.parent) / name))
     once: dict[Path, SourceImage] = {}

@@ -55,7 +55,8 @@ def notes_of(file, **options):
         ("polygon", "expected polygons or RLE, got str"),
         ({"counts": [600]}, "its RLE has no 'size'"),
         ({"size": [20, 30]}, "its RLE has no 'counts'"),
-        ({"size": [30, 20], "counts": [600]}, r"its RLE is of size \[30, 20\], the image is \[20, 30\]"),
+        ({"size": [30, 20], "counts": [600]}, r"its RLE is of size \[30, 20\], the image is \[20, 30\].* look swapped"),
+        ({"size": [30, 30], "counts": [900]}, r"its RLE is of size \[30, 30\], the image is .* width\)$"),
         ({"size": [20, 30], "counts": [599]}, "come to 599 pixels, the image has 600"),
         ({"size": [20, 30], "counts": [100, 501]}, "come to 601 pixels"),
         ({"size": [20, 30], "counts": [-1, 601]}, "whole numbers, 0 or more"),
@@ -197,6 +198,23 @@ def test_a_size_that_the_json_lacks_is_read_from_the_file(write, missing):
     assert data.items[0].size == (20, 30)
     assert data.mask(0).sum() == 25
     assert notes_of(file) == {"size-from-file": 1}
+
+
+@pytest.mark.parametrize("drawn", [(30, 20), (60, 40), (301, 200)])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_swapped_height_and_width_are_told_as_such_and_never_rescaled(write, drawn, rescale):
+    file = write([annotation([rectangle(20, 0, 5, 5)])], [image(height=drawn[0], width=drawn[1])])
+    with pytest.raises(DataError, match=r"a\.png is 20 x 30 .* look swapped in the JSON; exchange `height`") as raised:
+        CocoSegmentation(file, rescale_annotations=rescale)
+    assert "rescale_annotations" not in str(raised.value)
+
+
+@pytest.mark.parametrize("drawn", [(30, 21), (20, 31), (25, 25), (30, 40)])
+def test_other_sizes_do_not_look_swapped(write, drawn):
+    data = CocoSegmentation(
+        write([annotation([[0, 0, 9, 0, 9, 9]])], [image(height=drawn[0], width=drawn[1])]), rescale_annotations=True
+    )
+    assert [note.kind for note in data.notes] == ["rescaled"]
 
 
 def test_another_size_than_the_files_is_an_error_with_both(write):

@@ -1,6 +1,7 @@
 """Training in a hostile world: a second training, a full disk, dead workers, another user, signals."""
 
 import csv
+import itertools
 import os
 import shutil
 import signal
@@ -13,16 +14,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from helpers.commands import fails, train_arguments
+from helpers.commands import at_forward, fails, train_arguments
 from helpers.shapes import write_shapes
-from torch import nn
+from PIL import Image
 
 from segkit.cli import train
-from segkit.console import Console
-from segkit.demo import write
 from segkit.runs import RunLock
-from segkit.training import Trainer
-from segkit.workflows import run
 from segkit.workflows.start import Start
 
 ROOT = Path(__file__).parents[2]
@@ -185,62 +182,55 @@ def test_nothing_is_written_next_to_the_data(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
-def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_continues(shapes, tmp_path, monkeypatch, caplog):
-    out, steps = tmp_path / "a", []
+def test_sigusr1_saves_in_the_middle_of_an_epoch_and_training_continues(shapes, tmp_path, caplog):
+    out, steps, batches, scored = tmp_path / "a", [], itertools.count(), []
 
-    def signalled(self, batches, *, unit="image", **options):
-        for number, batch in enumerate(batches):
-            if number == 1:
+    def ask(model):
+        if model.training:
+            batch = next(batches)
+            if batch == 1:
                 signal.raise_signal(signal.SIGUSR1)
-            elif number == 2 and unit == "batch":
+            elif batch == 2:
                 steps.append(torch.load(out / "last.pt", weights_only=True)["step"])
-            yield batch
+        elif (out / "results.csv").is_file():  # Everything is saved: it does nothing.
+            scored.append(1)
+            signal.raise_signal(signal.SIGUSR1)
 
-    def signalled_again(*args):
-        signal.raise_signal(signal.SIGUSR1)
-        return score_best(*args)
-
-    score_best = run.score_best
-    monkeypatch.setattr(Console, "progress", signalled)
-    monkeypatch.setattr(run, "score_best", signalled_again)  # everything is saved: it does nothing
-    train.main(train_arguments(shapes, out, "--epochs", "1"))
+    with at_forward(ask):
+        train.main(train_arguments(shapes, out, "--epochs", "1"))
     assert steps == [2]
+    assert scored
     assert f"saved {out / 'last.pt'}, as asked; training continues" in caplog.text
     assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 1
 
 
 def test_a_signal_before_the_first_step_saves_after_it(shapes, tmp_path, monkeypatch):
-    write = run.write_environment
+    replace = os.replace
 
-    def signalled(*args):
-        signal.raise_signal(signal.SIGTERM)
-        return write(*args)
+    def signalled(source, target):
+        if Path(target).name == "env.json":  # written before the first step
+            signal.raise_signal(signal.SIGTERM)
+        replace(source, target)
 
-    monkeypatch.setattr(run, "write_environment", signalled)
+    monkeypatch.setattr(os, "replace", signalled)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "1")) == 143
     assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 1
 
 
-def test_validation_workers_start_before_the_first_step_fills_the_memory(shapes, tmp_path, monkeypatch):
-    begun = []
-    epochs = Trainer.epochs
-
-    def epochs_with_workers(self, train, val):
-        begun.extend(val._iterator._workers)
-        return epochs(self, train, val)
-
-    monkeypatch.setattr(Trainer, "epochs", epochs_with_workers)
-    train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
-    assert len(begun) == 1
-    assert not begun[0].is_alive()
+def test_validation_workers_start_before_the_first_step_fills_the_memory(shapes, tmp_path):
+    before, begun = set(active_children()), []
+    with at_forward(lambda model: begun.append(set(active_children()) - before)):
+        train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--workers", "1"))
+    assert len(begun[0]) == 2  # one for training images, one for validation images
+    assert set(active_children()) == before
 
 
 def test_sigterm_while_the_demo_is_drawn_leaves_no_files(tmp_path, monkeypatch):
-    def signalled(path, image):
+    def signalled(image, file, **options):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(write, "write_image", signalled)
+    monkeypatch.setattr(Image.Image, "save", signalled)
     assert fails(train) == 143
     assert list((tmp_path / "runs").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -264,14 +254,15 @@ def test_a_killed_worker_is_one_sentence_and_the_run_can_be_resumed(shapes, tmp_
     assert len(list(csv.DictReader((out / "results.csv").open()))) == epoch + 1
 
 
-def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path, monkeypatch):
-    class OutOfMemory(nn.Module):
-        def forward(self, logits, target):
-            raise torch.OutOfMemoryError("of its own")
+def test_a_training_that_fails_leaves_no_workers(shapes, tmp_path):
+    def fill(model):
+        raise torch.OutOfMemoryError("of its own")
 
-    monkeypatch.setattr(run, "build_loss", lambda *args: OutOfMemory())
     before = set(active_children())
-    with pytest.raises(SystemExit) as stop:  # it keeps the frames of the training alive, and they keep the loaders
+    with (
+        at_forward(fill),
+        pytest.raises(SystemExit) as stop,
+    ):  # it keeps the frames of the training alive, and they keep the loaders
         train.main(train_arguments(shapes, tmp_path / "a", "--workers", "2"))
     assert stop.value.code == 1
     assert set(active_children()) == before

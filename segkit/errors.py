@@ -70,19 +70,25 @@ class RanksError(MachineError, OSError):
     """The processes of a distributed run cannot reach each other, or another one failed. Exit code 1."""
 
 
+# Codes of an OSError about the machine, the disk or the network share, whichever file it happens to name.
+_MACHINE_CODES = {
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+}
 _NO_MEMORY = ("can't allocate memory", "Insufficient memory", "Storage size calculation overflowed")
 
 
 def as_segkit_error(error: BaseException) -> SegkitError | None:
     """Return `error` as a SegkitError, or None if it is a bug.
 
-    Translates what the machine is to blame for, whichever library raised it: a full disk, memory that ran out, and a
-    DataLoader worker that was killed.
+    Translates what the machine is to blame for, whichever library raised it: a full or failing disk, too many open
+    files, memory that ran out, and a DataLoader worker that was killed. Where a file of the user cannot be read or
+    written, `raise as_segkit_error(error) or DataError(...)` never blames the file for these.
     """
     if isinstance(error, SegkitError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error))
+    if isinstance(error, OSError) and error.errno in _MACHINE_CODES:
+        return MachineError(_of_machine(error))
     if is_out_of_memory(error):
         return MachineError(f"memory ran out ({sentence(error).splitlines()[0]})" if str(error) else "memory ran out")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
@@ -92,6 +98,15 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
             "`workers`. Everything that was saved before is kept."
         )
     return None
+
+
+def _of_machine(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error)
+    what = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{what}; allow more of them (ulimit -n), or try fewer `workers`"
+    return f"{what}; this is a fault of the machine or of a network share, not of the file"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,13 +6,14 @@ import io
 import json
 import os
 import shutil
+import stat
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segkit.errors import MissingFileError, SegkitError, UsageError
+from segkit.errors import MissingFileError, SegkitError, UsageError, as_segkit_error
 
 MAX_PIXELS = 178_956_970  # largest image that is opened by default; Pillow refuses larger ones, too
 LEFTOVERS = ".*.tmp*"  # pattern of the files that a killed writer leaves in a folder
@@ -108,7 +109,7 @@ def read_text(path: str | os.PathLike) -> str:
     except FileNotFoundError:
         raise MissingFileError(f"there is no file {path}") from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise as_segkit_error(error) or UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: it is not text in UTF-8") from error
 
@@ -134,6 +135,35 @@ def parse_json(content: bytes | str, path: str | os.PathLike, error: type[Segkit
         raise error(f"{path} cannot be read: it has a number with thousands of digits") from fault
 
 
+def is_file(path: str | os.PathLike) -> bool:
+    """Return whether a file exists, as `os.path.isfile`.
+
+    Raises:
+        MachineError: The machine cannot tell.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        fault = as_segkit_error(error) if isinstance(error, OSError) else None
+        if fault is not None:
+            raise fault from error
+        return False
+
+
+def check_readable(path: str | os.PathLike) -> None:
+    """Open and close a file, before a library that calls every failure "no such file" reads it (safetensors, OpenCV).
+
+    Raises:
+        UsageError: The file cannot be opened.
+        MachineError: The machine cannot open it, for example because too many files are open.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise as_segkit_error(error) or UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
 def make_folder(path: str | os.PathLike) -> None:
     """Make a folder, unless it exists.
 
@@ -143,9 +173,7 @@ def make_folder(path: str | os.PathLike) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UsageError(f"cannot make the folder {path}: {error.strerror}") from error
+        raise as_segkit_error(error) or UsageError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import MissingFileError, UsageError, as_segkit_error
 from segkit.files import LEFTOVERS, read_text
 
 RUNS = Path("runs")  # the default output folder of the commands
@@ -180,7 +180,8 @@ def check_writable(out: Path | None) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"cannot write to {out or RUNS}: {error.strerror} ({folder})") from error
+        fault = UsageError(f"cannot write to {out or RUNS}: {error.strerror} ({folder})")
+        raise as_segkit_error(error) or fault from error
 
 
 def newest_run() -> Path:

@@ -16,7 +16,7 @@ from segkit.data.findings import KINDS, Finding
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
-from segkit.errors import DataError
+from segkit.errors import DataError, as_segkit_error
 from segkit.files import parse_json
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
@@ -251,7 +251,7 @@ def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:
     except IsADirectoryError:
         raise DataError(f"{file} is a folder, expected a COCO JSON file") from None
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise as_segkit_error(error) or DataError(f"cannot read {file}: {error.strerror}") from error
     content = parse_json(text, file, DataError)
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from segkit.data.findings import KINDS, Finding, find_oddities
 from segkit.data.images import ImageHeader, Reading, read_image_header
 from segkit.errors import DataError
+from segkit.files import is_file
 
 OPENED_AT_ONCE = 8  # image files; most of the time goes into waiting for the disk
 
@@ -102,7 +103,7 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
 
 def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | None:
     """Return the header, or what is wrong with it; None if there is no file."""
-    if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
+    if not is_file(path):
         return None
     try:
         return read_image_header(path, reading)

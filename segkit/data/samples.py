@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.findings import may_be_bad
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, SegkitError, UsageError, as_segkit_error
 from segkit.labels import IGNORE_INDEX
 from segkit.names import check_known
 
@@ -185,11 +185,16 @@ class Plain(Dataset):
 
 @contextmanager
 def name_image_in_errors(data: SegmentationDataset, index: int) -> Iterator[None]:
-    """Re-raise an error of a custom data set or transform as a RuntimeError that names the image."""
+    """Re-raise an error of a custom data set or transform as a RuntimeError that names the image.
+
+    Errors of the machine are translated here, because an OSError loses its code on the way out of a worker process.
+    """
     try:
         yield
-    except (DataError, OSError, MemoryError):
+    except (SegkitError, MemoryError):
         raise
+    except OSError as error:
+        raise as_segkit_error(error) or error  # noqa: B904
     except Exception as error:
         raise RuntimeError(f"cannot load image {data.name(index)}: {type(error).__name__}: {error}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import MissingFileError, UsageError, as_segkit_error
 from segkit.files import write_whole
 
 COLUMNS = ["image_id", "PredictionString"]
@@ -52,7 +52,8 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
     except FileNotFoundError:
         raise MissingFileError(f"there is no sample submission at {sample}") from None
     except OSError as error:
-        raise UsageError(f"cannot read the sample submission {sample}: {error.strerror}") from error
+        fault = UsageError(f"cannot read the sample submission {sample}: {error.strerror}")
+        raise as_segkit_error(error) or fault from error
     except (KeyError, csv.Error):
         raise UsageError(f"{sample} is not a sample submission: it needs a column image_id") from None
     missing, extra = sorted(set(ids) - set(names)), sorted(set(names) - set(ids))

@@ -16,6 +16,7 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from segkit.errors import MissingFileError, OfflineError, UsageError
+from segkit.files import check_readable
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.same_padding import pad_kernels
 from segkit.models.smp.encoders import SMP_PREFIX, create_smp_features, find_variant
@@ -209,6 +210,7 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         raise MissingFileError(
             f"there is no weights file {path}; `pretrained` takes true, false or the path of a safetensors file"
         )
+    check_readable(path)
     try:
         stored = load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.files import write_whole
+from segkit.files import check_readable, write_whole
 from segkit.models.factory import create_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
@@ -99,6 +99,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UsageError: The file was not written by segkit, or is damaged.
     """
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segkit.errors import MissingFileError, NotFiniteError, UsageError
+from segkit.errors import MissingFileError, NotFiniteError, UsageError, as_segkit_error
 from segkit.files import remove_leftovers, write_csv, write_whole
 from segkit.models import Preprocessing, Segmenter
 from segkit.models.model_file import model_bytes
@@ -219,7 +219,8 @@ def _read(path: Path) -> dict[str, Any]:
         zlib.error,
         NotImplementedError,
     ) as error:
-        raise UsageError(problem + "the file is damaged or was not written by segkit") from error
+        fault = UsageError(problem + "the file is damaged or was not written by segkit")
+        raise as_segkit_error(error) or fault from error
     if damaged:
         raise UsageError(problem + "the file is damaged")
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.files import parse_json, read_text
+from segkit.files import check_readable, parse_json, read_text
 from segkit.models.smp.keys import HEAD
 from segkit.models.smp.options import find_architecture
 
@@ -52,6 +52,7 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"there is no weights file {path}")
+    check_readable(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

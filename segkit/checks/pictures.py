@@ -21,7 +21,7 @@ COLUMNS, MOST_CLASSES, RAREST = 6, 30, 4
 OF_A_KIND, MOST_CASES = 4, 30
 CONTESTED = 0.05  # least share of contested pixels to show an image
 _UNREMARKABLE = (
-    *("gray", "alpha", "16-bit", "cmyk", "animated", "turned", "size-from-file"),
+    *("gray", "alpha", "16-bit", "32-bit", "cmyk", "animated", "turned", "size-from-file"),
     *("crowd", "no-segmentation", "id-by-value", "same-name-across"),
 )
 

@@ -86,9 +86,10 @@ KINDS = {
     "rescaled": Kind("note", "images of another size than the JSON says, whose annotations were scaled"),
     "gray": Kind("note", "gray images, converted to RGB"),
     "alpha": Kind("note", "images with transparency, which is dropped"),
-    "16-bit": Kind("note", "images of 16 bits, scaled to 8"),
+    "16-bit": Kind("note", "images of more than 8 bits, whose full range (0 to 65535 of 16 bits) is scaled to 8"),
+    "32-bit": Kind("note", "images of float or 32-bit values, where 0 to 1 (float) or 0 to 255 is black to white"),
     "cmyk": Kind("note", "CMYK images, converted to RGB"),
-    "animated": Kind("note", "images with several frames, of which only the first is used"),
+    "animated": Kind("warning", "images with several pages or frames, of which only the first is used"),
     "no-annotations": Kind("note", "images without annotations, only background"),
     # masks that are files
     "no-mask": Kind("error", "images without a mask", _SKIP),
@@ -225,8 +226,8 @@ def find_oddities(
         kinds.append("gray")
     if header.transparent:
         kinds.append("alpha")
-    if header.mode.startswith("I;16") or header.mode == "I":
-        kinds.append("16-bit")
+    if header.bits > 8:
+        kinds.append("32-bit" if header.bits == 32 else "16-bit")
     if header.mode == "CMYK":
         kinds.append("cmyk")
     if header.animated:

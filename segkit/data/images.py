@@ -3,22 +3,42 @@
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segkit.errors import DataError
-from segkit.files import MAX_PIXELS, write_whole
+from segkit.errors import DataError, SegkitError, as_segkit_error
+from segkit.files import MAX_PIXELS, is_file, write_whole
 from segkit.names import check_known
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# The formats that are read, by Pillow's names, and the suffixes of their files. Pillow knows more, but not all of these
+# are pixels only: to open an EPS file, it starts Ghostscript.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c"),
+    "TGA": (".tga",),
+    "HEIF": (".heic", ".heif", ".hif"),  # read only if the package pillow-heif is registered; else they fail by name
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258  # of a TIFF: bits of each channel
+_DIMMEST = 4096  # an image of 16 bits without a greater value would be nearly black
+_DIM = (
+    "{name} has 16 bits for each value, but none is above 4095: most likely it has 10 or 12 bits, and would be nearly "
+    "black; convert it to 8 bits"
+)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,8 +49,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another; all others undo themselves
-# The exceptions that Pillow's readers raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _OPTIONS = {".jpg": {"quality": 90}, ".jpeg": {"quality": 90}}
 
 
@@ -73,17 +91,22 @@ def read_image(
         reading: Whether EXIF orientations are applied, and which images are too large.
 
     Raises:
-        DataError: The file is missing, not an image, damaged, too large, or of another size.
+        DataError: The file is missing, not an image, damaged, too large, of another size, or has values whose range is
+            unknown.
+        MachineError: The machine cannot read it, for example because too many files are open.
     """
     with open_image(path, reading.max_pixels) as image:
         header = _header(image, reading.exif)
         header.check_size(path, size)
-        turn = reading.exif == "apply" and (size is None or size == header.turned)
         # A JPEG is reduced in squares from its stored corner; after a turn, only whole squares are the same ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
         is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
-        rgb = to_rgb(_turn(image, header.orientation, turn))
-        return np.array(rgb if is_small else rgb.reduce(reduce))
+        image.load()
+    turn = reading.exif == "apply" and (size is None or size == header.turned)
+    rgb = to_rgb(image, header.bits, path)
+    if header.orientation != 1 and turn != (image.format == "TIFF"):  # Pillow has turned a TIFF already
+        rgb = rgb.transpose(_TURNS[header.orientation if turn else _BACK.get(header.orientation, header.orientation)])
+    return np.array(rgb if is_small else rgb.reduce(reduce))
 
 
 def reduction(size: tuple[int, int], at_least: int) -> int:
@@ -105,6 +128,7 @@ class ImageHeader(NamedTuple):
         turned: (H, W) after it is turned as its EXIF orientation says; same as `stored` if that is ignored.
         orientation: EXIF orientation, 1 for an upright image.
         mode: Pillow's name of its channels.
+        bits: Bits of each value: 8, 16, 32 (also for float), or another number of up to 16 that the file states.
         transparent: Whether it has transparency.
         animated: Whether it has several frames or pages.
     """
@@ -113,6 +137,7 @@ class ImageHeader(NamedTuple):
     turned: tuple[int, int]
     orientation: int
     mode: str
+    bits: int
     transparent: bool
     animated: bool
 
@@ -159,36 +184,52 @@ _unlimited_pillow = _UnlimitedPillow()
 
 @contextmanager
 def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") -> Iterator[Image.Image]:
-    """Open an image file with Pillow; errors of the file, also while it is decoded, become a DataError.
+    """Open an image file of one of `FORMATS` with Pillow, whose errors become a DataError, also in the `with` block.
+
+    Only decode in the block: the decoders raise exceptions of any kind on damaged files, so all are caught.
 
     Args:
         path: The file.
         max_pixels: Larger images are refused.
         what: What messages call the file.
+
+    Raises:
+        DataError: The file is missing, not an image, damaged or too large.
+        MachineError: The machine cannot read it, for example because too many files are open.
     """
     try:
         # With a path, Pillow maps the file into memory, and then reads turned TIFFs wrongly.
-        with _unlimited_pillow, open(path, "rb") as file, Image.open(file) as image:
+        with _unlimited_pillow, open(path, "rb") as file, _identify(file, Path(path)) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"the {what} {path} has {image.height} x {image.width} pixels (height x width), more than "
                     f"{max_pixels}; `max_pixels` allows more"
                 )
             yield image
+    except (SegkitError, MemoryError):
+        raise
     except FileNotFoundError:
         raise DataError(f"there is no {what} at {path}") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read: {_beginning(path)}") from None
-    except DataError:
-        raise
-    except _DAMAGE as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the file system; Pillow's have no number
+            raise as_segkit_error(error) or DataError(f"cannot read the {what} {path}: {error.strerror}") from error
         raise DataError(f"the {what} {path} is damaged or unreadable: {error}") from error
 
 
-def _beginning(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        head = file.read(8)
-    return f"it starts with {head.decode('ascii', 'backslashreplace')!r}" if head else "it is empty"
+def _identify(file: BinaryIO, path: Path) -> Image.Image:
+    """Open an image without decoding it."""
+    Image.init()  # registers all formats; some versions of Pillow have no AVIF
+    # A TGA file has no signature: by its content, a damaged file of another format may be taken for one.
+    formats = [name for name in FORMATS if name in Image.OPEN and (name != "TGA" or path.suffix.lower() == ".tga")]
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        file.seek(0)
+        head = file.read(12)
+    reason = f"it starts with {head[:8].decode('ascii', 'backslashreplace')!r}" if head else "it is empty"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+        reason = "it is a HEIC file, as phones write them; convert it to JPEG"
+    raise DataError(f"{path} is not an image that can be read: {reason}")
 
 
 def _header(image: Image.Image, exif: str) -> ImageHeader:
@@ -203,6 +244,7 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
         turned if exif == "apply" else stored,
         orientation if orientation in range(1, 9) else 1,
         image.mode,
+        bits_of(image),
         "A" in image.mode or "transparency" in image.info,
         # An MPO is a photograph followed by a preview or by the picture of a second lens.
         image.format != "MPO" and getattr(image, "is_animated", False),
@@ -216,21 +258,92 @@ def _decodes_small(image: Image.Image, factor: int) -> bool:
     return image.size == expected
 
 
-def _turn(image: Image.Image, orientation: int, turn: bool) -> Image.Image:
-    is_turned = image.format == "TIFF"
-    if orientation == 1 or turn == is_turned:
-        return image
-    return image.transpose(_TURNS[orientation if turn else _BACK.get(orientation, orientation)])
+def raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name for the stored form of the pixels, such as "RGB;16B"; "" once they are decoded."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; values of 16 bits are scaled to 8."""
+def bits_of(image: Image.Image) -> int:
+    """Return the bits of each value, see `ImageHeader`; of an image that is not decoded yet."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return 32
+    if image.format == "TIFF":
+        return max(8, *np.ravel(image.tag_v2.get(_BITS_TAG, 8)).tolist())
+    return 16 if image.mode.startswith("I") or (image.format == "PNG" and ";16" in raw_mode(image)) else 8
+
+
+def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike = "the image") -> Image.Image:
+    """Convert an image of any mode to RGB of 8 bits.
+
+    Of gray values with more than 8 bits, these are read from black to white:
+
+    - float: 0 to 1; or 0 to 255 if all are whole numbers, or one is at least 64, which brightness from 0 to 1 with
+      highlights is not.
+    - 32 bits: 0 to 255.
+    - 16 bits: 0 to 65535; or 0 to 255 if none is greater. If none is above 4095, they are most likely of 10 or 12 bits.
+    - A number of bits that the file states, such as 12: all values of so many bits.
+
+    Args:
+        image: The image, decoded.
+        bits: See `ImageHeader`. By default from the image, if its pixels are not decoded yet.
+        name: What messages call it.
+
+    Raises:
+        DataError: The values have an unknown range.
+    """
+    bits = bits_of(image) if bits is None else bits
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.uint8(np.clip(values / 257, 0, 255).round())).convert("RGB")
+        states_range = image.format in ("PPM", "JPEG2000")  # Pillow has scaled what they state to 16 bits
+        values = np.asarray(image)
+        if image.format == "PNG" and not isinstance(name, str):
+            bits = _significant_bits(name, values) or bits
+        return Image.fromarray(_gray_of_8_bits(values, bits, states_range, name)).convert("RGB")
     if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    if bits == 16 and max(high for _, high in rgb.getextrema()) < _DIMMEST >> 8:  # Pillow keeps the upper 8 bits
+        raise DataError(_DIM.format(name=name))
+    return rgb
+
+
+def _gray_of_8_bits(values: np.ndarray, bits: int, states_range: bool, name: str | os.PathLike) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        scale = 255.0
+    elif bits < 16:
+        scale = 255 / (2**bits - 1)
+    elif bits == 16 and (states_range or high >= _DIMMEST):
+        scale = 255 / 65535
+    elif low >= 0 and high <= 255 and (high >= 64 or (values == values.round()).all()):  # float of 8 bits
+        scale = 1.0
+    elif bits == 16:
+        raise DataError(_DIM.format(name=name))
+    else:
+        kind = "float" if values.dtype.kind == "f" else "32-bit"
+        raise DataError(
+            f"{name} has {kind} values from {low:g} to {high:g}, and it is unknown which of them are black and white; "
+            f"convert it to 8 bits (values from 0 to {'1, or to ' * (kind == 'float')}255 are read, too)"
+        )
+    return np.uint8(np.clip(values * scale, 0, 255).round())
+
+
+def _significant_bits(path: str | os.PathLike, values: np.ndarray) -> int | None:
+    """Return the bits that a gray PNG of 16 bits states (sBIT) if its values are not scaled to 16, or None."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    at = 8
+    while at + 8 < len(head):
+        length, kind = struct.unpack_from(">I4s", head, at)
+        if kind == b"sBIT":
+            bits = head[at + 8]
+            # Scaled values are multiples, or repeat their upper bits in the lower ones, which are 0 if all are small.
+            is_unscaled = 0 < bits < 16 and values.max() < 2**bits and (values & (2 ** (16 - bits) - 1)).any()
+            return bits if is_unscaled else None
+        if kind == b"IDAT":
+            return None
+        at += 12 + length
+    return None
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -> None:
@@ -257,7 +370,42 @@ def _save(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Return all image files below `folder`, in order of their paths, without hidden ones."""
-    folder = Path(folder)
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """Return all image files below `folder`, in order of their paths, without hidden ones; links are followed."""
+    return sorted(path for path in _files_below(Path(folder)) if is_image(path))
+
+
+def list_other_files(folder: str | os.PathLike) -> list[Path]:
+    """Return what `list_images` does not: other files, broken links, and folders that may not be opened."""
+    return sorted(path for path in _files_below(Path(folder)) if not is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path is a file with the suffix of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and is_file(path)
+
+
+def _files_below(folder: Path, inside: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield everything that is not hidden and not a folder that can be opened.
+
+    Args:
+        folder: The folder.
+        inside: The real paths of the folders above. A link that leads back to one of these is not followed.
+    """
+    real = os.path.realpath(folder)
+    if real in inside:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        fault = as_segkit_error(error)
+        if fault or not inside:
+            raise fault or DataError(f"cannot list the folder {folder}: {error.strerror}") from error
+        yield folder
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if os.path.isdir(entry.path):
+            yield from _files_below(Path(entry.path), inside | {real})
+        else:
+            yield Path(entry.path)

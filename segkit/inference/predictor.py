@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from segkit.data.images import read_image, to_rgb
-from segkit.errors import DataError, UsageError
+from segkit.data.images import bits_of, read_image, to_rgb
+from segkit.errors import DataError, UsageError, as_segkit_error
 from segkit.inference.prediction import Prediction
 from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
@@ -262,10 +262,11 @@ def predict_photo(
         image = read_image(photo)
     elif isinstance(photo, Image.Image):
         try:
+            bits = bits_of(photo)
             _load(photo)
-            image = np.array(to_rgb(ImageOps.exif_transpose(photo)))
+            image = np.array(to_rgb(ImageOps.exif_transpose(photo), bits))
         except (OSError, ValueError, AssertionError) as error:  # the last two: a closed image
-            raise DataError(f"the image is damaged or closed: {error}") from error
+            raise as_segkit_error(error) or DataError(f"the image is damaged or closed: {error}") from error
     elif isinstance(photo, np.ndarray):
         image = photo.copy()  # the overlay is drawn on it later
     else:

@@ -16,6 +16,7 @@ from segkit.data.coco_file import Allowed, read_coco
 from segkit.data.findings import UNUSABLE_IMAGES, raise_errors
 from segkit.data.images import AS_USUAL, Reading
 from segkit.errors import DataError, UsageError
+from segkit.files import check_readable
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
@@ -52,6 +53,7 @@ class Video(Sequence[SourceImage]):
     """The frames of a video, which are read in order; if the file is cut off, the last one cannot be read."""
 
     def __init__(self, path: Path) -> None:
+        check_readable(path)
         self.path = path
         count, is_cut_off = _count_frames(path)
         if not count:

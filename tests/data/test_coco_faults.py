@@ -261,6 +261,7 @@ def test_a_square_image_is_turned_with_a_warning_unless_orientations_are_ignored
         ("LA", "png", "alpha"),
         ("CMYK", "jpg", "cmyk"),
         ("I;16", "png", "16-bit"),
+        ("F", "tif", "32-bit"),
         ("P", "png", None),
     ],
 )
@@ -277,12 +278,14 @@ def test_every_kind_of_image_is_read_as_rgb_and_counted(tmp_path, write, mode, s
     assert (notes_of(file).get(kind) == 1) if kind else not notes_of(file)
 
 
-def test_only_the_first_frame_is_used_with_a_note(tmp_path, write):
+@pytest.mark.parametrize("name", ["f.gif", "f.tif"])
+def test_only_the_first_page_is_used_with_a_warning(tmp_path, write, name):
     frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (10, 200)]
-    frames[0].save(tmp_path / "f.gif", save_all=True, append_images=frames[1:])
-    file = write([annotation()], [image(file_name="f.gif")])
-    assert (CocoSegmentation(file)[0][0] == 10).all()
-    assert notes_of(file)["animated"] == 1
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    file = write([annotation()], [image(file_name=name)])
+    with pytest.warns(DataWarning, match=rf"several pages or frames, of which only the first is used: 1 \({name}\)"):
+        data = CocoSegmentation(file)
+    assert (data[0][0] == 10).all()
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from helpers.limits import no_more_files
+from PIL import Image, ImageOps, features
 
 from segkit.data import DataError, list_images, read_image, write_image, write_mask
-from segkit.data.images import Reading, read_image_header
+from segkit.data.images import Reading, list_other_files, read_image_header
+from segkit.errors import MachineError
 from segkit.visualize import create_palette
 
 RANDOM = np.random.default_rng(0)
@@ -76,6 +79,115 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+RAMP = np.array([[0, 100, 200, 255]])
+CONVENTIONS = {
+    "float from 0 to 1": (RAMP / 255).astype(np.float32),
+    "float of 8 bits": RAMP.astype(np.float32),
+    "float of 8 bits, resized": RAMP.astype(np.float32) + np.float32([[0.1, 0.2, 0.3, -0.1]]),
+    "32-bit numbers of 8 bits": RAMP.astype(np.int32),
+    "16-bit numbers of 8 bits": RAMP.astype(np.uint16),
+    "all 16 bits": (RAMP * 257).astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_deep_values_are_read_by_the_range_that_is_known(tmp_path, convention):
+    Image.fromarray(CONVENTIONS[convention]).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif")
+    assert (image == RAMP[..., None]).all()
+    assert read_image_header(tmp_path / "a.tif").bits == (16 if "16" in convention else 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[0, 0.5, 812]]), "float values from 0 to 812"),
+        (np.float32([[0, 0.5, 1.3]]), "float values from 0 to 1.3"),  # more than white, or nearly black?
+        (np.float32([[-1, 0.5, 1]]), "float values from -1 to 1"),
+        (np.float32([[0, np.nan, 1]]), "float values from nan"),
+        (np.int32([[0, 256, 70_000]]), "32-bit values from 0 to 70000"),
+        (np.uint16([[0, 1000, 4095]]), "none is above 4095"),
+    ],
+)
+def test_deep_values_of_an_unknown_range_are_refused(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif .*{message}.*convert it to 8 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_colours_of_12_bits_in_16_are_refused_and_not_read_as_black(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 4096, (5, 8, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), colours)
+    cv2.imwrite(str(tmp_path / "b.png"), colours * 16)
+    with pytest.raises(DataError, match=r"a\.png has 16 bits .* none is above 4095"):
+        read_image(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "b.png"), colours[..., ::-1] // 16)
+    assert read_image_header(tmp_path / "b.png").bits == 16
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_png_may_state_the_bits_of_its_values(tmp_path):
+    values = np.array([[0, 1000, 4095]], dtype=np.uint16)
+    for name, factor in (("stored.png", 1), ("scaled.png", 16)):
+        Image.fromarray(values * np.uint16(factor)).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:33] + png_chunk(b"sBIT", b"\x0c") + content[33:])  # 12, after IHDR
+        assert read_image(tmp_path / name)[0, :, 0].tolist() == [0, 62, 255]  # 1000 / 4095 * 255 is 62.3
+
+
+def test_a_tiff_may_have_12_bits(tmp_path):
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pixels = (1000 << 12 | 4095).to_bytes(3, "big")
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 12) + pixels + b"\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    assert read_image_header(tmp_path / "a.tif").bits == 12
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [62, 255]
+
+
+def test_an_eps_never_starts_ghostscript(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 5\n%%EndComments\nshowpage\n")
+    for read in (read_image_header, read_image):
+        with pytest.raises(DataError, match=r"a\.jpg is not an image that can be read: it starts with '%!PS-Ado'"):
+            read(tmp_path / "a.jpg")
+
+
+def test_a_format_without_a_signature_is_read_by_its_suffix_only(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "a.tga")
+    assert np.array_equal(read_image(tmp_path / "a.tga"), PICTURE)
+    (tmp_path / "a.tga").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="is not an image"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_a_heic_file_is_named_as_one(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(12))
+    assert list_images(tmp_path) == [tmp_path / "a.HEIC"]
+    with pytest.raises(DataError, match=r"a\.HEIC is not an image .* HEIC file, .* convert it to JPEG"):
+        read_image(tmp_path / "a.HEIC")
+
+
+def test_a_machine_that_cannot_read_is_not_taken_for_a_damaged_image(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png")
+    with no_more_files(), pytest.raises(MachineError, match=r"a\.png: Too many open files; allow more"):
+        read_image(tmp_path / "a.png")
+    failing = tmp_path / "b.png"
+    failing.symlink_to("/proc/self/mem")  # it can be opened, but not read
+    with pytest.raises(MachineError, match=r"Input/output error; this is a fault of the machine"):
+        read_image(failing)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(DataError, match=r"cannot read the image .*a\.png: Is a directory"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +262,10 @@ def test_transparency_is_dropped_and_the_colours_stay(tmp_path):
 
 
 @pytest.mark.filterwarnings("default")  # Pillow's own, on some of these
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "avif", "jp2", "ppm", "tga"])
 def test_damaged_bytes_are_an_image_or_a_data_error(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.repeat(np.repeat(PICTURE, 8, 0), 8, 1)).save(path)
     whole = bytearray(path.read_bytes())
@@ -184,6 +298,26 @@ def test_images_are_listed_recursively_in_order_without_hidden_ones(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)] == ["a.png", "b/1.jpeg", "b/2.JPG"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for name in ("set/a.png", "elsewhere/b.gif", "elsewhere/deep/c.jfif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "set/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere/deep/self").symlink_to(".")
+    found = [path.relative_to(tmp_path / "set").as_posix() for path in list_images(tmp_path / "set")]
+    assert found == ["a.png", "more/b.gif", "more/deep/c.jfif"]
+
+
+def test_files_that_are_not_images_are_listed_too(tmp_path):
+    for name in ("a.png", "b/2.psd", "notes.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    assert list_other_files(tmp_path) == [tmp_path / name for name in ("b/2.psd", "lost.jpg", "notes.txt")]
 
 
 def test_an_image_survives_writing_and_reading(tmp_path):

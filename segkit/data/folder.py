@@ -1,7 +1,8 @@
 """FolderSegmentation: folders of images and of masks, one image file for each."""
 
 import os
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,7 +11,15 @@ import numpy as np
 
 from segkit.data.dataset import ImageFiles, Paths, as_paths
 from segkit.data.findings import Finding, find_oddities, raise_or_warn, summarise
-from segkit.data.images import AS_USUAL, Reading, create_reading, list_images, read_image_header
+from segkit.data.images import (
+    AS_USUAL,
+    IMAGE_SUFFIXES,
+    Reading,
+    create_reading,
+    list_images,
+    list_other_files,
+    read_image_header,
+)
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
@@ -213,14 +222,17 @@ def find_pairs(
         DataError: A folder does not exist, two files have the same name, or a wanted image does not exist.
     """
     image_of, mask_of = _by_stem(images, "images"), _by_stem(masks, "masks")
-    stems = sorted(image_of) if wanted is None else [Path(name).as_posix() for name in wanted]
+    stems = sorted(image_of) if wanted is None else [_wanted_stem(name, image_of) for name in wanted]
     absent = [stem for stem in stems if stem not in image_of]
     if absent:
-        raise DataError(f"{len(absent)} of {len(stems)} names have no image, such as {images / absent[0]}.*")
+        hint = _unread_hints(images).get(absent[0], "")
+        raise DataError(f"{len(absent)} of {len(stems)} names have no image, such as {images / absent[0]}.*{hint}")
     names = {stem: image_of[stem].relative_to(images).as_posix() for stem in stems}
+    hints = _unread_hints(masks) if any(stem not in mask_of for stem in stems) else {}
     for stem in stems:
         if stem not in mask_of:
-            found.append(Finding("no-mask", names[stem], f"{image_of[stem]} has no mask, expected at {masks / stem}.*"))
+            sentence = f"{image_of[stem]} has no mask, expected at {masks / stem}.*{hints.get(stem, '')}"
+            found.append(Finding("no-mask", names[stem], sentence))
     if wanted is None:
         for stem in sorted(mask_of.keys() - image_of.keys()):
             where = mask_of[stem].relative_to(masks).as_posix()
@@ -234,7 +246,25 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
         raise DataError(f"{folder} is not a folder, expected the folder of the {what}")
     paths: dict[str, Path] = {}
     for path in list_images(folder):
-        other = paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        other = paths.setdefault(_stem(path, folder), path)
         if other != path:
             raise DataError(f"{other} and {path} have the same name, so it is not clear which one is meant")
     return paths
+
+
+def _stem(path: Path, folder: Path) -> str:
+    """Return the path below the folder without its suffix; accents are one character, as most systems write them."""
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _wanted_stem(name: str, known: Mapping[str, Path]) -> str:
+    """Return the stem that a list means: as it is written, else with slashes, else without the suffix of an image."""
+    stem = unicodedata.normalize("NFC", Path(name).as_posix())
+    slashed = stem.replace("\\", "/")
+    shortened = slashed[: -len(Path(slashed).suffix)] if slashed.lower().endswith(IMAGE_SUFFIXES) else slashed
+    return next((one for one in (stem, slashed, shortened) if one in known), stem)
+
+
+def _unread_hints(folder: Path) -> dict[str, str]:
+    """Return a hint for each name that a file has whose format is not read."""
+    return {_stem(path, folder): f"; the format of {path} is not read" for path in list_other_files(folder)}

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from segkit.data.images import open_image
+from segkit.data.images import open_image, raw_mode, to_rgb
 from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
@@ -14,6 +15,7 @@ from segkit.labels import IGNORE_INDEX
 
 PathLike = str | os.PathLike
 _SPREAD = {"L;2": 85, "L;4": 17}  # factor by which Pillow spreads gray of 2 and 4 bits to 8
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")  # formats of masks that are refused
 LISTED = 8  # most values that a message lists
 BINARY_HINT = (
     "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
@@ -91,7 +93,7 @@ class MaskReader:
                     f"{IGNORE_INDEX} is ignored{hint}"
                 )
             return values.astype(np.uint8)
-        labels, unknown = self._code.labels(_open(path, self.max_pixels, "RGB"))
+        labels, unknown = self._code.labels(_open(path, self.max_pixels, rgb=True))
         if unknown:
             raise WrongValues(f"{path} has colours that are not in the palette: {_listed(unknown)}")
         return labels
@@ -104,19 +106,31 @@ def read_lines(source: PathLike | Sequence[str], what: str) -> list[str]:
     return [line.strip() for line in read_text(Path(source), what).splitlines() if line.strip()]
 
 
-def _open(path: Path, max_pixels: int, mode: str | None = None) -> np.ndarray:
+def _open(path: Path, max_pixels: int, *, rgb: bool = False) -> np.ndarray:
     with open_image(path, max_pixels, "mask") as image:
-        if image.format == "JPEG":
-            raise DataError(f"the mask {path} is a JPEG, and its compression changes labels; give PNG files")
-        if mode is not None:
-            return np.array(image.convert(mode))
-        # Pillow forgets its name for the stored format of the pixels once they are decoded.
-        arguments = image.tile[0][3] if image.tile else ""
-        raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-        if ";16" in raw and not image.mode.startswith("I"):
+        if _is_lossy(image, path):
+            name = "JPEG" if image.format == "MPO" else image.format
+            raise DataError(f"the mask {path} is a {name}, and its compression changes labels; give PNG files")
+        if getattr(image, "is_animated", False):
+            raise DataError(f"the mask {path} has several pages or frames; give one label map in each file")
+        raw, is_deep = raw_mode(image), image.mode.startswith("I") or image.mode == "F"
+        if ";16" in raw and not is_deep:
             raise DataError(f"the mask {path} has colours of 16 bits, of which only 8 are read; give gray PNG files")
-        values = np.array(image)
-        return values // _SPREAD[raw] if raw in _SPREAD else values
+        if rgb and is_deep:
+            raise DataError(f"the mask {path} has gray values of 16 or 32 bits, but the palette has colours of 8 bits")
+        image.load()
+    # Writers of GIF number the colours anew, so its indices are no labels.
+    if rgb or image.format == "GIF":
+        return np.array(to_rgb(image))
+    values = np.array(image)
+    return values // _SPREAD[raw] if raw in _SPREAD else values
+
+
+def _is_lossy(image: Image.Image, path: Path) -> bool:
+    if image.format == "WEBP":
+        with path.open("rb") as file:
+            return b"VP8 " in file.read(4096)  # the chunk of the pixels; VP8L is without loss
+    return image.format in _LOSSY or (image.format == "TIFF" and "jpeg" in image.info.get("compression", ""))
 
 
 def _listed(values: Iterable) -> str:

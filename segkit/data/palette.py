@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.errors import DataError
+from segkit.errors import DataError, as_segkit_error
 from segkit.files import parse_json
 from segkit.labels import IGNORE_INDEX
 
@@ -20,7 +20,9 @@ def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
     A text or CSV file has one class per line: its name, then red, green and blue from 0 to 255, separated by spaces,
     tabs, commas or semicolons. A first line with the names of the columns, empty lines and lines that begin with `#`
     are skipped. A JSON file is one object, `{"name": [red, green, blue], ...}`. The name `ignore` is not a class: its
-    pixels become 255. A name may occur several times, with one colour each.
+    pixels become 255. A name may occur several times, with one colour each. A fourth number, alpha, is dropped.
+    Between spaces, where a name may end in a number (`lane 1 0 0 142`), the last number is alpha only if all lines have
+    four numbers, and no two lines the same name in front of these.
 
     Raises:
         DataError: The file is missing, has another form, or has one colour for two classes.
@@ -54,25 +56,40 @@ def read_text(file: Path, what: str) -> str:
         raise DataError(f"there is no {what} at {file}") from None
     except (UnicodeDecodeError, IsADirectoryError):
         raise DataError(f"{file} is not a text file, expected a {what}") from None
+    except OSError as error:
+        raise as_segkit_error(error) or DataError(f"cannot read the {what} {file}: {error.strerror}") from error
 
 
 def _json_rows(text: str, file: Path) -> list[tuple[str, list]]:
     content = parse_json(text, file, DataError)
     if not isinstance(content, dict):
         raise DataError(f'{file} is not a palette: expected {{"name": [red, green, blue], ...}}')
-    return [(name, numbers if isinstance(numbers, list) else [numbers]) for name, numbers in content.items()]
+    rows = [(name, numbers if isinstance(numbers, list) else [numbers]) for name, numbers in content.items()]
+    return [(name, numbers[:3] if len(numbers) == 4 else numbers) for name, numbers in rows]
 
 
 def _text_rows(text: str) -> list[tuple[str, list]]:
-    rows = []
+    rows, spaced = [], True
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             separator = next((s for s in ",;\t" if s in line), None)
             cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
             rows.append([cell.strip() for cell in cells])
-    if rows and [cell.lower()[:1] for cell in rows[0][-3:]] == ["r", "g", "b"]:
+            spaced = spaced and separator is None
+    columns = "".join(cell.lower()[:1] for cell in rows[0][1:]) if rows else ""
+    has_header = columns.endswith(("rgb", "rgba"))
+    if has_header:
         del rows[0]
+    # Without separators, `lane 1 0 0 142` may be the class "lane 1".
+    ambiguous = spaced and (len(rows) == 1 or len({tuple(row[:-4]) for row in rows}) < len(rows))
+    all_have_four = all(len(row) > 4 and all(map(_is_number, row[-4:])) for row in rows)
+    if columns.endswith("rgba") or (all_have_four and not ambiguous):
+        rows = [row[:-1] for row in rows]
     return [(" ".join(row[:-3]), row[-3:]) for row in rows]  # a name may be several words
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
 
 class ColourCode:

@@ -146,6 +146,42 @@ def test_black_and_white_masks_take_a_palette(tmp_path):
     assert np.array_equal(data.mask(0), LABELS == 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "square 200 0 0 255\nbackground 0 0 0 0\ndisc 0 0 200 255\n"),
+        ("p.csv", "square,200,0,0,255\nbackground,0,0,0,255\ndisc,0,0,200,255\n"),
+        ("p.csv", "name,r,g,b,a\nsquare,200,0,0,128\nbackground,0,0,0,0\ndisc,0,0,200,255\n"),
+        ("p.json", '{"square": [200, 0, 0, 255], "background": [0, 0, 0, 255], "disc": [0, 0, 200, 255]}'),
+    ],
+)
+def test_alpha_in_a_palette_file_is_dropped(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_palette(tmp_path / name) == {(200, 0, 0): "square", (0, 0, 0): "background", (0, 0, 200): "disc"}
+
+
+def test_a_number_at_the_end_of_a_name_is_no_colour(tmp_path):
+    (tmp_path / "p.txt").write_text("lane 1 255 0 0\nlane 2 0 0 255\n")
+    assert read_palette(tmp_path / "p.txt") == {(255, 0, 0): "lane 1", (0, 0, 255): "lane 2"}
+    (tmp_path / "p.txt").write_text("lane 1 255 0 0\nsky 0 0 255\n")
+    assert read_palette(tmp_path / "p.txt") == {(255, 0, 0): "lane 1", (0, 0, 255): "sky"}
+
+
+def test_a_transparent_palette_does_not_change_the_colours_of_a_mask(tmp_path):
+    (tmp_path / "p.txt").write_text(PALETTE)
+    load(tmp_path, [coloured(LABELS)], palette=tmp_path / "p.txt")
+    mask = Image.fromarray(coloured(LABELS)).quantize(8)
+    mask.save(tmp_path / "masks/0.png", transparency=bytes(8))  # all colours are invisible
+    data = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=NAMES, palette=tmp_path / "p.txt")
+    assert np.array_equal(data.mask(0), LABELS)
+
+
+def test_gray_values_of_16_bits_are_no_colours(tmp_path):
+    (tmp_path / "p.txt").write_text("background 0 0 0\nlung 255 255 255\n")
+    with pytest.raises(DataError, match=r"0\.png has gray values of 16 or 32 bits, but the palette"):
+        load(tmp_path, [LABELS.astype(np.uint16) * 257], palette=tmp_path / "p.txt", class_names=None)
+
+
 def test_a_class_may_have_several_colours(tmp_path):
     (tmp_path / "p.txt").write_text("a 1 1 1\nb 2 2 2\na 3 3 3\n")
     assert read_palette(tmp_path / "p.txt") == {(1, 1, 1): "a", (2, 2, 2): "b", (3, 3, 3): "a"}
@@ -193,6 +229,45 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path)
         load(tmp_path)
     with pytest.raises(DataError, match=r"1 of 1 names have no image, such as .*images/gone\.\*"):
         load(tmp_path, names=["gone"])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".ppm", ".tga", ".TIFF"])
+def test_a_mask_of_every_lossless_format_is_found(tmp_path, suffix):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    Image.fromarray(LABELS).save(tmp_path / f"masks/0{suffix}")
+    assert np.array_equal(load_again(tmp_path).mask(0), LABELS)
+
+
+def test_a_gif_in_colours_is_no_index_mask_because_its_writer_numbers_colours_anew(tmp_path):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    save_mask(tmp_path / "masks/0.gif", LABELS, create_palette(3))
+    with pytest.raises(DataError, match=r"0\.gif is a mask in colours; give a `palette`"):
+        load_again(tmp_path)
+
+
+def test_a_mask_of_a_format_that_is_not_read_is_named(tmp_path):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").rename(tmp_path / "masks/0.npy")
+    with pytest.raises(DataError, match=r"0\.jpg has no mask, .*; the format of .*masks/0\.npy is not read"):
+        load_again(tmp_path)
+
+
+def test_names_with_accents_match_however_they_are_written(tmp_path):
+    save_image(tmp_path / "images/caf\u00e9.jpg")  # one character, as Linux and Windows write it
+    save_mask(tmp_path / "masks/cafe\u0301.png", LABELS)  # e and an accent, as macOS writes it
+    assert len(load_again(tmp_path)) == 1
+    options = {"class_names": NAMES, "names": ["cafe\u0301"]}
+    assert len(FolderSegmentation(tmp_path / "images", tmp_path / "masks", **options)) == 1
+
+
+@pytest.mark.parametrize("name", ["b/new", "b\\new", "b/new.jpg", "b\\new.PNG"])
+def test_a_list_of_names_may_have_backslashes_and_suffixes(tmp_path, name):
+    save_image(tmp_path / "images/b/new.jpg")
+    save_mask(tmp_path / "masks/b/new.png", LABELS)
+    data = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=NAMES, names=[name])
+    assert data.name(0) == "b/new.jpg"
 
 
 def test_all_faults_are_reported_at_once(tmp_path):
@@ -291,6 +366,23 @@ def test_a_mask_that_is_lossy_or_damaged_is_named(tmp_path):
     save_image(tmp_path / "masks/0.jpg")
     (tmp_path / "masks/0.png").unlink()
     with pytest.raises(DataError, match=r"masks/0\.jpg is a JPEG"):
+        load_again(tmp_path)
+    (tmp_path / "masks/0.jpg").unlink()
+    image = Image.fromarray(np.repeat(LABELS[..., None], 3, axis=2))
+    for suffix in ("webp", "jp2"):
+        image.save(tmp_path / f"masks/0.{suffix}")
+        with pytest.raises(DataError, match=rf"0\.{suffix} is a (WEBP|JPEG2000), and its compression changes labels"):
+            load_again(tmp_path)
+        (tmp_path / f"masks/0.{suffix}").unlink()
+    image.save(tmp_path / "masks/0.webp", lossless=True)
+    assert np.array_equal(load_again(tmp_path).mask(0), LABELS)
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    Image.fromarray(LABELS).save(tmp_path / "masks/0.tif", save_all=True, append_images=[Image.fromarray(LABELS)])
+    with pytest.raises(DataError, match=r"0\.tif has several pages or frames; give one label map in each file"):
         load_again(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import arg
@@ -45,6 +45,13 @@ class FoldsConfig:
     """Image folder. By default the folder of the JSON file."""
     merge_same_name: bool = False
     """Accept several categories with the same name, and count them as one class."""
+    bbox_as_mask: bool = False
+    """Count the bounding box of annotations that have no segmentation."""
+    overlap: Literal["smallest", "last", "max-id"] = "smallest"
+    """Object whose pixels count where objects overlap, as in training: the smallest, the last in the file, or the
+    highest category id."""
+    crowd: Literal["paint", "ignore"] = "paint"
+    """Crowd annotations (iscrowd), as in training: count their pixels like those of other objects, or not."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the division, 0 or more."""
     overwrite: bool = False

@@ -230,17 +230,25 @@ def read_regions(
     return regions
 
 
-def read_all_regions(records: CocoRecords) -> list[list[Annotation]]:
-    """Return the regions of all images without their files, in frames of the size that the JSON says."""
-    regions = []
+def read_all_regions(
+    records: CocoRecords, *, bbox_as_mask: bool = False
+) -> tuple[list[list[Annotation]], list[tuple[int, int] | None]]:
+    """Return the regions of all images without their files, and the (H, W) that the JSON says; None if it says none.
+
+    Args:
+        records: The JSON.
+        bbox_as_mask: Whether annotations without a segmentation are painted as their box.
+    """
+    regions, sizes = [], []
     for image, row in records.images.items():
         try:
             size = json_size(row)
         except DataError as error:
             records.findings.append(Finding("unreadable-image", str(row["file_name"]), str(error)))
             size = None
-        regions.append(read_regions(records, image, size))
-    return regions
+        sizes.append(size)
+        regions.append(read_regions(records, image, size, bbox_as_mask=bbox_as_mask))
+    return regions, sizes
 
 
 def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:

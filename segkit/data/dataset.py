@@ -56,11 +56,14 @@ class SegmentationDataset:
         """Return the name of the image in messages and results."""
         return str(index)
 
+    def whole_mask(self, index: int) -> np.ndarray:
+        """Return `mask` through the cache, with the ignored classes."""
+        cache = self.mask_cache
+        return self.mask(index) if cache is None else cache.get(index, lambda: self.mask(index))
+
     def target(self, index: int) -> np.ndarray:
         """Return the labels (H, W) uint8 to learn: `mask`, through the cache, with ignored classes as 255."""
-        cache = self.mask_cache
-        mask = self.mask(index) if cache is None else cache.get(index, lambda: self.mask(index))
-        ignored = self.ignored_labels
+        mask, ignored = self.whole_mask(index), self.ignored_labels
         if not ignored:
             return mask
         labels = np.arange(256, dtype=np.uint8)
@@ -131,6 +134,9 @@ class Subset(SegmentationDataset):
 
     def mask(self, index: int) -> np.ndarray:
         return self.whole.mask(self.indices[index])
+
+    def whole_mask(self, index: int) -> np.ndarray:
+        return self.whole.whole_mask(self.indices[index])
 
     def target(self, index: int) -> np.ndarray:
         return self.whole.target(self.indices[index])
@@ -243,6 +249,10 @@ class JoinedDatasets(SegmentationDataset):
     def mask(self, index: int) -> np.ndarray:
         part, own = self._find(index)
         return part.mask(own)
+
+    def whole_mask(self, index: int) -> np.ndarray:
+        part, own = self._find(index)
+        return part.whole_mask(own)
 
     def target(self, index: int) -> np.ndarray:
         part, own = self._find(index)

@@ -19,15 +19,19 @@ class ClassCounts(NamedTuple):
     pixels: np.ndarray
 
 
-def count_classes(annotations: Sequence[Sequence[Annotation]], num_classes: int) -> ClassCounts:
+def count_classes(
+    annotations: Sequence[Sequence[Annotation]], num_classes: int, masks: Iterable[np.ndarray | None] | None = None
+) -> ClassCounts:
     """Count the classes in the annotations of N images; no image is read.
 
     Annotations without an area are ignored, and so are regions with label 255 or 0.
 
     Args:
-        annotations: The regions of each image, with labels from 1, such as `CocoSegmentation.annotations`. Their pixels
-            are the area that the file says, or the area of their shape, rounded up; if objects overlap, both count.
+        annotations: The regions of each image, with labels from 1, such as `CocoSegmentation.annotations`.
         num_classes: Number of labels, including 0 for background.
+        masks: The label map (H, W) of each image, from which pixels and images are counted, so that a pixel counts for
+            the object on top. None instead of a map, or of all maps: the pixels of an image are then the areas that
+            the file says, or the areas of the shapes, rounded up; if objects overlap, both count.
 
     Returns:
         Counts of the C = num_classes - 1 labels from 1.
@@ -42,15 +46,22 @@ def count_classes(annotations: Sequence[Sequence[Annotation]], num_classes: int)
         np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape).astype(np.float64)  # without weights it is int
         for weights in (pixels > 0, pixels)
     )
-    return ClassCounts((painted > 0) * 1.0, painted, covered)
+    for row, mask in enumerate(masks or ()):
+        if mask is not None:
+            covered[row] = _label_pixels(mask, num_classes)[1:]
+    return ClassCounts((covered > 0) * 1.0, painted, covered)
 
 
 def count_labels(masks: Iterable[np.ndarray], num_classes: int) -> ClassCounts:
     """Count the classes in N label maps (H, W) uint8; each class in an image counts as one annotation."""
-    pixels = np.array([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks], dtype=np.float64)
+    pixels = np.array([_label_pixels(mask, num_classes) for mask in masks], dtype=np.float64)
     pixels = pixels.reshape(-1, num_classes)
     shown = (pixels > 0) * 1.0
     return ClassCounts(shown, shown, pixels)
+
+
+def _label_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)[:num_classes]
 
 
 def annotation_areas(annotations: Sequence[Annotation]) -> np.ndarray:

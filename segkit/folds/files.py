@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_records
 from segkit.data.findings import Note, raise_or_warn
-from segkit.data.rasterize import Annotation
+from segkit.data.rasterize import Annotation, rasterize
 from segkit.errors import UsageError
-from segkit.files import make_folder
+from segkit.files import MAX_PIXELS, make_folder
 from segkit.labels import BACKGROUND
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
@@ -28,11 +28,20 @@ class FoldSource(NamedTuple):
     images: list[Row]
     annotations: list[list[Row]]
     regions: list[list[Annotation]]  # the annotations as training reads them
+    sizes: list[tuple[int, int] | None]  # (H, W) of each image, None if its file does not say it
     train_only: np.ndarray  # (N,) bool
     notes: list[Note]  # everything remarkable about the files
 
+    def masks(self, *, overlap: str = "smallest", crowd: str = "paint") -> Iterator[np.ndarray | None]:
+        """Yield the label map (H, W) of each image, None if no image has such a size; `rasterize` has the arguments."""
+        for regions, size in zip(self.regions, self.sizes, strict=True):
+            is_size = size is not None and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
+            yield rasterize(regions, size, overlap=overlap, crowd=crowd) if is_size else None
 
-def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_name: bool = False) -> FoldSource:
+
+def read_fold_source(
+    file: Path, train_only: Sequence[Path] = (), *, merge_same_name: bool = False, bbox_as_mask: bool = False
+) -> FoldSource:
     """Read the JSON file to divide, and the JSON files whose images only train, as training reads them.
 
     Image files need not exist. Images and annotations of `train_only` get new ids, above the ids of the first file,
@@ -42,6 +51,7 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
         file: The JSON file to divide.
         train_only: JSON files whose images only train.
         merge_same_name: Whether several categories may have one name; they are one class.
+        bbox_as_mask: Whether annotations without a segmentation are painted as their box.
 
     Raises:
         DataError: A file is missing, has a fault, or has a category that the first one lacks.
@@ -50,7 +60,11 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
     parts = [first]
     for path in train_only:
         parts.append(read_records(path, names=first.class_names, merge_same_name=merge_same_name))
-    regions = [of_image for part in parts for of_image in read_all_regions(part)]
+    regions, sizes = [], []
+    for part in parts:
+        of_part = read_all_regions(part, bbox_as_mask=bbox_as_mask)
+        regions += of_part[0]
+        sizes += of_part[1]
     images = list(first.images.values())
     annotations = [[row for _, row in pairs] for pairs in first.annotations.values()]
     content = first.content
@@ -71,7 +85,7 @@ def read_fold_source(file: Path, train_only: Sequence[Path] = (), *, merge_same_
     findings = [finding for part in parts for finding in part.findings]
     notes = raise_or_warn(findings, "error", 0.0, len(images))
     only = np.arange(len(images)) >= len(first.images)
-    return FoldSource(content, first.class_names, images, annotations, regions, only, notes)
+    return FoldSource(content, first.class_names, images, annotations, regions, sizes, only, notes)
 
 
 def _highest_id(records: Iterable[Row]) -> int:

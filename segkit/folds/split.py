@@ -9,6 +9,8 @@ from segkit.data.image_groups import group_images
 from segkit.folds.assign import assign_folds
 from segkit.folds.counts import ClassCounts, count_classes, count_labels
 
+RULE = "2"  # raise it if the same images are divided in another way: a run of a fold cannot be resumed then
+
 
 class Folds:
     """A data set divided into k folds, as `segkit folds` divides it; item i is (training images, images of fold i).
@@ -41,10 +43,11 @@ class Folds:
 
 
 def count_images(data: SegmentationDataset) -> ClassCounts:
-    """Count what each image holds: from its annotations, or from its mask if the set has no annotations."""
+    """Count what each image holds: the pixels of its mask, and its annotations if the set has some."""
+    masks = (data.whole_mask(i) for i in range(len(data)))
     if isinstance(data, ImageFiles) and data.annotations is not None:
-        return count_classes(data.annotations, len(data.class_names))
-    return count_labels((data.mask(i) for i in range(len(data))), len(data.class_names))
+        return count_classes(data.annotations, len(data.class_names), masks)
+    return count_labels(masks, len(data.class_names))
 
 
 def add_train_only(

@@ -76,8 +76,11 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
             f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file names "
             "of both start"
         )
-    source = read_fold_source(config.data, config.train_only, merge_same_name=config.merge_same_name)
-    counts = count_classes(source.regions, len(source.class_names) + 1)
+    source = read_fold_source(
+        config.data, config.train_only, merge_same_name=config.merge_same_name, bbox_as_mask=config.bbox_as_mask
+    )
+    masks = console.progress(source.masks(overlap=config.overlap, crowd=config.crowd), total=len(source.images))
+    counts = count_classes(source.regions, len(source.class_names) + 1, masks)
     groups = _group(config, source)
     folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
     divided = ~source.train_only

@@ -11,6 +11,7 @@ from typing import Any
 from segkit.config import TrainConfig
 from segkit.data import SegmentationDataset
 from segkit.errors import SegkitError
+from segkit.folds.split import RULE
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Ranks, TrainState, load_state, read_checkpoint
 from segkit.training.checkpoint import changed_data, random_states
@@ -172,10 +173,11 @@ def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) 
     labels = (config.class_names, config.palette)
     first = len(config.data) if config.val else 0
     scored = config.val or config.data
-    return {
+    digests = {
         "train": _digest(config.data, config.train_only, config.masks, labels),
         "val": _digest(scored, config.masks[first : first + len(scored)], labels),
     }
+    return {part: f"{digest} folds {RULE}" for part, digest in digests.items()} if config.folds else digests
 
 
 def _digest(*groups: Iterable[Path | None]) -> str:

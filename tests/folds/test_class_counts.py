@@ -5,6 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from segkit.data.coco_file import read_all_regions, read_records
+from segkit.data.rasterize import rasterize
 from segkit.folds.counts import annotation_areas, count_classes, count_labels
 
 
@@ -21,7 +22,7 @@ def regions(tmp_path):
         }
         (tmp_path / "x.json").write_text(json.dumps(content))
         records = read_records(tmp_path / "x.json")
-        read = read_all_regions(records)
+        read, _ = read_all_regions(records)
         assert all(finding.severity != "error" for finding in records.findings)
         return read
 
@@ -65,6 +66,24 @@ def test_counts_worked_out_by_hand(regions):
     assert counts.images.tolist() == [[1, 1], [0, 0], [0, 0]]
     assert counts.annotations.tolist() == [[1, 2], [0, 0], [0, 0]]
     assert counts.pixels.tolist() == [[2, 7], [0, 0], [0, 0]]
+
+
+def test_a_pixel_counts_for_the_object_on_top(regions):
+    square = {"segmentation": [[0, 0, 6, 0, 6, 6, 0, 6]], "area": 36}
+    part = {"segmentation": [[0, 0, 3, 0, 3, 2, 0, 2]], "area": 6, "category_id": 7}
+    hidden = {"segmentation": [[1, 1, 2, 1, 2, 2, 1, 2]], "area": 1}
+    read = regions(hidden, square, part, {**square, "image_id": 1, "area": 30}, images=2)
+    counts = count_classes(read, 3, [rasterize(read[0], (6, 7), overlap="last"), None])
+    assert counts.pixels.tolist() == [[30, 6], [30, 0]]  # the area that the file says, if there is no map
+    assert counts.images.tolist() == [[1, 1], [1, 0]]
+    assert counts.annotations.tolist() == [[2, 1], [1, 0]]
+
+
+def test_a_class_that_is_nowhere_on_top_is_in_no_image(regions):
+    square = {"segmentation": [[0, 0, 6, 0, 6, 6, 0, 6]]}
+    read = regions({**square, "category_id": 7}, square)
+    counts = count_classes(read, 3, [rasterize(read[0], (6, 7))])
+    assert counts.images.tolist() == [[1, 0]]
 
 
 def test_ignored_regions_are_not_counted(regions):

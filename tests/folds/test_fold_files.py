@@ -9,6 +9,7 @@ from segkit.data.images import DataError, write_image
 from segkit.folds.assign import assign_folds
 from segkit.folds.counts import count_classes
 from segkit.folds.files import read_fold_source, write_fold_files
+from segkit.folds.split import count_images
 
 CATEGORIES = [{"id": 4, "name": "can", "supercategory": "metal"}, {"id": 2, "name": "box"}]
 
@@ -207,6 +208,37 @@ def test_a_train_only_file_may_number_the_categories_in_another_way(tmp_path):
     masks = {whole.name(i): whole.mask(i) for i in range(len(whole))}
     assert sum(train.name(i).startswith("pseudo") for i in range(len(train))) == 3
     assert all(np.array_equal(train.mask(i), masks[train.name(i)]) for i in range(len(train)))
+
+
+@pytest.mark.parametrize("overlap", ["smallest", "last", "max-id"])
+@pytest.mark.parametrize("crowd", ["paint", "ignore"])
+def test_folds_and_training_count_the_same_pixels(tmp_path, overlap, crowd):
+    file = write_set(tmp_path / "all.json", 2)
+    content = json.loads(file.read_text())
+    shapes = [(4, [0, 0, 8, 0, 8, 4, 0, 4]), (2, [0, 0, 8, 0, 8, 8, 0, 8]), (2, [0, 0, 2, 0, 2, 2, 0, 2])]
+    content["annotations"] = [
+        {"id": i, "image_id": image, "category_id": category, "segmentation": [shape], "iscrowd": int(i == 2)}
+        for i, (image, (category, shape)) in enumerate((image, shape) for image in (1, 2) for shape in shapes)
+    ]
+    file.write_text(json.dumps(content))
+    source = read_fold_source(file)
+    counts = count_classes(source.regions, 3, source.masks(overlap=overlap, crowd=crowd))
+    in_training = count_images(CocoSegmentation(file, overlap=overlap, crowd=crowd))
+    assert all(np.array_equal(*pair) for pair in zip(counts, in_training, strict=True))
+    assert counts.pixels[1, 0] == {"smallest": 36, "last": 64, "max-id": 32}[overlap]
+
+
+def test_images_whose_size_is_unknown_or_absurd_count_by_the_areas_of_their_annotations(tmp_path):
+    file = write_set(tmp_path / "all.json", 3)
+    content = json.loads(file.read_text())
+    del content["images"][0]["height"]
+    content["images"][1] |= {"height": 10**6, "width": 10**6}
+    content["images"][2] |= {"height": -8, "width": -8}
+    file.write_text(json.dumps(content))
+    source = read_fold_source(file)
+    masks = list(source.masks())
+    assert masks == [None, None, None]
+    assert count_classes(source.regions, 3, masks).pixels[:, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def test_folds_are_more_even_than_random_and_greedy_ones():
         assert unevenness(count, ours, 5) < unevenness(count, greedy, 5)
 
 
+@pytest.mark.parametrize("classes", [6, 11])
+def test_folds_of_sixty_images_are_as_even_as_greedy_ones_in_each_count(classes):
+    for seed in range(4):
+        counts = drawn_counts(images=60, classes=classes, seed=seed)
+        greedy = one_by_one_folds(counts.annotations, np.arange(60), 5)
+        folds = assign_folds(counts, 5, seed=seed)
+        for count in counts:
+            assert unevenness(count, folds, 5) <= unevenness(count, greedy, 5) + 0.01
+
+
 def test_no_better_split_of_eight_images_exists_by_more_than_a_little():
     counts = drawn_counts(images=8, classes=3, seed=5)
     splits = [np.array([0, *rest]) for rest in itertools.product((0, 1), repeat=7) if sum(rest) == 4]

@@ -92,6 +92,14 @@ def test_a_training_takes_custom_data_sets():
     assert len(val) == 3
 
 
+def test_make_folds_counts_pixels_by_the_overlap_rule_of_training(shapes, tmp_path):
+    for overlap in ("smallest", "last"):
+        made = segkit.make_folds(data=shapes[0], out=tmp_path / overlap, k=2, overlap=overlap)
+        data = CocoSegmentation(shapes[0], overlap=overlap)
+        pixels = [np.bincount(data.mask(i).ravel(), minlength=3)[1:] for i in range(len(data))]
+        assert np.array_equal(made.counts.pixels, pixels)
+
+
 def test_a_custom_data_set_is_divided_into_folds_by_its_masks():
     folds = open_folds(settings(data=Own(), folds=3, fold=0))
     for fold in range(3):

@@ -28,12 +28,12 @@ def unknown(what: str, name: str, known: Collection[str], also_called: Mapping[s
         known: The names that exist.
         also_called: See `nearest`.
     """
-    near = nearest(name, known, also_called)
+    near = nearest(name, known, also_called) if isinstance(name, str) else None
     hint = f"; did you mean {near!r}?" if near else "."
     return UsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
 
 
 def check_known(what: str, name: str, known: Collection[str]) -> None:
     """Raise UsageError if `name` is not one of `known`, see `unknown`."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise unknown(what, name, known)

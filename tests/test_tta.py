@@ -289,3 +289,117 @@ def test_brightness_for_a_model_without_preprocessing_is_named():
 def test_an_unknown_preset_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown preset 'seed'.* Known: seed_vflip_multiscale"):
         TTA.preset("seed")
+
+
+class OneChannel(nn.Module):
+    """The first channel of the images as the only logit."""
+
+    preprocessing = Preprocessing()
+
+    def forward(self, images):
+        return images[:, :1]
+
+
+@pytest.mark.parametrize("merge", [*sorted(MERGES.keys() - {"vote", "logits"})])
+def test_one_channel_is_the_sigmoid_of_a_class_against_the_background(merge):
+    images = 4 * torch.randn(2, 3, 5, 7)
+    of_class = images[:, :1].sigmoid()
+    expected = torch.cat([1 - of_class, of_class], dim=1)
+    if merge == "sharpened":
+        expected = expected.square() / expected.square().sum(1, keepdim=True)
+    torch.testing.assert_close(TTA(flips="hv", merge=merge)(OneChannel(), images), expected)
+    torch.testing.assert_close(TTA(flips="h", merge="gmean").uncertainty(OneChannel(), images).probs[:, 1:], of_class)
+
+
+def test_one_channel_votes_for_its_class_above_0_and_keeps_its_logits():
+    images = torch.randn(1, 3, 5, 7)
+    assert torch.equal(TTA(flips="h", merge="vote")(OneChannel(), images)[:, 1] == 1, images[:, 0] > 0)
+    assert torch.equal(TTA(merge="logits")(OneChannel(), images), images[:, :1])
+
+
+def test_views_that_exclude_each_other_leave_all_classes_equal_under_min():
+    class Saturated(nn.Module):  # sure of class 0 on the left and of class 1 on the right, in every view
+        def forward(self, images):
+            logits = torch.full((len(images), 3, *images.shape[2:]), -1e4)
+            logits[:, 0, :, :2], logits[:, 1, :, 2:] = 1e4, 1e4
+            return logits
+
+    probs = TTA(flips="h", merge="min")(Saturated(), torch.zeros(1, 3, 1, 4))
+    torch.testing.assert_close(probs, torch.full((1, 3, 1, 4), 1 / 3))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_nan_in_one_view_is_nan_in_the_result(merge):
+    class Broken(nn.Module):
+        def forward(self, images):
+            logits = torch.ones(len(images), 3, *images.shape[2:])
+            logits[0, 1, 0, 0] = torch.nan  # the corner of the first view only
+            return logits
+
+    probs = TTA(flips="h", merge=merge)(Broken(), torch.zeros(1, 3, 3, 3))
+    assert probs.isnan().any(1).sum() == 1
+
+
+def test_the_result_can_be_trained_on_and_changed_in_place():
+    model, images = LocalModel(), torch.randn(1, 3, 8, 8)
+    target = TTA(flips="h")(model, images)
+    F.kl_div(model(images).log_softmax(1), target, reduction="batchmean").backward()
+    assert model.conv.weight.grad.abs().sum() > 0
+    target += TTA(flips="h").uncertainty(model, images).probs
+    assert next(TTA().each(Member(model, lambda x: x), images)).requires_grad_().is_leaf
+
+
+class InADict(nn.Module):
+    def __init__(self, model, name="out"):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, images):
+        return {self.name: self.model(images), "aux": None}
+
+
+def test_the_logits_of_a_dict_are_its_entry_out_as_in_torchvision():
+    model, images = LocalModel(), torch.randn(2, 3, 8, 12)
+    tta = TTA(flips="d4", max_pixels=100)
+    assert torch.equal(tta(InADict(model), images), tta(model, images))
+    with pytest.raises(ValueError, match='a dict that has them as "out", got a dict'):
+        tta(InADict(model, "logits"), images)
+
+
+def test_logits_of_a_quarter_of_the_size_are_not_shifted_by_a_padded_border():
+    class Quarter(nn.Module):
+        def forward(self, images):
+            return F.avg_pool2d(images, 4)
+
+    images = torch.randn(1, 3, 10, 13)
+    padded = F.pad(images, (0, 3, 0, 2), mode="replicate")
+    expected = F.interpolate(F.avg_pool2d(padded, 4), size=(12, 16), mode="bilinear")[..., :10, :13].softmax(1)
+    torch.testing.assert_close(TTA(multiple=4, fit="pad")(Quarter(), images), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"scales": "1"}, "`scales` must be positive numbers, got '1'"),
+        ({"scales": ("1", 2)}, "`scales` must be positive numbers"),
+        ({"flips": None}, "`flips` must be one of none, h, v, hv, d4, or a list of turns, got None"),
+        ({"merge": ["mean"]}, r"unknown merge \['mean'\]"),
+        ({"multiple": "4"}, "`multiple` must be a whole number of at least 1, got '4'"),
+        ({"max_pixels": 1e6}, "`max_pixels` must be a whole number of at least 1, got 1000000.0"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TTA(**options)
+
+
+def test_one_scale_needs_no_list():
+    assert TTA(scales=0.5, brightness=np.float32(2)) == TTA(scales=(0.5,), brightness=(2.0,))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.zeros((1, 3, 8, 8), np.float32)]
+)
+def test_images_of_another_kind_are_one_sentence(images):
+    with pytest.raises(ValueError, match=r"`images` must be a tensor \(N, 3, H, W\) float"):
+        TTA()(PixelModel(), images)

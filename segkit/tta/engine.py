@@ -1,9 +1,11 @@
 """TTA: run models on several views of each image and merge the predictions."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
+from segkit.labels import class_logits
 from segkit.names import check_known
 from segkit.tta.merge import MERGES, Accumulator
 from segkit.tta.views import TURNS, View, turns_of
@@ -22,7 +25,8 @@ class Member(NamedTuple):
     """A model of an ensemble.
 
     Attributes:
-        model: Module that maps its input (N, 3, H, W) to logits (N, C, H, W).
+        model: Module that maps its input (N, 3, H, W) to logits (N, C, H, W), or to a dict with the logits as its entry
+            `out`, as torchvision's models do. With one channel, the probability of the class is its sigmoid.
         prepare: Function from RGB images (N, 3, H, W) float32 in 0..255 to the input of the model.
         weight: Weight of the model in the average.
     """
@@ -84,16 +88,17 @@ class TTA:
 
     def __post_init__(self) -> None:
         for name in ("scales", "brightness"):
-            values = tuple(dict.fromkeys(float(v) for v in getattr(self, name)))
-            if not values or not min(values) > 0:
-                raise UsageError(f"`{name}` must be positive numbers, got {getattr(self, name)}")
-            object.__setattr__(self, name, values)
+            given = getattr(self, name)
+            values = (given,) if isinstance(given, Real | str) else tuple(given)
+            if not values or not all(isinstance(value, Real) and 0 < value < math.inf for value in values):
+                raise UsageError(f"`{name}` must be positive numbers, got {given!r}")
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(float, values))))
         for name, known in (("merge", tuple(MERGES)), ("fit", ("resize", "pad"))):
             check_known(name, getattr(self, name), known)
         for name in ("multiple", "max_pixels"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"`{name}` must be at least 1, got {value}")
+            if value is not None and not (isinstance(value, Integral) and value >= 1):
+                raise UsageError(f"`{name}` must be a whole number of at least 1, got {value!r}")
         turns_of(self.flips)
 
     @classmethod
@@ -131,18 +136,20 @@ class TTA:
         The model runs in evaluation mode; its mode is restored afterwards.
 
         Args:
-            model: Module that maps images to logits (N, C, H, W).
+            model: Module that maps images to logits, see `Member`.
             images: (N, 3, H, W) float, normalised as the model expects.
 
         Returns:
-            (N, C, H, W) float32 probabilities, or logits if `merge="logits"`.
+            (N, C, H, W) float32 probabilities, or logits if `merge="logits"`. Probabilities of a model with one channel
+            are (N, 2, H, W): of the background and of its class.
 
         Raises:
-            UsageError: `brightness` is set but the model has no `preprocessing`, which defines white.
+            UsageError: The images are no such tensor, the model returns something else, or `brightness` is set but the
+                model has no `preprocessing`, which defines white.
         """
         return self.ensemble(*self._as_single_member(model, images))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def ensemble(self, members: Sequence[Member], images: Tensor) -> Tensor:
         """Predict images with several models and merge all members and views.
 
@@ -159,7 +166,7 @@ class TTA:
                 total.add(scores, weight)
         return total.result()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def each(self, member: Member, images: Tensor) -> Iterator[Tensor]:
         """Yield the prediction of each view, in the order of `views`.
 
@@ -175,12 +182,12 @@ class TTA:
             for scores, _ in self._scores([member], images, each=True):
                 yield scores
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def uncertainty(self, model: nn.Module, images: Tensor) -> Uncertainty:
         """Return the mean probabilities of the views, and how much the views differ.
 
         Args:
-            model: Module that maps images to logits (N, C, H, W).
+            model: Module that maps images to logits, see `Member`.
             images: (N, 3, H, W) float, normalised as the model expects.
 
         Raises:
@@ -190,13 +197,18 @@ class TTA:
         mean, squares, count = 0, 0, len(self.views)
         with _in_eval_mode(members):
             for scores, _ in self._scores(members, images, each=True):
-                probs = scores if MERGES[self.merge].score is MERGES["mean"].score else scores.softmax(1)
+                probs = scores if MERGES[self.merge].score is MERGES["mean"].score else class_logits(scores).softmax(1)
                 mean, squares = mean + probs / count, squares + probs.square() / count
         likeliest = mean.argmax(1, keepdim=True)
         variance = (squares - mean.square()).gather(1, likeliest)[:, 0]
         return Uncertainty(mean, variance.clamp(min=0).sqrt(), torch.special.entr(mean).sum(1))
 
     def _as_single_member(self, model: nn.Module, images: Tensor) -> tuple[list[Member], Tensor]:
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            got = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            raise UsageError(
+                f"`images` must be a tensor (N, 3, H, W) float, normalised as the model expects, got {got}"
+            )
         if self.brightness == (1.0,):
             return [Member(model, lambda x: x)], images  # everything except brightness commutes with the normalisation
         if not hasattr(model, "preprocessing"):
@@ -231,16 +243,18 @@ class TTA:
             for start in range(0, len(turns), at_once):
                 part = turns[start : start + at_once]
                 batch = torch.cat([turn.apply(inputs) for turn in part])
-                logits = self._run(model, F.pad(batch, (0, right, 0, bottom), mode="replicate"))
-                logits = logits[..., : batch.shape[2], : batch.shape[3]]
+                padded = F.pad(batch, (0, right, 0, bottom), mode="replicate")
+                logits = self._run(model, padded)
+                if padded.shape != batch.shape:  # logits may be smaller than the images, but not to cut the padding
+                    logits = self._resized(logits, padded.shape[-2:])[..., : batch.shape[2], : batch.shape[3]]
                 for turn, of_turn in zip(part, logits.chunk(len(part)), strict=True):
                     yield turn.undo(MERGES[self.merge].score(of_turn.float()))
 
     def _run(self, model: nn.Module, batch: Tensor) -> Tensor:
         rows = max(1, self._largest_batch(batch) // (batch.shape[2] * batch.shape[3]))
         if len(batch) <= rows:
-            return model(batch)
-        return torch.cat([model(part) for part in batch.split(rows)])
+            return _logits_of(model(batch))
+        return torch.cat([_logits_of(model(part)) for part in batch.split(rows)])
 
     def _largest_batch(self, images: Tensor) -> int:
         """Return the largest number of pixels in a batch."""
@@ -266,6 +280,15 @@ PRESETS: dict[str, TTA] = {
     ),
     "seed_flips_brightness": TTA(scales=(0.75, 1.0, 1.25), flips="hv", brightness=(0.9, 1.0, 1.1), merge="gmean"),
 }
+
+
+def _logits_of(output: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Return the logits in the output of a model."""
+    logits = output.get("out") if isinstance(output, Mapping) else output
+    if not isinstance(logits, Tensor) or logits.ndim != 4:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(output).__name__}"
+        raise UsageError(f'a model must return logits (N, C, H, W), or a dict that has them as "out", got {got}')
+    return logits
 
 
 @contextmanager

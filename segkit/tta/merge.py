@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segkit.labels import class_logits
+
 
 class Merge(NamedTuple):
     """A rule that merges the predictions of views.
@@ -64,15 +66,18 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(1)
+    return class_logits(logits).softmax(1)
 
 
 def _to_sum_1(x: Tensor) -> Tensor:
+    # If each class is impossible in some view, all minima are 0; no class is then more likely than another.
+    x = x.clamp(min=torch.finfo(x.dtype).tiny)
     return x / x.sum(1, keepdim=True)
 
 
 def _vote(probs: Tensor) -> Tensor:
-    return torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
+    votes = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
+    return votes.masked_fill_(probs.isnan().any(1, keepdim=True), torch.nan)  # argmax would take NaN for the largest
 
 
 def _sharpen(probs: Tensor) -> Tensor:
@@ -83,7 +88,7 @@ MERGES: dict[str, Merge] = {
     "mean": Merge(_softmax, _same, "sum", _same),
     # A log-probability is the logit minus a constant that all classes share. The softmax of the mean logits is
     # therefore the geometric mean of the probabilities, and it cannot underflow.
-    "gmean": Merge(_same, _same, "sum", _softmax),
+    "gmean": Merge(class_logits, _same, "sum", _softmax),
     "logits": Merge(_same, _same, "sum", _same),
     "max": Merge(_softmax, _same, "max", _to_sum_1),
     "min": Merge(_softmax, _same, "min", _to_sum_1),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from segkit.errors import UsageError
 from segkit.names import check_known
 
 
@@ -73,6 +74,8 @@ def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(flips, str):
         check_known("flips", flips, FLIPS)
         return FLIPS[flips]
+    if not isinstance(flips, Sequence):
+        raise UsageError(f"`flips` must be one of {', '.join(FLIPS)}, or a list of turns, got {flips!r}")
     for name in flips:
         check_known("turn", name, TURNS)
     return tuple(dict.fromkeys(("identity", *flips)))

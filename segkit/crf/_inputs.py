@@ -30,7 +30,10 @@ def check_probs(probs: np.ndarray | Tensor) -> Tensor:
     values = _as_tensor(probs).float()
     sums = values.sum(-3)
     if not bool((values.amin(-3) >= 0).all() & ((sums - 1).abs() < 1e-2).all()):  # NaN fails both tests
-        raise UsageError("`probs` must sum to 1 over the classes and be without NaN; logits need a softmax first")
+        single = "; for one class with the probability p, pass 1 - p and p" if values.shape[-3] == 1 else ""
+        raise UsageError(
+            f"`probs` must sum to 1 over the classes and be without NaN; logits need a softmax first{single}"
+        )
     return values
 
 

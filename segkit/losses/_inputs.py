@@ -245,6 +245,10 @@ def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
     if target.is_complex():
         raise UsageError(f"target must be real, got {target.dtype}")
     if mode == "multiclass":
+        if logits.shape[1] == 1:
+            raise UsageError(
+                'logits of one channel have a softmax of 1 everywhere, so nothing is learnt: use `mode="binary"`'
+            )
         if tuple(target.shape) not in (per_pixel, per_class):
             raise UsageError(
                 f"target must be (N, H, W) for logits (N, C, H, W), got {tuple(target.shape)} for {tuple(logits.shape)}"

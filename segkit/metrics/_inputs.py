@@ -39,6 +39,11 @@ def read_labels(
 ) -> tuple[Tensor, Tensor]:
     """Return predicted labels (the argmax of logits) and target labels, with the same shape and device."""
     prediction, target = read_arrays(prediction, target)
+    if prediction.is_floating_point() and is_logits(prediction, target, 1):
+        raise UsageError(
+            "`prediction` has one channel, whose argmax would always be 0: use 2 classes, and pass labels, such as "
+            "`(logits[:, 0] > 0).int()`"
+        )
     if is_logits(prediction, target, num_classes):
         return argmax_channels(prediction), target
     if prediction.shape != target.shape:

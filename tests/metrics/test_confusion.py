@@ -290,12 +290,17 @@ def test_logits_without_pixels_count_nothing(size):
 
 
 def test_one_pixel_of_one_class_is_right():
-    for prediction in (np.zeros((1, 1), int), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1)):
-        scores = count(
-            prediction, np.zeros(prediction.shape[-2:] if prediction.ndim < 4 else (1, 1, 1), int), 1
-        ).compute()
-        assert scores.miou == scores.pixel_accuracy == scores.mean_dice == 1
-        assert np.isnan(scores.foreground_miou)
+    scores = count(np.zeros((1, 1), int), np.zeros((1, 1), int), 1).compute()
+    assert scores.miou == scores.pixel_accuracy == scores.mean_dice == 1
+    assert np.isnan(scores.foreground_miou)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
+def test_one_channel_is_refused_since_its_argmax_is_always_0(num_classes, shape):
+    logits = torch.randn(*shape[:-2], 1, *shape[-2:])
+    with pytest.raises(ValueError, match=r"`prediction` has one channel, .* pass labels"):
+        count(logits, np.zeros(shape, int), num_classes)
 
 
 def test_all_ignored_gives_nan_and_the_number():

@@ -51,7 +51,7 @@ class DataWarning(UserWarning):
 
 
 class NotFiniteError(SegkitError, FloatingPointError):
-    """The loss, the gradient or the weights became NaN or infinite. Exit code 4."""
+    """The loss, the gradient, the weights or a prediction is NaN or infinite. Exit code 4."""
 
     exit_code = 4
 

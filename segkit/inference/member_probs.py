@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.data import SegmentationDataset
-from segkit.errors import UsageError
+from segkit.errors import NotFiniteError, UsageError
 from segkit.inference.predictor import Predictor
 from segkit.tta import Member, View
 
@@ -66,11 +66,16 @@ class MemberProbs:
         Args:
             data: The images.
             progress: Iterates over their indices, and may show how far it is.
+
+        Raises:
+            NotFiniteError: A model returns NaN at a pixel that is kept.
         """
         for i in progress(range(len(data))):
             image = torch.from_numpy(data.image(i)).permute(2, 0, 1)
             for kept, model in zip(self[i], self.predictor.members, strict=True):
                 self._keep(kept, model, image, self.pixels[i])
+            if not np.isfinite(self[i]).all():
+                raise NotFiniteError(f"{data.name(i)}: a model returns values that are not finite (NaN or infinite)")
 
     def mixture(self, index: int, weights: Sequence[float], views: Sequence[int]) -> np.ndarray:
         """Return probabilities (C, P) float32 of an image: the mean over views, weighted over the members.

@@ -1,6 +1,7 @@
 """Predictor: from a photograph to a label map, by one model or several."""
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,14 +15,16 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from segkit.data.images import bits_of, read_image, to_rgb
-from segkit.errors import DataError, UsageError, as_segkit_error
+from segkit.errors import DataError, NotFiniteError, UsageError, as_segkit_error
 from segkit.inference.prediction import Prediction
+from segkit.labels import label_names
 from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
 
 # A function such as DenseCRF: probabilities (C, H, W) on their device and image (H, W, 3) uint8 -> (C, H, W).
 Refine = Callable[[Tensor, np.ndarray], Tensor | np.ndarray]
+Photo = str | os.PathLike | np.ndarray | Image.Image
 PROBS = ("memory", "disk", "none")
 LARGEST_BIAS = 20  # a factor of 5e8; with much more, no other class would be left in float32
 
@@ -43,7 +46,7 @@ class RawPrediction(NamedTuple):
 
 
 class Predictor:
-    """Predict label maps of uint8 images: `Predictor(model)(image).mask`.
+    """Predict label maps of photographs: `Predictor(model)("photo.jpg").mask`.
 
     The image is resized once per scale, and normalised for each model by its own preprocessing; the probabilities of
     the models are averaged. Probabilities stay on `device` through class bias, CRF and argmax; the label map is copied
@@ -51,7 +54,9 @@ class Predictor:
 
     Args:
         models: One Segmenter, or several with the same classes; they are put in eval mode and moved to `device`.
-            The results of `segkit.models.optimize` work as well.
+            The results of `segkit.models.optimize` work as well, and so does any module with `class_names` and
+            `preprocessing` that returns logits. A model with one channel predicts the background, label 0, and its
+            class, label 1, by the sigmoid.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
         window: Run images that are larger than this window piece by piece.
@@ -80,24 +85,20 @@ class Predictor:
         device: str | torch.device = "cpu",
         probs: str = "memory",
     ) -> None:
-        models = [models] if isinstance(models, nn.Module) else list(models)
-        if not models:
-            raise UsageError("Predictor needs at least one model")
-        for model in models[1:]:
-            if model.class_names != models[0].class_names:
-                raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
-        weights = tuple(member_weights or [1.0] * len(models))
-        if len(weights) != len(models) or not min(weights) >= 0 or not sum(weights) > 0:
-            raise UsageError(f"`member_weights` must be {len(models)} numbers of at least 0, not all 0, got {weights}")
+        models = list(models) if isinstance(models, list | tuple) else [models]
+        _check_models(models)
         check_known("probs", probs, PROBS)
         for name, part, kind in (("tta", tta, TTA), ("window", window, SlidingWindow)):
             if part is not None and not isinstance(part, kind):
                 raise UsageError(f"`{name}` must be a {kind.__name__}, got {part!r}")
         if crf is not None and not callable(crf):
             raise UsageError(f"`crf` must be a DenseCRF or a function, got {crf!r}")
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(f"there is no device {device!r}: {error}") from error
         self.members = [model.to(self.device).eval() for model in models]
-        self.member_weights = tuple(weight / sum(weights) for weight in weights)
+        self.member_weights = _shares(member_weights, len(models))
         self.tta = tta or TTA()
         self.window = window
         self.class_factors = _factors(class_bias or {}, self.class_names, self.device)
@@ -110,8 +111,8 @@ class Predictor:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in label order."""
-        return tuple(self.members[0].class_names)
+        """The names of the labels, in their order."""
+        return label_names(self.members[0].class_names)
 
     @property
     def crf_workers(self) -> int:
@@ -120,14 +121,18 @@ class Predictor:
         runs_on = getattr(self.crf, "runs_on", None)
         return 0 if runs_on is not None and runs_on(place).type == "cuda" else getattr(self.crf, "workers", 0)
 
-    def __call__(self, image: np.ndarray) -> Prediction:
-        """Segment one image (H, W, 3) uint8 RGB of any size.
+    def __call__(self, image: Photo) -> Prediction:
+        """Segment one image of any size.
+
+        Args:
+            image: An array (H, W, 3) uint8 RGB, a file or a PIL image. EXIF orientations are applied.
 
         Raises:
-            UsageError: The array is not such an image.
-            DataError: The image is too large for the CRF.
+            UsageError: `image` is something else.
+            DataError: The file does not exist or is not an image, or it is too large for the CRF.
+            NotFiniteError: The models return NaN for this image.
         """
-        return next(self.compare_crfs(image, [self.crf]))
+        return next(self.compare_crfs(read_photo(image), [self.crf]))
 
     def compare_crfs(self, image: np.ndarray, crfs: Sequence[Refine | None]) -> Iterator[Prediction]:
         """Yield the prediction with each CRF, None for no CRF; the models run once.
@@ -143,7 +148,7 @@ class Predictor:
 
     # The three steps, for `segkit.inference.segment`, which runs them side by side.
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run_models(self, image: np.ndarray, crfs: Sequence[Refine | None] | None = None) -> RawPrediction:
         """Run the models and add the class bias: the first step.
 
@@ -154,6 +159,7 @@ class Predictor:
         Raises:
             UsageError: The array is not such an image.
             DataError: The image is too large for a CRF.
+            NotFiniteError: The models return NaN for this image.
         """
         crfs = [crf for crf in ([self.crf] if crfs is None else crfs) if crf is not None]
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
@@ -192,10 +198,12 @@ class Predictor:
             _log.warning("the GPU lacks the memory for the CRF of an image of %s pixels; it runs on the CPU", size)
         return submit(raw.probs.cpu(), image)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def finish(self, raw: RawPrediction, image: np.ndarray) -> Prediction:
         """Take the most likely class of each pixel, and copy what is kept to the host: the last step."""
         probs = None if raw.probs is None else torch.as_tensor(raw.probs)  # a CRF may return an array
+        if raw.mask is None:
+            _check_finite(probs, "the CRF returns")
         mask = _labels(probs) if raw.mask is None else raw.mask
         kept = None
         if self.probs != "none":
@@ -212,7 +220,8 @@ class Predictor:
         return self.tta.ensemble(members, pixels.to(self.device).float())
 
     def _biased(self, probs: Tensor) -> Tensor:
-        """Multiply the probabilities (C, H, W) of each class by its factor."""
+        """Multiply the probabilities (C, H, W) of each class by its factor, if they are finite."""
+        _check_finite(probs, "the model returns")
         if self.class_factors is None:
             return probs
         weighted = probs * self.class_factors[:, None, None]
@@ -244,9 +253,7 @@ class Predictor:
             return torch.empty(shape), None
 
 
-def predict_photo(
-    model: nn.Module, photo: str | os.PathLike | np.ndarray | Image.Image, **options: object
-) -> Prediction:
+def predict_photo(model: nn.Module, photo: Photo, **options: object) -> Prediction:
     """Segment a photograph on the device of the model, whose mode (train or eval) does not change.
 
     Args:
@@ -257,22 +264,11 @@ def predict_photo(
     Raises:
         UsageError: `photo` is something else.
         DataError: The file does not exist or is not an image.
+        NotFiniteError: The model returns NaN for this image.
     """
-    if isinstance(photo, str | os.PathLike):
-        image = read_image(photo)
-    elif isinstance(photo, Image.Image):
-        try:
-            bits = bits_of(photo)
-            _load(photo)
-            image = np.array(to_rgb(ImageOps.exif_transpose(photo), bits))
-        except (OSError, ValueError, AssertionError) as error:  # the last two: a closed image
-            raise as_segkit_error(error) or DataError(f"the image is damaged or closed: {error}") from error
-    elif isinstance(photo, np.ndarray):
+    image = read_photo(photo)
+    if image is photo:
         image = photo.copy()  # the overlay is drawn on it later
-    else:
-        raise UsageError(
-            f"photo must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}"
-        )
     if "device" in options:
         raise UsageError("a model predicts on its own device; move it by `model.to`, instead of giving `device`")
     modes = [(module, module.training) for module in model.modules()]
@@ -281,6 +277,29 @@ def predict_photo(
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def read_photo(photo: Photo) -> np.ndarray:
+    """Return a file or a PIL image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says; an array as it is.
+
+    Raises:
+        UsageError: `photo` is something else.
+        DataError: The file does not exist or is not an image.
+    """
+    if isinstance(photo, np.ndarray):
+        return photo
+    if isinstance(photo, str | os.PathLike):
+        return read_image(photo)
+    if not isinstance(photo, Image.Image):
+        raise UsageError(
+            f"a photograph must be a path, an array (H, W, 3) uint8 RGB or a PIL image, got {type(photo).__name__}"
+        )
+    try:
+        bits = bits_of(photo)
+        _load(photo)
+        return np.array(to_rgb(ImageOps.exif_transpose(photo), bits))
+    except (OSError, ValueError, AssertionError) as error:  # the last two: a closed image
+        raise as_segkit_error(error) or DataError(f"the image is damaged or closed: {error}") from error
 
 
 def _load(photo: Image.Image) -> None:
@@ -297,6 +316,45 @@ def _normalised(model: nn.Module, images: Tensor) -> Tensor:
     return model.preprocessing.normalise(images).to(weight.dtype)
 
 
+def _check_models(models: Sequence[nn.Module]) -> None:
+    """Raise UsageError unless the models can predict photographs together."""
+    if not models:
+        raise UsageError("Predictor needs at least one model")
+    for model in models:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"Predictor takes models, got {model!r}; read a file by `segkit.load_model`")
+        if missing := [name for name in ("class_names", "preprocessing") if not hasattr(model, name)]:
+            raise UsageError(
+                f"a {type(model).__name__} has no {' and no '.join(missing)}; give a model of segkit, or set "
+                "`class_names` and `preprocessing` (a `segkit.models.preprocessing.Preprocessing`)"
+            )
+        channels = len(model.preprocessing.mean)
+        if channels != 3:
+            raise UsageError(f"the model takes images of {channels} channels, but photographs have 3")
+        if tuple(model.class_names) != tuple(models[0].class_names):
+            raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Return the weights of `count` models, scaled to sum to 1."""
+    try:
+        values = [float(weight) for weight in (() if weights is None else weights)] or [1.0] * count
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != count or not min(values) >= 0 or not 0 < sum(values) < math.inf:
+        raise UsageError(f"`member_weights` must be {count} numbers of at least 0, not all 0, got {weights}")
+    return tuple(value / sum(values) for value in values)
+
+
+def _check_finite(probs: Tensor, who: str) -> None:
+    """Raise NotFiniteError if a probability is NaN, which `argmax` would take for the largest one."""
+    if not probs.sum().isfinite():
+        raise NotFiniteError(
+            f"{who} values that are not finite (NaN or infinite) for this image; were the weights damaged, or is the "
+            "precision too low for them?"
+        )
+
+
 def _labels(probs: Tensor) -> Tensor:
     """Return the most likely class of each pixel, (C, H, W) -> (H, W) uint8."""
     return probs.argmax(0).to(torch.uint8)
@@ -311,10 +369,15 @@ def finished(result: Tensor | None) -> "Future[Tensor | None]":
 
 def _factors(bias: Mapping[str, float], class_names: Sequence[str], device: torch.device) -> Tensor | None:
     """Return the factor (C,) of each class's probability, e to the power of its bias; None without a bias."""
+    if not isinstance(bias, Mapping):
+        raise UsageError(f"`class_bias` must be a mapping from classes to numbers, got {bias!r}")
     for name in bias:
         if name not in class_names:
             raise UsageError(f"there is no class {name!r} for `class_bias`, the classes are {', '.join(class_names)}")
-    values = torch.tensor([float(bias.get(name, 0.0)) for name in class_names])
+    try:
+        values = torch.tensor([float(bias.get(name, 0.0)) for name in class_names])
+    except (TypeError, ValueError):
+        values = torch.full((1,), torch.nan)
     if not values.abs().max() <= LARGEST_BIAS:
         raise UsageError(f"`class_bias` must be numbers in -{LARGEST_BIAS} .. {LARGEST_BIAS}, got {dict(bias)}")
     return values.exp().to(device) if values.any() else None

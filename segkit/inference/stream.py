@@ -14,7 +14,7 @@ import torch
 
 from segkit.data import SegmentationDataset
 from segkit.data.dataset import checked_target
-from segkit.errors import DataError
+from segkit.errors import DataError, NotFiniteError, SegkitError
 from segkit.inference.prediction import Prediction
 from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
@@ -24,7 +24,9 @@ LOT_PIXELS = 8 * 2**20  # of the images that wait for the CRF at once
 
 
 class Segmented(NamedTuple):
-    """An image with its prediction, or with the reason why it has none: it cannot be read, or is too large for the CRF.
+    """An image with its prediction, or with the reason why it has none.
+
+    The image cannot be read, it is too large for the CRF, or the models return NaN for it.
 
     Attributes:
         source: The image of the source.
@@ -36,7 +38,7 @@ class Segmented(NamedTuple):
     source: SourceImage
     image: np.ndarray | None
     prediction: Prediction | None
-    error: DataError | None = None
+    error: SegkitError | None = None
 
 
 # An image and what the models predict for it, before the CRF and the label map; None if there is nothing to predict.
@@ -107,6 +109,7 @@ def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Cloc
     Raises:
         DataError: An image cannot be read, or is too large for the CRF; none is skipped. Or the labels of an image do
             not fit it, or are no classes.
+        NotFiniteError: The models return NaN for an image.
     """
     images = (SourceImage(Path(data.name(i)), partial(data.image, i)) for i in range(len(data)))
     for index, one in enumerate(segment(images, predictor, clock)):
@@ -152,8 +155,8 @@ def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Cloc
                     raw = predictor.run_models(image)
                     if predictor.crf is not None and predictor.device.type == "cuda":
                         torch.cuda.synchronize(predictor.device)  # or the clock would count the models as the CRF
-            except DataError as error:
-                yield Segmented(source, None, None, DataError(f"{source.name}: {error}")), None
+            except (DataError, NotFiniteError) as error:
+                yield Segmented(source, None, None, _named(error, source)), None
                 continue
             yield Segmented(source, image, None), raw
 
@@ -183,8 +186,16 @@ def _refine(predicted: Iterable[_Predicted], predictor: Predictor, clock: Clock)
 def _finish(one: Segmented, raw: RawPrediction | None, predictor: Predictor, clock: Clock, stage: str) -> Segmented:
     if raw is None:
         return one
-    with clock(stage):
-        return one._replace(prediction=predictor.finish(raw, one.image))
+    try:
+        with clock(stage):
+            return one._replace(prediction=predictor.finish(raw, one.image))
+    except NotFiniteError as error:  # by the CRF
+        return Segmented(one.source, None, None, _named(error, one.source))
+
+
+def _named(error: SegkitError, source: SourceImage) -> SegkitError:
+    """Return the error with the name of its image."""
+    return type(error)(f"{source.name}: {error}")
 
 
 def _lots(predicted: Iterable[_Predicted], count: int) -> Iterator[list[_Predicted]]:

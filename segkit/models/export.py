@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from segkit.compat import free_sizes
 from segkit.errors import MissingPackageError, UsageError
 from segkit.files import write_whole
+from segkit.labels import label_names
 from segkit.models.model_file import describe_model
 from segkit.models.segmenter import Segmenter
 
@@ -60,8 +61,10 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
 
     The input `images` (N, C, H, W) is normalised float32, the output `logits` (N, num_classes, H, W), for any N, H
     and W. The metadata of the file has `segkit`, the header of our model files as JSON (architecture, class names,
-    preprocessing), and `class_names`, a JSON list. The time depends on the number of layers; windows of attention
-    (Swin) take some ten times as long as convolutions.
+    preprocessing); `class_names`, a JSON list of the names of the channels; and `labels`, one of the names of the
+    labels. Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
+
+    The time depends on the number of layers; windows of attention (Swin) take some ten times as long as convolutions.
 
     Args:
         model: The model, on any device; it is not changed.
@@ -89,6 +92,7 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     program = _translate(model)
     program.model.metadata_props["segkit"] = json.dumps(describe_model(model))
     program.model.metadata_props["class_names"] = json.dumps(model.class_names)
+    program.model.metadata_props["labels"] = json.dumps(label_names(model.class_names))
     difference = None
 
     def write(temporary: Path) -> None:

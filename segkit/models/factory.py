@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -40,8 +41,11 @@ def create_model(
         name: `deeplabv3plus`, `fpn` or `unet`.
         backbone: A name of timm, with or without a tag of weights, such as `tf_efficientnet_b4.ns_jft_in1k`; see
             `Backbone`.
-        num_classes: Number of classes, background included; optional if `class_names` is passed.
-        class_names: Names of the classes in index order; they are stored with the model.
+        num_classes: Number of classes, background included; optional if `class_names` is passed. 1 for a model with
+            one channel, whose sigmoid is the probability of a single class against the background: for the loss `bce`
+            or `dice` with `mode="binary"`. In masks the background is label 0 and the class is label 1.
+        class_names: Names of the classes in index order; they are stored with the model. For a model with one channel,
+            the name of label 1.
         pretrained: Weights of the backbone: False for random ones, True for timm's hub, or the path of a file.
         in_channels: Channels of the images.
         output_stride: Stride of the deepest features, 8, 16 or 32; by default 16 for `deeplabv3plus`
@@ -110,11 +114,15 @@ def _as_list(value: Any) -> Any:
 
 def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
     if class_names is None:
-        if num_classes is None or num_classes < 1:
-            raise UsageError(f"`num_classes` must be at least 1, got {num_classes}")
-        return tuple(f"class_{i}" for i in range(num_classes))
+        if not isinstance(num_classes, Integral) or num_classes < 1:
+            raise UsageError(f"`num_classes` must be a whole number of at least 1, got {num_classes!r}")
+        return ("foreground",) if num_classes == 1 else tuple(f"class_{i}" for i in range(num_classes))
     if num_classes not in (None, len(class_names)):
         raise UsageError(f"`num_classes` is {num_classes}, but `class_names` has {len(class_names)} names")
     if not class_names:
         raise UsageError("`class_names` is empty")
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise UsageError(f"`class_names` must be a list of names, got {class_names!r}")
+    if len(set(class_names)) < len(class_names):
+        raise UsageError(f"`class_names` has the same name twice: {', '.join(class_names)}")
     return tuple(class_names)

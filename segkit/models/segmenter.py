@@ -41,7 +41,8 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         backbone: Returns the feature pyramid.
         decoder: `list[Tensor] -> Tensor`, see `segkit.testing.check_decoder`.
         head: Maps the channels of the decoder to the classes.
-        class_names: Names of the classes in index order.
+        class_names: Names of the classes in index order, one for each channel of the logits. A single class is label 1,
+            with the sigmoid as its probability; the background is label 0.
         preprocessing: Mean, standard deviation and range of the images; by default from the backbone.
         config: The arguments of `create_model` that build this architecture; `save_model` needs them.
         align_corners: How the logits are resized to the image; see `segkit.models.layers.resize`.

@@ -58,16 +58,18 @@ def presence_loss(logits: Tensor, target: Tensor, ignore_index: int = IGNORE_IND
     The mean is over the classes, and over the images that have a valid pixel; without such an image the loss is 0.
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, 1) of a model with one channel.
         target: (N, H, W) labels.
         ignore_index: The label of pixels that are ignored.
     """
     count = max(logits.shape[1], ignore_index + 1)
     occurs = torch.zeros(len(logits), count, dtype=logits.dtype, device=logits.device)
     occurs.scatter_(1, target.flatten(1).long(), 1.0)
-    occurs = occurs[:, : logits.shape[1]]
-    losses = F.binary_cross_entropy_with_logits(logits, occurs, reduction="none").mean(1)
+    occurs = occurs[:, : max(logits.shape[1], 2)]
     has_label = occurs.any(1)
+    if logits.shape[1] == 1:  # the class of a model with one channel is label 1
+        occurs = occurs[:, 1:]
+    losses = F.binary_cross_entropy_with_logits(logits, occurs, reduction="none").mean(1)
     return (losses * has_label).sum() / has_label.sum().clamp(min=1)
 
 

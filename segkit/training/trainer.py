@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from segkit.data.batches import TrainBatches
 from segkit.errors import CheckpointError, NotFiniteError, UsageError, is_out_of_memory
+from segkit.labels import label_names
 from segkit.metrics import Scores
 from segkit.models import Segmenter
 from segkit.models.segmenter import Outputs
@@ -354,7 +355,7 @@ class Trainer:
     def _row(self, train_loss: float, validations: dict[str, Validation], seconds: float) -> dict[str, float]:
         """Return the epoch's row of results.csv, NaN if there was no validation; averaged weights have own columns."""
         state = self.state
-        classes = [f"iou/{name}" for name in state.model.class_names]
+        classes = [f"iou/{name}" for name in label_names(state.model.class_names)]
         row = {"epoch": state.epoch + 1, "train_loss": train_loss}
         row |= dict.fromkeys(("val_loss", "miou", "pixel_accuracy"), math.nan)
         row |= {"lr": max(group["lr"] for group in state.optimizer.param_groups), "time": seconds}

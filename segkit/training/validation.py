@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from segkit.labels import class_logits, label_names
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
 from segkit.training.distributed import ALONE, Ranks
@@ -37,7 +38,8 @@ def validate(
     """Return loss and scores over all images of a loader, each at its full size.
 
     Args:
-        model: The model. It is in eval mode afterwards.
+        model: The model. It is in eval mode afterwards. With one channel, label 1 is predicted where the
+            logit is above 0.
         loader: Yields images (N, 3, H, W) and target (N, H, W), both uint8; in each process other images, or none.
         loss_fn: Logits (N, C, H, W) and target (N, H, W) -> scalar.
         device: The device of the model.
@@ -48,7 +50,8 @@ def validate(
         ranks: The processes that share the images; all of them return the same result.
     """
     model.eval()
-    confusion = ConfusionMatrix(model.num_classes, class_names=model.class_names, exclude=exclude)
+    names = label_names(model.class_names)
+    confusion = ConfusionMatrix(len(names), class_names=names, exclude=exclude)
     loss_sum, count = 0.0, 0
     with ranks.stopping_together():
         for images, target in loader:
@@ -59,7 +62,7 @@ def validate(
                 logits = model(model.preprocessing(images))
             loss_sum += loss_fn(logits.float(), target).item() * len(images)
             count += len(images)
-            confusion.update(logits, target)
+            confusion.update(class_logits(logits), target)
             del images, target, logits  # so that they are not in memory together with the next ones
     loss_sum, count = ranks.sum_numbers(loss_sum, count)
     confusion.counts = ranks.sum(confusion.counts)

@@ -67,6 +67,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     Raises:
         UsageError: A setting cannot be used.
         DataError: An image or an annotation cannot be used, or a model has other classes than the data.
+        NotFiniteError: A model returns NaN for an image.
     """
     config = from_keywords(EvaluateConfig, settings)
     console = Console(verbose=verbose)

@@ -15,6 +15,7 @@ from segkit.crf.presets import CRFParameters
 from segkit.data import SegmentationDataset
 from segkit.errors import UsageError
 from segkit.inference import Predictor
+from segkit.labels import label_names
 from segkit.models import Segmenter, find_folds, find_model_file, load_model, optimize, read_header
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
@@ -38,8 +39,9 @@ class ModelSource(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of the model; a file is not loaded for it."""
-        return self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
+        """The names of the model's labels; a file is not loaded for it."""
+        stored = self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
+        return label_names(stored)
 
     def load(self, device: torch.device) -> Segmenter:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""

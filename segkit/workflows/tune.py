@@ -13,7 +13,7 @@ from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.data import SegmentationDataset
 from segkit.data.dataset import checked_target
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, NotFiniteError, UsageError
 from segkit.files import write_json
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, bootstrap_interval, gain
@@ -61,6 +61,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     Raises:
         UsageError: A setting cannot be used.
         DataError: An image or an annotation cannot be used, or a model has other classes than the data.
+        NotFiniteError: A model returns NaN for an image.
     """
     config = from_keywords(TuneConfig, settings)
     console = Console(verbose=verbose)
@@ -194,8 +195,8 @@ def count_crfs(
                 counts[words].update(prediction.mask, target)
                 if crf is not None:
                     crf.close()  # so that the kernels of only one CRF are in memory
-        except DataError as error:
-            raise DataError(f"{data.name(i)}: {error}") from error
+        except (DataError, NotFiniteError) as error:
+            raise type(error)(f"{data.name(i)}: {error}") from error
     return counts
 
 

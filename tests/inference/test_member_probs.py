@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from segkit.data import CocoSegmentation
+from segkit.errors import NotFiniteError
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.models import create_model
 from segkit.sliding_window import SlidingWindow
@@ -75,3 +77,11 @@ def test_a_full_disk_is_an_error_before_the_models_run(models, tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"2 members for 1 views take 0\.00 GB, but .* has only 0\.00 GB left"):
         MemberProbs(Predictor(models), [np.arange(1000)], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_returns_nan_is_an_error_that_names_the_image(models, shapes, tmp_path):
+    broken = copy.deepcopy(models[0])
+    broken.head.bias.data[1] = torch.nan
+    data = CocoSegmentation(shapes[1])
+    with pytest.raises(NotFiniteError, match=r"val0\.png: a model returns values that are not finite"):
+        kept(Predictor([models[0], broken]), data, tmp_path, pixels=10)

@@ -112,7 +112,7 @@ def test_a_model_in_training_stays_in_training():
         ("missing.jpg", DataError, "there is no image at missing.jpg"),
         (IMAGE / 255, UsageError, r"image must be \(H, W, 3\) uint8 RGB, got \(37, 50, 3\) float64"),
         (IMAGE[..., 0], UsageError, r"got \(37, 50\) uint8"),
-        (3, UsageError, "photo must be a path, an array .* or a PIL image, got int"),
+        (3, UsageError, "a photograph must be a path, an array .* or a PIL image, got int"),
     ],
 )
 def test_an_error_names_what_is_not_a_photograph(model, photo, error, message):

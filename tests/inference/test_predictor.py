@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from segkit.crf import DenseCRF
+from segkit.errors import NotFiniteError
 from segkit.inference import Predictor
 from segkit.models import create_model
 from segkit.models.optimized import optimize
@@ -129,6 +131,16 @@ def test_a_read_only_image_is_segmented():
         (lambda: Predictor(ByColour(), probs="ram"), "unknown probs 'ram'"),
         (lambda: Predictor(ByColour())(IMAGE[:0]), "uint8 RGB"),
         (lambda: Predictor([]), "at least one model"),
+        (lambda: Predictor("a.safetensors"), "takes models, got 'a.safetensors'; read a file by `segkit.load_model`"),
+        (lambda: Predictor([model(), None]), "takes models, got None"),
+        (lambda: Predictor(torch.nn.Conv2d(3, 2, 1)), "a Conv2d has no class_names and no preprocessing; give a model"),
+        (lambda: Predictor(create_model("fpn", backbone="test_resnet", num_classes=2, in_channels=4)), "of 4 channels"),
+        (lambda: Predictor(model())([IMAGE]), "a photograph must be a path, .* or a PIL image, got list"),
+        (lambda: Predictor(model(), member_weights=3), "`member_weights` must be 1 numbers .*, got 3"),
+        (lambda: Predictor(model(), member_weights=["a"]), "`member_weights` must be 1 numbers"),
+        (lambda: Predictor(model(), class_bias={"a": "x"}), "`class_bias` must be numbers in -20 .. 20"),
+        (lambda: Predictor(model(), class_bias=[1]), "`class_bias` must be a mapping from classes to numbers"),
+        (lambda: Predictor(model(), device="gpu"), "there is no device 'gpu'"),
         (lambda: Predictor([model(), model(names=("a", "b", "d"))]), "differ in their classes"),
         (lambda: Predictor(model(), member_weights=(1, 1)), "1 numbers"),
         (lambda: Predictor(model())(IMAGE.astype(float)), "uint8 RGB"),
@@ -242,3 +254,77 @@ def test_on_cuda_the_host_gets_the_label_map_only():
     with Transfers() as transfers:
         predictor(IMAGE)
     assert transfers.types == [torch.uint8]
+
+
+class Red(torch.nn.Module):
+    """One channel: how red a pixel is, 0 at the mean of ImageNet."""
+
+    class_names = ("rust",)
+    preprocessing = Preprocessing()
+
+    def forward(self, images):
+        return images[:, :1]
+
+
+def test_one_channel_is_a_class_with_its_sigmoid_against_the_background():
+    probs = 1 / (1 + np.exp(-(IMAGE[..., 0] / 255 - 0.485) / 0.229))
+    for window in (None, SlidingWindow(16)):
+        prediction = Predictor(Red(), tta=TTA(flips="hv"), window=window)(IMAGE)
+        assert prediction.class_names == ("background", "rust")
+        np.testing.assert_allclose(prediction.probs, [1 - probs, probs], atol=1e-5)
+        assert np.array_equal(prediction.mask, probs > 0.5)
+    biased = Predictor(Red(), class_bias={"rust": -1.0})(IMAGE)
+    assert np.array_equal(biased.mask, IMAGE[..., 0] / 255 > 0.485 + 0.229)
+    refined = Predictor(Red(), crf=DenseCRF())(IMAGE)
+    np.testing.assert_allclose(refined.probs, DenseCRF()(np.float32([1 - probs, probs]), IMAGE), atol=1e-4)
+
+
+class Broken(ByColour):
+    """ByColour with a value that is not finite at one pixel."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, images):
+        logits = super().forward(images)
+        logits[0, 1, 2, 3] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("window", [None, SlidingWindow(16)])
+@pytest.mark.parametrize("crf", [None, DenseCRF()])
+@pytest.mark.parametrize("merge", ["mean", "vote"])
+def test_logits_that_are_not_finite_are_an_error_instead_of_a_label(value, window, crf, merge):
+    predictor = Predictor(Broken(value), window=window, crf=crf, tta=TTA(merge=merge), probs="none")
+    with pytest.raises(NotFiniteError, match="the model returns values that are not finite"):
+        predictor(IMAGE)
+
+
+def test_a_class_that_the_model_rules_out_is_no_error():
+    assert (Predictor(Broken(-np.inf))(IMAGE).mask != 1).any()
+
+
+def test_a_crf_that_returns_nan_is_named():
+    with pytest.raises(NotFiniteError, match="the CRF returns values that are not finite"):
+        Predictor(ByColour(), crf=lambda probs, image: probs * np.nan)(IMAGE)
+
+
+def test_a_file_and_a_pil_image_are_photographs_with_their_exif_orientation(tmp_path):
+    expected = Predictor(ByColour())(np.rot90(IMAGE, -1)).mask
+    picture, exif = Image.fromarray(IMAGE), Image.Exif()
+    exif[0x0112] = 6  # the camera was turned to the left
+    picture.save(tmp_path / "a.png", exif=exif)
+    for photo in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        prediction = Predictor(ByColour())(photo)
+        assert np.array_equal(prediction.mask, expected)
+        assert np.array_equal(prediction.image, np.rot90(IMAGE, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_predicts(dtype):
+    found = Predictor(model().to(dtype), tta=TTA(scales=(0.5, 1), flips="h"))(IMAGE)
+    np.testing.assert_allclose(
+        found.probs, Predictor(model(), tta=TTA(scales=(0.5, 1), flips="h"))(IMAGE).probs, atol=0.1
+    )

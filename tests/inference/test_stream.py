@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from segkit.data import DataError
+from segkit.errors import NotFiniteError
 from segkit.inference import Clock, Predictor, SourceImage, segment
 from segkit.inference.stream import ahead
 from segkit.models.preprocessing import Preprocessing
@@ -144,3 +145,25 @@ def test_an_error_in_a_thread_reaches_the_caller():
     failed.set_exception(OSError("no space left"))
     with pytest.raises(OSError, match="no space left"):
         list(ahead([(0, failed)], 4, Clock(), "writing"))
+
+
+@pytest.mark.parametrize("crf", [None, Refine(0), Refine(2)])
+def test_an_image_for_which_the_model_returns_nan_fails_and_the_others_continue(crf):
+    class Broken(ByColour):
+        def forward(self, images):
+            return super().forward(images) * (torch.nan if images.shape[-1] == 9 else 1)
+
+    images = [Counter().image(f"{i}.png", (5, width)) for i, width in enumerate((7, 9, 8))]
+    found = list(segment(images, Predictor(Broken(), crf=crf)))
+    assert [one.prediction is None for one in found] == [False, True, False]
+    assert isinstance(found[1].error, NotFiniteError)
+    assert str(found[1].error).startswith("1.png: the model returns values that are not finite")
+
+
+def test_an_image_for_which_the_crf_returns_nan_fails_and_the_others_continue():
+    def refine(probs, image):
+        return probs * (torch.nan if image.shape[1] == 9 else 1)
+
+    images = [Counter().image(f"{i}.png", (5, width)) for i, width in enumerate((7, 9, 8))]
+    found = list(segment(images, Predictor(ByColour(), crf=refine)))
+    assert [str(one.error).partition(" val")[0] for one in found] == ["None", "1.png: the CRF returns", "None"]

@@ -107,6 +107,7 @@ def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_archi
     assert axes == {"images": ["batch", 3, "height", "width"], "logits": ["batch", 3, "height", "width"]}
     metadata = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
     assert metadata["class_names"] == ["sky", "tree", "möwe"]
+    assert metadata["labels"] == ["sky", "tree", "möwe"]
     assert metadata["segkit"]["class_names"] == ["sky", "tree", "möwe"]
     assert metadata["segkit"]["preprocessing"]["mean"] == list(model.preprocessing.mean)
     assert set(metadata["segkit"]["preprocessing"]) == {"mean", "std", "input_range"}

@@ -421,3 +421,19 @@ def test_a_missing_or_unexpected_tensor_is_named():
         ValueError, match=r"1 missing, 1 unexpected; 'decoder.p5.weight' is .*'encoder.novel.weight' is"
     ):
         load_fpn(weights)
+
+
+def test_one_channel_has_smps_logits_and_predicts_its_class_against_the_background():
+    weights = {k: v[1:2] if k.startswith("segmentation_head.0") else v for k, v in fpn_weights().items()}
+    model = load_fpn(weights, num_classes=1, class_names=["road"])
+    with torch.inference_mode():
+        logits = pick(model(draw_images()))
+    assert relative_difference(logits, read_case(FPN_CASE)[1][:, 1:2]) < 1e-5
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = model(model.preprocessing(torch.from_numpy(photo).permute(2, 0, 1)[None]))[0, 0]
+    prediction = model.predict(photo)
+    np.testing.assert_allclose(prediction.probs[1], expected.sigmoid(), atol=1e-5)
+    np.testing.assert_allclose(prediction.probs.sum(0), 1, atol=1e-6)
+    assert np.array_equal(prediction.mask, expected > 0)
+    assert prediction.class_names == ("background", "road")

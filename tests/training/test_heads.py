@@ -137,3 +137,9 @@ def test_heads_learn_at_the_full_rate_under_layer_decay():
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for name in HEADS for p in getattr(model, name).parameters()} == {1.0}
     assert not hasattr(model, "pretrained_cfg")
+
+
+def test_presence_of_a_model_with_one_channel_is_the_presence_of_label_1():
+    target = torch.tensor([[[0, 0]], [[1, 255]], [[255, 255]]], dtype=torch.uint8)
+    expected = (math.log1p(math.exp(2.0)) + math.log1p(math.exp(3.0))) / 2  # softplus(2) of no, softplus(3) of yes
+    assert presence_loss(torch.tensor([[2.0], [-3.0], [5.0]]), target).item() == pytest.approx(expected)

@@ -5,20 +5,29 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_training import build_state, forked, outcome, run, same
+from helpers.tiny_training import CPU, build_state, forked, outcome, run, same
 
 from segkit.losses import create_loss
-from segkit.models import load_model, read_header
+from segkit.models import create_model, load_model, read_header
 from segkit.training import (
     CheckpointError,
     Interrupted,
     StopSignals,
     Trainer,
+    TrainOptions,
+    TrainState,
     Validation,
+    autocast,
+    create_ema,
+    create_optimizer,
+    create_scaler,
+    create_scheduler,
     read_checkpoint,
+    seed_all,
 )
 
 
@@ -336,3 +345,39 @@ def test_a_signal_during_a_save_does_not_interrupt_it(tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "b").iterdir() if path.name.startswith(".")]
     run(tmp_path / "b", epochs=2, resume=True)
     assert same(outcome(tmp_path / "b"), outcome(tmp_path / "a"))
+
+
+class Batches(list):
+    """Batches that are the same in each epoch."""
+
+    batch_sampler = SimpleNamespace(epoch=0, start=0)
+
+
+def test_a_model_with_one_channel_is_trained_and_scored_as_its_class_against_the_background(tmp_path):
+    seed_all(0)
+    options = {"class_names": ["bright"], "pyramid_channels": 8, "channels": 8}
+    model = create_model("fpn", backbone="test_resnet", **options)
+    optimizer = create_optimizer(model, lr=1e-2)
+    scheduler = create_scheduler(optimizer, "constant", epochs=2, steps_per_epoch=4)
+    state = TrainState(model, optimizer, scheduler, create_scaler(CPU, "off"), create_ema(model, 0))
+    random = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 2, (8, 1, 4, 4), generator=random).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    target[:, :, :4] = 255
+    images = (60 + 120 * (target == 1)).expand(-1, 3, -1, -1).to(torch.uint8).contiguous()
+    batches = list(zip(images.split(2), target[:, 0].to(torch.uint8).split(2), strict=True))
+    val = batches[:2]
+    loader = Batches(batches)
+    loss = create_loss({"bce": 0.5, "dice": 0.5}, mode="binary")
+    trainer = Trainer(state, loss, tmp_path, TrainOptions(epochs=2), device=CPU, autocast=autocast(CPU, "off"))
+    list(trainer.epochs(loader, val))
+    model = load_model(tmp_path).eval()
+    with torch.no_grad():
+        predicted = torch.cat([model(model.preprocessing(x)) > 0 for x, _ in val])[:, 0]
+    truth = torch.cat([y for _, y in val])
+    valid = truth != 255
+    of_class = ((predicted & (truth == 1))[valid].sum() / (predicted | (truth == 1))[valid].sum()).item()
+    of_background = ((~predicted & (truth == 0))[valid].sum() / (~predicted | (truth == 0))[valid].sum()).item()
+    best = max(state.history, key=lambda row: row["miou"])
+    assert best["iou/bright"] == pytest.approx(of_class)
+    assert best["iou/background"] == pytest.approx(of_background)
+    assert of_class > 0

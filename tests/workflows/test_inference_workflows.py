@@ -199,3 +199,40 @@ def test_what_cannot_be_an_argument_is_named(file, tmp_path, call, error, messag
     with pytest.raises(error, match=message):
         call(file, tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+class Squares(Own):
+    """The squares against everything else."""
+
+    class_names = ("background", "square")
+
+    def mask(self, index):
+        return np.uint8(self.data.mask(index) == 1)
+
+
+@pytest.fixture(scope="module")
+def one_channel(tmp_path_factory):
+    torch.manual_seed(0)
+    options = {"pyramid_channels": 16, "channels": 16}
+    model = create_model("fpn", backbone="test_resnet", class_names=["square"], **options).eval()
+    torch.nn.init.normal_(model.head.weight, std=3)
+    save_model(model, file := tmp_path_factory.mktemp("one") / "m.safetensors")
+    return file
+
+
+def test_one_channel_writes_masks_of_0_and_1_and_is_scored_on_both(one_channel, shapes, tmp_path):
+    model, data = load_model(one_channel), Squares(CocoSegmentation(shapes[1]))
+    options = {"weights": one_channel, "device": "cpu"}
+    written = segkit.predict(**options, source=shapes[1].parent / "images", save=("mask", "probs"), out=tmp_path / "o")
+    scored = segkit.evaluate(**options, data=data, out=tmp_path / "e")
+    confusion = ConfusionMatrix(2)
+    for (image, target), row in zip(data, [r for r in written.rows if "val" in r["image"]], strict=True):
+        with torch.no_grad():
+            expected = model(model.preprocessing(torch.from_numpy(image).permute(2, 0, 1)[None]))[0, 0] > 0
+        assert (np.asarray(Image.open(written.folder / row["mask"])) == expected.numpy()).mean() > 0.999
+        assert np.load(written.folder / row["probs"])["class_names"].tolist() == ["background", "square"]
+        confusion.update(expected.int(), target)
+    assert 0 < confusion.compute().iou[1] < 1
+    assert list(scored.iou.values()) == pytest.approx(confusion.compute().iou.tolist(), abs=1e-3)
+    tuned = segkit.tune(**options, data=data, folds=2, flips="h", out=tmp_path / "t")
+    assert len(tuned.plan.bias) == 2

@@ -42,7 +42,8 @@ def load_smp_checkpoint(
         encoder_name: SMP's name: `resnet50`, `se_resnext50_32x4d`, `efficientnet-b4`, `timm-efficientnet-b4`,
             `tu-convnext_tiny`, ...
         num_classes: SMP's `classes`.
-        class_names: Names of the classes in index order.
+        class_names: Names of the classes in index order. With `classes=1`, the name of label 1; the background, label
+            0, has no channel.
         **smp_kwargs: The other arguments that the SMP model was built with, by SMP's names and with SMP's defaults.
             `encoder_weights` only says how the images were normalised.
 

@@ -1,9 +1,18 @@
 """Console: what a workflow shows while it works, if it is asked to; tables and percentages as text."""
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+# Except for tab and new line. The last two groups turn the direction in which a terminal writes.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Escape control characters, with which the name of a file or a class could command the terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Console:
@@ -19,7 +28,7 @@ class Console:
     def print(self, text: str = "") -> None:
         """Print lines to the standard output at once."""
         if self.verbose:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def progress(
         self, items: Iterable[Any], *, total: int | None = None, unit: str = "image", text: str | None = None
@@ -35,11 +44,20 @@ class Console:
         from tqdm import tqdm
 
         hidden = not (self.verbose and sys.stderr.isatty())
-        return tqdm(items, desc=text, total=total, unit=unit, leave=False, dynamic_ncols=True, disable=hidden)
+        return tqdm(
+            items,
+            desc=text and printable(text),
+            total=total,
+            unit=unit,
+            leave=False,
+            dynamic_ncols=True,
+            disable=hidden,
+        )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, its first column aligned to the left and the others to the right."""
+    header, *rows = ([printable(cell).replace("\n", "\\n") for cell in row] for row in (header, *rows))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [
         "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))

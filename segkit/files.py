@@ -72,6 +72,9 @@ def write_csv(
 ) -> None:
     """Write a table as CSV, whole or not at all.
 
+    Names are written as they are, so that programs find the same names again. A spreadsheet takes a name that begins
+    with `=`, `+`, `-` or `@` for a formula: import the columns of a table with such names as text.
+
     Args:
         path: The file.
         header: The names of the columns.

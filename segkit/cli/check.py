@@ -16,10 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse_args(CheckConfig, argv, prog="segkit check")
         from segkit.workflows.check import run_check
 
-        result = run_check(config, Console(verbose=True))
-        print(with_flags(str(result), [field.name for field in fields(TrainConfig)]))  # remedies are for training
+        console = Console(verbose=True)
+        result = run_check(config, console)
+        console.print(with_flags(str(result), [field.name for field in fields(TrainConfig)]))  # they are for training
         if not config.full:
-            print("only the headers of the images were read; --full decodes them, and finds damaged and similar ones")
-        print(f"\n{result.folder}: {', '.join(result.files)}")
+            more = "--full decodes them, and finds damaged and similar ones"
+            console.print(f"only the headers of the images were read; {more}")
+        console.print(f"\n{result.folder}: {', '.join(result.files)}")
     if result.errors:
         sys.exit(DataError.exit_code)

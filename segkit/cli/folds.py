@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from segkit.cli.process import errors_as_sentences
 from segkit.config import FoldsConfig, parse_args
+from segkit.console import Console
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -13,5 +14,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from segkit.workflows.folds import image_root, make_folds
 
         made = make_folds(**vars(config), verbose=True)
-        print(f"\n{made.folder}: {made.train[0].name}, {made.valid[0].name} ... {made.valid[-1].name}")
-        print(f"use it: python train.py --data {made.train[0]} --val {made.valid[0]} --images {image_root(config)}")
+        console = Console(verbose=True)
+        console.print(f"\n{made.folder}: {made.train[0].name}, {made.valid[0].name} ... {made.valid[-1].name}")
+        files = f"--data {made.train[0]} --val {made.valid[0]} --images {image_root(config)}"
+        console.print(f"use it: python train.py {files}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from segkit.cli.process import SOME_FAILED, errors_as_sentences, with_flags
 from segkit.config import InferConfig, parse_args
+from segkit.console import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,6 +16,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         result = predict(**vars(config), verbose=True)
         for failure in result.failures:
-            print(f"segkit infer: skipped: {with_flags(failure.error, vars(config))}", file=sys.stderr)
+            print(printable(f"segkit infer: skipped: {with_flags(failure.error, vars(config))}"), file=sys.stderr)
     if result.failures:
         sys.exit(SOME_FAILED)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TextIO
 
+from segkit.console import printable
 from segkit.errors import CheckpointError, DataWarning, NotFiniteError, as_segkit_error, is_out_of_memory, sentence
 
 SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
@@ -57,7 +58,7 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
             text = sentence(reported)
             if is_out_of_memory(error):
                 text += f"; try {SMALLER_STEP if command == 'train' else SMALLER_VIEW}"
-            print(f"segkit {command}: error: {with_flags(text, flags)}", file=sys.stderr)
+            print(printable(f"segkit {command}: error: {with_flags(text, flags)}"), file=sys.stderr)
         sys.exit(reported.exit_code)
 
 
@@ -103,7 +104,7 @@ def _warnings_as_sentences(names: Collection[str]) -> Iterator[None]:
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any) -> str:
         if issubclass(category, DataWarning):
-            return f"warning: {with_flags(str(message), names)}\n"
+            return printable(f"warning: {with_flags(str(message), names)}\n")
         return before(message, category, *where)
 
     handler = _Sentences(names)
@@ -129,7 +130,7 @@ class _Sentences(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        print(prefix + with_flags(record.getMessage(), self._names), file=sys.stderr)
+        print(printable(prefix + with_flags(record.getMessage(), self._names)), file=sys.stderr)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from segkit.cli.process import (
     is_first_process,
 )
 from segkit.config import Setting, TrainConfig, implied_settings, parse_args
+from segkit.console import Console, printable
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if is_first_process():
                 outcome = "saved" if stop.error is None else "not saved, but what was saved before is kept"
                 command = f"python train.py --resume {shlex.quote(str(stop.run))}"
-                print(f"\n{stop}; {outcome}. To resume: {command}", file=sys.stderr)
+                print(printable(f"\n{stop}; {outcome}. To resume: {command}"), file=sys.stderr)
             sys.exit(128 + stop.number)
         _print_next_steps(config, result)
 
@@ -54,19 +55,20 @@ def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
 def _print_next_steps(config: TrainConfig, result: "TrainResult | CrossValidationResult") -> None:
     from segkit.workflows.crossval import infer_command
 
+    console = Console(verbose=True)
     folder = result.folder
     quoted = shlex.quote(str(folder))
     if result.was_finished:
         has_all_epochs = folder.is_cross_validation or len(result.history) >= config.epochs
         epochs = f" --epochs {2 * config.epochs}" if has_all_epochs else ""
         patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
-        print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
+        console.print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
     if folder.is_cross_validation:
-        print(f"use the models together: {infer_command(folder)}")
+        console.print(f"use the models together: {infer_command(folder)}")
         return
-    print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
+    console.print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
     if result.is_demo:
-        print(AFTER_DEMO)
+        console.print(AFTER_DEMO)
 
 
 def train(

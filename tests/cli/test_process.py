@@ -18,6 +18,7 @@ from segkit import errors
 from segkit.cli import COMMANDS, train
 from segkit.cli.process import BUG, errors_as_sentences, first_process_prints, output_may_close, with_flags
 from segkit.config import TrainConfig
+from segkit.console import Console, table
 
 FULL = Path("/dev/full")
 FROM_WORKER = """Caught {kind} in DataLoader worker process 0.
@@ -154,6 +155,24 @@ def test_memory_that_runs_out_in_a_worker_is_a_sentence(capsys):
 def test_a_full_disk_is_a_sentence_whoever_was_writing(capsys):
     assert outcome(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a.png")) == 1
     assert "cannot write runs/a.png: No space left on device\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;title\x07", "\x1b[31m", "\r", "\x9b2J", "\u202e"])
+def test_names_cannot_command_the_terminal(text, capsys):
+    with errors_as_sentences("train", TrainConfig):
+        sys.stderr.write(warnings.formatwarning(f"a{text}.png", errors.DataWarning, "", 0))
+        logging.getLogger("segkit.data").warning("a%s.png", text)
+        Console(verbose=True).print(f"a{text}.png\n\ttwo lines")
+    assert outcome(errors.DataError(f"a{text}.png")) == 3
+    shown = capsys.readouterr()
+    escaped = repr(text).strip("'")
+    assert shown.out == f"a{escaped}.png\n\ttwo lines\n"
+    assert shown.err.count(f"a{escaped}.png") == 3
+    assert text not in shown.err
+
+
+def test_a_name_in_a_table_stays_in_its_cell():
+    assert table(["class"], [["a\x1b[31m\nb"]]) == ["class".ljust(12), "a\\x1b[31m\\nb"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

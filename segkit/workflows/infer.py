@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from segkit.config import InferConfig, from_keywords, takes_settings
 from segkit.console import Console
-from segkit.data.images import Reading
+from segkit.data.findings import EXAMPLES
+from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
 from segkit.errors import DataError
 from segkit.files import write_records
@@ -62,11 +63,13 @@ class PredictResult:
         folder: The folder of the results.
         rows: The rows of manifest.csv, one per segmented image: its name, its files, its size, the share of each class.
         failures: The images that could not be segmented, as in failed.csv.
+        unread: What lies in the source folder and is no image of a format that is read, except for these results.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     failures: list[Failure]
+    unread: list[Path] = field(default_factory=list)
 
 
 class _Result(NamedTuple):
@@ -76,6 +79,7 @@ class _Result(NamedTuple):
     id: int | str | None  # in the COCO JSON of the source
     row: dict[str, Any] | None
     error: str | None = None
+    has_pages: bool = False  # or frames, of which only the first is segmented
     pseudo: list[dict[str, Any]] | None = None
 
 
@@ -101,7 +105,8 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     config = from_keywords(InferConfig, settings)
     members = find_members(config.weights, config.member_weights)
     source = write_demo(DEMO)[1] if config.source is None else config.source
-    images = open_source(source, config.images, members[0].class_names, Reading(config.exif, config.max_pixels))
+    reading = Reading(config.exif, config.max_pixels)
+    images = open_source(source, config.images, members[0].class_names, reading)
     if config.skip_existing and isinstance(images, list):
         own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
         images = [image for image in images if own.isdisjoint(image.path.resolve().parents)]
@@ -140,7 +145,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         clock = Clock()
         todo, done = _divide(ranks.share(images), writer, config.skip_existing)
         with console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar:
-            written = list(_write(bar, writer, pseudo, clock))
+            written = list(_write(bar, writer, pseudo, clock, reading))
         results = ranks.gather_on_first([*done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
@@ -167,14 +172,18 @@ def _divide(
     return todo(), done
 
 
-def _write(bar: tqdm, writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock) -> Iterator[_Result]:
+def _write(
+    bar: tqdm, writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock, reading: Reading
+) -> Iterator[_Result]:
     """Write the files of the images under a progress bar, which names what takes longest, in threads."""
 
     def write(one: Segmented) -> _Result:
         if one.error is not None:
             return _Result(one.source.name, one.source.id, None, str(one.error))
         row = writer.write(one.source.name, one.image, one.prediction)
-        return _Result(one.source.name, one.source.id, row, pseudo=None if pseudo is None else pseudo(one.prediction))
+        has_pages = one.source.path is not None and read_image_header(one.source.path, reading).animated
+        labels = None if pseudo is None else pseudo(one.prediction)
+        return _Result(one.source.name, one.source.id, row, has_pages=has_pages, pseudo=labels)
 
     def submitted() -> Iterator[tuple[None, Future]]:
         for one in bar:
@@ -217,8 +226,31 @@ def _conclude(
         file = out / "submission.csv"
         write_submission(file, ids, lambda name: writer.read_mask(Path(name)), size=config.submission_size)
         written.append(file.name)
-    console.print(f"{len(good)} of {len(results)} images segmented. In {out}: {', '.join(written)}")
-    return PredictResult(out, rows, failures)
+    paged = [result.name.as_posix() for result in results if result.has_pages]
+    if paged:
+        _log.warning("only the first page or frame is segmented of %s", _counted(paged, "image"))
+    unread = _unread(config.source, out, [*written, "failed.csv"])
+    last = f"{len(good)} of {len(results)} images segmented. In {out}: {', '.join(written)}"
+    if unread:
+        names = [path.relative_to(config.source).as_posix() for path in unread]
+        last += f". Not read, as no image of a known format: {_counted(names, 'file')}"
+    console.print(last)
+    return PredictResult(out, rows, failures, unread)
+
+
+def _unread(source: str | Path | None, out: Path, written: Sequence[str]) -> list[Path]:
+    """Return what is in a source folder besides images, except for the results, which `out` may add to it."""
+    if source is None or not Path(source).is_dir():
+        return []
+    own = {(out / name).resolve() for name in written} | ({out.resolve()} - {Path(source).resolve()})
+    others = ((path, path.resolve()) for path in list_other_files(source))
+    return [path for path, place in others if own.isdisjoint((place, *place.parents))]
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    """Return text such as `2 files (a.txt, b.psd)`."""
+    shown = ", ".join(names[:EXAMPLES]) + (" ..." if len(names) > EXAMPLES else "")
+    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
 
 
 def _records(found: Iterable[tuple[_Result, list[dict[str, Any]]]]) -> list[tuple[dict[str, Any], list]]:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from safetensors.torch import load_file
 
 from segkit.cli import infer, train
@@ -303,6 +304,47 @@ def test_results_may_be_next_to_their_images(model, tmp_path, capsys):
     for _ in range(2):
         run(model, tmp_path, tmp_path, "--skip-existing")
     assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
+
+
+def test_what_is_in_the_source_and_not_read_is_named_in_the_last_line(model, tmp_path, capsys):
+    for name in ("a.jpg", "more/b.gif", "more/c.jp2"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (20, 30)).save(tmp_path / "in" / name)
+    for name in ("d.psd", "more/e.txt"):
+        (tmp_path / "in" / name).touch()
+    for out in ("out", "in/out", "in/out", "in", "in"):
+        if out == "in":
+            shutil.rmtree(tmp_path / "in/out", ignore_errors=True)
+        run(model, tmp_path / "in", tmp_path / out, "--save", "mask", "--skip-existing")  # results are not named
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("3 of 3 images segmented.")
+        assert last.endswith("manifest.csv. Not read, as no image of a known format: 2 files (d.psd, more/e.txt)")
+
+
+def test_only_the_first_page_is_segmented_with_a_warning(model, tmp_path, capsys):
+    pages = [Image.new("RGB", (20, 30), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "b.tif")
+    run(model, tmp_path, tmp_path / "out", "--save", "mask")
+    assert "warning: only the first page or frame is segmented of 1 image (a.tif)\n" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_decoded_are_listed_and_the_others_segmented(model, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "good.png")
+    bad = ["cut.jpg", "photo.heic", "text.jpg"]
+    kind = "AVIF" if features.check("avif") else "WEBP"
+    Image.fromarray(pixels).save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:-40] + bytes(20))
+    (tmp_path / "photo.heic").write_bytes(bytes(4) + b"ftypheic" + bytes(12))
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "whole").unlink()
+    assert fails(model, tmp_path, tmp_path / "out", "--save", "mask") == 5
+    listed = list(csv.DictReader((tmp_path / "out/failed.csv").open()))
+    assert [row["image"] for row in listed] == bad
+    assert "convert it to JPEG" in listed[1]["error"]
+    assert [row["image"] for row in csv.DictReader((tmp_path / "out/manifest.csv").open())] == ["good.png"]
 
 
 def test_damaged_and_empty_results_are_made_again(model, shapes, tmp_path):

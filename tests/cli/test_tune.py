@@ -13,8 +13,7 @@ from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
-from segkit.workflows.tune import count_crfs
-from segkit.workflows.tune_plan import Plan, crf_words, first_plan, infer_command, steps_of
+from segkit.workflows.tune import Plan, count_crfs, crf_words, first_plan, infer_command, steps_of
 
 NAMES = ("background", "square", "disc")
 

@@ -1,32 +1,26 @@
 """evaluate: score models on labelled images, or compare two."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segkit.config import EvaluateConfig, from_keywords, takes_settings
-from segkit.console import Console
+from segkit.console import Console, percent, table
 from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
 from segkit.inference import Predictor, segment_dataset
-from segkit.metrics import Evaluation
+from segkit.metrics import Evaluation, Interval, PerImageScores
 from segkit.report import label_picture
 from segkit.report.gallery import image_caption
 from segkit.runs import create_run_folder
 from segkit.workflows.datasets import open_scored
 from segkit.workflows.predictors import find_members, load_scored_predictor
-from segkit.workflows.score_tables import (
-    Row,
-    class_rows,
-    describe,
-    describe_difference,
-    difference_rows,
-    image_rows,
-    plain_rows,
-    set_scores,
-    without_nan,
-)
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,13 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
 
     result = _score(data, predictor, console)
     per_image, intervals = result.images.compute(), result.intervals()
-    classes, values = class_rows(result, intervals), set_scores(result, intervals)
-    images = image_rows(_names(data), per_image)
+    classes, names = class_rows(result, intervals), [data.name(i) for i in range(len(data))]
+    images = image_rows(names, per_image)
+    values = {
+        **result.to_dict(),
+        "miou_low": float(intervals.low[-1]),
+        "miou_high": float(intervals.high[-1]),
+    }
     console.print(f"\n{describe(classes, values, len(data))}")
     facts = {
         "weights": [member.name for member in members],
@@ -91,7 +90,8 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
         "images": len(data),
         "classes": list(data.class_names),
     }
-    write_json(out / "scores.json", {**facts, **without_nan(values)}, indent=2)
+    numbers = {name: None if math.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
+    write_json(out / "scores.json", {**facts, **numbers}, indent=2)
     write_records(out / "classes.csv", plain_rows(classes))
     write_records(out / "images.csv", images)
     written = ["scores.json", "classes.csv", "images.csv"]
@@ -103,7 +103,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
         before = _score(data, other, console)
         differences = difference_rows(data.class_names, result.images.included, result.intervals_of_difference(before))
         change = per_image.of_image - before.images.compute().of_image
-        images = image_rows(_names(data), per_image, before.images.compute())
+        images = image_rows(names, per_image, before.images.compute())
         console.print(f"\nweights minus compare, in percentage points\n{describe_difference(differences)}")
         console.print(f"{(change < 0).sum()} of {len(data)} images are worse, {(change > 0).sum()} better")
         write_records(out / "differences.csv", plain_rows(differences))
@@ -131,10 +131,6 @@ def _score(data: SegmentationDataset, predictor: Predictor, console: Console) ->
     return result
 
 
-def _names(data: SegmentationDataset) -> list[str]:
-    return [data.name(i) for i in range(len(data))]
-
-
 def _save_picture(
     file: Path,
     data: SegmentationDataset,
@@ -154,3 +150,100 @@ def _save_picture(
     ]
     write_image(file, label_picture(images, {"truth": targets, **masks}, data.class_names, captions))
     return [file.name]
+
+
+def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> str:
+    """Return the table of the classes and the scores of the set, in percent.
+
+    Args:
+        rows: See `class_rows`.
+        values: The scores of the set by name, with `miou_low` and `miou_high`.
+        images: Number of images.
+    """
+    of_set = {"mean Dice": "mean_dice", "pixel accuracy": "pixel_accuracy", "boundary mIoU": "boundary_miou"}
+    of_images = {"mean over images: mIoU": "image_miou", "mIoU of the worst 5 % of images": "worst_image_miou"}
+    lines = [
+        ", ".join(f"{text} {percent(values[name])}" for text, name in part.items())
+        for part in (of_set | {"calibration error": "ece"}, of_images)
+    ]
+    span = _span(values["miou_low"], values["miou_high"])
+    head = f"mIoU {percent(values['miou'])} {span}, in 95 % of resamples of the {images} images"
+    total = max(1, sum(row["support"] for row in rows))
+    header = ["class", "IoU %", "95 % of resamples", "Dice", "precision", "recall", "boundary IoU", "pixels %"]
+    names = ("dice", "precision", "recall", "boundary_iou")
+    cells = [
+        [
+            *(row["class"], percent(row["iou"]), _span(row["iou_low"], row["iou_high"])),
+            *(percent(row[name]) for name in names),
+            percent(row["support"] / total),
+        ]
+        for row in rows
+    ]
+    return "\n".join([*table(header, cells), "", head, *lines])
+
+
+def describe_difference(rows: Sequence[Row]) -> str:
+    """Return the table of the rows of `difference_rows`, in percentage points, with a word if zero is not in 95 %."""
+    cells = []
+    for row in rows:
+        if math.isnan(row["difference"]):
+            cells.append([row["class"], "-", "", ""])
+            continue
+        difference, low, high = (f"{100 * row[name]:+.2f}" for name in ("difference", "low", "high"))
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else ""
+        cells.append([row["class"], difference, f"[{low}, {high}]", verdict])
+    return "\n".join(table(["class", "IoU difference", "95 % of resamples", ""], cells))
+
+
+def class_rows(evaluation: Evaluation, intervals: Interval) -> list[Row]:
+    """Return one record per class: scores in 0..1, NaN if it is not scored; support in pixels."""
+    scores = evaluation.scores
+    columns = {
+        **{"iou": scores.iou, "iou_low": intervals.low[:-1], "iou_high": intervals.high[:-1]},
+        **{"dice": scores.dice, "precision": scores.precision, "recall": scores.recall},
+        "boundary_iou": evaluation.boundary.compute().iou,
+        "calibration_error": evaluation.calibration.compute().class_ece,
+    }
+    scored = [np.where(evaluation.images.included, column, np.nan).tolist() for column in columns.values()]
+    rows = zip(scores.class_names, *scored, scores.support.tolist(), strict=True)
+    return [dict(zip(("class", *columns, "support"), row, strict=True)) for row in rows]
+
+
+def difference_rows(names: Sequence[str], included: np.ndarray, intervals: Interval) -> list[Row]:
+    """Return the IoU difference of each class, NaN if it is not scored, and of mIoU, each with its interval."""
+    scored = np.append(included, True)
+    columns = [np.where(scored, x, np.nan).tolist() for x in (intervals.estimate, intervals.low, intervals.high)]
+    rows = zip((*names, "mIoU"), *columns, strict=True)
+    return [dict(zip(("class", "difference", "low", "high"), row, strict=True)) for row in rows]
+
+
+def image_rows(names: Sequence[str], scores: PerImageScores, other: PerImageScores | None = None) -> list[Row]:
+    """Return one record per image: mIoU over its classes, and the IoU of each; empty for a class that it lacks.
+
+    Args:
+        names: The names of the images.
+        scores: Their scores.
+        other: Scores of the same images to compare with.
+    """
+    rows = []
+    for i, name in enumerate(names):
+        row = {"image": name, "miou": _cell(scores.of_image[i])}
+        if other is not None:
+            row["compare_miou"] = _cell(other.of_image[i])
+            row["difference"] = _cell(scores.of_image[i] - other.of_image[i])
+        classes = zip(scores.class_names, scores.iou[i], strict=True)
+        rows.append(row | {f"iou/{c}": _cell(value) for c, value in classes})
+    return rows
+
+
+def plain_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the records for a CSV: six digits for fractions, and an empty cell for NaN."""
+    return [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def _span(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"[{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}"

@@ -31,6 +31,7 @@ class FoldsResult:
         class_names: The C classes.
         counts: What the N images of `data` hold of each class, (N, C) each.
         folds: (N,) the fold in which each of these images validates.
+        images: The folder from which the file names of the images start.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class FoldsResult:
     class_names: tuple[str, ...]
     counts: ClassCounts
     folds: np.ndarray
+    images: Path
 
 
 @takes_settings(FoldsConfig)
@@ -81,7 +83,8 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
     )
     masks = console.progress(source.masks(overlap=config.overlap, crowd=config.crowd), total=len(source.images))
     counts = count_classes(source.regions, len(source.class_names) + 1, masks)
-    groups = _group(config, source)
+    root = config.data.parent if config.images is None else config.images
+    groups = _group(config, source, root)
     folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
     divided = ~source.train_only
     own_counts, own_folds = ClassCounts(*(count[divided] for count in counts)), folds[divided]
@@ -98,15 +101,11 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
         source.class_names,
         own_counts,
         own_folds,
+        root,
     )
 
 
-def image_root(config: FoldsConfig) -> Path:
-    """Return the folder from which the file names of the images start."""
-    return config.data.parent if config.images is None else config.images
-
-
-def _group(config: FoldsConfig, source: FoldSource) -> np.ndarray:
+def _group(config: FoldsConfig, source: FoldSource, root: Path) -> np.ndarray:
     """Number the groups of images that stay in one fold: by file, by `group_by`, and by how they look."""
     names = [str(image["file_name"]) for image in source.images]
     labels: list[str | None] | None = None
@@ -121,5 +120,5 @@ def _group(config: FoldsConfig, source: FoldSource) -> np.ndarray:
                     f"it has {has}"
                 )
             labels.append(None if value is None else json.dumps(value, sort_keys=True))
-    pairs = near_pairs(hash_images([image_root(config) / name for name in names])) if config.near_duplicates else ()
+    pairs = near_pairs(hash_images([root / name for name in names])) if config.near_duplicates else ()
     return group_images(names, labels=labels, pairs=pairs)

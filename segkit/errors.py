@@ -1,4 +1,4 @@
-"""Errors that are addressed to the user; every other exception is a bug.
+"""Errors that are addressed to the user; every other exception, except Interrupted, is a bug.
 
 The command line prints the message of a `SegkitError` as one sentence and exits with its `exit_code`. Any other
 exception keeps its traceback.
@@ -8,7 +8,9 @@ shows such a name as its flag: --batch-size, --on-bad skip.
 """
 
 import errno
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -68,6 +70,22 @@ class CheckpointError(MachineError, OSError):
 
 class RanksError(MachineError, OSError):
     """The processes of a distributed run cannot reach each other, or another one failed. Exit code 1."""
+
+
+class Interrupted(Exception):
+    """The process was asked to stop by a signal, and has reached a point at which everything can be saved.
+
+    Attributes:
+        number: The number of the signal.
+        error: The error if saving failed, else None.
+        run: The run folder that can be resumed; None if it is not known.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.error: OSError | None = None
+        self.run: Path | None = None
 
 
 # Codes of an OSError about the machine, the disk or the network share, whichever file it happens to name.

@@ -1,9 +1,9 @@
 """The training loop and its parts: optimizer, schedule, precision, checkpoints."""
 
-from segkit.errors import CheckpointError, RanksError
+from segkit.errors import CheckpointError, Interrupted, RanksError
 from segkit.training.checkpoint import checkpoint_bytes, load_state, read_checkpoint, save_state, write_results
 from segkit.training.distributed import Ranks, ranks_of_torchrun, share_batch_norms
-from segkit.training.interrupt import Interrupted, StopSignals, save_signal_ignored
+from segkit.training.interrupt import StopSignals, save_signal_ignored
 from segkit.training.memory import keep_memory, release_memory
 from segkit.training.optim import autocast, check_optimizer, create_ema, create_optimizer, create_scaler
 from segkit.training.schedule import Schedule, create_scheduler

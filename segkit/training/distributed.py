@@ -17,9 +17,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from segkit.compat import data_parallel, leave_process_group
-from segkit.errors import RanksError, UsageError
+from segkit.errors import Interrupted, RanksError, UsageError
 from segkit.models import Segmenter
-from segkit.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from torch.distributed import Store

@@ -5,24 +5,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, TracebackType
 
-
-class Interrupted(Exception):
-    """The process was asked to stop by a signal, and has reached a point at which everything can be saved.
-
-    Attributes:
-        number: The number of the signal.
-        error: The error if saving failed, else None.
-        run: The run folder that can be resumed; None if it is not known.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-        self.error: OSError | None = None
-        self.run: Path | None = None
+from segkit.errors import Interrupted
 
 
 @contextmanager

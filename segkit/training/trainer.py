@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segkit.data.batches import TrainBatches
-from segkit.errors import CheckpointError, NotFiniteError, UsageError, is_out_of_memory
+from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory
 from segkit.labels import label_names
 from segkit.metrics import Scores
 from segkit.models import Segmenter
 from segkit.models.segmenter import Outputs
 from segkit.training.checkpoint import checkpoint_bytes, prepare_folder, save_if_best, save_on_request, save_progress
 from segkit.training.distributed import ALONE, Ranks
-from segkit.training.interrupt import Interrupted, StopSignals
+from segkit.training.interrupt import StopSignals
 from segkit.training.state import TrainState, has_ended, set_random_state
 from segkit.training.step import Batch, BufferBackup, at_sam_point, pixel_shares, presence_loss, windows
 from segkit.training.validation import Precision, Validation, validate

@@ -59,6 +59,13 @@ def test_a_model_needs_neither_exporters_nor_readers_of_other_formats():
     assert "segkit.models.fpn" in loaded
 
 
+@pytest.mark.parametrize("name", ["infer", "evaluate", "tune", "export"])
+def test_commands_that_use_models_do_not_wait_for_the_augmentation(name):
+    code = f"import sys, segkit.workflows.{name}; print('torch' in sys.modules, 'albumentations' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["True", "False"]
+
+
 @pytest.mark.parametrize("name", segkit.__all__)
 def test_every_public_name_is_there(name):
     assert getattr(segkit, name) is not None

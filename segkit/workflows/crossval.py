@@ -28,10 +28,10 @@ from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
-from segkit.workflows.datasets import open_folds
-from segkit.workflows.environment import pick_device
-from segkit.workflows.run import Session, TrainResult, finished_result, score_best, train_run
-from segkit.workflows.start import Start, data_digests, fixed_settings, read_run
+from segkit.workflows.datasets import data_digests, open_folds
+from segkit.workflows.parts import fixed_settings
+from segkit.workflows.predictors import pick_device
+from segkit.workflows.run import Session, Start, TrainResult, finished_result, read_run, score_best, train_run
 
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -53,6 +53,11 @@ class CrossValidationResult:
     folds: tuple[TrainResult, ...]
     summary: tuple[Mapping[str, str], ...]
     was_finished: bool = False
+
+    @property
+    def command(self) -> str:
+        """The infer command that uses the models of all folds together."""
+        return infer_command(self.folder)
 
 
 def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> CrossValidationResult:

@@ -1,8 +1,9 @@
 """The data sets that the settings `data`, `val`, `train_only`, `images` and `masks` name."""
 
+import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from segkit.data.findings import EXAMPLES, Note
 from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, DataWarning, UsageError
 from segkit.files import write_csv
-from segkit.folds.split import Folds, add_train_only, image_paths
+from segkit.folds.split import RULE, Folds, add_train_only, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
@@ -283,6 +284,42 @@ def sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:
     if hasattr(data, "whole"):
         return sources_of(data.whole)
     return [source for part in getattr(data, "parts", ()) for source in sources_of(part)] or [data]
+
+
+def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) -> dict[str, str]:
+    """Return digests of the training and the validation data, which a resumed run must share with its start.
+
+    They cover the content of annotation files, and the names and sizes of the files in folders. For data sets of the
+    caller, in `sets`, they cover the names of classes and images: to read all pixels could take long.
+    """
+    if not config.data:
+        digests = {}
+        for part, data in zip(("train", "val"), sets, strict=True):
+            names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
+            digests[part] = hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()
+        return digests
+    labels = (config.class_names, config.palette)
+    first = len(config.data) if config.val else 0
+    scored = config.val or config.data
+    digests = {
+        "train": _digest(config.data, config.train_only, config.masks, labels),
+        "val": _digest(scored, config.masks[first : first + len(scored)], labels),
+    }
+    return {part: f"{digest} folds {RULE}" for part, digest in digests.items()} if config.folds else digests
+
+
+def _digest(*groups: Iterable[Path | None]) -> str:
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(b"\0group")
+        for path in filter(None, group):
+            if path.is_dir():
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
+                digest.update(listed.encode(errors="surrogateescape"))
+            else:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 _TRAINING_SOURCES = ("data", "val", "train_only")

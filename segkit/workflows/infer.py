@@ -33,8 +33,7 @@ from segkit.inference.coco_results import annotations_of, check_background, imag
 from segkit.inference.stream import ahead
 from segkit.runs import DEMO, create_run_folder
 from segkit.training import ranks_of_torchrun
-from segkit.workflows.environment import pick_device, pick_workers
-from segkit.workflows.predictors import find_members, load_predictor
+from segkit.workflows.predictors import find_members, load_predictor, pick_device, pick_workers
 
 WRITERS = 2  # threads
 WAIT = timedelta(days=7)  # for the slowest process: shares of the images may take very different times

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,15 @@ from segkit.training import (
     create_scheduler,
     share_batch_norms,
 )
-from segkit.workflows.environment import pick_workers
-from segkit.workflows.start import data_digests, fixed_settings
+from segkit.workflows.datasets import data_digests
+from segkit.workflows.predictors import pick_workers
+
+# Settings that may change when a run is resumed. The data is compared by its content instead.
+FREE = {
+    *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
+    *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from", "nan_policy"),
+    *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
+}
 
 
 @dataclass(frozen=True)
@@ -232,3 +239,17 @@ def build_options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOp
         compile=config.compile,
         exclude=ignored_labels,
     )
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, str]:
+    """Return the settings that a resumed run must share with its start, and `epochs`, which may change."""
+    fixed = {}
+    for name in [*(setting.name for setting in fields(config) if setting.name not in FREE), "epochs"]:
+        value = getattr(config, name)
+        # 1 and 1.0 are the same setting, so a whole number becomes a float if the default is one.
+        if name == "loss":
+            value = {term: float(weight) for term, weight in value.items()}
+        elif value is not None and (isinstance(getattr(TrainConfig, name, None), float) or name == "layer_decay"):
+            value = float(value)
+        fixed[name] = str(value)
+    return fixed

@@ -1,27 +1,36 @@
 """train_run: one training run, from its settings and its data to the finished run folder."""
 
+import json
 import logging
+import platform
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from segkit._version import __version__
 from segkit.config import TrainConfig, default_of, write_yaml
-from segkit.console import Console
+from segkit.console import Console, percent, table
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
-from segkit.errors import NotFiniteError
+from segkit.data.rasterize import OVERLAP_TEXTS
+from segkit.errors import NotFiniteError, SegkitError
+from segkit.files import write_whole
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import ConfusionMatrix, PerImageConfusion, Scores
 from segkit.models import Segmenter, load_model
 from segkit.report.gallery import Gallery
 from segkit.report.run import CELL, RunFacts, RunReport, RunResults
-from segkit.runs import RunFolder, RunLock
+from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import (
     EpochReport,
     Interrupted,
@@ -34,27 +43,29 @@ from segkit.training import (
     autocast,
     checkpoint_bytes,
     keep_memory,
+    load_state,
     make_deterministic,
+    read_checkpoint,
     seed_all,
 )
-from segkit.training.checkpoint import save_progress
-from segkit.workflows.datasets import write_data_report
-from segkit.workflows.environment import pick_device, write_environment
-from segkit.workflows.parts import build_loaders, build_loss, build_model, build_options, build_state, measure_rarity
-from segkit.workflows.run_text import (
-    count_parameters,
-    epoch_line,
-    finished_text,
-    next_commands,
-    plan_text,
-    replaced_text,
-    scores_text,
-    setting_text,
+from segkit.training.checkpoint import changed_data, random_states, save_progress
+from segkit.training.state import has_ended
+from segkit.workflows.datasets import sources_of, write_data_report
+from segkit.workflows.parts import (
+    build_loaders,
+    build_loss,
+    build_model,
+    build_options,
+    build_state,
+    fixed_settings,
+    measure_rarity,
 )
-from segkit.workflows.start import find_start, load_run, position, read_run, resume_run
+from segkit.workflows.predictors import count_cores, pick_device
 
 _log = logging.getLogger(__name__)
 SLOWER = 0.5  # factor of the learning rate after a restart
+# The packages whose versions are in env.json.
+PACKAGES = ("torch", "torchvision", "timm", "albumentations", "numpy", "opencv-python-headless", "Pillow")
 Sets = tuple[SegmentationDataset, SegmentationDataset]
 
 
@@ -124,7 +135,11 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
     if start.is_finished(config.epochs, config.early_stopping):
         run = RunFolder(start.folder)
         if ranks.on_first(run.val_predictions.is_file):
-            console.print(finished_text(run, start.checkpoint, config.epochs))
+            done, stale = start.checkpoint["epoch"], start.checkpoint["stale_epochs"]
+            if done >= config.epochs:
+                console.print(f"{run} is already finished, at {done}/{config.epochs} epochs")
+            else:
+                console.print(f"{run} was stopped early, after {stale} epochs without a better mIoU")
             return finished_result(run, start.checkpoint)
         console.print(f"{run} is finished, but its pictures are missing: they are drawn now")
     ranks.on_first(start.check_folder)
@@ -191,7 +206,8 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             save_progress(state, run.path, ranks)
         replaced = sorted(set(chain.from_iterable(ranks.gather(train_batches.dataset.replaced))))
         if replaced:
-            console.print(replaced_text(replaced))
+            listed = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
+            console.print(f"{len(replaced)} damaged training images were replaced by others ({listed})")
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
             confusion = score_best(run, val_set, device, precision, console, gallery)
@@ -211,6 +227,124 @@ def finished_result(run: RunFolder, checkpoint: Mapping[str, Any]) -> TrainResul
         tuple(checkpoint["class_names"]),
         was_finished=True,
     )
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training begins: as a new run, or from a checkpoint.
+
+    Attributes:
+        folder: The run folder; None for the next free one below runs/.
+        checkpoint: The content of the checkpoint that is resumed; None for a new run.
+        may_have_begun: Whether the folder of a new run may hold the settings of a run that was stopped before it saved
+            anything.
+    """
+
+    folder: Path | None
+    checkpoint: Mapping[str, Any] | None = None
+    may_have_begun: bool = False
+
+    def is_finished(self, epochs: int, early_stopping: int) -> bool:
+        """Return whether the checkpoint is of a finished run that neither more epochs nor more patience extend."""
+        content = self.checkpoint
+        if content is None or not content["finished"]:
+            return False
+        return has_ended(content["epoch"], content["stale_epochs"], epochs, early_stopping)
+
+    def check_folder(self) -> None:
+        """Raise UsageError if the run folder cannot be written to or is taken, before the data is read."""
+        check_writable(self.folder)
+        if self.checkpoint is None:
+            check_free(self.folder, may_have_begun=self.may_have_begun, can_resume=True)
+
+    def open_folder(self, lock: RunLock) -> RunFolder:
+        """Return the run folder; for a new run, make it and lock it."""
+        if self.checkpoint is not None:
+            return RunFolder(self.folder)
+        out = create_run_folder(self.folder, "train", may_have_begun=self.may_have_begun, can_resume=True)
+        lock.take(out)
+        if self.folder is not None:  # another training that started at the same time may have been faster
+            check_free(out, may_have_begun=self.may_have_begun, can_resume=True)
+        return RunFolder(out)
+
+
+def find_start(config: TrainConfig, lock: RunLock) -> Start:
+    """Return how a training begins by `resume` and `out`; lock and read the run that it resumes.
+
+    Raises:
+        UsageError: There is nothing to resume, or another training writes to the folder.
+    """
+    run = run_to_resume(config.resume, config.out)
+    if run is None:
+        return Start(config.out, may_have_begun=config.resume == "auto")
+    lock.take(run.path)
+    is_file = isinstance(config.resume, Path) and config.resume.is_file()
+    return Start(run.path, read_run(run, config.resume if is_file else None))
+
+
+def read_run(run: RunFolder, file: Path | None = None) -> dict[str, Any]:
+    """Return the newest checkpoint of a run that is whole, or the one in `file`.
+
+    A damaged last.pt is set aside: at the next save it would replace the whole checkpoint before it. Settings that
+    segkit did not have yet when the checkpoint was written have their defaults in it.
+    """
+    content, refused = read_checkpoint(file or run.path)
+    if file is not None and file.name != run.last.name and run.last.is_file():
+        try:
+            read_checkpoint(run.last)
+        except SegkitError as error:
+            refused = [str(error)]
+    for sentence in refused:
+        _log.warning("%s; it is renamed to %s, and the checkpoint before it is used", sentence, run.damaged.name)
+        run.last.replace(run.damaged)
+    content["settings"] = {**fixed_settings(TrainConfig()), **content["settings"]}
+    return content
+
+
+def load_run(
+    state: TrainState, content: Mapping[str, Any], *, allow_data_change: bool, rank: int
+) -> tuple[str | None, str]:
+    """Bring `state` to what a checkpoint holds; return the number of epochs then and now, which may differ."""
+    epochs = state.settings.pop("epochs")
+    load_state(state, content, allow_data_change=allow_data_change, rank=rank)
+    state.settings["epochs"] = epochs
+    return content["settings"].get("epochs"), epochs
+
+
+def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, allow_data_change: bool) -> None:
+    """Bring `state` to what a checkpoint holds; the first process warns of each thing that is not as it was.
+
+    Args:
+        state: Of a new run with the settings and the data of now.
+        content: The checkpoint.
+        ranks: The processes.
+        allow_data_change: Whether the data may differ from the data that the run began with.
+    """
+    changed = changed_data(content, state)
+    epochs_before, epochs = load_run(state, content, allow_data_change=allow_data_change, rank=ranks.rank)
+    warnings = []
+    if len(random_states(content)) != ranks.count:
+        warnings.append(
+            f"the run had {len(random_states(content))} processes and now has {ranks.count}: the samples of each batch "
+            "stay the same, but random draws and batch statistics within each process change"
+        )
+    if changed:
+        before, now = content["steps_per_epoch"], state.steps_per_epoch
+        steps = f"; an epoch now has {now} steps instead of {before}" if now != before else ""
+        best = "; the best mIoU is searched again, since it was measured on other images" if "val" in changed else ""
+        warnings.append(f"the data has changed{steps}{best}")
+    if epochs_before != epochs:
+        warnings.append(
+            f"`epochs` was {epochs_before}, is {epochs}: from here on the learning rate follows the new number, unlike "
+            "in a run that had it from the start"
+        )
+    for warning in warnings if ranks.is_first else ():
+        _log.warning(warning)
+
+
+def position(state: TrainState) -> str:
+    """Return how far a run is, in words."""
+    return f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
 
 
 def _begin_folder(run: RunFolder, config: TrainConfig, state: TrainState) -> None:
@@ -318,9 +452,20 @@ def _create_report(
     command: str,
 ) -> RunReport:
     """Write env.json and train_batch.png, and return the report for the epochs."""
-    texts = {setting.name: setting_text(getattr(config, setting.name)) for setting in fields(config)}
+    texts = {}  # each setting as one would type it
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if isinstance(value, Mapping):
+            value = tuple(f"{key}={item}" for key, item in value.items())
+        texts[setting.name] = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     changed = {name for name in texts if getattr(config, name) != default_of(config, name)}
     environment = write_environment(run.environment, device, command)
+    folder = shlex.quote(str(run))
+    patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
+    data = "--data test.json --images photographs/"
+    if config.val and not config.masks and len(config.images) <= 1:
+        roots = ["--images", str(config.images[0])] if config.images else []
+        data = shlex.join(["--data", *map(str, config.val), *roots])
     facts = RunFacts(
         class_names=state.model.class_names,
         model=f"{config.model} on {config.backbone}",
@@ -329,7 +474,11 @@ def _create_report(
         epochs=config.epochs,
         settings=texts,
         changed=changed - {"out", "resume"},
-        commands=next_commands(config, run),
+        commands={
+            "Segment photographs": f"python infer.py --weights {folder} --source photographs/",
+            "Score on labelled images": f"python -m segkit evaluate --weights {folder} {data}",
+            "Train for more epochs": f"python train.py --resume {folder} --epochs {2 * config.epochs}{patience}",
+        },
         environment={name: str(value) for name, value in environment.items()},
     )
     report = RunReport(run, facts)
@@ -337,3 +486,126 @@ def _create_report(
     images, target = zip(*(train_batches.dataset[sample] for sample in first), strict=True)
     report.draw_batch([image.permute(1, 2, 0).numpy() for image in images], [labels.numpy() for labels in target])
     return report
+
+
+def write_environment(file: Path, device: torch.device, command: str = "") -> dict[str, Any]:
+    """Write env.json and return what it says; a resumed run keeps what it ran on before under `earlier`.
+
+    It has versions, device and time, but never environment variables, which may hold secrets.
+
+    Args:
+        file: The JSON file.
+        device: The device of the model.
+        command: The command line of a command. A program that calls segkit has none here: its arguments are its own,
+            and may hold secrets.
+    """
+    is_cuda = device.type == "cuda"
+    now = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"command": command} if command else {}),
+        "segkit": __version__,
+        "python": platform.python_version(),
+        **{name: _version_of(name) for name in PACKAGES},
+        "device": f"{device}, {torch.cuda.get_device_name(device)}" if is_cuda else f"{device}",
+        "cores": count_cores(),
+        "platform": platform.platform(),
+    }
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the file does not exist, or somebody has changed it
+        earlier = {}
+    is_kept = isinstance(earlier, dict) and earlier
+    content = {**now, "earlier": [*earlier.pop("earlier", []), earlier]} if is_kept else now
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return now
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # for example another build of OpenCV
+        return "not found"
+
+
+def plan_text(
+    config: TrainConfig,
+    run: RunFolder,
+    model: Segmenter,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset,
+    device: torch.device,
+    ranks: Ranks,
+) -> str:
+    """Return what is going to be trained on what, in a few lines."""
+    names = list(model.class_names)
+    lines = [
+        f"run    {run}",
+        f"data   {len(train_set)} training and {len(val_set)} validation images, {len(names)} classes: "
+        f"{', '.join(names)}",
+    ]
+    categories = next((part.categories for part in sources_of(train_set) if hasattr(part, "categories")), {})
+    labels = {category: names.index(name) for category, name in categories.items()}
+    if any(category != label for category, label in labels.items()):
+        listed = (f"{label} {names[label]} (category {category})" for category, label in labels.items())
+        lines.append(f"labels {', '.join(['0 background', *listed])}")
+    masks = "from the data set"
+    if config.data:
+        masks = "from their files" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
+        if config.ignore_classes:
+            masks += f"; neither learnt nor scored: {', '.join(config.ignore_classes)}"
+    loss = " + ".join(f"{weight:g} {name}" for name, weight in config.loss.items())
+    lines += [
+        f"masks  {masks}",
+        f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",
+        f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels",
+    ]
+    if len(train_set) < config.batch_size:
+        few = len(train_set)
+        lines.append(f"note   there are fewer images than a batch holds: each step takes all {few} of them")
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if ranks.count > 1:
+        share = config.batch_size // ranks.count
+        lines.append(f"ranks  {ranks.count} processes, each with {share} of a batch's {config.batch_size} crops")
+    elif gpus > 1:
+        lines.append(f"ranks  1 of {gpus} GPUs; to use all, start it by torchrun --standalone --nproc-per-node {gpus}")
+    return "\n".join(lines)
+
+
+def count_parameters(model: Segmenter) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def epoch_line(epoch: EpochReport, state: TrainState, epochs: int) -> str:
+    """Return the results of an epoch in one line, with its time and an estimate of the remaining time."""
+    row = epoch.row
+    parts = [f"{state.epoch:4d}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if epoch.scores is not None:
+        average = f" ema {row['ema_miou']:.4f}" if "ema_miou" in row else ""
+        best = f"(best {state.best_miou:.4f} @{state.best_epoch})"
+        parts += [f"val {row['val_loss']:.4f}", f"mIoU {row['miou']:.4f}{average} {best}"]
+    parts += [f"lr {row['lr']:.1e}", f"{epoch.images_per_second:.1f} img/s", _clock(row["time"])]
+    return "  ".join([*parts, f"eta {_clock((epochs - state.epoch) * row['time'])}"])
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def scores_text(run: RunFolder, results: RunResults, class_names: Sequence[str], ignored: Sequence[str]) -> str:
+    """Return the IoU of each class at the best epoch, and where the files are."""
+    averaged = " (averaged weights)" if results.best_weights == "ema" else ""
+    rows = [
+        [name, "-" if name in ignored else percent(iou)]
+        for name, iou in zip(class_names, results.best_iou(class_names), strict=True)
+    ]
+    lines = table(["class", "IoU %"], [*rows, ["mIoU", percent(results.best_miou)]])
+    return "\n".join(
+        [
+            f"\nvalidation images, best epoch {results.best_epoch}{averaged}:",
+            *lines,
+            f"\n{run}: best.safetensors, last.pt, results.csv, report.html, pictures and tables",
+        ]
+    )

@@ -24,7 +24,7 @@ from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
 from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
-from segkit.workflows import crossval, start
+from segkit.workflows import crossval, datasets
 from segkit.workflows.predictors import find_members
 from segkit.workflows.train import train_as_configured
 
@@ -295,7 +295,7 @@ def test_other_settings_or_another_split_are_errors_before_the_training(out, sha
 
 def test_folds_of_another_rule_of_division_are_not_resumed(out, capsys, monkeypatch):
     shutil.rmtree(out / "fold2")
-    monkeypatch.setattr(start, "RULE", "of an earlier segkit")
+    monkeypatch.setattr(datasets, "RULE", "of an earlier segkit")
     assert fails(train, "--resume", out) == 2
     assert "the data is not what fold 0 was trained on" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from segkit.cli import train
 from segkit.runs import RunLock
-from segkit.workflows.start import Start
+from segkit.workflows.run import Start
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534

@@ -22,7 +22,7 @@ from segkit.cli import train
 from segkit.config import TrainConfig
 from segkit.models import Segmenter, load_model, read_header
 from segkit.runs import check_writable
-from segkit.workflows.start import fixed_settings
+from segkit.workflows.parts import fixed_settings
 
 ROOT = Path(__file__).parents[2]
 

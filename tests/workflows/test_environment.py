@@ -5,7 +5,8 @@ import os
 
 import torch
 
-from segkit.workflows.environment import pick_workers, write_environment
+from segkit.workflows.predictors import pick_workers
+from segkit.workflows.run import write_environment
 
 
 def test_a_resumed_run_keeps_its_earlier_environments(tmp_path):

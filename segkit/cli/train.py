@@ -3,10 +3,10 @@
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import segkit
 from segkit.cli.process import (
     crashes_reported_to_torchrun,
     errors_as_sentences,
@@ -15,10 +15,10 @@ from segkit.cli.process import (
 )
 from segkit.config import Setting, TrainConfig, implied_settings, parse_args
 from segkit.console import Console, printable
+from segkit.errors import Interrupted
 
 if TYPE_CHECKING:
     from segkit.data import SegmentationDataset
-    from segkit.workflows.train import CrossValidationResult, TrainResult
 
 AFTER_DEMO = """
 This was the demo. Run `python infer.py`, or train on your own photographs:
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process. Under torchrun, one process of several."""
     with crashes_reported_to_torchrun(), errors_as_sentences("train", TrainConfig), first_process_prints():
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
-        from segkit.training import Interrupted
         from segkit.workflows.train import train_as_configured
 
         try:
@@ -40,35 +39,29 @@ def main(argv: Sequence[str] | None = None) -> None:
                 command = f"python train.py --resume {shlex.quote(str(stop.run))}"
                 print(printable(f"\n{stop}; {outcome}. To resume: {command}"), file=sys.stderr)
             sys.exit(128 + stop.number)
-        _print_next_steps(config, result)
+        console = Console(verbose=True)
+        folder = result.folder
+        quoted = shlex.quote(str(folder))
+        if result.was_finished:
+            has_all_epochs = folder.is_cross_validation or len(result.history) >= config.epochs
+            epochs = f" --epochs {2 * config.epochs}" if has_all_epochs else ""
+            patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
+            console.print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
+        if folder.is_cross_validation:
+            console.print(f"use the models together: {result.command}")
+            return
+        console.print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
+        if result.is_demo:
+            console.print(AFTER_DEMO)
 
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
     def architecture_of(path: Path) -> Mapping[str, Setting]:
-        from segkit.workflows.parts import architecture_of
+        from segkit.workflows.parts import architecture_of  # only with `init_from`: it loads torch
 
         return architecture_of(path)
 
     return implied_settings(vars(config), architecture_of)
-
-
-def _print_next_steps(config: TrainConfig, result: "TrainResult | CrossValidationResult") -> None:
-    from segkit.workflows.crossval import infer_command
-
-    console = Console(verbose=True)
-    folder = result.folder
-    quoted = shlex.quote(str(folder))
-    if result.was_finished:
-        has_all_epochs = folder.is_cross_validation or len(result.history) >= config.epochs
-        epochs = f" --epochs {2 * config.epochs}" if has_all_epochs else ""
-        patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
-        console.print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
-    if folder.is_cross_validation:
-        console.print(f"use the models together: {infer_command(folder)}")
-        return
-    console.print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
-    if result.is_demo:
-        console.print(AFTER_DEMO)
 
 
 def train(
@@ -85,10 +78,10 @@ def train(
     Returns:
         The run folder.
     """
-    from segkit.workflows.train import train_as_configured
-
-    if load is None:
-        return train_as_configured(config, verbose=True).folder.path
-    own = dict(zip(("data", "val"), load(config), strict=True))
-    config = replace(config, data=(), val=(), train_only=(), folds=None, fold=None)
-    return train_as_configured(config, own, verbose=True).folder.path
+    settings: dict[str, Any] = dict(vars(config))
+    if load is not None:
+        own = dict(zip(("data", "val"), load(config), strict=True))
+        settings |= {**own, "train_only": (), "folds": None, "fold": None}
+    elif not config.data:
+        del settings["data"]  # for the demo
+    return segkit.train(**settings, verbose=True).folder.path

@@ -125,6 +125,17 @@ def _recompile_limit() -> str:
     return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # until 2.6
 
 
+def compiled_for_training(model: nn.Module) -> nn.Module:
+    """Return `model` with its forward and backward pass compiled.
+
+    torch 2.7 fails to compile some backward passes, that of an FPN with group norms among them, with a KeyError that
+    names an operation ("op42"): it looks for a saved activation that a result may overwrite, and does not expect that
+    an operation which reads this activation has been removed from the graph. Without such overwriting these passes
+    compile. torch 2.6 does not have this fault, and torch 2.8 corrected it.
+    """
+    return torch.compile(model, options={"inplace_buffers": False} if torch.__version__.startswith("2.7.") else None)
+
+
 def has_cpp_compiler() -> bool:
     """Return whether torch.compile finds a C++ compiler, which it needs on the CPU.
 

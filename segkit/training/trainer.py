@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from segkit.compat import compiled_for_training
 from segkit.data.batches import TrainBatches
 from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory
 from segkit.labels import label_names
@@ -132,7 +133,7 @@ class Trainer:
         self.heads = tuple(name for name, weight in weights.items() if weight)
         if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:
             raise UsageError(f"`{missing[0].replace('head', 'weight')}` needs a model created with `{missing[0]}`")
-        self._model = torch.compile(state.model) if options.compile else state.model
+        self._model = compiled_for_training(state.model) if options.compile else state.model
         self._buffers = BufferBackup(state.model)
 
     def epochs(self, train: DataLoader, val: DataLoader) -> Iterator[EpochReport]:

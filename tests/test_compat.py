@@ -81,6 +81,17 @@ def test_inference_is_compiled_with_frozen_weights_for_more_than_eight_sizes():
         assert count_compilations(20) == 8
 
 
+@pytest.mark.slow  # compiles
+@pytest.mark.skipif(not compat.has_cpp_compiler(), reason="there is no C++ compiler")
+def test_a_model_compiled_for_training_has_the_gradients_of_the_eager_one():
+    torch.compiler.reset()
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU()), torch.rand(2, 3, 6, 6)
+    weight = model[0].weight
+    (eager,) = torch.autograd.grad(model(x).square().sum(), weight)
+    (compiled,) = torch.autograd.grad(compat.compiled_for_training(model)(x).square().sum(), weight)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+
+
 def test_a_cpp_compiler_is_found_if_there_is_one():
     if shutil.which("g++"):
         assert compat.has_cpp_compiler()

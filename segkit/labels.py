@@ -24,3 +24,19 @@ def class_logits(logits: Tensor) -> Tensor:
     one channel, too.
     """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def is_background(name: str) -> bool:
+    """Return whether a class is called background, in any case, or `_background_`, as labelme calls it."""
+    return name.strip(" _").casefold() == BACKGROUND
+
+
+def background_of(class_names: Sequence[str]) -> int | None:
+    """Return the label of the class called background; None if every class is something to see, such as road or sky."""
+    return next((label for label, name in enumerate(class_names) if is_background(name)), None)
+
+
+def foreground_of(class_names: Sequence[str]) -> list[int]:
+    """Return all labels but the one of background."""
+    background = background_of(class_names)
+    return [label for label in range(len(class_names)) if label != background]

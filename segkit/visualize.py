@@ -1,39 +1,57 @@
 """Pictures of label maps: palette, overlay, legend, grid."""
 
 import colorsys
-import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from segkit.errors import UsageError
+from segkit.labels import foreground_of
 
 _IGNORED = (255, 255, 255)
+# Each one is the colour (in steps of 17; not too dark, bright or gray) that is farthest from black, white and those
+# before it: its least CIEDE2000 to them is largest, for normal eyes, with protanopia and with deuteranopia.
+_COLOURS = np.frombuffer(
+    bytes.fromhex(
+        "dd0066 1199ff ffbb00 005500 1111ff 00ccaa cc7722 88ffaa 880077 cc66aa ff7788 00ddff "
+        "115544 337766 4466ee aa4499 66cccc 007744 ff9966 bbeecc bb7788 aa1122 996600 6611bb"
+    ),
+    dtype=np.uint8,
+).reshape(-1, 3)
 _LEGEND_ROW = 18  # pixels
 _CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
 
 
-def create_palette(num_classes: int) -> np.ndarray:
-    """Return colours for the labels 0 to 255, (256, 3) uint8 RGB: black for 0, white for labels that are no class.
+def create_palette(num_classes: int, background: int | None = 0) -> np.ndarray:
+    """Return a colour for each label, (256, 3) uint8 RGB: black for background, white for labels that are no class.
 
-    The hues are evenly spaced, and neighbouring labels have very different hues.
+    The colours of the first eleven classes besides background are at least 30 apart in CIELAB, those of the first 24
+    at least 13; for people with protanopia or deuteranopia at least 17 and 10. A label has the same colour in a palette
+    of any size. With more than 24 classes, some of the further colours are similar.
 
     Args:
-        num_classes: Number of classes, background included.
+        num_classes: Number of classes, background included. With more than 256, the palette has more rows.
+        background: The label of background; None if no class is background.
     """
-    palette = np.full((256, 3), _IGNORED, dtype=np.uint8)
-    palette[0] = 0
-    hues = num_classes - 1
-    stride = next((s for s in range(round(0.382 * hues), hues) if math.gcd(s, hues) == 1), 1)
-    for label in range(1, min(num_classes, 256)):
-        hue = 0.02 + (label * stride % hues) / hues
-        saturation, value = (0.85, 1.0) if label % 2 else (0.65, 0.85)
-        palette[label] = np.round(np.multiply(colorsys.hsv_to_rgb(hue, saturation, value), 255))
+    palette = np.full((max(256, num_classes), 3), _IGNORED, dtype=np.uint8)
+    foreground = [label for label in range(num_classes) if label != background]
+    for number, label in enumerate(foreground):
+        palette[label] = _COLOURS[number] if number < len(_COLOURS) else _further_colour(number)
+    if background is not None:
+        palette[background] = 0
     return palette
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def _further_colour(number: int) -> tuple[int, ...]:
+    """Return a colour whose hue is a golden angle away from the one before, in one of nine shades."""
+    saturation, value = (0.9, 0.65, 0.45)[number % 3], (1.0, 0.8, 0.6)[number // 3 % 3]
+    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(number * 0.618034 % 1, saturation, value))
+
+
+def overlay(
+    image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5, *, background: int | None = 0
+) -> np.ndarray:
     """Return the image with each object tinted and outlined in the colour of its class; background is unchanged.
 
     Args:
@@ -41,6 +59,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
         mask: (H, W) labels.
         palette: (256, 3) uint8, see `create_palette`.
         opacity: Opacity of the colours, from 0 (only outlines) to 1 (flat colours).
+        background: The label that is not tinted; None to tint all.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -51,10 +70,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
     if image.shape[:2] != mask.shape:
         raise UsageError(f"`mask` must have the size of the image, {image.shape[:2]}, got {mask.shape}")
     colours = palette[mask]
-    alpha = np.where(mask == 0, 0.0, opacity)
+    tinted = np.ones(mask.shape, dtype=bool) if background is None else mask != background
+    alpha = np.where(tinted, opacity, 0.0)
     # The outline of an object: its pixels that touch a pixel of another label.
-    labels, square = mask.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)
-    alpha[(cv2.dilate(labels, square) != cv2.erode(labels, square)) & (mask > 0)] = max(opacity, 0.9)
+    labels, square = mask.astype(np.uint16), np.ones((3, 3), dtype=np.uint8)
+    alpha[(cv2.dilate(labels, square) != cv2.erode(labels, square)) & tinted] = max(opacity, 0.9)
     return np.round(image + alpha[..., None] * (colours.astype(np.float32) - image)).astype(np.uint8)
 
 
@@ -93,7 +113,8 @@ def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarra
 
 def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
     """Return the picture with a legend of the classes of `mask` below it, without background; see `legend`."""
-    labels = [int(label) for label in np.unique(mask) if 0 < label < len(class_names)]
+    present = set(np.unique(mask).tolist())
+    labels = [label for label in foreground_of(class_names) if label in present]
     if not labels:
         return picture
     return np.concatenate([picture, legend(class_names, labels, palette, picture.shape[1])])

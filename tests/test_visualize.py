@@ -4,19 +4,79 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segkit.inference import Prediction
 from segkit.report import batch_picture, label_picture, save_class_iou, save_curves
 from segkit.visualize import create_palette, grid, legend, overlay, with_legend
 
 IMAGE = np.full((20, 30, 3), 100, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("num_classes", [2, 12, 60])
+@pytest.mark.parametrize("num_classes", [2, 12, 60, 255])
 def test_the_colours_of_a_palette_differ(num_classes):
     palette = create_palette(num_classes)
     assert (palette.shape, palette.dtype) == ((256, 3), np.uint8)
     assert len({tuple(colour) for colour in palette[:num_classes]}) == num_classes
     assert palette[0].tolist() == [0, 0, 0]
     assert palette[255].tolist() == [255, 255, 255]
+
+
+# What red, green and blue light look like to a colour-blind eye. Source: Machado et al., "A Physiologically-based Model
+# for Simulation of Color Vision Deficiency", 2009, severity 1.
+PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+
+
+def cielab(colours, eye):
+    """Return sRGB colours (N, 3) in 0..255 as CIELAB of D65, as an eye (3, 3) sees them."""
+    colours = np.asarray(colours) / 255
+    light = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    light = np.clip(light @ np.transpose(eye), 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = light @ np.transpose(to_xyz) / (0.95047, 1, 1.08883)
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+def test_cielab_of_red():
+    assert cielab([[255, 0, 0]], np.eye(3))[0] == pytest.approx([53.24, 80.09, 67.20], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("eye", "of_eleven", "of_24"), [(np.eye(3), 30, 13), (PROTANOPIA, 17, 10), (DEUTERANOPIA, 17, 10)]
+)
+@pytest.mark.parametrize("background", [0, None])
+def test_the_colours_of_a_palette_are_far_apart_also_for_colour_blind_people(eye, of_eleven, of_24, background):
+    for classes, least in ((11, of_eleven), (24, of_24)):
+        first = 0 if background is None else 1
+        colours = cielab(create_palette(first + classes, background)[first : first + classes], eye)
+        apart = np.linalg.norm(colours[:, None] - colours, axis=2)[np.triu_indices(classes, 1)]
+        assert apart.min() >= least
+
+
+def test_a_label_has_the_same_colour_in_a_palette_of_any_size():
+    assert np.array_equal(create_palette(5)[:5], create_palette(60)[:5])
+
+
+def test_more_than_256_classes_have_colours():
+    palette = create_palette(300)
+    assert palette.shape == (300, 3)
+    assert palette[255].tolist() != [255, 255, 255]
+
+
+@pytest.mark.parametrize("name", ["background", "Background", " BACKGROUND ", "_background_"])
+def test_only_background_is_left_as_it_is(name):
+    mask = np.zeros((20, 30), np.uint8)
+    target = np.zeros((1, 20, 30), np.uint8)
+    for names, tinted in (((name, "car"), False), (("road", "car"), True)):
+        found = Prediction(mask, None, names, IMAGE)
+        assert (found.overlay() != IMAGE).all() == tinted
+        assert len(found.overlay(legend=True)) > len(IMAGE) if tinted else len(found.overlay(legend=True)) == 20
+        pictures = (
+            batch_picture(IMAGE[None], target, names)[4:24, 4:34],
+            label_picture([IMAGE], {"truth": target}, names, cell=30)[22:42, 38:68],
+        )
+        for picture in pictures:
+            assert (picture != IMAGE[0, 0]).any() == tinted
 
 
 def test_an_overlay_tints_objects_outlines_them_and_leaves_background():

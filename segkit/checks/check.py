@@ -14,6 +14,7 @@ from segkit.data.findings import KINDS, Finding
 from segkit.data.image_groups import difference_hash, group_images, near_pairs
 from segkit.data.images import read_image
 from segkit.errors import DataError
+from segkit.labels import foreground_of
 
 TINY = 32  # pixels of the shorter side
 NARROW = 4  # longer side divided by the shorter
@@ -119,8 +120,9 @@ def _look_at_sizes_and_masks(set_name: str, data: ImageFiles, measures: Measures
     for index, label in measures.covering:
         name = data.name(index)
         yield Finding("covers-all", name, f"{name}: an annotation of {data.class_names[label]} covers the whole image")
+    foreground = foreground_of(data.class_names)
     if data.annotations is None:
-        for index in np.flatnonzero(~measures.pixels[:, 1:].any(1)).tolist():
+        for index in np.flatnonzero(~measures.pixels[:, foreground].any(1)).tolist():
             name = data.name(index)
             yield Finding("no-annotations", name, f"the mask of {name} has only {data.class_names[0]}")
     if not len(data):
@@ -133,7 +135,7 @@ def _look_at_sizes_and_masks(set_name: str, data: ImageFiles, measures: Measures
     for label, name in enumerate(data.class_names):
         if not present[label]:
             yield Finding("absent-class", name, f"{set_name} has no pixel of {name}")
-    if not present[1:].any():
+    if not present[foreground].any():
         yield Finding("nothing-painted", set_name, f"{set_name} has only {data.class_names[0]}")
 
 

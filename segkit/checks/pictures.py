@@ -14,6 +14,7 @@ from segkit.checks.measure import contested_pixels
 from segkit.data.findings import KINDS
 from segkit.data.images import write_image
 from segkit.errors import DataError
+from segkit.labels import IGNORE_INDEX, background_of, foreground_of
 from segkit.visualize import create_palette, drawable, grid, legend, overlay
 
 CELL = 200  # side of a cell in pixels
@@ -46,7 +47,8 @@ class Shown(NamedTuple):
 def save_pictures(checked: Sequence[CheckedSet], out: Path) -> list[str]:
     """Write the pictures that have something to show; returns their names."""
     painted = sum(part.measures.pixels.sum(0) for part in checked)
-    labels = [label for label in np.argsort(painted, kind="stable").tolist() if label and painted[label]]
+    background = background_of(checked[0].data.class_names)
+    labels = [label for label in np.argsort(painted, kind="stable").tolist() if label != background and painted[label]]
     commonest_first = labels[:MOST_CLASSES][::-1]
     sheets = {
         "class_examples.png": _class_sheet(checked, commonest_first, _close_up),
@@ -62,7 +64,7 @@ def save_pictures(checked: Sequence[CheckedSet], out: Path) -> list[str]:
 def _class_sheet(checked: Sequence[CheckedSet], labels: Sequence[int], draw: Callable) -> np.ndarray | None:
     """Draw a row per class: its name and share, and examples from large to small."""
     names = checked[0].data.class_names
-    palette = create_palette(len(names))
+    palette = create_palette(len(names), background_of(names))
     pictures, captions = [], []
     for label in labels:
         # Examples are evenly spread from the largest share of an image to the smallest.
@@ -101,16 +103,17 @@ def _class_card(checked: Sequence[CheckedSet], label: int, palette: np.ndarray) 
 def _close_up(shown: Shown, label: int, palette: np.ndarray) -> np.ndarray:
     """Crop the image around the largest piece of the class, with a quarter of its size as margin; tint the class."""
     image, mask = _load(shown)
+    only = np.where(mask == label, label, IGNORE_INDEX)
     top, left, height, width = _largest_piece(mask == label)
     margin = max(24, max(height, width) // 4)
     window = np.s_[max(0, top - margin) : top + height + margin, max(0, left - margin) : left + width + margin]
-    return overlay(image[window], np.where(mask == label, label, 0)[window], palette, opacity=0.35)
+    return overlay(image[window], only[window], palette, opacity=0.35, background=IGNORE_INDEX)
 
 
 def _in_its_image(shown: Shown, label: int, palette: np.ndarray) -> np.ndarray:
     """Draw the whole image with the class tinted and its largest piece framed."""
     image, mask = _load(shown)
-    picture = overlay(image, np.where(mask == label, label, 0), palette)
+    picture = overlay(image, np.where(mask == label, label, IGNORE_INDEX), palette, background=IGNORE_INDEX)
     top, left, height, width = _largest_piece(mask == label)
     thickness = max(2, max(mask.shape) // 150)
     corners = (left - 2 * thickness, top - 2 * thickness), (left + width + 2 * thickness, top + height + 2 * thickness)
@@ -150,17 +153,20 @@ def _case_sheet(checked: Sequence[CheckedSet]) -> np.ndarray | None:
     if not cases:
         return None
     names = checked[0].data.class_names
-    palette = create_palette(len(names))
+    background = background_of(names)
+    palette = create_palette(len(names), background)
     pictures = []
     for case in cases:
         image, mask = _load(case.shown)
-        picture = overlay(image, mask if case.labels is None else case.labels, palette, opacity=0.4)
+        labels = mask if case.labels is None else case.labels
+        picture = overlay(image, labels, palette, opacity=0.4, background=background)
         if case.twin is not None:
-            picture = grid([overlay(*_load(case.twin), palette, opacity=0.4), picture], 2)
+            twin = overlay(*_load(case.twin), palette, opacity=0.4, background=background)
+            picture = grid([twin, picture], 2)
         pictures.append(picture)
     captions = [f"{case.reason}\n{case.shown.part.name}: {case.shown.caption}" for case in cases]
     sheet = grid(pictures, min(COLUMNS, len(cases)), cell=CELL, captions=captions)
-    return np.concatenate([sheet, legend(names, range(1, len(names)), palette, sheet.shape[1])])
+    return np.concatenate([sheet, legend(names, foreground_of(names), palette, sheet.shape[1])])
 
 
 def _found_cases(part: CheckedSet, checked: Sequence[CheckedSet]) -> Iterator[Case]:

@@ -18,7 +18,7 @@ from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError, as_segkit_error
 from segkit.files import parse_json
-from segkit.labels import BACKGROUND, IGNORE_INDEX
+from segkit.labels import BACKGROUND, IGNORE_INDEX, is_background
 
 Id = int | str
 Row = dict[str, Any]  # an object of the JSON
@@ -155,7 +155,7 @@ def read_records(
     content, digest = _read_json(file)
     categories = _categories(content, file, merge_same_name)
     if not names:
-        class_names = tuple(dict.fromkeys(name for name in categories.values() if not _is_background(name)))
+        class_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
         if not 0 < len(class_names) < IGNORE_INDEX:
             raise DataError(
                 f"{file} has {len(class_names)} categories besides background, expected 1 to {IGNORE_INDEX - 1}"
@@ -301,7 +301,7 @@ def _labels(
 ) -> dict[Id, int]:
     """Return the label of each category; a category that is background and classes that are missing are found."""
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
-    background = {category: name for category, name in categories.items() if _is_background(name)}
+    background = {category: name for category, name in categories.items() if is_background(name)}
     background = {category: name for category, name in background.items() if name not in label_of}
     named = set(categories.values())
     new = sorted(named - label_of.keys() - set(background.values()))
@@ -314,10 +314,6 @@ def _labels(
     for category, name in background.items():
         found.append(Finding("background-category", name, f"{file}: the category {name!r} (id {category}) is label 0"))
     return {category: label_of.get(name, 0) for category, name in categories.items()}
-
-
-def _is_background(name: str) -> bool:
-    return name.strip().casefold() == BACKGROUND
 
 
 def _annotations_by_image(

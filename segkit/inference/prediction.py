@@ -11,6 +11,7 @@ from PIL import Image
 from segkit.data.images import write_image, write_mask
 from segkit.errors import UsageError, as_segkit_error
 from segkit.files import make_folder, write_whole
+from segkit.labels import background_of
 from segkit.visualize import create_palette, overlay, shrink, with_legend
 
 LARGEST_JPEG = 65_500  # pixels of a side
@@ -45,7 +46,7 @@ class Prediction:
         """
         if self.image is None:
             raise UsageError("the prediction does not hold its image, so there is nothing to draw on")
-        picture = overlay(self.image, self.mask, self._palette, opacity)
+        picture = overlay(self.image, self.mask, self._palette, opacity, background=self._background)
         return self._with_legend(picture) if legend else picture
 
     def save(self, path: str | os.PathLike) -> None:
@@ -97,7 +98,11 @@ class Prediction:
 
     @property
     def _palette(self) -> np.ndarray:
-        return create_palette(len(self.class_names) or int(self.mask.max()) + 1)
+        return create_palette(len(self.class_names) or int(self.mask.max()) + 1, self._background)
+
+    @property
+    def _background(self) -> int | None:
+        return background_of(self.class_names) if self.class_names else 0
 
     def _with_legend(self, picture: np.ndarray) -> np.ndarray:
         return with_legend(picture, self.mask, self.class_names, self._palette)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from segkit.console import percent
+from segkit.labels import background_of
 from segkit.metrics import ConfusionMatrix
 from segkit.report.charts import line_chart
 from segkit.visualize import create_palette
@@ -132,7 +133,7 @@ def _classes(page: RunPage) -> str:
     """Return the table of classes, from the highest IoU to the lowest; classes without a score come last."""
     if not page.best_epoch:
         return ""
-    palette = create_palette(len(page.class_names))
+    palette = create_palette(len(page.class_names), background_of(page.class_names))
     further = {}
     if page.confusion is not None:
         scores = page.confusion.compute()

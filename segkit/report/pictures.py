@@ -9,6 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from segkit.files import write_whole
+from segkit.labels import background_of, foreground_of
 from segkit.visualize import create_palette, grid, legend, overlay
 
 LONGEST_NAME = 24  # letters of a class name next to a bar or a row
@@ -128,8 +129,12 @@ def batch_picture(images: np.ndarray, target: np.ndarray, class_names: Sequence[
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    palette = create_palette(len(class_names))
-    cells = [overlay(image, mask, palette, opacity=0.45) for image, mask in zip(images, target, strict=True)]
+    background = background_of(class_names)
+    palette = create_palette(len(class_names), background)
+    cells = [
+        overlay(image, mask, palette, opacity=0.45, background=background)
+        for image, mask in zip(images, target, strict=True)
+    ]
     return _with_names(grid(cells, columns=min(4, len(cells))), class_names, palette)
 
 
@@ -153,10 +158,11 @@ def label_picture(
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    palette = create_palette(len(class_names))
+    background = background_of(class_names)
+    palette = create_palette(len(class_names), background)
     cells = []
     for image, *maps in zip(images, *masks.values(), strict=True):
-        cells += [image, *(overlay(image, mask, palette) for mask in maps)]
+        cells += [image, *(overlay(image, mask, palette, background=background) for mask in maps)]
     lines = []
     for row in captions:  # Captions of the same number of lines keep the cells of a row aligned.
         most = max(caption.count("\n") for caption in row)
@@ -166,5 +172,5 @@ def label_picture(
 
 
 def _with_names(sheet: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
-    names = legend(class_names, range(1, len(class_names)), palette, sheet.shape[1])
+    names = legend(class_names, foreground_of(class_names), palette, sheet.shape[1])
     return np.concatenate([sheet, names])

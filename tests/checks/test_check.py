@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from segkit.checks.check import check_sets
+from segkit.checks.pictures import save_pictures
 from segkit.data import DataError
 from segkit.data.dataset import ImageFiles
 from segkit.data.findings import KINDS, Finding
@@ -129,3 +130,15 @@ def test_mask_files_without_an_object_are_reported(tmp_path):
     data.draw = lambda index: np.full((48, 64), index, dtype=np.uint8)
     assert ("no-annotations", "a.png") in kinds(check(data)[0])
     assert ("no-annotations", "b.png") not in kinds(check(data)[0])
+
+
+def test_a_class_0_that_is_not_background_is_checked_and_shown_like_the_others(tmp_path):
+    data = create(tmp_path, {f"{i}.png": smooth() for i in range(2)})
+    data.class_names, data.draw = ("road", "car"), lambda index: np.zeros((48, 64), dtype=np.uint8)
+    (report,) = check(data)
+    assert kinds(report) == {("absent-class", "car")}
+    assert "class_examples.png" in save_pictures([report], tmp_path)
+    data.class_names = ("background", "car")
+    (report,) = check(data)
+    assert {kind for kind, _ in kinds(report)} == {"absent-class", "no-annotations", "nothing-painted"}
+    assert save_pictures([report], tmp_path) == ["worst_cases.png"]

@@ -4,10 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding, find_oddities
+from segkit.data.image_names import ImageNames, is_absolute
 from segkit.data.images import ImageHeader, Reading, read_image_header
 from segkit.errors import DataError
 from segkit.files import is_file
@@ -45,17 +46,27 @@ def read_items(
         rescale: Whether a file may have another size than the JSON says.
     """
     real_root = os.path.realpath(root)
-    faults = [_path_fault(root, real_root, str(row["file_name"]), allow_outside_root) for _, row in images]
-    found += [fault for fault in faults if fault is not None]
-    usable = [image for image, fault in zip(images, faults, strict=True) if fault is None]
-    paths = [root / str(row["file_name"]) for _, row in usable]
+    names = [str(row["file_name"]) for _, row in images]
+    paths = [root / name for name in names]
+    faults = [_path_fault(root, real_root, name, allow_outside_root) for name in names]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        headers = list(pool.map(lambda path: _header_or_fault(path, reading), paths))
+        headers = list(pool.map(lambda path, fault: fault or _header_or_fault(path, reading), paths, faults))
+    # Names that are no files here may come from another system.
+    files = ImageNames(root)
+    lost = [i for i, header in enumerate(headers) if header is None or _is_elsewhere(header, names[i])]
+    taken = {name for name, header in zip(names, headers, strict=True) if isinstance(header, ImageHeader)}
+    for i, file in zip(lost, files.find([names[i] for i in lost], taken), strict=True):
+        if file is not None:
+            found.append(Finding("respelt", names[i], f"the image {names[i]} is taken to be {root / file}"))
+            names[i] = file if is_absolute(names[i]) or "\\" in names[i] else names[i]
+            paths[i], headers[i] = root / file, _header_or_fault(root / file, reading)
     items = []
-    for (image, row), path, header in zip(usable, paths, headers, strict=True):
-        name = str(row["file_name"])
+    for (image, row), name, path, header in zip(images, names, paths, headers, strict=True):
         if header is None:
-            found.append(Finding("missing-image", name, f"there is no image at {path}"))
+            found.append(Finding("missing-image", name, f"there is no image at {path}{files.hint(name)}"))
+            continue
+        if isinstance(header, Finding):
+            found.append(header)
             continue
         try:
             if isinstance(header, DataError):
@@ -93,12 +104,17 @@ def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool)
         return Finding("bad-name", repr(name), f"{name!r} cannot be the name of a file")
     if allow_outside_root:
         return None
-    absolute = os.path.isabs(name) or PureWindowsPath(name).is_absolute()
+    absolute = is_absolute(name)
     real = os.path.realpath(os.path.join(real_root, name))
     if absolute or os.path.commonpath([real_root, real]) != real_root:
         target = "" if absolute else f", at {real}"
         return Finding("outside-root", name, f"{name} lies outside the image folder {root}{target}")
     return None
+
+
+def _is_elsewhere(fault: object, name: str) -> bool:
+    """Return whether a name was refused because it is a path of another machine."""
+    return isinstance(fault, Finding) and fault.kind == "outside-root" and is_absolute(name) and not is_file(name)
 
 
 def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | None:

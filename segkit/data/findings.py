@@ -72,6 +72,7 @@ KINDS = {
     "bad-name": Kind("error", "images with names that no file can have"),
     "url": Kind("error", "images that are network addresses", "download them first"),
     "duplicate-image-id": Kind("error", "image ids that occur twice"),
+    "respelt": Kind("warning", "images whose names are spelt in another way, or with other folders, than their files"),
     "shared-file": Kind("warning", "files that are listed as several images, which a split may put on both sides"),
     "size-from-file": Kind("note", "images without a size in the JSON, read from the file"),
     "turned": Kind("note", "images turned as their EXIF orientation says, because their annotations have that size"),

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,11 @@ import numpy as np
 
 from segkit.data import list_images, read_image
 from segkit.data.coco_file import Allowed, read_coco
-from segkit.data.findings import UNUSABLE_IMAGES, raise_errors
+from segkit.data.findings import UNUSABLE_IMAGES, Finding, raise_errors, summarise
+from segkit.data.image_names import ImageNames
 from segkit.data.images import AS_USUAL, Reading
-from segkit.errors import DataError, UsageError
-from segkit.files import check_readable
+from segkit.errors import DataError, DataWarning, UsageError
+from segkit.files import check_readable, is_file
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
@@ -154,9 +156,28 @@ def open_source(
     if suffix == ".txt":
         lines = (line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines())
         listed = [line for line in lines if line and not line.startswith("#")]
-        files = [Path(os.path.normpath((root or path.parent) / line)) for line in listed]
+        files = _listed_files(listed, root or path.parent)
         return _not_empty(_named_from_common_folder(files, reading), f"no images in {path}")
     return Video(path) if suffix in VIDEO_SUFFIXES else [_file(Path(path.name), path, reading)]
+
+
+def _listed_files(names: Sequence[str], root: Path) -> list[Path]:
+    """Return the files that a list names, also if another system has spelt the names."""
+    files = [Path(os.path.normpath(root / name)) for name in names]
+    lost = [i for i, file in enumerate(files) if not is_file(file)]
+    taken = {name for name, file in zip(names, files, strict=True) if is_file(file)} if lost else set()
+    found: list[Finding] = []
+    for i, file in zip(lost, ImageNames(root).find([names[i] for i in lost], taken), strict=True):
+        if file is not None:
+            found.append(Finding("respelt", names[i], f"the image {names[i]} is taken to be {root / file}"))
+            files[i] = root / file
+    _warn_of_respelt(found)
+    return files
+
+
+def _warn_of_respelt(findings: Sequence[Finding]) -> None:
+    for note in summarise([finding for finding in findings if finding.kind == "respelt"]):
+        warnings.warn(str(note), DataWarning, stacklevel=4)
 
 
 def _file(
@@ -192,6 +213,7 @@ def _coco_images(
             f"{file} has the category {new[0]!r}, but the classes of the model are {', '.join(class_names)}; give the "
             "folder of the images as `source` to ignore the categories"
         )
+    _warn_of_respelt(data.findings)
     images = [_file(Path(item.file_name), item.path, reading, item.size, item.id) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in UNUSABLE_IMAGES}
     for name, finding in bad.items():

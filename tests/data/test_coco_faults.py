@@ -278,6 +278,21 @@ def test_every_kind_of_image_is_read_as_rgb_and_counted(tmp_path, write, mode, s
     assert (notes_of(file).get(kind) == 1) if kind else not notes_of(file)
 
 
+def test_names_from_another_system_find_their_images_with_a_warning(tmp_path, write):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    for name in ("A.PNG", "D:\\photos\\a.png"):
+        file = write([annotation()], [image(file_name=name)])
+        with pytest.warns(DataWarning, match="names are spelt in another way"):
+            data = CocoSegmentation(file)
+        assert np.array_equal(data[0][0], PICTURE)
+    file = write([annotation(), annotation(i=6, image_id=2)], [image(file_name="/x/a.png"), image(2, "/y/a.png")])
+    with pytest.raises(DataError, match=r"/x/a\.png lies outside"):
+        CocoSegmentation(file)
+    file = write([annotation()], [image(file_name="train/a.png")])
+    with pytest.raises(DataError, match=r"no image at .*train/a\.png; the folder has a\.png"):
+        CocoSegmentation(file)
+
+
 @pytest.mark.parametrize("name", ["f.gif", "f.tif"])
 def test_only_the_first_page_is_used_with_a_warning(tmp_path, write, name):
     frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (10, 200)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, DataWarning, UsageError
 from segkit.inference import open_source
 
 
@@ -68,6 +68,20 @@ def test_a_list_may_name_files_that_are_not_utf_8(photographs):
     (image,) = open_source(photographs / "list.txt")
     assert image.name == Path(name)
     assert image.read().shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("name", ["deep\\b.jpg", "deep/B.JPG", "C:\\photos\\deep\\b.jpg", "/no/such/place/deep/b.jpg"])
+def test_names_that_another_system_wrote_are_found(photographs, name):
+    (photographs / "list.txt").write_text(f"a.png\n{name}\n")
+    with pytest.warns(DataWarning, match="names are spelt in another way, or with other folders.*: 1 "):
+        assert names(photographs / "list.txt") == ["a.png", "deep/b.jpg"]
+    row = {"id": 1, "file_name": name, "height": 4, "width": 6}
+    file = photographs / "test.json"
+    file.write_text(json.dumps({"images": [row], "categories": [{"id": 1, "name": "can"}]}))
+    with pytest.warns(DataWarning, match="names are spelt in another way, or with other folders"):
+        (image,) = open_source(file)
+    assert image.read().shape == (4, 6, 3)
+    assert image.name == Path("deep/B.JPG" if name == "deep/B.JPG" else "deep/b.jpg")
 
 
 def test_a_coco_json_has_ids_and_sizes_and_its_bad_images_fail_when_read(photographs):

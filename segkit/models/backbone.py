@@ -3,7 +3,7 @@
 import os
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -235,7 +235,20 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
                 f"{path} does not hold the weights of {name!r}: {key!r} has shape {tuple(weights[key].shape)}, "
                 f"expected {tuple(tensor.shape)}"
             )
+    check_finite(weights, path)
     net.load_state_dict(weights)
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise UsageError if a weight is NaN or infinite; every pixel would get label 0.
+
+    Args:
+        weights: Tensors by name.
+        where: What holds them, for the message.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UsageError(f"{where} is damaged: {name!r} holds values that are not finite (NaN or infinite)")
 
 
 def _flat(key: str) -> str:

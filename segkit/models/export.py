@@ -106,11 +106,15 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
 
 
 def _prepare(model: Segmenter) -> Segmenter:
-    """Return a copy in eval mode whose convolutions all get contiguous maps.
+    """Return a copy in eval mode whose convolutions all get contiguous maps; raise UsageError for other modules.
 
     Otherwise torch derives the memory format of a map from its size (a 1x1 map has both formats), and the answer
     becomes a condition of the program.
     """
+    if not isinstance(model, Segmenter):
+        raise UsageError(
+            f"an export takes a Segmenter, got a {type(model).__name__}; export an optimized model before `optimize`"
+        )
     model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

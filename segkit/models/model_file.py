@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import check_readable, write_whole
+from segkit.models.backbone import check_finite
 from segkit.models.factory import create_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
@@ -36,6 +37,8 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
 
 def model_bytes(model: Segmenter, **extra: Any) -> bytes:
     """Return the content of the file that `save_model` writes."""
+    if not isinstance(model, Segmenter):
+        raise UsageError(f"a model file holds a Segmenter, got a {type(model).__name__}; save it before `optimize`")
     if model.config is None:
         raise UsageError("cannot save a model that create_model did not build: its architecture has no name")
     header = {**describe_model(model), "extra": extra}
@@ -65,14 +68,29 @@ def load_model(path: str | os.PathLike) -> Segmenter:
     """
     file = find_model_file(path)
     header = read_header(file)
-    model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
     try:
-        model.load_state_dict(load_file(file))
+        model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
+        model.preprocessing = _read_preprocessing(header["preprocessing"], len(model.preprocessing.mean))
+    except UsageError as error:
+        raise UsageError(f"the header of {file} cannot be used: {error}") from error
+    weights = load_file(file)
+    check_finite(weights, file)
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"{file} does not hold the weights of its architecture: {error}") from error
-    fields = {key: tuple(value) for key, value in header["preprocessing"].items()}
-    model.preprocessing = Preprocessing(**fields)
     return model.eval()
+
+
+def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
+    """Return the preprocessing in the header of a file; a default in place of a missing value would be a wrong one."""
+    names = [field.name for field in fields(Preprocessing)]
+    if not isinstance(stored, dict) or sorted(stored) != sorted(names):
+        raise UsageError(f"`preprocessing` must have {', '.join(names)}, got {stored!r}")
+    preprocessing = Preprocessing(**stored)
+    if len(preprocessing.mean) != channels:
+        raise UsageError(f"`preprocessing` is for {len(preprocessing.mean)} channels, but the model has {channels}")
+    return preprocessing
 
 
 def find_model_file(path: str | os.PathLike) -> Path:

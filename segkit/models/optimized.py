@@ -68,7 +68,12 @@ def optimize(
 
     Returns:
         A module that replaces the model for inference, such as in `Predictor` and in `TTA`.
+
+    Raises:
+        UsageError: `model` is not a Segmenter, such as an optimized model.
     """
+    if not isinstance(model, Segmenter):
+        raise UsageError(f"optimize takes a Segmenter, got a {type(model).__name__}")
     compiled = compile and (next(model.parameters()).is_cuda or has_cpp_compiler())
     if compile and not compiled:
         warnings.warn("optimize: there is no C++ compiler, the model is not compiled", stacklevel=2)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.models.backbone import Backbone
 from segkit.models.layers import ConvNormAct, resize_like
 from segkit.models.preprocessing import Preprocessing
@@ -80,7 +81,23 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         return len(self.class_names)
 
     def forward(self, images: Tensor, *, extras: bool = False) -> Tensor | Outputs:
-        """Return the logits (N, num_classes, H, W); with `extras` an Outputs, with the logits of the other heads."""
+        """Return the logits (N, num_classes, H, W); with `extras` an Outputs, with the logits of the other heads.
+
+        Raises:
+            UsageError: `images` is not a tensor (N, in_channels, H, W) of floats.
+        """
+        channels = self.backbone.channels[0]
+        if (
+            not isinstance(images, Tensor)
+            or images.ndim != 4
+            or images.shape[1] != channels
+            or not images.is_floating_point()
+        ):
+            got = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            raise UsageError(
+                f"a model takes normalised images (N, {channels}, H, W) float, got {got}; "
+                "`model.preprocessing(images)` makes them from uint8 images, and `model.predict` takes a photograph"
+            )
         padded = pad_to_multiple(images, self.backbone.size_multiple)
         features = self.backbone(padded)
         logits = self.head(self.decoder(features))

@@ -21,7 +21,8 @@ class UNet(nn.Module):
     Args:
         in_channels: Channels of each pyramid level, finest first.
         strides: Stride of each pyramid level relative to the image; the first must be 1.
-        channels: Width of each step, deepest first: one for each doubling of the size.
+        channels: Width of each step, deepest first: one for each doubling of the size. By default 16 times the stride
+            of the step, at most 256: 256, 128, 64, 32, 16 from stride 32, and 128, 64, 32, 16 from stride 16.
         norm: `batch`, `group` or `none`.
 
     Attributes:
@@ -39,7 +40,7 @@ class UNet(nn.Module):
         in_channels: Sequence[int],
         strides: Sequence[int],
         *,
-        channels: Sequence[int] = (256, 128, 64, 32, 16),
+        channels: Sequence[int] | None = None,
         norm: str = "batch",
     ) -> None:
         super().__init__()
@@ -47,6 +48,8 @@ class UNet(nn.Module):
             raise UsageError(f"UNet needs the image itself (stride 1) as its first level, got strides {tuple(strides)}")
         level_of = {stride: level for level, stride in reversed(list(enumerate(strides)))}
         self.strides = [strides[-1] >> step for step in range(1, strides[-1].bit_length())]
+        if channels is None:
+            channels = [min(256, 16 * stride) for stride in self.strides]
         if len(channels) != len(self.strides):
             raise UsageError(
                 f"UNet needs {len(self.strides)} `channels`, one for each doubling from stride {strides[-1]} to 1, "

@@ -1,4 +1,5 @@
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -17,6 +18,10 @@ from segkit.models import DECODERS, Backbone, backbone, create_model
         ({"name": "fpn", "num_classes": 2, "chanels": 8}, "unknown option of fpn 'chanels'; did you mean 'channels'"),
         ({"name": "fpn", "num_classes": 0}, "at least 1"),
         ({"name": "fpn"}, "at least 1"),
+        ({"name": "fpn", "num_classes": "3"}, "`num_classes` must be a whole number of at least 1, got '3'"),
+        ({"name": "fpn", "num_classes": 3.0}, "`num_classes` must be a whole number of at least 1, got 3.0"),
+        ({"name": "fpn", "class_names": "sky"}, "`class_names` must be a list of names, got 'sky'"),
+        ({"name": "fpn", "class_names": ["sky", "tree", "sky"]}, "the same name twice: sky, tree, sky"),
         ({"name": "fpn", "num_classes": 2, "class_names": ["a"]}, "`num_classes` is 2, but `class_names` has 1"),
         ({"name": "fpn", "num_classes": 2, "output_stride": 5}, "8, 16 or 32"),
         ({"name": "fpn", "num_classes": 2, "backbone": "vgg11", "output_stride": 16}, "use `output_stride=32`"),
@@ -51,6 +56,30 @@ def test_mean_and_std_come_from_the_backbone():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     expected = torch.tensor([[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224]])
     torch.testing.assert_close(preprocessing(images)[0, :2, 0], expected)
+
+
+def test_an_array_is_normalised_as_the_same_tensor_is():
+    preprocessing = create_model("fpn", backbone="test_resnet", num_classes=2).preprocessing
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)[:, ::-1]
+    expected = preprocessing(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+    assert torch.equal(preprocessing(image), expected)
+    assert torch.equal(preprocessing(np.stack([image, image])), expected.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (np.zeros((1, 3, 4, 5), np.uint8), r"\(1, 3, 4, 5\) uint8"),
+        (np.zeros((4, 5), np.uint8), r"\(4, 5\) uint8"),
+        (np.zeros((4, 5, 3)), r"\(4, 5, 3\) float64"),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), r"\(3, 4, 5\) torch.uint8"),
+        ("a.jpg", "str"),
+    ],
+)
+def test_what_preprocessing_cannot_normalise_is_named(images, got):
+    preprocessing = create_model("fpn", backbone="test_resnet", num_classes=2).preprocessing
+    with pytest.raises(UsageError, match=rf"an array \(H, W, 3\) of uint8, got {got}"):
+        preprocessing(images)
 
 
 def test_preprocessing_refuses_images_that_are_normalised_already():

@@ -95,3 +95,13 @@ def test_convolutions_start_with_he_normal_weights(name):
 def test_unet_names_the_number_of_channels_it_needs():
     with pytest.raises(ValueError, match="needs 5 `channels`"):
         UNet(CHANNELS, STRIDES, channels=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("stride", "widths"), [(32, [256, 128, 64, 32, 16]), (16, [128, 64, 32, 16]), (8, [64, 32, 16])]
+)
+def test_unet_has_a_default_width_for_each_doubling(stride, widths):
+    model = create_model("unet", backbone="resnet18", num_classes=2, output_stride=stride).eval()
+    assert [step.fuse[1].conv.out_channels for step in model.decoder.steps] == widths
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 33, 40)).shape == (1, 2, 33, 40)

@@ -1,4 +1,7 @@
+import json
+import math
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from segkit.errors import UsageError
-from segkit.models import create_model, load_model, read_header, save_model
+from segkit.models import Backbone, create_model, export_program, load_model, optimize, read_header, save_model
+from segkit.models.model_file import describe_model
+from segkit.models.preprocessing import Preprocessing
 
 
 def small_model():
@@ -89,3 +94,64 @@ def test_missing_weights_are_named(tmp_path):
     save_file(weights, file, metadata=metadata)
     with pytest.raises(UsageError, match=r"m\.safetensors does not hold the weights .*(\n.*)*head\.weight"):
         load_model(file)
+
+
+def with_header(file, **changes):
+    """Write a small model with a header that is changed, and return the file."""
+    model = create_model("fpn", backbone="test_resnet", class_names=["sky", "tree"])
+    header = {**describe_model(model), **changes}
+    save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header)})
+    return file
+
+
+GOOD = {"mean": [0.5] * 3, "std": [0.2] * 3, "input_range": [0, 1]}
+
+
+def test_the_header_of_the_next_test_is_good_before_the_change(tmp_path):
+    model = load_model(with_header(tmp_path / "m.safetensors", preprocessing=GOOD))
+    assert model.preprocessing == Preprocessing((0.5,) * 3, (0.2,) * 3, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preprocessing": {}}, "`preprocessing` must have mean, std, input_range, got {}"),
+        ({"preprocessing": None}, "`preprocessing` must have mean, std, input_range, got None"),
+        ({"preprocessing": {k: v for k, v in GOOD.items() if k != "std"}}, "must have mean, std, input_range"),
+        ({"preprocessing": {**GOOD, "std": [0.2, 0, 0.2]}}, "`std` must have a positive number for each of the 3"),
+        ({"preprocessing": {**GOOD, "std": [0.2, math.nan, 0.2]}}, "`std` .* must be finite numbers"),
+        ({"preprocessing": {**GOOD, "std": [0.2, 0.2]}}, "`std` must have a positive number for each of the 3"),
+        ({"preprocessing": {**GOOD, "mean": [math.inf] * 3}}, "`mean` .* must be finite numbers"),
+        ({"preprocessing": {**GOOD, "mean": ["0.5"] * 3}}, "`mean` .* must be finite numbers"),
+        ({"preprocessing": {**GOOD, "mean": 0.5}}, "`mean` .* must be finite numbers"),
+        ({"preprocessing": {**GOOD, "input_range": [1, 1]}}, "`input_range` must be two numbers"),
+        ({"preprocessing": {**GOOD, "mean": [0.5], "std": [0.2]}}, "is for 1 channels, but the model has 3"),
+        ({"class_names": ["sky", "sky"]}, "the same name twice: sky, sky"),
+    ],
+)
+def test_a_header_that_would_predict_something_wrong_is_refused(tmp_path, changes, message):
+    file = with_header(tmp_path / "m.safetensors", **changes)
+    with pytest.raises(UsageError, match=rf"the header of .*m\.safetensors cannot be used: .*{message}"):
+        load_model(file)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = create_model("fpn", backbone="test_resnet", class_names=["sky", "tree"])
+    model.decoder.lateral[1].bias.data[3] = value
+    save_model(model, tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match=r"m\.safetensors is damaged: 'decoder\.lateral\.1\.bias' holds values"):
+        load_model(tmp_path / "m.safetensors")
+    backbone = {key: value.clone() for key, value in Backbone("test_resnet").net.state_dict().items()}
+    backbone["conv1.0.weight"][0] = value
+    save_file(backbone, tmp_path / "b.safetensors")
+    with pytest.raises(UsageError, match=r"b\.safetensors is damaged: .* not finite"):
+        create_model("fpn", backbone="test_resnet", num_classes=2, pretrained=tmp_path / "b.safetensors")
+
+
+def test_an_optimized_model_is_named_where_a_segmenter_is_needed(tmp_path):
+    fast = optimize(create_model("fpn", backbone="test_resnet", num_classes=2), compile=False)
+    for call in (optimize, export_program, partial(save_model, path=tmp_path / "m")):
+        with pytest.raises(UsageError, match="a Segmenter, got a OptimizedSegmenter"):
+            call(fast)
+    assert not list(tmp_path.iterdir())

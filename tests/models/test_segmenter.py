@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
+from segkit.errors import UsageError
 from segkit.models import DECODERS, Segmenter, create_model, load_model
 
 
@@ -81,3 +83,18 @@ def test_heads_start_near_zero_so_that_training_begins_at_even_probabilities(nam
     with torch.inference_mode():
         probs = model(torch.randn(1, 3, 64, 64)).softmax(1)
     assert (probs - 1 / 3).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"\(1, 3, 8, 8\) torch.uint8"),
+        (torch.zeros(3, 8, 8), r"\(3, 8, 8\) torch.float32"),
+        (torch.zeros(1, 4, 8, 8), r"\(1, 4, 8, 8\) torch.float32"),
+        (np.zeros((8, 8, 3), np.uint8), "ndarray"),
+    ],
+)
+def test_images_that_are_not_normalised_are_one_sentence(images, got):
+    model = create_model("fpn", backbone="test_resnet", num_classes=2)
+    with pytest.raises(UsageError, match=rf"takes normalised images \(N, 3, H, W\) float, got {got}"):
+        model(images)

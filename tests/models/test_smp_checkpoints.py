@@ -437,3 +437,10 @@ def test_one_channel_has_smps_logits_and_predicts_its_class_against_the_backgrou
     np.testing.assert_allclose(prediction.probs.sum(0), 1, atol=1e-6)
     assert np.array_equal(prediction.mask, expected > 0)
     assert prediction.class_names == ("background", "road")
+
+
+def test_weights_that_are_not_finite_are_refused():
+    weights = fpn_weights()
+    weights["decoder.p5.bias"] = weights["decoder.p5.bias"] * torch.nan
+    with pytest.raises(UsageError, match=r"the dict is damaged: 'decoder\.p5\.bias' holds values that are not finite"):
+        load_fpn(weights)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from segkit.errors import UsageError
+from segkit.models.backbone import check_finite
 from segkit.models.factory import create_model
 from segkit.models.segmenter import Segmenter
 from segkit.models.smp.encoders import SMP_PREFIX
@@ -53,7 +54,8 @@ def load_smp_checkpoint(
 
     Raises:
         MissingFileError: There is no such file.
-        UsageError: An unknown or unsupported argument, an unreadable file, or weights of another model.
+        UsageError: An unknown or unsupported argument, an unreadable file, weights of another model, or weights that
+            are not finite.
     """
     name = find_architecture(architecture)
     weights, settings = read_smp_weights(source)
@@ -76,6 +78,7 @@ def load_smp_checkpoint(
         class_names=class_names,
         **translate_options(name, {key: value for key, value in options.items() if key not in PLACES}),
     )
+    check_finite(weights, "the dict" if isinstance(source, Mapping) else source)
     model.load_state_dict(rename_weights(weights, model.state_dict(), name, encoder_name))
     if encoder_weights == "advprop":  # trained on images in -1..1: Xie et al., "Adversarial Examples", 2020
         half = (0.5,) * len(model.preprocessing.mean)

@@ -15,6 +15,13 @@ from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
 from segkit.runs import run_to_resume
 
+# Arguments of `create_model` that are no options of a decoder, and the settings that stand for them.
+NOT_OF_DECODER = {
+    **{"name": "`model`", "backbone": "`backbone`", "output_stride": "`output_stride`", "pretrained": "`pretrained`"},
+    **{"aux_head": "`aux_weight`", "image_head": "`image_weight`"},
+    **{"class_names": "the data", "num_classes": "the data", "in_channels": "the photographs, which have 3 channels"},
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig(LabelConfig):
@@ -182,6 +189,8 @@ class TrainConfig(LabelConfig):
         check(self, "seed", self.seed < 2**63, "less than 2^63")
         check(self, "milestones", all(epoch > 0 for epoch in self.milestones), "positive")
         check_workers(self)
+        for name in self.decoder.keys() & NOT_OF_DECODER.keys():
+            raise UsageError(f"`decoder` has no option {name}; it is set by {NOT_OF_DECODER[name]}")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise UsageError('`schedule="multistep"` and `milestones` belong together, such as epochs 20 and 30')
         self._check_folds()

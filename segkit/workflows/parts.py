@@ -16,6 +16,7 @@ from segkit.data import SegmentationDataset, create_transform, train_loader, val
 from segkit.data.batches import repeat_factors
 from segkit.data.loaders import Loader
 from segkit.data.samples import CopyPaste, cutmix
+from segkit.errors import UsageError
 from segkit.folds.counts import ClassCounts, count_labels
 from segkit.losses import class_weights, create_loss
 from segkit.models import Segmenter, create_model, find_model_file, read_header, transfer_weights
@@ -176,8 +177,14 @@ def architecture_of(path: Path) -> dict[str, Setting]:
 
     Args:
         path: The file, or the folder that holds it.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UsageError: The file was not written by segkit, or the model does not take photographs.
     """
     options = read_header(find_model_file(path))["model"]
+    if options.get("in_channels", 3) != 3:
+        raise UsageError(f"{path} takes images of {options['in_channels']} channels, but photographs have 3")
     known = {name: options.pop(name) for name in ("backbone", "output_stride")}
     unset = {"in_channels": 3, "img_size": None, "align_corners": False}
     others = ("name", "aux_head", "image_head")  # `aux_weight` and `image_weight` decide whether there are such heads

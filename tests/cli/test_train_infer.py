@@ -153,6 +153,8 @@ def test_one_class_and_one_image_train(tmp_path):
         (["--optimizer", "adamm"], 2, "unknown optimizer 'adamm'; did you mean"),
         (["--augment", "much"], 2, "unknown augmentation 'much'"),
         (["--decoder", "width=3"], 2, "unknown option of fpn 'width'"),
+        (["--decoder", "in_channels=4"], 2, "no option in_channels; it is set by the photographs, which have 3"),
+        (["--decoder", "backbone=x"], 2, "--decoder has no option backbone; it is set by --backbone"),
         (["--decoder", "channels=abc"], 2, "fpn cannot be built with {'channels': 'abc'}"),
         (["--device", "tpu?"], 2, "unknown --device"),
         (["--device", "meta"], 2, "unknown --device 'meta'"),

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from segkit.cli import train
 from segkit.config import TrainConfig
-from segkit.models import Segmenter, load_model, read_header
+from segkit.models import Segmenter, create_model, load_model, read_header, save_model
 from segkit.runs import check_writable
 from segkit.workflows.parts import fixed_settings
 
@@ -135,6 +135,12 @@ def test_auxiliary_heads_are_trained_resumed_and_optional_for_a_start(shapes, tm
         train.main(list(map(str, [*start, *data, *options])))
         assert (load_model(tmp_path / name).aux_head is None) == (name == "without")
         assert load_model(tmp_path / name).image_head is None
+
+
+def test_init_from_a_model_of_other_channels_is_refused_before_the_data_is_read(tmp_path, capsys):
+    save_model(create_model("fpn", backbone="test_resnet", num_classes=2, in_channels=4), tmp_path / "m.safetensors")
+    assert fails(train, "--data", "none.json", "--init-from", str(tmp_path / "m.safetensors")) == 2
+    assert "m.safetensors takes images of 4 channels, but photographs have 3" in capsys.readouterr().err
 
 
 def test_init_from_a_folder_without_a_model_is_refused(shapes, tmp_path, capsys):

@@ -1,9 +1,6 @@
-"""What the labels of a mask and the channels of a model mean."""
+"""What the labels of a mask mean."""
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 
 IGNORE_INDEX = 255  # pixels with this label are neither trained on nor scored
 BACKGROUND = "background"  # name of class 0 of COCO data: every pixel without an annotation
@@ -15,15 +12,6 @@ def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
     A model with one channel separates its class, label 1, from the background, label 0.
     """
     return (BACKGROUND, *class_names) if len(class_names) == 1 else tuple(class_names)
-
-
-def class_logits(logits: Tensor) -> Tensor:
-    """Return logits (N, C, H, W) with one channel per label: a single channel x becomes the two channels 0 and x.
-
-    Their softmax is 1 - sigmoid(x) and sigmoid(x), so code that takes a softmax or an argmax is right for a model with
-    one channel, too.
-    """
-    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def is_background(name: str) -> bool:

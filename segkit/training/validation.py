@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segkit.labels import class_logits, label_names
+from segkit.labels import label_names
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
 from segkit.training.distributed import ALONE, Ranks
+from segkit.tta.merge import class_logits
 
 Precision = Callable[[], AbstractContextManager]
 

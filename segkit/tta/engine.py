@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
-from segkit.labels import class_logits
 from segkit.names import check_known
-from segkit.tta.merge import MERGES, Accumulator
+from segkit.tta.merge import MERGES, Accumulator, class_logits
 from segkit.tta.views import TURNS, View, turns_of
 
 LARGEST_ON_CPU, LARGEST_ON_GPU = 400_000, 4 * 2**20  # default limits on the pixels of a batch

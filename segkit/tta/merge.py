@@ -6,7 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segkit.labels import class_logits
+
+def class_logits(logits: Tensor) -> Tensor:
+    """Return logits (N, C, H, W) with one channel per label: a single channel x becomes the two channels 0 and x.
+
+    Their softmax is 1 - sigmoid(x) and sigmoid(x), so code that takes a softmax or an argmax is right for a model with
+    one channel, too.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 class Merge(NamedTuple):

@@ -2,9 +2,11 @@
 
 import csv
 import errno
+import glob
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -16,7 +18,6 @@ from typing import Any
 from segkit.errors import MissingFileError, SegkitError, UsageError, as_segkit_error
 
 MAX_PIXELS = 178_956_970  # largest image that is opened by default; Pillow refuses larger ones, too
-LEFTOVERS = ".*.tmp*"  # pattern of the files that a killed writer leaves in a folder
 
 # Errors of file systems, such as network shares, that cannot force a folder to the disk.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
@@ -180,10 +181,20 @@ def make_folder(path: str | os.PathLike) -> None:
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what killed writers of the files `names` left in `folder`."""
+    """Remove what killed writers of the files `names` left in `folder`, and nothing else."""
     for name in names:
-        for leftover in folder.glob(f".{name}.*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            if is_leftover(path, name):
+                path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path, name: str = "") -> bool:
+    """Return whether a path is a file that a killed `write_whole` of the file `name` has left; by default of any file.
+
+    Users invent no such names: the name of the file, process, thread, "tmp", and the suffix of the file.
+    """
+    of_file = rf"\.{re.escape(name)}" if name else r"(\..*)?"
+    return bool(re.fullmatch(rf"{of_file}\.\d+(\.\d+)?\.tmp(\..*)?", path.name, re.DOTALL)) and path.is_file()
 
 
 def _temporary(path: Path) -> Path:

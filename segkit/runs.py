@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from segkit.errors import MissingFileError, UsageError, as_segkit_error
-from segkit.files import LEFTOVERS, read_text
+from segkit.files import is_leftover, read_text
 
 RUNS = Path("runs")  # the default output folder of the commands
 DEMO = RUNS / "demo-data"
@@ -157,7 +157,7 @@ def check_free(out: Path | None, *, may_have_begun: bool = False, can_resume: bo
     """Raise UsageError if `create_run_folder` would because `out` exists, before anything costly is built."""
     if out is None or not out.exists():
         return
-    if out.is_dir() and all(path.match(LEFTOVERS) for path in out.iterdir()):
+    if out.is_dir() and all(map(is_leftover, out.iterdir())):
         return
     run = RunFolder(out)
     # Results are written after the first checkpoint: without one, somebody removed it, and the model is worth keeping.

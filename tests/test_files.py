@@ -86,12 +86,14 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatc
     assert (tmp_path / "a").read_bytes() == b"1"
 
 
-def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    (tmp_path / ".last.pt.123.tmp").write_text("half")
-    (tmp_path / ".best.safetensors.xyz").mkdir()
-    (tmp_path / ".mine").write_text("kept")
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path):
+    ours = [".last.pt.123.456.tmp.pt", ".last.pt.123.tmp", ".best.safetensors.1.2.tmp.safetensors"]
+    users = [".last.pt.backup", ".last.pt.tmp", ".last.pt.1.2.tmp2", "last.pt.1.2.tmp.pt", ".results.csv.1.2.tmp.csv"]
+    for name in ours + users:
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".last.pt.1.2.tmp").mkdir()
     remove_leftovers(tmp_path, "last.pt", "best.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*users, ".last.pt.1.2.tmp"])
 
 
 def test_a_function_writes_at_a_path_with_the_same_suffix_and_a_failure_leaves_the_old_file(tmp_path):

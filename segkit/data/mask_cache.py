@@ -3,20 +3,23 @@
 import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from segkit.files import write_whole
+from segkit.files import is_leftover, write_whole
 
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 UNUSED = 60 * 24 * 3600  # seconds after which unused masks are removed
-_DIGEST = re.compile("[0-9a-f]{16}")
+KILLED = 3600  # seconds after which an unfinished file has no writer any more
+TAG = "CACHEDIR.TAG"  # marks a folder of the cache; backup programs know the name and the signature
+TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Masks that segkit has drawn, and draws again if needed.\n"
+)
 MAKER = "1"  # raise it if the same annotations become other masks
 
 
@@ -24,7 +27,8 @@ class MaskCache:
     """Keeps label maps as PNG, in a folder that several processes may share, or in memory.
 
     Files are written whole or not at all. A file that cannot be read is made again; if the folder cannot be written,
-    the masks are made each time. Masks of other keys that nobody has opened for 60 days are removed.
+    the masks are made each time. Masks of other keys that nobody has opened for 60 days are removed, and files that a
+    killed process has left half-written. Nothing else is: a folder without the tag of the cache is never touched.
 
     Args:
         folder: The files are below it, in a folder named after `key`. None to keep them in memory.
@@ -39,14 +43,19 @@ class MaskCache:
         if self.folder is None:
             return
         with suppress(OSError):  # the folder is read-only, or another process was faster
-            if self.folder.is_dir():
-                os.utime(self.folder)  # marks it as used
-                return
-            self.folder.mkdir(parents=True)
+            is_new = not self.folder.is_dir()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.utime(self.folder)  # marks it as used
+            if not _has_tag(self.folder):
+                write_whole(self.folder / TAG, TAG_TEXT)
+            _remove(_own_files(self.folder, only_unfinished=True))
             # The masks have changed, so the folder of the old ones may never be used again.
-            for other in self.folder.parent.iterdir():
-                if _DIGEST.fullmatch(other.name) and time.time() - other.stat().st_mtime > UNUSED:
-                    shutil.rmtree(other, ignore_errors=True)
+            for other in self.folder.parent.iterdir() if is_new else ():
+                if _has_tag(other) and time.time() - other.stat().st_mtime > UNUSED:
+                    _remove([*_own_files(other), other / TAG])
+                    for empty in (*_parts(other), other):
+                        with suppress(OSError):  # it holds a file of somebody else
+                            empty.rmdir()
 
     def get(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the mask (H, W) uint8 of image `index`; calls `make()` if the cache does not have it."""
@@ -68,6 +77,35 @@ class MaskCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, png.tobytes())
         return mask
+
+
+def _has_tag(folder: Path) -> bool:
+    """Return whether a folder was made by the cache."""
+    try:
+        return not folder.is_symlink() and (folder / TAG).read_text(encoding="utf-8") == TAG_TEXT
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the folders of a thousand masks each in a folder of the cache."""
+    return [part for part in folder.iterdir() if re.fullmatch("[0-9]+", part.name) and not part.is_symlink()]
+
+
+def _own_files(folder: Path, *, only_unfinished: bool = False) -> Iterator[Path]:
+    """Yield the masks in a folder of the cache, and the files that killed processes have left half-written."""
+    for part in _parts(folder):
+        for path in part.iterdir():
+            if is_leftover(path):
+                if time.time() - path.stat().st_mtime > KILLED:
+                    yield path
+            elif not only_unfinished and re.fullmatch(r"[0-9]+\.png", path.name):
+                yield path
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def default_folder() -> Path:

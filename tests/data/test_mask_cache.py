@@ -7,6 +7,7 @@ import pytest
 
 from segkit.data.mask_cache import MaskCache, default_folder
 
+LONG_AGO = (time.time() - 61 * 24 * 3600,) * 2
 MASK = np.arange(256, dtype=np.uint8).reshape(8, 32)
 
 
@@ -31,14 +32,54 @@ def test_masks_of_other_keys_go_when_nobody_has_used_them_for_long(tmp_path):
     caches = {key: MaskCache(tmp_path, key) for key in ("old", "recent")}
     for cache in caches.values():
         cache.get(0, lambda: MASK)
-    (tmp_path / "somebody's folder").mkdir()
-    long_ago = time.time() - 61 * 24 * 3600
-    for folder in (caches["old"].folder, tmp_path / "somebody's folder"):
-        os.utime(folder, (long_ago, long_ago))
+    os.utime(caches["old"].folder, LONG_AGO)
     MaskCache(tmp_path, "new")
     assert not caches["old"].folder.exists()
-    assert (tmp_path / "somebody's folder").exists()
     MaskCache(tmp_path, "recent").get(0, refuse)
+
+
+def test_a_folder_that_the_cache_did_not_make_is_never_touched(tmp_path):
+    content = {"0123456789abcdef/0/0.png": "mine", "somebody's/notes.txt": "mine", "fedcba9876543210/CACHEDIR.TAG": "?"}
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+        for folder in (tmp_path / name).parents[:-2]:
+            os.utime(folder, LONG_AGO)
+    linked = MaskCache(tmp_path / "elsewhere", "old").folder
+    os.utime(linked, LONG_AGO)
+    (tmp_path / "0000000000000000").symlink_to(linked)
+    MaskCache(tmp_path, "new")
+    assert {name: (tmp_path / name).read_text() for name in content} == content
+    assert linked.is_dir()
+
+
+def test_a_users_file_in_an_old_folder_of_the_cache_stays(tmp_path):
+    cache = MaskCache(tmp_path, "old")
+    cache.get(0, lambda: MASK)
+    (cache.folder / "0" / "corrected by hand.png").write_text("mine")
+    os.utime(cache.folder, LONG_AGO)
+    MaskCache(tmp_path, "new")
+    assert [path.name for path in cache.folder.rglob("*") if path.is_file()] == ["corrected by hand.png"]
+
+
+def test_files_of_killed_processes_go_and_those_of_running_ones_stay(tmp_path):
+    cache = MaskCache(tmp_path, "key")
+    cache.get(0, lambda: MASK)
+    part = cache.folder / "0"
+    for name in (".7.png.123.456.tmp.png", ".8.png.123.456.tmp.png", ".7.png.mine"):
+        (part / name).write_bytes(b"half")
+    os.utime(part / ".7.png.123.456.tmp.png", LONG_AGO)
+    os.utime(part / ".7.png.mine", LONG_AGO)
+    MaskCache(tmp_path, "key")
+    assert sorted(path.name for path in part.iterdir()) == [".7.png.mine", ".8.png.123.456.tmp.png", "0.png"]
+
+
+def test_the_folder_of_an_older_segkit_is_used_and_marked(tmp_path):
+    cache = MaskCache(tmp_path, "key")
+    cache.get(0, lambda: MASK)
+    (cache.folder / "CACHEDIR.TAG").unlink()
+    MaskCache(tmp_path, "key").get(0, refuse)
+    assert (cache.folder / "CACHEDIR.TAG").is_file()
 
 
 def test_a_cache_that_is_opened_counts_as_used(tmp_path):

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import stat
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -191,15 +190,15 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 def is_leftover(path: Path, name: str = "") -> bool:
     """Return whether a path is a file that a killed `write_whole` of the file `name` has left; by default of any file.
 
-    Users invent no such names: the name of the file, process, thread, "tmp", and the suffix of the file.
+    Users invent no such names: the name of the file, two numbers, "tmp", and the suffix of the file.
     """
     of_file = rf"\.{re.escape(name)}" if name else r"(\..*)?"
     return bool(re.fullmatch(rf"{of_file}\.\d+(\.\d+)?\.tmp(\..*)?", path.name, re.DOTALL)) and path.is_file()
 
 
 def _temporary(path: Path) -> Path:
-    """Return a hidden name next to `path` that no other process or thread writes to."""
-    unique = f"{os.getpid()}.{threading.get_ident()}.tmp{path.suffix}"
+    """Return a hidden name next to `path` that no other process or thread writes to, on this machine or another."""
+    unique = f"{os.getpid()}.{int.from_bytes(os.urandom(8), 'big')}.tmp{path.suffix}"
     name = f".{path.name}.{unique}"
     return path.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else f".{unique}")
 

@@ -96,6 +96,16 @@ def test_only_leftovers_of_killed_writers_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*users, ".last.pt.1.2.tmp"])
 
 
+def test_two_writers_of_one_file_never_share_a_temporary_file(tmp_path):
+    # Process 1 of two containers has the same number in both.
+    def write(path):
+        path.write_bytes(b"outer")
+        write_whole(tmp_path / "a", b"inner")
+
+    write_whole(tmp_path / "a", write)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"outer")]
+
+
 def test_a_function_writes_at_a_path_with_the_same_suffix_and_a_failure_leaves_the_old_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
 

@@ -38,6 +38,7 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
     try:
         with ExitStack() as stack:
             stack.enter_context(output_may_close())
+            stack.enter_context(_terminal_may_close())
             stack.enter_context(_sigterm_exits())
             stack.enter_context(_warnings_as_sentences(flags))
             yield
@@ -95,6 +96,24 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _terminal_may_close() -> Iterator[None]:
+    """Ignore SIGHUP, which ends the processes of a terminal that is closed; processes started meanwhile ignore it too.
+
+    Under `nohup` it is ignored already.
+    """
+    number = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP
+    is_main = threading.current_thread() is threading.main_thread()
+    if number is None or signal.getsignal(number) is not signal.SIG_DFL or not is_main:
+        yield
+        return
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

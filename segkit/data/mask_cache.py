@@ -17,9 +17,7 @@ FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 UNUSED = 60 * 24 * 3600  # seconds after which unused masks are removed
 KILLED = 3600  # seconds after which an unfinished file has no writer any more
 TAG = "CACHEDIR.TAG"  # marks a folder of the cache; backup programs know the name and the signature
-TAG_TEXT = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n# Masks that segkit has drawn, and draws again if needed.\n"
-)
+TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Masks that segkit has drawn, and draws again if needed.\n"
 MAKER = "1"  # raise it if the same annotations become other masks
 
 

@@ -4,6 +4,8 @@ import errno
 import io
 import logging
 import os
+import pty
+import signal
 import subprocess
 import sys
 import warnings
@@ -216,3 +218,37 @@ def test_only_the_first_process_prints_and_warns_of_the_data(rank, monkeypatch, 
         print("epoch 1")
     is_first = rank != "1"
     assert (capsys.readouterr().out == "epoch 1\n", len(warned) == 1) == (is_first, is_first)
+
+
+AT_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from segkit.cli.process import errors_as_sentences
+folder = Path(sys.argv[1])
+with errors_as_sentences("train"):
+    print("begun", flush=True)
+    while not (folder / "closed").exists():
+        time.sleep(0.01)
+    print("nobody reads this", flush=True)
+    print("nor this", file=sys.stderr, flush=True)
+    (folder / "ended").write_text("whole")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_a_command_continues_when_its_terminal_is_closed(tmp_path):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", AT_A_TERMINAL, str(tmp_path)])
+    assert os.read(terminal, 100) == b"begun\r\n"
+    os.close(terminal)  # the system sends SIGHUP
+    (tmp_path / "closed").touch()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "ended").read_text() == "whole"
+
+
+def test_a_hangup_ends_a_program_again_after_the_command():
+    before = signal.getsignal(signal.SIGHUP)
+    with errors_as_sentences("train"):
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is before is signal.SIG_DFL

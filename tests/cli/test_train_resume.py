@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -430,6 +431,23 @@ def test_every_setting_of_the_engine_trains(shapes, tmp_path, capsys):
     (_, row) = csv.DictReader((tmp_path / "a" / "results.csv").open())
     assert {"ema_val_loss", "ema_miou", "ema_iou/disc"} <= set(row)
     assert read_header(tmp_path / "a" / "best.safetensors")["extra"]["weights"] in ("raw", "ema")
+
+
+@pytest.mark.slow
+def test_training_continues_when_its_terminal_is_closed(shapes, tmp_path):
+    out = tmp_path / "a"
+    words = train_arguments(shapes, out, "--epochs", "30", "--workers", "2")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "segkit", "train", *words])
+    deadline = time.monotonic() + 60
+    while not (out / "last.pt").is_file() and time.monotonic() < deadline:
+        os.read(terminal, 10_000)  # a full terminal would stop the command
+    os.close(terminal)
+    os.killpg(child, signal.SIGHUP)  # a shell passes it on to all processes of its jobs, here to the loader's workers
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(epochs(out)) == 30
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.slow

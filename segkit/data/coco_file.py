@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import KINDS, Finding
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
-from segkit.data.segmentation import box_shape, read_segmentation, rescale, shape_areas
+from segkit.data.segmentation import box_shape, is_normalised, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError, as_segkit_error
 from segkit.files import parse_json
 from segkit.labels import BACKGROUND, IGNORE_INDEX, is_background
@@ -127,6 +128,7 @@ def read_coco(
         read_regions(records, item.id, item.drawn or item.size, fit_to=item.size, bbox_as_mask=allowed.bbox_as_mask)
         for item in items
     ]
+    find_faults_of_all(records, regions)
     sizes = [(item.id, item.size, item.drawn) for item in items]
     records.digest.update(repr([records.labels, allowed.bbox_as_mask, sizes]).encode())
     return CocoFile(records.categories, records.class_names, items, regions, found, records.digest.hexdigest())
@@ -211,6 +213,8 @@ def read_regions(
             shape, kinds = read_segmentation(row.get("segmentation"), size)
             if bbox_as_mask and kinds == ["no-segmentation"] and row.get("bbox"):
                 shape, kinds, area = box_shape(row["bbox"]), ["box-as-mask"], area or 0.0
+            if is_normalised(shape, size):
+                kinds.append("unit-coordinates")
             if fit_to is not None and fit_to != size and shape is not None:
                 area = shape_areas([shape]).item() if area is None else area
                 shape = rescale(shape, size, fit_to)
@@ -248,7 +252,20 @@ def read_all_regions(
             size = None
         sizes.append(size)
         regions.append(read_regions(records, image, size, bbox_as_mask=bbox_as_mask))
+    find_faults_of_all(records, regions)
     return regions, sizes
+
+
+def find_faults_of_all(records: CocoRecords, regions: Sequence[Sequence[Annotation]]) -> None:
+    """Add to `records.findings` if no annotation paints anything, or if no polygon has its coordinates in pixels."""
+    annotations = list(chain.from_iterable(regions))
+    polygons = [annotation for annotation in annotations if isinstance(annotation.shape, list)]
+    if annotations and all(annotation.shape is None for annotation in annotations):
+        sentence = f"none of the {len(annotations)} annotations in {records.file} paints anything"
+        records.findings.append(Finding("only-background", records.file.name, sentence))
+    if polygons and len(polygons) == sum(finding.kind == "unit-coordinates" for finding in records.findings):
+        sentence = f"all polygons in {records.file} have coordinates in 0..1, expected pixels"
+        records.findings.append(Finding("normalised", records.file.name, sentence))
 
 
 def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:

@@ -111,7 +111,20 @@ KINDS = {
     ),
     "duplicate-annotation-id": Kind("warning", "annotation ids that occur twice; all are kept"),
     "odd-coordinates": Kind("warning", "polygons with an odd number of coordinates, skipped"),
-    "no-segmentation": Kind("note", "annotations without a segmentation, which paint nothing"),
+    "only-background": Kind(
+        "error",
+        "files whose annotations paint nothing",
+        "a mask needs polygons or RLE in `segmentation`; `bbox_as_mask` paints the boxes of annotations without it",
+    ),
+    "no-segmentation": Kind(
+        "warning", "annotations without a segmentation, which paint nothing; `bbox_as_mask` paints their boxes"
+    ),
+    "normalised": Kind(
+        "error",
+        "files whose polygons have coordinates in 0..1, expected pixels",
+        "multiply each x by the width of the image, and each y by its height",
+    ),
+    "unit-coordinates": Kind("warning", "annotations with all coordinates in 0..1, less than a pixel"),
     "box-as-mask": Kind("note", "annotations without a segmentation, painted as their box"),
     "short-polygon": Kind("note", "polygons of fewer than three points, skipped"),
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),

@@ -11,6 +11,7 @@ from segkit.data.rasterize import Shape, runs_of
 from segkit.errors import DataError
 
 _NUMBERS = {int, float}  # the types of JSON's numbers; True is not one
+_PAINTING_NOTHING = {"odd-coordinates", "short-polygon", "outside-polygon"}
 FARTHEST = 1_000_000  # pixels; pycocotools walks along each edge, so a longer one takes too much time and memory
 
 
@@ -33,9 +34,13 @@ def read_segmentation(segmentation: Any, size: tuple[int, int] | None) -> tuple[
     if set(map(type, segmentation)) <= _NUMBERS:
         raise DataError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
     polygons = [_read_polygon(part) for part in segmentation]
-    kinds = [kind for polygon in polygons for kind in _oddities(polygon, size)]
-    whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    return whole or None, kinds
+    kinds, painted = [], []
+    for polygon in polygons:
+        found = list(_oddities(polygon, size))
+        kinds += found
+        if not _PAINTING_NOTHING.intersection(found):
+            painted.append(polygon)
+    return painted or None, kinds
 
 
 def box_shape(box: Any) -> Shape:
@@ -48,6 +53,12 @@ def box_shape(box: Any) -> Shape:
         raise DataError(f"its bbox must be [x, y, width, height], got {box!r:.40}")
     x, y, width, height = _read_polygon(box)
     return [np.array([x, y, x + width, y, x + width, y + height, x, y + height])]
+
+
+def is_normalised(shape: Shape | None, size: tuple[int, int] | None) -> bool:
+    """Return whether all coordinates of a shape are in 0..1: in an image of size (H, W), not even a pixel."""
+    is_drawn = isinstance(shape, list) and (size is None or min(size) > 1)
+    return is_drawn and all(0 <= polygon.min() <= polygon.max() <= 1 for polygon in shape)
 
 
 def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Shape:

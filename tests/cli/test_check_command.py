@@ -164,7 +164,8 @@ def test_a_test_set_has_no_errors_in_a_check_but_cannot_be_trained_on(tmp_path, 
 def test_annotations_that_paint_nothing_are_a_warning(tmp_path):
     Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     image = {"id": 1, "file_name": "a.png", "height": 40, "width": 50}
-    file = write_coco(tmp_path / "x.json", [image], [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": []}])
+    speck = [[1.1, 1.1, 1.2, 1.1, 1.2, 1.2]]
+    file = write_coco(tmp_path / "x.json", [image], [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": speck}])
     assert run(file, "--out", tmp_path / "o") == 0
     assert "nothing-painted" in {row["kind"] for row in rows(tmp_path / "o/findings.csv")}
 

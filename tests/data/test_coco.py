@@ -73,7 +73,7 @@ def test_a_hole_in_rle_stays_a_hole(folder):
 
 @pytest.mark.parametrize("segmentation", [[], None, [[1, 2, 3, 4]], [[]]])
 def test_a_segmentation_without_area_paints_nothing(folder, segmentation):
-    assert load(folder, annotation(segmentation)).mask(0).sum() == 0
+    assert load(folder, annotation(segmentation), annotation([rectangle(0, 0, 5, 5)])).mask(0).sum() == 25
 
 
 def test_parts_of_an_object_are_all_painted_and_cut_at_the_border(folder):

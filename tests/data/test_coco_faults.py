@@ -11,6 +11,7 @@ from PIL import Image
 from segkit.data import CocoSegmentation, DataError
 from segkit.data.coco_file import read_coco
 from segkit.data.findings import DataWarning
+from segkit.folds.files import read_fold_source
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 WHOLE = {"size": [20, 30], "counts": [0, 600]}
@@ -72,24 +73,57 @@ def test_a_damaged_segmentation_is_an_error_that_names_its_annotation(write, seg
         CocoSegmentation(write([annotation(segmentation)]))
 
 
-@pytest.mark.parametrize(
-    ("segmentation", "kind"),
-    [
-        ([], "no-segmentation"),
-        (None, "no-segmentation"),
-        ([[]], "short-polygon"),
-        ([[1, 2]], "short-polygon"),
-        ([[1, 2, 9, 9]], "short-polygon"),
-        ([[40, 5, 50, 5, 45, 9]], "outside-polygon"),
-        ([[-9, -9, -1, -9, -1, -1]], "outside-polygon"),
-    ],
-)
+PAINTING_NOTHING = [
+    ([], "no-segmentation"),
+    (None, "no-segmentation"),
+    ([[]], "short-polygon"),
+    ([[1, 2]], "short-polygon"),
+    ([[1, 2, 9, 9]], "short-polygon"),
+    ([[40, 5, 50, 5, 45, 9]], "outside-polygon"),
+    ([[-9, -9, -1, -9, -1, -1]], "outside-polygon"),
+]
+
+
+@pytest.mark.parametrize(("segmentation", "kind"), PAINTING_NOTHING)
 def test_a_segmentation_that_paints_nothing_is_counted(write, segmentation, kind):
-    data = CocoSegmentation(write([annotation(segmentation)]))
-    assert not data.mask(0).any()
+    file = write([annotation(segmentation), annotation([rectangle(0, 0, 5, 5)], 6)])
+    is_warning = kind == "no-segmentation"
+    with pytest.warns(DataWarning, match="`bbox_as_mask` paints") if is_warning else contextlib.nullcontext():
+        data = CocoSegmentation(file)
+    assert data.mask(0).sum() == 25
     (note,) = data.notes
-    assert (note.kind, note.count, note.severity) == (kind, 1, "note")
+    assert (note.kind, note.count, note.severity) == (kind, 1, "warning" if is_warning else "note")
     assert note.examples == ("annotation 5 of a.png",)
+
+
+@pytest.mark.parametrize("segmentation", [segmentation for segmentation, _ in PAINTING_NOTHING])
+def test_a_file_whose_annotations_all_paint_nothing_is_an_error(write, segmentation):
+    """Such as an export for detection: a training would learn that all is background."""
+    file = write([annotation(segmentation, i, bbox=[2, 3, 10, 4]) for i in (5, 6)])
+    with pytest.raises(DataError, match=r"none of the 2 annotations in .*x\.json paints anything; .*`bbox_as_mask`"):
+        CocoSegmentation(file)
+    if not segmentation:
+        assert CocoSegmentation(file, bbox_as_mask=True).mask(0).sum() == 40
+
+
+UNIT = [[0.25, 0.5, 0.75, 0.5, 0.75, 1, 0.25, 1]]  # the corners of a rectangle as shares of the image
+
+
+@pytest.mark.parametrize("keys", [{}, {"segmentation": None, "bbox": [0.25, 0.5, 0.5, 0.5]}])
+def test_coordinates_in_0_to_1_are_an_error_in_training_and_in_folds(write, keys):
+    file = write([annotation(UNIT, i) | keys for i in (5, 6)])
+    message = r"all polygons in .*x\.json have coordinates in 0\.\.1, expected pixels; multiply each x by the width"
+    with pytest.raises(DataError, match=message):
+        CocoSegmentation(file, bbox_as_mask=bool(keys))
+    if not keys:
+        with pytest.raises(DataError, match=message):
+            read_fold_source(file)
+
+
+def test_single_annotations_in_0_to_1_are_warned_of(write):
+    file = write([annotation(UNIT), annotation([rectangle(0, 0, 5, 5)], 6), annotation(i=7)])
+    with pytest.warns(DataWarning, match=r"all coordinates in 0\.\.1, less than a pixel: 1 \(annotation 5 of a\.png\)"):
+        CocoSegmentation(file)
 
 
 def test_a_box_is_painted_if_asked_and_if_there_is_no_segmentation(write, tmp_path):
@@ -161,9 +195,10 @@ def test_more_bad_images_than_allowed_are_an_error_and_one_is_always_allowed(wri
 
 def test_a_missing_segmentation_paints_nothing_even_with_a_box(write):
     row = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [1, 2, 9, 9]}
-    data = CocoSegmentation(write([row]))
-    assert not data.mask(0).any()
-    assert data.notes[0].kind == "no-segmentation"
+    with pytest.warns(DataWarning, match="annotations without a segmentation"):
+        data = CocoSegmentation(write([row, annotation([rectangle(20, 0, 5, 5)], 6)]))
+    assert data.mask(0).sum() == 25
+    assert [note.kind for note in data.notes] == ["no-segmentation"]
 
 
 def test_a_polygon_beyond_the_border_is_cut_and_counted(write):
@@ -475,6 +510,7 @@ def test_all_faults_are_found_at_once_and_none_is_raised_by_reading(tmp_path, wr
     file = write(rows, [image(), image(2, "gone.png"), image(3, "http://x/y.png")])
     found = read_coco(file).findings
     assert {f.kind: f.severity for f in found} == {
+        "only-background": "error",
         "bad-segmentation": "error",
         "unknown-image-id": "error",
         "short-polygon": "note",

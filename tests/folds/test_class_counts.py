@@ -34,7 +34,8 @@ def regions(tmp_path):
     [
         ({"area": 12.5, "segmentation": [[0, 0, 9, 0, 9, 9]]}, 12.5),
         ({"segmentation": [[0, 0, 4, 0, 4, 3]]}, 6),
-        ({"segmentation": [[0, 0, 0, 3, 4, 3], [10, 10, 12, 10, 12, 12, 10, 12]]}, 10),
+        ({"segmentation": [[0, 0, 0, 3, 4, 3], [4, 0, 6, 0, 6, 2, 4, 2]]}, 10),
+        ({"segmentation": [[0, 0, 0, 3, 4, 3], [10, 10, 12, 10, 12, 12, 10, 12]]}, 6),  # a part lies outside
         ({"area": None, "segmentation": [[0, 0, 4, 0, 4, 3]]}, 6),
         ({"area": -3, "segmentation": [[0, 0, 4, 0, 4, 3]]}, 6),
         ({"area": 10**400, "segmentation": [[0, 0, 4, 0, 4, 3]]}, 6),
@@ -46,8 +47,9 @@ def regions(tmp_path):
         ({}, 0),
     ],
 )
+@pytest.mark.filterwarnings("default::segkit.data.findings.DataWarning")
 def test_the_area_comes_from_the_file_or_from_the_shape(regions, keys, area):
-    other = {"segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
+    other = {"segmentation": [[2, 0, 3, 0, 3, 1, 2, 1]]}
     assert annotation_areas(regions(other, keys, other)[0]).tolist() == [1, area, 1]
 
 

@@ -10,6 +10,9 @@ from pycocotools import mask as coco_mask
 from segkit.errors import DataError, UsageError
 from segkit.labels import IGNORE_INDEX
 
+LONGEST = 200_000  # pixels of a boundary that pycocotools walks along; it needs 100 bytes for each
+_GRID = 5.0  # points per pixel of this walk
+_AT_ONCE = 1_000_000  # crossings that are computed at once
 Shape = bytes | list[np.ndarray]  # the counts of a compressed RLE, or polygons x, y, x, y ...
 
 
@@ -84,8 +87,77 @@ def encode(shape: Shape, size: tuple[int, int]) -> bytes:
     """Return the counts of the compressed RLE of a shape in an image of (H, W) pixels."""
     if isinstance(shape, bytes):
         return shape
-    parts = coco_mask.frPyObjects(shape, *size)
+    is_long = [_has_long_boundary(polygon) for polygon in shape]
+    usual = [polygon for polygon, long in zip(shape, is_long, strict=True) if not long]
+    parts = coco_mask.frPyObjects(usual, *size) if usual else []
+    parts += [_encode_long(polygon, size) for polygon, long in zip(shape, is_long, strict=True) if long]
     return (parts[0] if len(parts) == 1 else coco_mask.merge(parts))["counts"]
+
+
+def _has_long_boundary(polygon: np.ndarray) -> bool:
+    """Return whether the edges of a polygon, each by its longer side, are longer than `LONGEST` together."""
+    if len(polygon) * np.ptp(polygon) <= LONGEST:  # no edge is longer than the span of the coordinates
+        return False
+    points = polygon.reshape(-1, 2)
+    return bool(np.abs(points - np.roll(points, -1, 0)).max(1).sum() > LONGEST)
+
+
+def _encode_long(polygon: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the RLE of a polygon with a long boundary, as pycocotools does, but without its time and memory.
+
+    pycocotools walks along the boundary on a grid that is five times as fine as the pixels, and notes where it crosses
+    the middle of a column. Here only these crossings are computed, for the columns of the image, with its rounding.
+    Source: rleFrPoly in maskApi.c of pycocotools.
+    """
+    height, width = size
+    points = np.trunc(_GRID * polygon.reshape(-1, 2) + 0.5)
+    start, end = points, np.roll(points, -1, 0)
+    # It walks flat edges from left to right, and steep ones from top to bottom.
+    is_flat = _is_flat(start.T, end.T)
+    is_backward = np.where(is_flat, start[:, 0] > end[:, 0], start[:, 1] > end[:, 1])[:, None]
+    start, end = np.where(is_backward, end, start), np.where(is_backward, start, end)
+    # An edge crosses the middle of column c between the grid lines 5 c + 2 and 5 c + 3.
+    left, right = np.minimum(start, end)[:, 0], np.maximum(start, end)[:, 0]
+    first = np.ceil((left - 2) / _GRID).clip(0, width).astype(np.int64)
+    last = np.floor((right - 3) / _GRID).clip(-1, width - 1).astype(np.int64)
+    counts = (last - first + 1).clip(0)
+    crossed = np.zeros(height * width + 1, dtype=bool)  # column by column: whether an odd number of edges cross here
+    for part in np.array_split(np.flatnonzero(counts), counts.sum() // _AT_ONCE + 1):
+        edge = np.repeat(part, counts[part])
+        column = first[edge] + np.arange(len(edge)) - np.repeat(counts[part].cumsum() - counts[part], counts[part])
+        row = (_crossings(start[edge].T, end[edge].T, _GRID * column + 2) + 0.5) / _GRID - 0.5
+        place, times = np.unique(column * height + np.ceil(row.clip(0, height)).astype(np.int64), return_counts=True)
+        crossed[place] ^= times % 2 == 1
+    inside = np.logical_xor.accumulate(crossed[:-1])
+    return coco_mask.encode(np.asfortranarray(inside.reshape(width, height).T, dtype=np.uint8))
+
+
+def _is_flat(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return which edges (2, N) are at least as long in x as in y."""
+    dx, dy = np.abs(end - start)
+    return dx >= dy
+
+
+def _crossings(start: np.ndarray, end: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Return the grid row at which each edge goes from a grid line (x) to the next: the smaller of the two rows.
+
+    Flat edges are walked in steps of x, steep ones in steps of y; the other coordinate is rounded to the grid.
+
+    Args:
+        start: (2, N) x and y of the end at which the walk begins.
+        end: (2, N) x and y of the other end.
+        line: (N,) the grid lines.
+    """
+    (x, y), (dx, dy) = start, end - start
+    with np.errstate(divide="ignore", invalid="ignore"):  # the values of the other kind of edge are dropped
+        flat = np.minimum(*(np.trunc(y + dy / dx * (step - x) + 0.5) for step in (line, line + 1)))
+        # The first step on the far side of the line is near where the exact edge crosses it.
+        slope = dx / dy
+        near = np.ceil((line + 0.5 - x) / slope)
+        steps = near + np.arange(-2, 3)[:, None]
+        at = np.trunc(x + slope * steps + 0.5)
+        steep = y + near - 3 + np.where(slope > 0, at > line, at <= line).argmax(0)
+    return np.where(_is_flat(start, end), flat, steep)
 
 
 def runs_of(counts: bytes) -> np.ndarray:

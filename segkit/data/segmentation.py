@@ -12,7 +12,8 @@ from segkit.errors import DataError
 
 _NUMBERS = {int, float}  # the types of JSON's numbers; True is not one
 _PAINTING_NOTHING = {"odd-coordinates", "short-polygon", "outside-polygon"}
-FARTHEST = 1_000_000  # pixels; pycocotools walks along each edge, so a longer one takes too much time and memory
+FARTHEST = 1_000_000  # pixels; the arithmetic of pycocotools ends not far beyond
+LARGEST = 2**31  # pixels of a mask that is decoded to be scaled
 
 
 def read_segmentation(segmentation: Any, size: tuple[int, int] | None) -> tuple[Shape | None, list[str]]:
@@ -62,10 +63,16 @@ def is_normalised(shape: Shape | None, size: tuple[int, int] | None) -> bool:
 
 
 def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Shape:
-    """Scale a shape that was drawn on an image of size (H, W) `before` to the same image of size `after`."""
+    """Scale a shape that was drawn on an image of size (H, W) `before` to the same image of size `after`.
+
+    Raises:
+        DataError: It is RLE of more than 2**31 pixels.
+    """
     if isinstance(shape, list):
         factors = after[1] / before[1], after[0] / before[0]
         return [(polygon.reshape(-1, 2) * factors).ravel() for polygon in shape]
+    if before[0] * before[1] > LARGEST:
+        raise DataError(f"its RLE of {before[0]} x {before[1]} pixels is too large to be scaled to the image")
     mask = coco_mask.decode({"size": list(before), "counts": shape})
     fitted = cv2.resize(mask, after[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return coco_mask.encode(np.asfortranarray(fitted))["counts"]

@@ -177,6 +177,13 @@ def test_annotations_of_another_size_are_fitted_in_the_frame_that_lies_as_they_d
     assert [note.kind for note in data.notes if note.kind != "rescaled"] == [kind or "turned-without-proof"]
 
 
+def test_rle_of_a_gigantic_size_is_not_decoded(write):
+    shape = {"size": [40_000, 90_000], "counts": [2**31 - 1, 40_000 * 90_000 - 2**31 + 1]}
+    file = write([annotation(shape)], [image(height=40_000, width=90_000)])
+    with pytest.raises(DataError, match="RLE of 40000 x 90000 pixels is too large to be scaled"):
+        CocoSegmentation(file, rescale_annotations=True)
+
+
 @pytest.mark.parametrize("drawn", [(40, 30), (30, 30)])
 def test_an_upright_image_takes_annotations_of_any_other_shape_when_asked(write, drawn):
     file = write([annotation([rectangle(0, 0, drawn[1], drawn[0])])], [image(height=drawn[0], width=drawn[1])])

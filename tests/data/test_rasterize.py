@@ -28,6 +28,29 @@ def test_a_thousand_random_polygons_equal_pycocotools():
         assert np.array_equal(rasterize([Annotation(1, 1, False, polygons)], SIZE), ann_to_mask(polygons))
 
 
+@pytest.mark.parametrize("spread", [50, 500, 5_000])
+def test_polygons_with_a_long_boundary_equal_pycocotools(monkeypatch, spread):
+    """Here all polygons take the way of long ones; among them are edges of no length and edges along the axes."""
+    monkeypatch.setattr("segkit.data.rasterize.LONGEST", -1)
+    random = np.random.default_rng(spread)
+    for i in range(100):
+        polygon = random.uniform(-spread, spread + 50, 2 * random.integers(3, 9)).round(int(random.integers(0, 3)))
+        polygon[2:4] = [polygon[2:4], polygon[:2], (polygon[0], polygon[3]), (polygon[2], polygon[1])][i % 4]
+        parts = [polygon, *(next(random_polygons(random, 1)) if i % 2 else ())]
+        assert np.array_equal(rasterize([Annotation(1, 1, False, parts)], SIZE), ann_to_mask(parts))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_polygon_that_goes_far_beyond_the_image_400_times_is_drawn(upright):
+    """It goes to and fro along each border of two rows, so that every second row is inside."""
+    far = 999_999
+    points = np.array([(-far if (i + 1) // 2 % 2 == 0 else far, i // 2) for i in range(400)], dtype=float)
+    polygon = (points[:, ::-1] if upright else points).ravel()
+    mask = rasterize([Annotation(1, 1, False, [polygon])], (30, 200) if upright else (200, 30))
+    rows = mask.T if upright else mask
+    assert np.array_equal(rows, np.broadcast_to(1 - np.arange(200)[:, None] % 2, rows.shape))
+
+
 def test_many_overlapping_objects_equal_painting_them_one_by_one():
     random = np.random.default_rng(1)
     for _ in range(50):

@@ -118,7 +118,8 @@ def _oddities(polygon: np.ndarray, size: tuple[int, int] | None) -> Iterator[str
         yield "odd-coordinates"
     elif len(polygon) < 6:  # pycocotools would read four numbers as a box
         yield "short-polygon"
-    elif size is not None and not 0 < polygon.min() <= polygon.max() < min(size):  # most polygons lie inside
+    elif size is not None and min(size) > 0 and not 0 < polygon.min() <= polygon.max() < min(size):
+        # Most polygons lie inside and do not come here.
         points, (height, width) = polygon.reshape(-1, 2), size
         low, high = points.min(0), points.max(0)
         if high.min() <= 0 or low[0] >= width or low[1] >= height:

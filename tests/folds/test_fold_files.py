@@ -93,6 +93,8 @@ def test_train_only_images_train_in_every_fold_and_get_new_ids(tmp_path):
         {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": {"counts": "0hb0"}, "area": 5}]},
         {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 1e12]]}]},
         {"annotations": [[]]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 4, 4], "segmentation": []}]},
+        {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[0, 0, 1, 0, 1, 0.5]]}]},
         {"images": [{"id": 1}]},
         {"images": [{"id": 1, "file_name": None}]},
         {"images": [{"id": 1, "file_name": [1]}]},

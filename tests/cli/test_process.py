@@ -240,7 +240,7 @@ def test_a_command_continues_when_its_terminal_is_closed(tmp_path):
     child, terminal = pty.fork()
     if child == 0:
         os.execv(sys.executable, [sys.executable, "-c", AT_A_TERMINAL, str(tmp_path)])
-    assert os.read(terminal, 100) == b"begun\r\n"
+    assert os.read(terminal, 5) == b"begun"
     os.close(terminal)  # the system sends SIGHUP
     (tmp_path / "closed").touch()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

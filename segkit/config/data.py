@@ -49,4 +49,4 @@ class LabelConfig(SourceConfig):
     ignore_classes: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Classes to ignore in training and in scores."""
     mask_cache: Annotated[PathOrWord, arg(metavar="auto|memory|off|DIR")] = "auto"
-    """Where masks drawn from JSON files are cached. auto: in the user's cache folder."""
+    """Where masks drawn from JSON files are cached. auto: in the user's cache folder, if there is one."""

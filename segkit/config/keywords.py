@@ -16,6 +16,7 @@ from segkit.config.checks import default_of
 from segkit.config.setting_types import ALSO_CALLED
 from segkit.config.yaml_values import Mismatch, TextOrPath, describe, first_that_fits
 from segkit.errors import UsageError
+from segkit.files import with_home
 from segkit.names import unknown
 
 TAKE_OBJECTS = ("data", "val", "train_only", "weights", "compare")  # settings that take more than paths
@@ -138,11 +139,11 @@ def _as_declared(value: Any, kind: Any) -> Any:
         if kind is str:
             return os.fspath(value)
         if kind is TextOrPath:
-            return os.path.expanduser(os.fspath(value))
+            return with_home(os.fspath(value))
         if kind is Path:
             if os.fspath(value) == "" or "\0" in os.fspath(value):
                 raise Mismatch
-            return Path(value).expanduser()
+            return Path(with_home(value))
     fits_as_it_is = (
         kind is Any
         or (kind is NoneType and value is None)

@@ -1,6 +1,5 @@
 """Types of settings whose form on the command line does not follow from a plain type."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from segkit.config.yaml_values import TextOrPath, parse_any
 from segkit.errors import UsageError
+from segkit.files import with_home
 
 # Names of our settings in other tools, for hints; too different from ours to be found by spelling.
 ALSO_CALLED = {
@@ -106,7 +106,7 @@ PathOrWord = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="STR",
-        instance_from_str=lambda words: os.path.expanduser(words[0]),
+        instance_from_str=lambda words: with_home(words[0]),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     ),

@@ -13,6 +13,7 @@ from segkit.config.recipes import read_recipe
 from segkit.config.setting_types import Folder, Folders, Losses, Options, PathOrWord, ResumeWords, Sources
 from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
+from segkit.files import with_home
 from segkit.runs import run_to_resume
 
 # Arguments of `create_model` that are no options of a decoder, and the settings that stand for them.
@@ -235,4 +236,4 @@ def implied_settings(
     is_demo = not given.get("data") and not given.get("recipe")
     demo = read_recipe(TrainConfig, "demo", "no data given") if is_demo else {}
     init_from = given.get("init_from")
-    return {**demo, **(architecture_of(Path(init_from).expanduser()) if init_from is not None else {})}
+    return {**demo, **(architecture_of(Path(with_home(init_from))) if init_from is not None else {})}

@@ -1,7 +1,6 @@
 """Read YAML values as the declared type of a setting: 1e-4 is a number, and `off` is text if text is expected."""
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin
 import yaml
 
 from segkit.errors import UsageError
+from segkit.files import with_home
 
 TextOrPath = NewType("TextOrPath", str)  # a word such as `auto`, or a path whose `~` is expanded
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -183,7 +183,7 @@ def _read_float(text: str) -> float:
 def _read_path(text: str) -> Path:
     if not text:
         raise Mismatch
-    return Path(text).expanduser()
+    return Path(with_home(text))
 
 
 READERS: Mapping[Any, Any] = {
@@ -192,6 +192,6 @@ READERS: Mapping[Any, Any] = {
     int: _read_int,
     float: _read_float,
     str: str,
-    TextOrPath: os.path.expanduser,
+    TextOrPath: with_home,
     Path: _read_path,
 }

@@ -1,6 +1,7 @@
 """MaskCache: label maps that are drawn only once."""
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import numpy as np
 
 from segkit.files import is_leftover, write_whole
 
+_log = logging.getLogger(__name__)
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 UNUSED = 60 * 24 * 3600  # seconds after which unused masks are removed
 KILLED = 3600  # seconds after which an unfinished file has no writer any more
@@ -106,6 +108,11 @@ def _remove(files: Iterable[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def default_folder() -> Path:
-    """Return `segkit/masks` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segkit" / "masks"
+def default_folder() -> Path | None:
+    """Return `segkit/masks` in the user's cache folder, or None if the user has no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache") / "segkit" / "masks"
+    except RuntimeError:  # no HOME, and the user is not in the list of users, as in some containers
+        _log.info("this user has no home folder: masks are drawn each time; `mask_cache=DIR` keeps them in a folder")
+        return None

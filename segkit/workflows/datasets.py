@@ -211,10 +211,16 @@ def open_files(
         overlap=config.overlap,
         class_names=json_classes,
         crowd=config.crowd,
-        mask_cache={"auto": default_folder(), "off": None}.get(config.mask_cache, config.mask_cache),
+        mask_cache=_mask_folder(config.mask_cache),
         **{option: getattr(config, option) for option in ALLOWED},
         **common,
     )
+
+
+def _mask_folder(mask_cache: str | Path) -> str | Path | None:
+    if mask_cache == "auto":
+        return default_folder()
+    return None if mask_cache == "off" else mask_cache
 
 
 def check_kinds(config: SourceConfig, source: Source) -> None:

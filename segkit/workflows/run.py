@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -501,7 +501,7 @@ def write_environment(file: Path, device: torch.device, command: str = "") -> di
     """
     is_cuda = device.type == "cuda"
     now = {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": _now().isoformat(timespec="seconds"),
         **({"command": command} if command else {}),
         "segkit": __version__,
         "python": platform.python_version(),
@@ -518,6 +518,14 @@ def write_environment(file: Path, device: torch.device, command: str = "") -> di
     content = {**now, "earlier": [*earlier.pop("earlier", []), earlier]} if is_kept else now
     write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return now
+
+
+def _now() -> datetime:
+    """Return the time in the local time zone, or in UTC if the variable TZ is no time zone."""
+    try:
+        return datetime.now().astimezone()
+    except ValueError:  # an offset of more than a day
+        return datetime.now(timezone.utc)
 
 
 def _version_of(package: str) -> str:

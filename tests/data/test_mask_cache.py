@@ -122,3 +122,11 @@ def test_several_processes_may_fill_it_together(tmp_path):
 def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "segkit" / "masks"
+
+
+def test_a_user_without_a_home_folder_keeps_no_masks_and_is_told(monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does then
+    with caplog.at_level("INFO", logger="segkit"):
+        assert default_folder() is None
+    assert "no home folder: masks are drawn each time; `mask_cache=DIR` keeps them" in caplog.text

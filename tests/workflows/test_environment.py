@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from datetime import datetime, timedelta
 
 import torch
 
@@ -28,3 +30,15 @@ def test_a_run_starts_on_systems_that_do_not_report_the_cores_of_a_process(tmp_p
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     assert write_environment(tmp_path / "env.json", torch.device("cpu"))["cores"] == os.cpu_count()
     assert pick_workers(None) >= 1
+
+
+def test_a_time_zone_that_is_none_is_no_mistake_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "XYZ-99")
+    time.tzset()
+    try:
+        started = write_environment(tmp_path / "env.json", torch.device("cpu"))["started"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert datetime.fromisoformat(started).utcoffset() == timedelta(0)
+    assert abs(datetime.fromisoformat(started).timestamp() - time.time()) < 3600

@@ -94,14 +94,21 @@ _MACHINE_CODES = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
 }
 _NO_MEMORY = ("can't allocate memory", "Insufficient memory", "Storage size calculation overflowed")
+# A limit of the machine in errors without a code, because a worker or a library has put them into a text.
+_LIMITS = {
+    "Too many open files": "too many files are open; allow more of them (ulimit -n), or try fewer `workers`",
+    "can't start new thread": "this user may not start more threads; allow more (ulimit -u), or try fewer `workers`",
+    "Resource temporarily unavailable": "this user may not start more processes; allow more (ulimit -u), or try fewer "
+    "`workers`",
+}
 
 
 def as_segkit_error(error: BaseException) -> SegkitError | None:
     """Return `error` as a SegkitError, or None if it is a bug.
 
     Translates what the machine is to blame for, whichever library raised it: a full or failing disk, too many open
-    files, memory that ran out, and a DataLoader worker that was killed. Where a file of the user cannot be read or
-    written, `raise as_segkit_error(error) or DataError(...)` never blames the file for these.
+    files or processes, memory that ran out, and a DataLoader worker that was killed. Where a file of the user cannot
+    be read or written, `raise as_segkit_error(error) or DataError(...)` never blames the file for these.
     """
     if isinstance(error, SegkitError):
         return error
@@ -109,6 +116,10 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
         return MachineError(_of_machine(error))
     if is_out_of_memory(error):
         return MachineError(f"memory ran out ({sentence(error).splitlines()[0]})" if str(error) else "memory ran out")
+    if isinstance(error, OSError | RuntimeError):
+        found = next((text for words, text in _LIMITS.items() if words in str(error)), None)
+        if found is not None:
+            return MachineError(found)
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         first = str(error).splitlines()[0].strip()
         return MachineError(
@@ -120,11 +131,18 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
 
 def _of_machine(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error)
+        return os_error_text(error)
     what = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{what}; allow more of them (ulimit -n), or try fewer `workers`"
+    if error.errno == errno.EAGAIN:
+        return _LIMITS["Resource temporarily unavailable"]
     return f"{what}; this is a fault of the machine or of a network share, not of the file"
+
+
+def os_error_text(error: OSError) -> str:
+    """Return `cannot write FILE: REASON` of an error about a file that is written, see `segkit.files.file_named`."""
+    return f"cannot write {error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

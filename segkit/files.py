@@ -10,11 +10,12 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from segkit.errors import MissingFileError, SegkitError, UsageError, as_segkit_error
+from segkit.errors import MachineError, MissingFileError, SegkitError, UsageError, as_segkit_error
 
 MAX_PIXELS = 178_956_970  # largest image that is opened by default; Pillow refuses larger ones, too
 
@@ -48,23 +49,62 @@ def write_whole(
     content = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     temporary = _temporary(path)
     try:
-        if callable(content):
-            content(temporary)
-        else:
-            with temporary.open("wb") as file:
-                file.write(content)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if durable and _checksum(temporary) != zlib.crc32(content):
-                raise OSError(f"{path} does not read back as it was written; is the disk failing?")
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        os.replace(temporary, path)
-        if durable:
-            _sync_folder(path.parent)
+        with file_named(path):
+            if callable(content):
+                content(temporary)
+            else:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                if durable and _checksum(temporary) != zlib.crc32(content):
+                    raise OSError(f"{path} does not read back as it was written; is the disk failing?")
+            if previous is not None and path.exists():
+                _keep(path, previous)
+            os.replace(temporary, path)
+            if durable:
+                _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_named(path: str | os.PathLike) -> Iterator[None]:
+    """Name `path` in an OSError of the block: that of a full disk names no file, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def reserve(file: BinaryIO, size: int, folder: str | os.PathLike, what: str) -> None:
+    """Make an open, empty file `size` bytes long, and reserve its room on the disk.
+
+    Without the room, a process that writes to the file through its memory is killed by the system (bus error) as soon
+    as the disk is full.
+
+    Args:
+        file: The file.
+        size: Its new size in bytes.
+        folder: Where it is, for the message.
+        what: What it holds, for the message.
+
+    Raises:
+        MachineError: The disk has not as much room.
+    """
+    try:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS, Windows
+            file.truncate(size)
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        raise MachineError(
+            f"{what} need {size / 1e6:.0f} MB on the disk, but {folder} has {free / 1e6:.0f} MB left ({error.strerror})"
+        ) from error
 
 
 def write_csv(
@@ -106,6 +146,7 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         MissingFileError: The file does not exist.
         UsageError: It cannot be read, or is not text in UTF-8.
+        MachineError: The machine is to blame, see `segkit.errors.as_segkit_error`.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -165,6 +206,18 @@ def check_readable(path: str | os.PathLike) -> None:
             pass
     except OSError as error:
         raise as_segkit_error(error) or UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def with_home(path: str | os.PathLike) -> str:
+    """Return a path whose leading `~` is replaced by the user's home folder.
+
+    Raises:
+        UsageError: This user has no home folder.
+    """
+    expanded = os.path.expanduser(os.fspath(path))
+    if expanded == "~" or expanded.startswith("~/"):
+        raise UsageError(f"this user has no home folder for the ~ in {path}; write the whole path")
+    return expanded
 
 
 def make_folder(path: str | os.PathLike) -> None:

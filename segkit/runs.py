@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from segkit.errors import MissingFileError, UsageError, as_segkit_error
-from segkit.files import is_leftover, read_text
+from segkit.files import is_leftover, read_text, with_home
 
 RUNS = Path("runs")  # the default output folder of the commands
 DEMO = RUNS / "demo-data"
@@ -119,9 +119,9 @@ def run_to_resume(resume: str | os.PathLike | bool, out: str | os.PathLike | Non
     if resume is False or (resume in (True, "auto") and out is None):
         return None
     if resume in (True, "auto"):
-        run = RunFolder(Path(out).expanduser())
+        run = RunFolder(Path(with_home(out)))
         return run if resume is True or run.has_checkpoint or run.is_cross_validation else None
-    path = Path(resume).expanduser()
+    path = Path(with_home(resume))
     return RunFolder(path.parent if path.is_file() else path)
 
 

@@ -10,8 +10,18 @@ import threading
 
 import pytest
 
-from segkit.errors import DataError, MissingFileError, UsageError
-from segkit.files import parse_json, read_text, remove_leftovers, write_csv, write_json, write_records, write_whole
+from segkit.errors import DataError, MachineError, MissingFileError, UsageError
+from segkit.files import (
+    parse_json,
+    read_text,
+    remove_leftovers,
+    reserve,
+    with_home,
+    write_csv,
+    write_json,
+    write_records,
+    write_whole,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -166,3 +176,40 @@ def test_a_text_that_cannot_be_read_is_a_sentence_with_the_file(tmp_path):
         read_text(tmp_path / "latin1.txt")
     (tmp_path / "bom.txt").write_text("a", encoding="utf-8-sig")
     assert read_text(tmp_path / "bom.txt") == "a"
+
+
+@pytest.mark.parametrize("content", [b"new", lambda file: file.write_bytes(b"new"), "new"])
+def test_an_error_of_the_disk_names_the_file_and_not_the_temporary_one(tmp_path, monkeypatch, content):
+    def full(*paths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_whole(tmp_path / "a", content)
+    assert (raised.value.filename, raised.value.errno) == (str(tmp_path / "a"), errno.ENOSPC)
+    assert str(raised.value) == f"[Errno 28] No space left on device: '{tmp_path / 'a'}'"
+
+
+def test_room_is_reserved_on_the_disk(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        reserve(file, 3_000_000, tmp_path, "probabilities")
+    stat = (tmp_path / "a").stat()
+    assert stat.st_size == 3_000_000
+    if hasattr(os, "posix_fallocate"):
+        assert stat.st_blocks * 512 >= 3_000_000  # a file with holes has no blocks
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS and Windows reserve nothing")
+def test_room_that_the_disk_lacks_is_one_sentence(tmp_path):
+    with (
+        (tmp_path / "a").open("wb") as file,
+        pytest.raises(MachineError, match=r"probabilities need \d+ MB on"),
+    ):
+        reserve(file, 2**60, tmp_path, "probabilities")
+
+
+def test_a_user_without_a_home_folder_must_write_whole_paths(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does then
+    assert with_home("a/~/b") == "a/~/b"
+    with pytest.raises(UsageError, match="this user has no home folder for the ~ in ~/runs"):
+        with_home("~/runs")

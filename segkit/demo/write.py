@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from segkit.data.images import write_image
 from segkit.demo.scenes import CLASSES, draw_scene
-from segkit.errors import UsageError
+from segkit.errors import UsageError, as_segkit_error
 from segkit.files import write_json
 
 # Raise this when the drawing changes, so that an older demo is not taken for the current one.
@@ -60,7 +60,9 @@ def is_written(root: Path, settings: dict[str, int]) -> bool:
         splits = [json.loads((root / name).read_text()) for name in ("train.json", "val.json")]
         complete = all((root / image["file_name"]).is_file() for split in splits for image in split["images"])
         same = all(split["info"]["settings"] == settings for split in splits)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (fault := as_segkit_error(error)) is not None:
+            raise fault from error
         complete = same = False
     if not (complete and same):
         raise UsageError(f"{root} is not a complete demo data set with {settings}: delete it or name another folder")

@@ -14,7 +14,7 @@ from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_r
 from segkit.data.findings import Note, raise_or_warn
 from segkit.data.rasterize import Annotation, rasterize
 from segkit.errors import UsageError
-from segkit.files import MAX_PIXELS, make_folder
+from segkit.files import MAX_PIXELS, file_named, make_folder
 from segkit.labels import BACKGROUND
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
@@ -123,7 +123,9 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
                 lists = {"images": [images[i] for i in rows], "annotations": [annotations[i] for i in rows]}
                 parts = other | {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
                 text = ", ".join(f"{json.dumps(key)}: {parts[key]}" for key in order)
-                Path(scratch, f"{name}_data{fold}.json").write_text(f"{{{text}}}", encoding="utf-8")
+                file = f"{name}_data{fold}.json"
+                with file_named(out / file):
+                    Path(scratch, file).write_text(f"{{{text}}}", encoding="utf-8")
         for path in old:
             path.unlink()
         for path in Path(scratch).iterdir():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segkit.data import SegmentationDataset
 from segkit.errors import NotFiniteError, UsageError
+from segkit.files import reserve
 from segkit.inference.predictor import Predictor
 from segkit.tta import Member, View
 
@@ -31,6 +32,7 @@ class MemberProbs:
 
     Raises:
         UsageError: The disk is too small.
+        MachineError: The room cannot be reserved, because another process fills the disk.
     """
 
     def __init__(self, predictor: Predictor, pixels: Sequence[np.ndarray], folder: Path) -> None:
@@ -46,6 +48,7 @@ class MemberProbs:
                 "keep fewer `pixels`, views or members"
             )
         with tempfile.TemporaryFile(dir=folder) as file:
+            reserve(file, self.bytes, folder.resolve(), "the probabilities of all images")
             self._values = np.memmap(file, dtype=np.float16, mode="w+", shape=(self._ends[-1],))
 
     @property

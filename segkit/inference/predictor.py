@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segkit.data.images import bits_of, read_image, to_rgb
 from segkit.errors import DataError, NotFiniteError, UsageError, as_segkit_error
+from segkit.files import reserve
 from segkit.inference.prediction import Prediction
 from segkit.labels import label_names
 from segkit.names import check_known
@@ -245,6 +246,8 @@ class Predictor:
     def _allocate(self, shape: tuple[int, ...], for_crf: bool) -> tuple[Tensor, np.memmap | None]:
         if self.probs == "disk":
             with tempfile.TemporaryFile() as file:  # its space is freed with the array
+                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(np.float32).itemsize
+                reserve(file, size, tempfile.gettempdir(), "the probabilities of an image")
                 array = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
             return torch.from_numpy(array), array
         try:

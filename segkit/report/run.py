@@ -215,7 +215,8 @@ def log_failure(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _log.warning("%s is skipped: %s", file, f"{error}" or type(error).__name__)
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        _log.warning("%s is skipped: %s", file, reason or f"{error}" or type(error).__name__)
 
 
 def write_confusion(file: Path, confusion: ConfusionMatrix) -> None:

@@ -3,6 +3,7 @@
 Each file is written whole or not at all, and read without unpickling code.
 """
 
+import errno
 import io
 import logging
 import math
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segkit.errors import MissingFileError, NotFiniteError, UsageError, as_segkit_error
-from segkit.files import remove_leftovers, write_csv, write_whole
+from segkit.errors import MissingFileError, NotFiniteError, UsageError, as_segkit_error, is_out_of_memory, os_error_text
+from segkit.files import file_named, remove_leftovers, write_csv, write_whole
 from segkit.models import Preprocessing, Segmenter
 from segkit.models.model_file import model_bytes
 from segkit.models.transfer import differences
@@ -60,12 +61,12 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
         try:
             save_state(state, out, randoms)
         except OSError as error:
-            return _log_failure(error, out)
+            return _log_failure(error)
         try:
             if state.history:
                 write_results(state.history, results)
         except OSError as error:
-            _log.warning("cannot write %s: %s; %s has its rows", results, error, RunFolder(out).last.name)
+            _log.warning("%s; %s has its rows", os_error_text(error), RunFolder(out).last.name)
         return None
 
     return ranks.on_first(write)
@@ -111,7 +112,7 @@ def save_if_best(
             content = model_bytes(model, epoch=state.epoch, miou=miou, weights=weights)
             write_whole(RunFolder(out).best, content, durable=True)
         except OSError as error:
-            return _log_failure(error, out)
+            return _log_failure(error)
         return None
 
     error = ranks.on_first(write)
@@ -146,9 +147,15 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         "random": randoms[0],
         "random_of_others": list(randoms[1:]),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    run = RunFolder(folder)
+    buffer, run = io.BytesIO(), RunFolder(folder)
+    with file_named(run.last):
+        try:
+            torch.save(content, buffer)
+        except (RuntimeError, MemoryError) as error:
+            # After a MemoryError of the buffer, torch complains about its position in it.
+            if not is_out_of_memory(error) and "inline_container" not in str(error):
+                raise
+            raise OSError(errno.ENOMEM, "memory ran out") from error
     write_whole(run.last, buffer.getbuffer(), durable=True, previous=run.previous)
 
 
@@ -302,6 +309,6 @@ def _check_same_model(content: Mapping[str, Any], model: Segmenter) -> None:
     raise UsageError(f"cannot resume: {problem}; to take only the weights of the run, use `init_from`")
 
 
-def _log_failure(error: OSError, out: Path) -> OSError:
-    _log.error("cannot save in %s: %s; files saved before are kept, and training continues", out, error)
+def _log_failure(error: OSError) -> OSError:
+    _log.error("%s; files saved before are kept, and training continues", os_error_text(error))
     return error

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from segkit.compat import compiled_for_training
 from segkit.data.batches import TrainBatches
-from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory
+from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory, os_error_text
 from segkit.labels import label_names
 from segkit.metrics import Scores
 from segkit.models import Segmenter
@@ -183,8 +183,8 @@ class Trainer:
                     stop.error = save_progress(state, self.out, ranks)
                 raise
         if not_saved is not None:
-            size = f"{checkpoint_bytes(state) / 1e6:.0f} MB"
-            raise CheckpointError(f"the run is finished, but could not be saved ({size}): {not_saved}") from not_saved
+            size, problem = f"{checkpoint_bytes(state) / 1e6:.0f} MB", os_error_text(not_saved)
+            raise CheckpointError(f"the run is finished, but could not be saved ({size}): {problem}") from not_saved
 
     def train_one_epoch(self, batches: Iterable[Batch]) -> float:
         """Train on the remaining batches of an epoch.

@@ -177,6 +177,24 @@ def test_a_name_in_a_table_stays_in_its_cell():
     assert table(["class"], [["a\x1b[31m\nb"]]) == ["class".ljust(12), "a\\x1b[31m\\nb"]
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jpg"), "cannot use a.jpg: Too many open files"),
+        (from_worker(OSError, "[Errno 24] Too many open files: 'a.jpg'"), "too many files are open"),
+        (RuntimeError("Too many open files. Communication with the workers"), "too many files are open"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "this user may not start more processes"),
+        (from_worker(BlockingIOError, "Resource temporarily unavailable"), "this user may not start more processes"),
+        (RuntimeError("can't start new thread"), "this user may not start more threads"),
+    ],
+)
+def test_a_limit_of_the_machine_is_a_sentence_and_no_fault_of_the_data(error, message, capsys):
+    assert outcome(error) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"segkit train: error: {message}")
+    assert shown.count("\n") == 1
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_of_several_processes_the_first_reports_a_loss_that_is_not_finite(rank, monkeypatch, capsys):
     monkeypatch.setenv("RANK", rank)

@@ -1,4 +1,6 @@
 import copy
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 from segkit.data import CocoSegmentation
-from segkit.errors import NotFiniteError
+from segkit.errors import MachineError, NotFiniteError
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.models import create_model
 from segkit.sliding_window import SlidingWindow
@@ -85,3 +87,15 @@ def test_a_model_that_returns_nan_is_an_error_that_names_the_image(models, shape
     data = CocoSegmentation(shapes[1])
     with pytest.raises(NotFiniteError, match=r"val0\.png: a model returns values that are not finite"):
         kept(Predictor([models[0], broken]), data, tmp_path, pixels=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS and Windows reserve nothing")
+def test_room_that_another_process_takes_meanwhile_is_a_sentence_instead_of_a_crash(models, tmp_path, monkeypatch):
+    def full(*where):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MachineError, match=f"of all images need 0 MB on the disk, but {tmp_path} has"):
+        MemberProbs(Predictor(models), [np.arange(1000)], tmp_path)
+    with pytest.raises(MachineError, match=r"the probabilities of an image need 0 MB on the disk, but .* has"):
+        Predictor(models, probs="disk")(np.zeros((40, 40, 3), np.uint8))

@@ -3,14 +3,22 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
+from segkit.errors import MissingPackageError
 from segkit.files import write_whole
 from segkit.labels import background_of, foreground_of
 from segkit.visualize import create_palette, grid, legend, overlay
+
+try:
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    MATPLOTLIB_FAULT = None
+except Exception as error:  # a broken installation raises errors of all kinds
+    MATPLOTLIB_FAULT = f"matplotlib cannot be imported: {error}"
 
 LONGEST_NAME = 24  # letters of a class name next to a bar or a row
 NUMBERED = 60  # largest number of classes with numbers in the cells of the confusion matrix
@@ -23,7 +31,7 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
         history: The rows of results.csv; epochs without a value are skipped.
         path: The PNG file.
     """
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = _new_figure(figsize=(13, 3.6), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
     for axes, name, label in (
         (losses, "train_loss", "training"),
@@ -66,7 +74,7 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path,
     miou = np.nanmean(iou) if miou is None else miou
     order = np.argsort(-np.nan_to_num(np.asarray(iou), nan=-1.0))
     values = np.asarray(iou)[order]
-    figure = Figure(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
+    figure = _new_figure(figsize=(7, 1 + 0.32 * len(values)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(range(len(values)), 100 * np.nan_to_num(values), color="tab:blue")
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
@@ -87,7 +95,7 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     total = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
     side = max(2.2, min(0.34, 24 / len(matrix)) * len(matrix))
-    figure = Figure(figsize=(side + 2.4, side + 1.6))
+    figure = _new_figure(figsize=(side + 2.4, side + 1.6))
     axes = figure.subplots()
     axes.set_facecolor("0.85")
     # The square root makes small confusions visible: 5 % of a class is seen at a glance.
@@ -108,11 +116,18 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     _save(figure, path, bbox_inches="tight")
 
 
+def _new_figure(**options: Any) -> "Figure":
+    """Return an empty figure; raise MissingPackageError if matplotlib cannot be imported."""
+    if MATPLOTLIB_FAULT is not None:
+        raise MissingPackageError(MATPLOTLIB_FAULT)
+    return Figure(**options)
+
+
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 2]}.."
 
 
-def _save(figure: Figure, path: Path, **options: str) -> None:
+def _save(figure: "Figure", path: Path, **options: str) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, dpi=110, format="png", **options)
     write_whole(path, stream.getvalue())

@@ -16,7 +16,7 @@ from segkit.files import write_csv, write_whole
 from segkit.metrics import ConfusionMatrix
 from segkit.report.gallery import Gallery, gallery_picture
 from segkit.report.page import Picture, RunPage, render
-from segkit.report.pictures import batch_picture, save_class_iou, save_confusion, save_curves
+from segkit.report.pictures import MATPLOTLIB_FAULT, batch_picture, save_class_iou, save_confusion, save_curves
 from segkit.runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class RunResults(NamedTuple):
 class RunReport:
     """Draw the pictures of a run and write report.html.
 
-    A picture that fails is logged and skipped: none is worth a training.
+    A picture that fails is logged and skipped: none is worth a training. Without matplotlib there are no charts.
 
     Args:
         run: The run folder.
@@ -104,6 +104,9 @@ class RunReport:
         self.pictures: dict[str, np.ndarray] = {}
         self._largest_share = largest_share
         self._next = 0.0
+        self._matrix_is_drawn = False
+        if MATPLOTLIB_FAULT is not None:
+            _log.warning("%s; training continues without curves and charts", MATPLOTLIB_FAULT)
 
     def draw_batch(self, images: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> None:
         """Write train_batch.png.
@@ -120,8 +123,7 @@ class RunReport:
         started = time.monotonic()
         if started < self._next:
             return
-        with log_failure(self.run.curves):
-            save_curves(results.history, self.run.curves)
+        self._draw_curves(results)
         self._write_page(results, f"Training: {len(results.history)} of {self.facts.epochs} epochs done.")
         now = time.monotonic()
         self._next = now + (now - started) / self._largest_share
@@ -135,14 +137,15 @@ class RunReport:
             gallery: The validation images to show, with the predictions of the best model.
         """
         run, names, matrix = self.run, self.facts.class_names, confusion.matrix
-        with log_failure(run.curves):
-            save_curves(results.history, run.curves)
-        with log_failure(run.class_iou):
-            save_class_iou(names, results.best_iou(names), run.class_iou, miou=results.best_miou)
+        self._draw_curves(results)
         with log_failure(run.confusion):
             write_confusion(run.confusion, confusion)
-        with log_failure(run.confusion_picture):
-            save_confusion(matrix, names, run.confusion_picture)
+        if MATPLOTLIB_FAULT is None:
+            with log_failure(run.class_iou):
+                save_class_iou(names, results.best_iou(names), run.class_iou, miou=results.best_miou)
+            with log_failure(run.confusion_picture):
+                save_confusion(matrix, names, run.confusion_picture)
+                self._matrix_is_drawn = True  # A file of that name may also show an earlier model.
         self._draw("worst", lambda: gallery_picture(gallery.worst.rows(), names, CELL))
         self._draw("best", lambda: gallery_picture(gallery.best.rows(), names, CELL))
         self._draw("val_predictions", lambda: gallery_picture(gallery.even, names))
@@ -153,8 +156,13 @@ class RunReport:
         self._save("worst", run.worst_images)
         self._save("best", run.best_images)
         self._save("val_predictions", run.val_predictions)
-        if run.confusion_picture.is_file():
+        if self._matrix_is_drawn:
             self.pictures["confusion_matrix"] = read_image(run.confusion_picture)
+
+    def _draw_curves(self, results: RunResults) -> None:
+        if MATPLOTLIB_FAULT is None:
+            with log_failure(self.run.curves):
+                save_curves(results.history, self.run.curves)
 
     def _draw(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         with log_failure(self.run.path / f"{name}.png"):
@@ -168,7 +176,7 @@ class RunReport:
     def _write_page(self, results: RunResults, status: str, confusion: ConfusionMatrix | None = None) -> None:
         facts, matrix = self.facts, None
         with log_failure(self.run.report):
-            if confusion is not None and self.run.confusion_picture.is_file():
+            if self._matrix_is_drawn:
                 matrix = Picture.drawing(*CONFUSION_CAPTIONS, self.run.confusion_picture)
             page = RunPage(
                 name=self.run.path.name,

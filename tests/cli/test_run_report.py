@@ -130,6 +130,18 @@ def test_pictures_that_cannot_be_drawn_do_not_stop_a_training(shapes, tmp_path, 
     assert not [path for path in out.iterdir() if path.suffix in (".html", ".png")]
 
 
+@pytest.mark.slow
+def test_a_training_needs_no_matplotlib(shapes, tmp_path):
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise AttributeError('_ARRAY_API not found')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "segkit", "train", *train_arguments(shapes, tmp_path / "a", "--epochs", "2")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("matplotlib cannot be imported: _ARRAY_API not found") == 1
+    assert (tmp_path / "a" / "val_predictions.png").is_file()
+
+
 def test_a_logger_without_its_package_is_one_line(shapes, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     train.main(train_arguments(shapes, tmp_path / "a", "--epochs", "1", "--log", "wandb"))

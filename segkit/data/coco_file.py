@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from segkit.data.coco_images import Item, json_size, read_items
-from segkit.data.findings import KINDS, Finding
+from segkit.data.findings import FEW, KINDS, Finding
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, is_normalised, read_segmentation, rescale, shape_areas
@@ -257,15 +257,24 @@ def read_all_regions(
 
 
 def find_faults_of_all(records: CocoRecords, regions: Sequence[Sequence[Annotation]]) -> None:
-    """Add to `records.findings` if no annotation paints anything, or if no polygon has its coordinates in pixels."""
+    """Add to `records.findings` what all or most annotations have in common, so that their masks are wrong.
+
+    No annotation may paint a class, the coordinates may be no pixels, or pixels of an image of another size.
+    """
     annotations = list(chain.from_iterable(regions))
-    polygons = [annotation for annotation in annotations if isinstance(annotation.shape, list)]
-    if annotations and all(annotation.shape is None for annotation in annotations):
-        sentence = f"none of the {len(annotations)} annotations in {records.file} paints anything"
-        records.findings.append(Finding("only-background", records.file.name, sentence))
-    if polygons and len(polygons) == sum(finding.kind == "unit-coordinates" for finding in records.findings):
+    where, found = records.file.name, records.findings
+    polygons = sum(isinstance(annotation.shape, list) for annotation in annotations)
+    shares = sum(finding.kind == "unit-coordinates" for finding in found)
+    beyond = {finding.where for finding in found if finding.kind in ("cut-polygon", "outside-polygon")}
+    if annotations and all(annotation.shape is None or annotation.label == 0 for annotation in annotations):
+        sentence = f"none of the {len(annotations)} annotations in {records.file} paints a class"
+        found.append(Finding("only-background", where, sentence))
+    if 0 < polygons == shares:
         sentence = f"all polygons in {records.file} have coordinates in 0..1, expected pixels"
-        records.findings.append(Finding("normalised", records.file.name, sentence))
+        found.append(Finding("normalised", where, sentence))
+    if len(beyond) > max(FEW, len(annotations) / 2):
+        sentence = f"{len(beyond)} of {len(annotations)} annotations in {records.file} reach beyond their image"
+        found.append(Finding("other-frame", where, sentence))
 
 
 def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:

@@ -11,6 +11,7 @@ from segkit.errors import DataError, DataWarning
 Severity = Literal["error", "warning", "note"]
 LISTED = 20  # findings of a kind that an error lists
 EXAMPLES = 3  # findings of a kind that a note names
+FEW = 5  # images or annotations, of which fewer do not show what all of them have in common
 
 
 class Finding(NamedTuple):
@@ -99,6 +100,7 @@ KINDS = {
     "mask-size": Kind("error", "masks of another size than their image", _SKIP),
     "mask-values": Kind("error", "masks with values or colours that are not a class"),
     "white-masks": Kind("error", "folders of masks that have only the values 0 and 255"),
+    "one-label": Kind("warning", "folders of masks that have only one class, from which no other can be learnt"),
     # categories and annotations
     "absent-category": Kind("warning", "classes without a category in a JSON, which has no pixel of them"),
     "background-category": Kind("note", "categories called background, whose annotations are label 0"),
@@ -129,6 +131,9 @@ KINDS = {
     "short-polygon": Kind("note", "polygons of fewer than three points, skipped"),
     "outside-polygon": Kind("note", "polygons outside their image, which paint nothing"),
     "cut-polygon": Kind("note", "polygons that reach beyond their image, cut at its border"),
+    "other-frame": Kind(
+        "warning", "files in which most polygons reach beyond their image, as if they were drawn at another size"
+    ),
     "crowd": Kind("note", "crowds (iscrowd)"),
     "ignored-region": Kind("note", 'regions marked `"ignore": 1`, neither trained on nor scored'),
     # found only by segkit.check

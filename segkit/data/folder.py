@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from segkit.data.dataset import ImageFiles, Paths, as_paths
-from segkit.data.findings import Finding, find_oddities, raise_or_warn, summarise
+from segkit.data.findings import FEW, Finding, find_oddities, raise_or_warn, summarise
 from segkit.data.images import (
     AS_USUAL,
     IMAGE_SUFFIXES,
@@ -178,6 +178,9 @@ def read_folder(
     if not reader.coloured and IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
         sentence = f"the masks below {masks} have no values except 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
+    elif len(labels - {IGNORE_INDEX}) == 1 and len(good) >= FEW:
+        name = reader.class_names[min(labels)]
+        found.append(Finding("one-label", str(masks), f"the masks below {masks} have no class except {name}"))
     return [item for item, _, _ in good]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,13 @@ def write(tmp_path):
         return tmp_path / "x.json"
 
     return write
+
+
+@contextlib.contextmanager
+def no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def notes_of(file, **options):
@@ -100,7 +108,7 @@ def test_a_segmentation_that_paints_nothing_is_counted(write, segmentation, kind
 def test_a_file_whose_annotations_all_paint_nothing_is_an_error(write, segmentation):
     """Such as an export for detection: a training would learn that all is background."""
     file = write([annotation(segmentation, i, bbox=[2, 3, 10, 4]) for i in (5, 6)])
-    with pytest.raises(DataError, match=r"none of the 2 annotations in .*x\.json paints anything; .*`bbox_as_mask`"):
+    with pytest.raises(DataError, match=r"none of the 2 annotations in .*x\.json paints a class; .*`bbox_as_mask`"):
         CocoSegmentation(file)
     if not segmentation:
         assert CocoSegmentation(file, bbox_as_mask=True).mask(0).sum() == 40
@@ -118,6 +126,21 @@ def test_coordinates_in_0_to_1_are_an_error_in_training_and_in_folds(write, keys
     if not keys:
         with pytest.raises(DataError, match=message):
             read_fold_source(file)
+
+
+def test_annotations_of_background_only_are_an_error(write):
+    file = write([annotation(category_id=1)], categories=[*CATEGORIES, {"id": 1, "name": "Background"}])
+    with pytest.raises(DataError, match=r"none of the 1 annotations in .* paints a class"):
+        CocoSegmentation(file)
+
+
+@pytest.mark.parametrize(("beyond", "within"), [(6, 5), (6, 6), (5, 0)])
+def test_polygons_of_an_image_of_another_size_are_warned_of(write, beyond, within):
+    rows = [annotation([rectangle(25, 5, 40, 5)], i) for i in range(beyond)]
+    file = write([*rows, *(annotation([rectangle(0, 0, 5, 5)], 20 + i) for i in range(within))])
+    is_warned = beyond > 5 and beyond > within
+    with pytest.warns(DataWarning, match="as if they were drawn at another size") if is_warned else no_warning():
+        CocoSegmentation(file)
 
 
 def test_single_annotations_in_0_to_1_are_warned_of(write):

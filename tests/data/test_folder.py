@@ -328,6 +328,15 @@ def test_masks_without_a_label_besides_0_and_255_are_an_error(tmp_path, mask):
         load(tmp_path, [mask], class_names=NAMES[:2])
 
 
+@pytest.mark.parametrize("label", [0, 2])
+def test_masks_of_one_label_are_warned_of(tmp_path, label):
+    """Such as black pictures, which a training would learn to be background."""
+    with pytest.warns(DataWarning, match="folders of masks that have only one class") as caught:
+        data = load(tmp_path, [np.full((3, 4), label, np.uint8)] * 5)
+    assert len(caught) == 1
+    assert data.findings[0].sentence.endswith(f"have no class except {NAMES[label]}")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"class_names": ["water"]}, {"class_names": None, "palette": "p.txt"}],

@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from segkit.data.coco_file import Allowed, CocoFile, read_coco
+from segkit.data.coco_file import Allowed, CocoFile, ids_by_name, read_coco
 from segkit.data.coco_images import Item, find_shared_files
 from segkit.data.dataset import ImageFiles, Paths, as_paths
 from segkit.data.findings import Finding, raise_or_warn, summarise
@@ -58,6 +58,7 @@ class CocoSegmentation(ImageFiles):
     Attributes:
         class_names: `background` and the category names, in label order.
         categories: Names by category id, in id order.
+        category_ids: The id of each category by name, as in the first file that has the category.
         items: Path, name, size and id of each image.
         annotations: The regions of each image.
         findings: Everything wrong or remarkable, one by one.
@@ -160,6 +161,7 @@ class CocoSegmentation(ImageFiles):
             parts.append(read_coco(file, folder, reading=reading, allowed=allowed, names=names))
         self.reading = reading
         self.categories = parts[0].categories
+        self.category_ids = ids_by_name([part.categories for part in parts])
         self.class_names = (BACKGROUND, *parts[0].class_names)
         self.items: Packed[Item] = Packed(chain.from_iterable(part.items for part in parts))
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))

@@ -373,6 +373,16 @@ def _annotations_by_image(
     return by_image
 
 
+def ids_by_name(categories: Sequence[Mapping[Id, str]]) -> dict[str, Id]:
+    """Return the first id of each name in several files, each with its names by id; no id stands for two names."""
+    ids: dict[str, Id] = {}
+    for of_file in categories:
+        for category, name in of_file.items():
+            if name not in ids and category not in ids.values():
+                ids[name] = category
+    return ids
+
+
 class _Ids:
     """Finds the id that a reference means: the same one, or the only one with the same value ("7", 7.0 and 7)."""
 

@@ -2,9 +2,10 @@
 
 import bisect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ class SegmentationDataset:
 
     Attributes:
         class_names: In label order.
+        category_ids: The id of each class, by name, in the JSON that the labels come from; models keep it.
         ignore_classes: Names of classes that are 255 in the target.
         transform: Called as `transform(image=image, mask=target)`, as in albumentations; returns a mapping with
             `image` and `mask`.
@@ -36,6 +38,7 @@ class SegmentationDataset:
     """
 
     class_names: Sequence[str]
+    category_ids: Mapping[str, int | str] = MappingProxyType({})
     ignore_classes: Sequence[str] = ()
     transform: Callable[..., Any] | None = None
     mask_cache: MaskCache | None = None
@@ -121,6 +124,7 @@ class Subset(SegmentationDataset):
         self.whole = whole
         self.indices = [int(i) for i in indices]
         self.class_names, self.ignore_classes = whole.class_names, whole.ignore_classes
+        self.category_ids = whole.category_ids
         self.transform = whole.transform
 
     def __len__(self) -> int:
@@ -224,6 +228,7 @@ class JoinedDatasets(SegmentationDataset):
     def __init__(self, parts: Sequence[SegmentationDataset]) -> None:
         self.parts = list(parts)
         self.class_names, self.ignore_classes = parts[0].class_names, parts[0].ignore_classes
+        self.category_ids = parts[0].category_ids
         self.transform = parts[0].transform
         for part in parts[1:]:
             if tuple(part.class_names) != tuple(self.class_names):

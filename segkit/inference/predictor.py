@@ -116,6 +116,12 @@ class Predictor:
         return label_names(self.members[0].class_names)
 
     @property
+    def category_ids(self) -> dict[str, int | str]:
+        """The id of each class, by name, in the COCO JSON that the models were trained on; empty if unknown."""
+        ids = (getattr(member, "category_ids", {}) for member in self.members)
+        return next(filter(None, ids), {})
+
+    @property
     def crf_workers(self) -> int:
         """Number of processes that refine images; 0 if the CRF runs in this process, as it does on a GPU."""
         place = torch.device("cpu") if self.probs == "disk" else self.device

@@ -3,17 +3,18 @@
 import glob
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 import cv2
 import numpy as np
 
 from segkit.data import list_images, read_image
-from segkit.data.coco_file import Allowed, read_coco
+from segkit.data.coco_file import Allowed, ids_by_name, read_coco
 from segkit.data.findings import UNUSABLE_IMAGES, Finding, raise_errors, summarise
 from segkit.data.image_names import ImageNames
 from segkit.data.images import AS_USUAL, Reading
@@ -33,13 +34,13 @@ class SourceImage:
         name: Relative path; its results are named after it.
         read: Returns the image, (H, W, 3) uint8 RGB, or raises DataError if it cannot be read.
         path: The file, or None for a frame of a video and an image of a data set.
-        id: Its id in a COCO JSON.
+        ids: Its ids in a COCO JSON, which may list a file several times.
     """
 
     name: Path
     read: Callable[[], np.ndarray]
     path: Path | None = None
-    id: int | str | None = None
+    ids: tuple[int | str, ...] = ()
 
     @classmethod
     def unusable(cls, name: Path, reason: str, path: Path | None = None) -> "SourceImage":
@@ -49,6 +50,12 @@ class SourceImage:
             raise DataError(reason)
 
         return cls(name, fail, path)
+
+
+class CocoImages(list[SourceImage]):
+    """The images of a COCO JSON, and the ids of its categories by name."""
+
+    category_ids: Mapping[str, int | str] = MappingProxyType({})
 
 
 class Video(Sequence[SourceImage]):
@@ -181,9 +188,9 @@ def _warn_of_respelt(findings: Sequence[Finding]) -> None:
 
 
 def _file(
-    name: Path, path: Path, reading: Reading, size: tuple[int, int] | None = None, id: int | str | None = None
+    name: Path, path: Path, reading: Reading, size: tuple[int, int] | None = None, ids: tuple[int | str, ...] = ()
 ) -> SourceImage:
-    return SourceImage(name, partial(read_image, path, size, reading=reading), path, id)
+    return SourceImage(name, partial(read_image, path, size, reading=reading), path, ids)
 
 
 def _not_empty(images: list[SourceImage], nothing: str) -> list[SourceImage]:
@@ -201,10 +208,8 @@ def _named_from_common_folder(files: Sequence[Path], reading: Reading) -> list[S
     return [_file(place.relative_to(shared), file, reading) for place, file in by_place.items()]
 
 
-def _coco_images(
-    file: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading
-) -> list[SourceImage]:
-    """Return the images of the JSON, each file once; reading one that cannot be used fails."""
+def _coco_images(file: Path, root: Path | None, class_names: Sequence[str] | None, reading: Reading) -> CocoImages:
+    """Return the images of the JSON, each file once with all its ids; reading one that cannot be used fails."""
     data = read_coco(file, root, reading=reading, allowed=Allowed(allow_outside_root=True, merge_same_name=True))
     raise_errors([f for f in data.findings if f.kind in ("bad-name", "url", "duplicate-image-id")])
     new = [] if class_names is None else [name for name in data.class_names if name not in class_names]
@@ -214,16 +219,23 @@ def _coco_images(
             "folder of the images as `source` to ignore the categories"
         )
     _warn_of_respelt(data.findings)
-    images = [_file(Path(item.file_name), item.path, reading, item.size, item.id) for item in data.items]
+    images = [_file(Path(item.file_name), item.path, reading, item.size, (item.id,)) for item in data.items]
     bad = {f.where: f for f in data.findings if f.kind in UNUSABLE_IMAGES}
     for name, finding in bad.items():
         images.append(SourceImage.unusable(Path(name), finding.sentence, (root or file.parent) / name))
     once: dict[Path, SourceImage] = {}
     for image in images:
-        once.setdefault(image.name, image)
+        if image.name in once and not image.ids:
+            again = f"{file} lists {image.name} again as an image that cannot be used, which has no result"
+            warnings.warn(again, DataWarning, stacklevel=4)
+        first = once.setdefault(image.name, image)
+        if first is not image:
+            once[image.name] = replace(first, ids=first.ids + image.ids)
         name = str(image.name)
         if image.name.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in image.name.parts:
             raise DataError(
                 f"{file} names the image {name}, and results with this name would lie outside the output folder"
             )
-    return list(once.values())
+    found = CocoImages(once.values())
+    found.category_ids = ids_by_name([data.categories])
+    return found

@@ -47,11 +47,12 @@ def model_bytes(model: Segmenter, **extra: Any) -> bytes:
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:
-    """Return the header of a model file: architecture (`model`, None if unknown), classes and preprocessing."""
+    """Return the header of a model file: architecture (`model`, None if unknown), classes, ids and preprocessing."""
     return {
         "format": FORMAT,
         "model": model.config,
         "class_names": list(model.class_names),
+        "category_ids": dict(model.category_ids),
         "preprocessing": asdict(model.preprocessing),
     }
 
@@ -71,6 +72,7 @@ def load_model(path: str | os.PathLike) -> Segmenter:
     try:
         model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
         model.preprocessing = _read_preprocessing(header["preprocessing"], len(model.preprocessing.mean))
+        model.category_ids = _read_category_ids(header.get("category_ids", {}))  # model files did not have it at first
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
     weights = load_file(file)
@@ -91,6 +93,12 @@ def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
     if len(preprocessing.mean) != channels:
         raise UsageError(f"`preprocessing` is for {len(preprocessing.mean)} channels, but the model has {channels}")
     return preprocessing
+
+
+def _read_category_ids(stored: Any) -> dict[str, int | str]:
+    if not isinstance(stored, dict) or not all(type(value) in (int, str) for value in stored.values()):
+        raise UsageError(f"`category_ids` must be whole numbers or texts by class name, got {stored!r}")
+    return stored
 
 
 def find_model_file(path: str | os.PathLike) -> Path:

@@ -18,6 +18,7 @@ class OptimizedSegmenter(nn.Module):
 
     Attributes:
         class_names: Class names of the model.
+        category_ids: Category ids of the model.
         preprocessing: Preprocessing of the model.
         compiled: Whether the model is compiled; false if there is no C++ compiler.
     """
@@ -25,6 +26,7 @@ class OptimizedSegmenter(nn.Module):
     def __init__(self, model: Segmenter, *, dtype: torch.dtype, compiled: bool, dynamic: bool) -> None:
         super().__init__()
         self.class_names: tuple[str, ...] = model.class_names
+        self.category_ids: dict[str, int | str] = model.category_ids
         self.preprocessing: Preprocessing = model.preprocessing
         self.dtype = dtype
         self.compiled = compiled

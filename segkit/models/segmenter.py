@@ -49,6 +49,9 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         align_corners: How the logits are resized to the image; see `segkit.models.layers.resize`.
         aux_head: Segmentation head on the features before the deepest, for training.
         image_head: Classifier of the whole image on the deepest features.
+
+    Attributes:
+        category_ids: The id of each class, by name, in the COCO JSON that the model was trained on; empty if unknown.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         self.aux_head = aux_head
         self.image_head = image_head
         self.class_names = tuple(class_names)
+        self.category_ids: dict[str, int | str] = {}
         self.preprocessing = preprocessing or backbone.preprocessing
         self.config = config
         self.align_corners = align_corners

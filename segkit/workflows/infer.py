@@ -1,7 +1,7 @@
 """predict: segment photographs and write masks, overlays and everything that is made of them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,8 +29,10 @@ from segkit.inference import (
     write_coco,
     write_submission,
 )
-from segkit.inference.coco_results import annotations_of, check_background, image_record
+from segkit.inference.coco_results import annotations_of, image_record
+from segkit.inference.source import CocoImages
 from segkit.inference.stream import ahead
+from segkit.labels import background_of
 from segkit.runs import DEMO, create_run_folder
 from segkit.training import ranks_of_torchrun
 from segkit.workflows.predictors import find_members, load_predictor, pick_device, pick_workers
@@ -75,7 +77,7 @@ class _Result(NamedTuple):
     """The row of an image in the manifest, or why there is none."""
 
     name: Path
-    id: int | str | None  # in the COCO JSON of the source
+    ids: tuple[int | str, ...]  # in the COCO JSON of the source
     row: dict[str, Any] | None
     error: str | None = None
     has_pages: bool = False  # or frames, of which only the first is segmented
@@ -106,6 +108,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     source = write_demo(DEMO)[1] if config.source is None else config.source
     reading = Reading(config.exif, config.max_pixels)
     images = open_source(source, config.images, members[0].class_names, reading)
+    of_source = images.category_ids if isinstance(images, CocoImages) else {}
     if config.skip_existing and isinstance(images, list):
         own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
         images = [image for image in images if own.isdisjoint(image.path.resolve().parents)]
@@ -126,8 +129,6 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
             probs="memory" if {"probs", "pseudo"} & set(config.save) else "none",
             console=console,
         )
-        if "coco" in config.save:
-            check_background(predictor.class_names)
         pseudo = None
         if "pseudo" in config.save:
             thresholds = (config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share)
@@ -148,7 +149,9 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         results = ranks.gather_on_first([*done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
-    return _conclude(config, writer, results, ids, console) if ranks.is_first else PredictResult(out, [], [])
+    if not ranks.is_first:
+        return PredictResult(out, [], [])
+    return _conclude(config, writer, results, ids, console, of_source, predictor.category_ids)
 
 
 def _divide(
@@ -166,7 +169,7 @@ def _divide(
             if row is None:
                 yield source
             else:
-                done.append(_Result(source.name, source.id, row))
+                done.append(_Result(source.name, source.ids, row))
 
     return todo(), done
 
@@ -178,11 +181,11 @@ def _write(
 
     def write(one: Segmented) -> _Result:
         if one.error is not None:
-            return _Result(one.source.name, one.source.id, None, str(one.error))
+            return _Result(one.source.name, one.source.ids, None, str(one.error))
         row = writer.write(one.source.name, one.image, one.prediction)
         has_pages = one.source.path is not None and read_image_header(one.source.path, reading).animated
         labels = None if pseudo is None else pseudo(one.prediction)
-        return _Result(one.source.name, one.source.id, row, has_pages=has_pages, pseudo=labels)
+        return _Result(one.source.name, one.source.ids, row, has_pages=has_pages, pseudo=labels)
 
     def submitted() -> Iterator[tuple[None, Future]]:
         for one in bar:
@@ -195,7 +198,12 @@ def _write(
 
 
 def _conclude(
-    config: InferConfig, writer: PredictionWriter, results: Iterable[_Result], ids: Sequence[str], console: Console
+    config: InferConfig,
+    writer: PredictionWriter,
+    results: Iterable[_Result],
+    ids: Sequence[str],
+    console: Console,
+    *category_ids: Mapping[str, int | str],
 ) -> PredictResult:
     """Write what is made of all images together: tables, COCO JSON, pseudo labels, submission."""
     order = {name: number for number, name in enumerate(writer.targets)}
@@ -211,12 +219,14 @@ def _conclude(
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
     # `skip_existing` the masks of the earlier run exist only there.
     if "coco" in config.save:
-        found = ((result, annotations_of(writer.read_mask(result.name))) for result in good)
-        write_coco(out / "predictions.json", writer.class_names, _records(found))
+        background = background_of(writer.class_names)
+        found = ((result, annotations_of(writer.read_mask(result.name), background)) for result in good)
+        write_coco(out / "predictions.json", writer.class_names, _records(found), *category_ids)
         written.append("predictions.json")
     if "pseudo" in config.save:
         taken = [result for result in good if result.pseudo is not None]
-        write_coco(out / "pseudo.json", writer.class_names, _records((result, result.pseudo) for result in taken))
+        once = [(result._replace(ids=result.ids[:1]), result.pseudo) for result in taken]  # to train on a file once
+        write_coco(out / "pseudo.json", writer.class_names, _records(once), *category_ids)
         console.print(f"{len(taken)} of {len(good)} images are sure enough for pseudo labels")
         written.append("pseudo.json")
     if "submission" in config.save and failures:
@@ -253,10 +263,9 @@ def _counted(names: Sequence[str], what: str) -> str:
 
 
 def _records(found: Iterable[tuple[_Result, list[dict[str, Any]]]]) -> list[tuple[dict[str, Any], list]]:
-    """Return the COCO records of images with their annotations; an image without an id gets its number."""
-    records = []
-    for number, (result, annotations) in enumerate(found, start=1):
-        size = (result.row["height"], result.row["width"])
-        identifier = number if result.id is None else result.id
-        records.append((image_record(result.name, size, identifier), annotations))
-    return records
+    """Return the COCO records of images with their annotations, one for each id; an image without one is numbered."""
+    return [
+        (image_record(result.name, (result.row["height"], result.row["width"]), identifier), annotations)
+        for number, (result, annotations) in enumerate(found, start=1)
+        for identifier in result.ids or (number,)
+    ]

@@ -156,6 +156,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)
         loss = build_loss(config, rarity).to(device)
         model = build_model(config, train_set.class_names, device, ranks, console, is_resumed=is_resumed)
+        model.category_ids = dict(train_set.category_ids)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device)
         if is_resumed:
             resume_run(state, start.checkpoint, ranks, allow_data_change=config.allow_data_change)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
-from safetensors.torch import load_file
 
 from segkit.cli import infer, train
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
+from segkit.errors import DataWarning
+from segkit.folds import read_fold_source
 from segkit.inference import Prediction, PredictionWriter, SourceImage
-from segkit.models import create_model, save_model
+from segkit.models import create_model, load_model, save_model
 from segkit.models.preprocessing import Preprocessing
 from segkit.workflows.infer import _divide
 from segkit.workflows.predictors import build_crf
@@ -188,14 +189,55 @@ def test_a_sample_submission_that_does_not_fit_is_a_wrong_setting(shapes, model,
     assert not (tmp_path / "o").exists()
 
 
-def test_a_model_whose_first_class_is_not_background_cannot_write_coco(shapes, model, tmp_path, capsys):
-    options = {"pyramid_channels": 16, "channels": 16}
-    names = ("road", "sky", "tree")
-    other = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, **options)
-    other.load_state_dict(load_file(model))
-    save_model(other, tmp_path / "x.safetensors")
-    assert fails(tmp_path / "x.safetensors", shapes[1].parent / "images", tmp_path / "o", "--save", "coco") == 3
-    assert "must be background" in capsys.readouterr().err
+def test_results_have_the_category_ids_and_all_image_ids_of_the_source(model, shapes, tmp_path):
+    source = json.loads(shapes[1].read_text())
+    source["images"].append(source["images"][0] | {"id": "again"})
+    file = shapes[1].with_name("twice.json")
+    file.write_text(json.dumps(source))
+    options = ("--save", "coco", "pseudo", "--pseudo-threshold", 0, "--pseudo-min-share", 0)
+    run(model, file, tmp_path / "o", *options)
+    file.unlink()
+    found, pseudo = (json.loads((tmp_path / f"o/{name}.json").read_text()) for name in ("predictions", "pseudo"))
+    for content in (found, pseudo):
+        assert content["categories"] == [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+        assert {annotation["category_id"] for annotation in content["annotations"]} == {3, 7}
+    assert sorted(map(str, (image["id"] for image in found["images"]))) == ["100", "101", "102", "103", "again"]
+    of_image = {i: [a["segmentation"] for a in found["annotations"] if a["image_id"] == i] for i in (100, "again")}
+    assert of_image[100] == of_image["again"] != []
+    assert [image["id"] for image in pseudo["images"]] == [100, 101, 102, 103], "no image trains twice"
+
+
+def test_results_of_a_folder_have_the_category_ids_of_the_training(model, shapes, tmp_path):
+    trained = load_model(model)
+    trained.category_ids = CocoSegmentation(shapes[0]).category_ids
+    save_model(trained, tmp_path / "m.safetensors")
+    photographs = shapes[1].parent / "images"
+    options = ("--save", "mask", "pseudo", "--pseudo-threshold", 0, "--pseudo-min-share", 0)
+    run(tmp_path / "m.safetensors", photographs, tmp_path / "o", *options)
+    file = photographs / "pseudo.json"
+    shutil.copy(tmp_path / "o/pseudo.json", file)
+    assert json.loads(file.read_text())["categories"] == [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+    with pytest.warns(DataWarning, match="listed as several images"):
+        joined = CocoSegmentation([shapes[0], file])
+    source = read_fold_source(shapes[0], [file])
+    file.unlink()
+    assert joined.class_names == NAMES
+    mask = read_mask(tmp_path / "o/mask" / joined.name(12))
+    assert np.array_equal(joined.mask(12), mask)
+    assert len(np.unique(mask)) > 1
+    assert {row["category_id"] for rows in source.annotations for row in rows} == {3, 7}
+
+
+def test_a_model_whose_first_class_is_not_background_writes_all_classes(shapes, model, tmp_path):
+    trained = load_model(model)
+    trained.class_names = ("road", "sky", "tree")
+    save_model(trained, tmp_path / "x.safetensors")
+    run(tmp_path / "x.safetensors", shapes[1].parent / "images", tmp_path / "o", "--save", "coco", "overlay")
+    content = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert content["categories"] == [{"id": i, "name": name} for i, name in enumerate(trained.class_names, start=1)]
+    image = content["images"][0]
+    area = sum(row["area"] for row in content["annotations"] if row["image_id"] == image["id"])
+    assert area == image["height"] * image["width"]
 
 
 def test_crf_words_name_a_preset_and_changes():

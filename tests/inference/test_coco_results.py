@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.data import CocoSegmentation, DataError
+from segkit.data import CocoSegmentation
 from segkit.inference import Prediction, PseudoLabels, write_coco
 from segkit.inference.coco_results import annotations_of, image_record
+from segkit.labels import background_of
 
 NAMES = ("background", "can", "paper", "glass")
 
@@ -26,8 +28,6 @@ def random_case(seed=0):
 
 
 def written(tmp_path, results):
-    from pathlib import Path
-
     records = []
     for number, (mask, found) in enumerate(results, start=1):
         Image.new("RGB", mask.shape[::-1]).save(tmp_path / f"{number}.png")
@@ -70,6 +70,35 @@ def test_a_class_may_have_its_own_threshold():
     assert [(a["category_id"], a.get("ignore", 0)) for a in found] == [(2, 0), (1, 1)]
 
 
+@pytest.mark.parametrize("names", [("road", "sky", "tree"), ("sky", "background", "tree")])
+def test_a_class_0_that_is_not_background_has_a_category(tmp_path, names):
+    background = background_of(names)
+    mask, sure = random_case()
+    mask = np.minimum(mask, 2)
+    for found, where in (
+        (annotations_of(mask, background), np.ones(mask.shape, bool)),
+        (PseudoLabels(names, 0.8, min_share=0)(prediction_of(mask, sure)), sure),
+    ):
+        Image.new("RGB", mask.shape[::-1]).save(tmp_path / "a.png")
+        write_coco(tmp_path / "a.json", names, [(image_record(Path("a.png"), mask.shape, 1), found)])
+        data = CocoSegmentation(tmp_path / "a.json")
+        named = [names.index(name) if name in names else None for name in data.class_names]
+        assert set(named) - {None} == set(range(3))
+        target = np.array([*(-1 if n is None else n for n in named), *[-1] * (255 - len(named)), 255])[data.target(0)]
+        assert np.array_equal(target, np.where(where, mask, 255))
+
+
+def test_categories_keep_the_ids_of_the_source_then_of_the_model(tmp_path):
+    mask = np.array([[0, 1, 2, 3]], np.uint8)
+    results = [(image_record(Path("a.png"), mask.shape, 1), annotations_of(mask))]
+    write_coco(tmp_path / "a.json", NAMES, results, {"glass": 0, "other": 5}, {"glass": 9, "can": 0, "paper": "p"})
+    content = json.loads((tmp_path / "a.json").read_text())
+    # can has no id of the source, and the id that the model knows for it is glass here
+    expected = {"can": 1, "paper": "p", "glass": 0}
+    assert {category["name"]: category["id"] for category in content["categories"]} == expected
+    assert [annotation["category_id"] for annotation in content["annotations"]] == list(expected.values())
+
+
 def test_annotations_have_area_box_and_mask_as_plain_json():
     mask = np.zeros((5, 6), np.uint8)
     mask[1:3, 2:6] = 3
@@ -83,7 +112,6 @@ def test_annotations_have_area_box_and_mask_as_plain_json():
     [
         (lambda: PseudoLabels(NAMES, class_thresholds={"cann": 0.5}), ValueError, "no class 'cann'"),
         (lambda: PseudoLabels(NAMES, 1.5), ValueError, "must be in 0..1"),
-        (lambda: PseudoLabels(("road", "sky")), DataError, "must be background"),
     ],
 )
 def test_wrong_settings_are_named(call, error, message):

@@ -90,7 +90,7 @@ def test_a_coco_json_has_ids_and_sizes_and_its_bad_images_fail_when_read(photogr
     file = photographs / "test.json"
     file.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "can"}]}))
     good, *bad = open_source(file)
-    assert (good.name, good.id, good.read().shape) == (Path("a.png"), 7, (4, 6, 3))
+    assert (good.name, good.ids, good.read().shape) == (Path("a.png"), (7,), (4, 6, 3))
     assert {image.name.as_posix() for image in bad} == {"deep/b.jpg", "none.png"}
     for image in bad:
         with pytest.raises(DataError, match=image.name.name):
@@ -106,10 +106,19 @@ def test_a_coco_json_lists_a_file_once_and_its_annotations_are_ignored(photograp
     file.write_text(json.dumps({"images": images, "categories": categories, "annotations": bad}))
     found = open_source(file, class_names=("background", "can"))
     assert [image.name.as_posix() for image in found] == ["a.png", "none.png"]
-    assert found[0].id == 1
+    assert found[0].ids == (1, 2)
     file.write_text(json.dumps({"images": images + images[:1], "categories": categories}))
     with pytest.raises(DataError, match="two images with the same id 1"):
         open_source(file)
+
+
+def test_a_second_record_of_a_file_that_cannot_be_used_is_told(photographs):
+    images = [{"id": i, "file_name": "a.png", "height": height, "width": 6} for i, height in ((1, 4), (2, 400))]
+    file = photographs / "test.json"
+    file.write_text(json.dumps({"images": images, "categories": [{"id": 5, "name": "can"}]}))
+    with pytest.warns(DataWarning, match=r"lists a\.png again as an image that cannot be used"):
+        (found,) = open_source(file)
+    assert found.ids == (1,)
 
 
 def test_a_coco_json_may_number_the_classes_otherwise_and_lack_some(photographs):

@@ -32,6 +32,21 @@ def test_a_loaded_model_returns_the_same_logits_without_network(tmp_path, no_net
     assert read_header(tmp_path / "m.safetensors")["extra"] == {"miou": 0.5}
 
 
+def test_a_model_file_keeps_the_category_ids_and_may_lack_them(tmp_path):
+    model, file = small_model(), tmp_path / "m.safetensors"
+    model.category_ids = {"sky": 0, "tree": "t"}
+    save_model(model, file)
+    assert load_model(file).category_ids == optimize(model, compile=False).category_ids == {"sky": 0, "tree": "t"}
+    header = describe_model(model)
+    for ids in ({"sky": 1.5}, ["sky"], {"sky": True}, None):
+        save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header | {"category_ids": ids})})
+        with pytest.raises(UsageError, match="`category_ids` must be whole numbers or texts by class name"):
+            load_model(file)
+    del header["category_ids"]  # as in files of earlier versions
+    save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header)})
+    assert load_model(file).category_ids == {}
+
+
 def test_a_model_in_channels_last_is_saved(tmp_path):
     model = small_model().to(memory_format=torch.channels_last)
     save_model(model, tmp_path / "m.safetensors")

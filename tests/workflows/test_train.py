@@ -48,6 +48,7 @@ def test_the_result_says_what_was_reached_and_loads_the_best_model(result, out):
     assert (result.best_epoch, result.best_miou) == (1, result.history[0]["miou"])
     assert not result.was_finished
     assert result.load().class_names == result.class_names
+    assert result.load().category_ids == {"square": 3, "disc": 7}
     assert repr(result).startswith(f"TrainResult(folder=RunFolder({str(out)!r}), best_miou=0.")
     assert "train_loss" not in repr(result)
     with pytest.raises(AttributeError):

@@ -12,6 +12,7 @@ from segkit.data.coco_file import read_coco
 from segkit.data.images import list_images
 from segkit.data.palette import read_palette
 from segkit.data.samples import name_image_in_errors
+from segkit.demo.write import is_written
 from segkit.errors import MachineError, as_segkit_error
 from segkit.files import read_text
 from segkit.inference import open_source
@@ -32,6 +33,7 @@ READERS = {
     "video": open_source,
     "folder of images": lambda file: list_images(file.parent),
     "out": lambda file: check_writable(file.parent),
+    "demo": lambda file: is_written(file.parent, {}),
 }
 
 

@@ -12,11 +12,12 @@ from segkit.console import Console
 from segkit.data.dataset import ImageFile, ImageFiles
 from segkit.data.findings import KINDS, Finding
 from segkit.data.image_groups import difference_hash, group_images, near_pairs
-from segkit.data.images import read_image
+from segkit.data.images import read_image, read_image_header
 from segkit.errors import DataError
 from segkit.labels import foreground_of
 
 TINY = 32  # pixels of the shorter side
+DIM = 64  # of 255; an image of more than 8 bits should be brighter somewhere
 NARROW = 4  # longer side divided by the shorter
 READ_AT_ONCE = 4
 SEVERITIES = ("error", "warning", "note")  # worst first
@@ -93,9 +94,14 @@ def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], consol
             return Finding("unreadable-image", item.file_name, str(error))
         if (image == image[0, 0]).all():  # its hash would be like the hash of any other image of one colour
             return Finding("one-colour", item.file_name, f"{item.file_name} has only one colour")
+        if image.max() <= DIM:
+            bits = read_image_header(item.path, data.reading).bits
+            if bits > 8:
+                sentence = f"{item.file_name} has {bits} bits, but no value is above {image.max()} of 255"
+                dim.append(Finding("dim", item.file_name, sentence))
         return difference_hash(image)
 
-    hashes = {}
+    hashes, dim = {}, []
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         # In parts, so that at most 64 images are decoded ahead of the progress bar.
         parts = (range(len(data))[start : start + 64] for start in range(0, len(data), 64))
@@ -105,6 +111,7 @@ def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], consol
                 findings.append(one)
             else:
                 hashes[index] = one
+    findings += dim
     return hashes
 
 

@@ -142,6 +142,7 @@ KINDS = {
     "nothing-painted": Kind("warning", "sets that are only background"),
     "absent-class": Kind("warning", "classes without a pixel, which are neither learnt nor scored there"),
     "one-colour": Kind("warning", "images of one colour"),
+    "dim": Kind("warning", "images of more than 8 bits that use less than a quarter of the range, so they are dark"),
     "tiny": Kind("warning", "images of less than 32 pixels in height or width"),
     "same-file-across": Kind("warning", "images that are also in another set, which makes scores too good"),
     "same-bytes-across": Kind(

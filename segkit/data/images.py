@@ -270,6 +270,8 @@ def bits_of(image: Image.Image) -> int:
         return 32
     if image.format == "TIFF":
         return max(8, *np.ravel(image.tag_v2.get(_BITS_TAG, 8)).tolist())
+    if image.format == "PPM" and image.tile and image.tile[0][0] == "ppm":
+        return 8 if image.tile[0][3][1] < 256 else 16
     return 16 if image.mode.startswith("I") or (image.format == "PNG" and ";16" in raw_mode(image)) else 8
 
 
@@ -294,31 +296,32 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
     """
     bits = bits_of(image) if bits is None else bits
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
-        states_range = image.format in ("PPM", "JPEG2000")  # Pillow has scaled what they state to 16 bits
+        is_scaled = image.format in ("PPM", "JPEG2000")  # by Pillow, from the bits that they state to 16
         values = np.asarray(image)
         if image.format == "PNG" and not isinstance(name, str):
             bits = _significant_bits(name, values) or bits
-        return Image.fromarray(_gray_of_8_bits(values, bits, states_range, name)).convert("RGB")
+        return Image.fromarray(_gray_of_8_bits(values, bits, is_scaled, name)).convert("RGB")
     if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first
         image = image.convert("RGBA")
     rgb = image.convert("RGB")
-    if bits == 16 and max(high for _, high in rgb.getextrema()) < _DIMMEST >> 8:  # Pillow keeps the upper 8 bits
+    # Pillow keeps the upper 8 bits of colours, or, of a PPM, rounds to 8.
+    if bits == 16 and max(high for _, high in rgb.getextrema()) <= _DIMMEST >> 8:
         raise DataError(_DIM.format(name=name))
     return rgb
 
 
-def _gray_of_8_bits(values: np.ndarray, bits: int, states_range: bool, name: str | os.PathLike) -> np.ndarray:
+def _gray_of_8_bits(values: np.ndarray, bits: int, is_scaled: bool, name: str | os.PathLike) -> np.ndarray:
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         scale = 255.0
     elif bits < 16:
         scale = 255 / (2**bits - 1)
-    elif bits == 16 and (states_range or high >= _DIMMEST):
+    elif bits == 16 and high >= _DIMMEST:
         scale = 255 / 65535
+    elif bits == 16 and (high > 255 or (is_scaled and high > 0)):
+        raise DataError(_DIM.format(name=name))
     elif low >= 0 and high <= 255 and (high >= 64 or (values == values.round()).all()):  # float of 8 bits
         scale = 1.0
-    elif bits == 16:
-        raise DataError(_DIM.format(name=name))
     else:
         kind = "float" if values.dtype.kind == "f" else "32-bit"
         raise DataError(

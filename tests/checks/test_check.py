@@ -56,6 +56,17 @@ def kinds(report):
     return {(finding.kind, finding.where) for finding in report.findings}
 
 
+def test_images_of_more_than_8_bits_that_would_be_dark_are_named(tmp_path):
+    pictures = {"raw.png": np.linspace(0, 2**14 - 1, 48 * 64), "full.png": np.linspace(0, 2**16 - 1, 48 * 64)}
+    deep = {name: np.repeat(values.reshape(48, 64)[..., None], 3, 2) for name, values in pictures.items()}
+    data = create(tmp_path, {name: np.uint8(values / 257) for name, values in deep.items()})
+    for name, values in deep.items():
+        Image.fromarray(values[..., 0].astype(np.uint16)).save(tmp_path / name)
+    (report,) = check(data, full=True)
+    dim = [finding for finding in report.findings if finding.kind == "dim"]
+    assert [finding.sentence for finding in dim] == ["raw.png has 16 bits, but no value is above 64 of 255"]
+
+
 def test_clean_data_has_no_findings(tmp_path):
     for full in (False, True):
         (report,) = check(create(tmp_path, {f"{i}.png": smooth() for i in range(4)}), full=full)

@@ -213,9 +213,10 @@ def test_a_category_called_background_is_label_0_and_no_class(folder, name, i):
 
 
 def test_a_model_with_a_class_called_background_again_keeps_it(folder):
-    load(folder, annotation([rectangle(0, 0, 5, 5)], 3), categories=[{"id": 3, "name": "Background"}, *CATEGORIES[:1]])
+    rows = [annotation([rectangle(0, 0, 5, 5)], 3), annotation([rectangle(9, 0, 5, 5)], 7)]
+    load(folder, *rows, categories=[{"id": 3, "name": "Background"}, *CATEGORIES[:1]])
     data = CocoSegmentation(folder / "x.json", class_names=("background", "Background", "disc"))
-    assert data.mask(0).sum() == 25
+    assert data.mask(0).sum() == 25 + 50
 
 
 def test_background_is_not_the_only_category(folder):

@@ -71,12 +71,19 @@ def write_whole(
 
 @contextmanager
 def file_named(path: str | os.PathLike) -> Iterator[None]:
-    """Name `path` in an OSError of the block: that of a full disk names no file, or a temporary one."""
+    """Name `path` in an OSError of the block that writes it: the one of a full disk names no file, or a temporary one.
+
+    Raises:
+        MissingFileError: The folder of `path` does not exist; somebody may have removed it since the command started.
+    """
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
+        folder = Path(path).parent
+        if error.errno == errno.ENOENT and not folder.is_dir():
+            raise MissingFileError(f"cannot write {path}: there is no folder {folder} (any more)") from error
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 

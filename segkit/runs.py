@@ -1,4 +1,4 @@
-"""RunFolder: the names of all files of a run; folders that are free or the newest; the lock of a training."""
+"""RunFolder: the names of all files of a run; folders that are free or the newest; the lock of a folder."""
 
 import errno
 import json
@@ -125,28 +125,42 @@ def run_to_resume(resume: str | os.PathLike | bool, out: str | os.PathLike | Non
     return RunFolder(path.parent if path.is_file() else path)
 
 
-def create_run_folder(out: Path | None, prefix: str, *, may_have_begun: bool = False, can_resume: bool = False) -> Path:
+def create_run_folder(
+    out: Path | None,
+    prefix: str,
+    lock: "RunLock | None" = None,
+    *,
+    may_have_begun: bool = False,
+    can_resume: bool = False,
+) -> Path:
     """Make the folder `out`, or the first free one of runs/PREFIX1, runs/PREFIX2 ...
 
     Args:
         out: The folder; None for the next free one.
         prefix: First part of the names below runs/.
+        lock: Reserves the folder, so that of two processes with the same new `out` one is refused.
         may_have_begun: `out` may hold the settings of a run that has saved nothing yet.
         can_resume: Whether the caller has an argument `resume`, for the message.
 
     Raises:
-        UsageError: `out` exists and is not an empty folder, or it cannot be made.
+        UsageError: `out` exists and is not an empty folder, another process has reserved it, or it cannot be made.
     """
     if out is not None:
         check_free(out, may_have_begun=may_have_begun, can_resume=can_resume)
     check_writable(out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        if lock is not None:
+            lock.take(out)
+            # Another process may have been faster.
+            check_free(out, may_have_begun=may_have_begun, can_resume=can_resume)
         return out
     for number in count(1):
         folder = RUNS / f"{prefix}{number}"
         try:
             folder.mkdir(parents=True)
+            if lock is not None:
+                lock.take(folder)
             return folder
         except FileExistsError:
             continue
@@ -235,7 +249,7 @@ class RunLock:
             os.close(handle)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UsageError(
-                    f"another training writes to {folder}; wait until it ends, or choose another `out`"
+                    f"another process writes to {folder}; wait until it ends, or choose another `out`"
                 ) from error
             return  # the file system has no locks
         self._own.append(handle)

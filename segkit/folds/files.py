@@ -16,6 +16,7 @@ from segkit.data.rasterize import Annotation, rasterize
 from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS, file_named, make_folder
 from segkit.labels import BACKGROUND
+from segkit.runs import RunLock
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
 
@@ -107,10 +108,17 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
         overwrite: Replace the fold files in the folder.
 
     Raises:
-        UsageError: The folder has fold files already, or `out` is a file.
+        UsageError: The folder has fold files already, another process writes to it, or `out` is a file.
     """
-    old = check_fold_folder(out, overwrite=overwrite)
+    check_fold_folder(out, overwrite=overwrite)
     make_folder(out)
+    with RunLock() as lock:
+        lock.take(out)
+        old = check_fold_folder(out, overwrite=overwrite)  # another process may have been faster
+        _write_fold_files(source, folds, k, out, old)
+
+
+def _write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, old: Sequence[Path]) -> None:
     # Every record is encoded once for all files.
     images = [json.dumps(image) for image in source.images]
     annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]

@@ -7,7 +7,7 @@ from typing import Any
 from segkit.checks import CheckedSet, check_sets, class_table, describe_set, finding_lines, save_pictures, write_tables
 from segkit.config import CheckConfig, from_keywords, takes_settings
 from segkit.console import Console
-from segkit.runs import create_run_folder
+from segkit.runs import RunLock, create_run_folder
 from segkit.workflows.datasets import open_checked
 
 
@@ -62,6 +62,7 @@ def check(*, verbose: bool = False, **settings: Any) -> CheckResult:
 def run_check(config: CheckConfig, console: Console) -> CheckResult:
     """Check data by the settings of the command, see `check`; prints only the progress."""
     sets = open_checked(config)
-    folder = create_run_folder(config.out, "check")
-    checked = check_sets(sets, full=config.full, console=console)
-    return CheckResult(tuple(checked), folder, (*write_tables(checked, folder), *save_pictures(checked, folder)))
+    with RunLock() as lock:
+        folder = create_run_folder(config.out, "check", lock)
+        checked = check_sets(sets, full=config.full, console=console)
+        return CheckResult(tuple(checked), folder, (*write_tables(checked, folder), *save_pictures(checked, folder)))

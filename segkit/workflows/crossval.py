@@ -86,11 +86,10 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     check_writable(config.out if run is None else run.path)
     folds = open_folds(config, console)
     if run is None:
-        run = RunFolder(create_run_folder(config.out, "train", can_resume=True))
+        run = RunFolder(create_run_folder(config.out, "train", lock, can_resume=True))
         remove_leftovers(run.path, run.splits.name)
         splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
         write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
-        lock.take(run.path)
     else:
         if [entry["val"] for entry in json.loads(read_text(run.splits))] != folds.validated():
             raise UsageError(

@@ -16,9 +16,9 @@ from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import Evaluation, Interval, PerImageScores
 from segkit.report import label_picture
 from segkit.report.gallery import image_caption
-from segkit.runs import create_run_folder
+from segkit.runs import RunLock, create_run_folder
 from segkit.workflows.datasets import open_scored
-from segkit.workflows.predictors import find_members, load_scored_predictor
+from segkit.workflows.predictors import ModelSource, find_members, load_scored_predictor
 
 Row = dict[str, Any]
 
@@ -72,8 +72,21 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     if config.compare:
         console.print("compared with")
         other = load_scored_predictor(config, find_members(config.compare), data, console)
-    out = create_run_folder(config.out, "evaluate")
+    with RunLock() as lock:
+        out = create_run_folder(config.out, "evaluate", lock)
+        return _evaluate(config, out, data, members, predictor, other, console)
 
+
+def _evaluate(
+    config: EvaluateConfig,
+    out: Path,
+    data: SegmentationDataset,
+    members: Sequence[ModelSource],
+    predictor: Predictor,
+    other: Predictor | None,
+    console: Console,
+) -> EvaluateResult:
+    """Score the models, compare them with the others, and write the results to `out`."""
     result = _score(data, predictor, console)
     per_image, intervals = result.images.compute(), result.intervals()
     classes, names = class_rows(result, intervals), [data.name(i) for i in range(len(data))]

@@ -15,6 +15,7 @@ from segkit.errors import DataError, UsageError
 from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
 from segkit.folds.files import check_fold_folder
 from segkit.folds.tables import describe_source, share_table, unevenness_table
+from segkit.runs import check_writable
 
 _NO_FILES = "`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set"
 
@@ -69,6 +70,7 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
         raise UsageError(_NO_FILES)
     console = Console(verbose=verbose)
     replaced = [path.resolve() for path in check_fold_folder(config.out, overwrite=config.overwrite)]
+    check_writable(config.out)
     for file in files:
         if file.resolve() in replaced:
             raise UsageError(f"{file} is a fold file in `out` and would be replaced; choose another `out`")

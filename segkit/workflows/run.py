@@ -262,18 +262,15 @@ class Start:
         """Return the run folder; for a new run, make it and lock it."""
         if self.checkpoint is not None:
             return RunFolder(self.folder)
-        out = create_run_folder(self.folder, "train", may_have_begun=self.may_have_begun, can_resume=True)
-        lock.take(out)
-        if self.folder is not None:  # another training that started at the same time may have been faster
-            check_free(out, may_have_begun=self.may_have_begun, can_resume=True)
-        return RunFolder(out)
+        options = {"may_have_begun": self.may_have_begun, "can_resume": True}
+        return RunFolder(create_run_folder(self.folder, "train", lock, **options))
 
 
 def find_start(config: TrainConfig, lock: RunLock) -> Start:
     """Return how a training begins by `resume` and `out`; lock and read the run that it resumes.
 
     Raises:
-        UsageError: There is nothing to resume, or another training writes to the folder.
+        UsageError: There is nothing to resume, or another process writes to the folder.
     """
     run = run_to_resume(config.resume, config.out)
     if run is None:

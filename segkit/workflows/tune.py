@@ -22,10 +22,10 @@ from segkit.errors import DataError, NotFiniteError, UsageError
 from segkit.files import write_json
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, bootstrap_interval, gain
-from segkit.runs import create_run_folder
+from segkit.runs import RunLock, create_run_folder
 from segkit.tta import FLIPS, TTA
 from segkit.workflows.datasets import open_scored
-from segkit.workflows.predictors import build_crf, find_members, load_scored_predictor
+from segkit.workflows.predictors import ModelSource, build_crf, find_members, load_scored_predictor
 
 KEPT_BYTES = 2**30  # of mixtures in memory
 UNITS = 20  # units of weight per member, so that equal weights and halves, quarters, fifths of them are exact
@@ -98,7 +98,21 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     if config.folds > len(data):
         raise UsageError(f"`folds` must be no more than the {len(data)} images, got {config.folds}")
     predictor = load_scored_predictor(config, members, data, console, with_crf=False)
-    out = create_run_folder(config.out, "tune")
+    with RunLock() as lock:
+        out = create_run_folder(config.out, "tune", lock)
+        return _tune(config, out, data, members, predictor, crfs, console)
+
+
+def _tune(
+    config: TuneConfig,
+    out: Path,
+    data: SegmentationDataset,
+    members: Sequence[ModelSource],
+    predictor: Predictor,
+    crfs: Mapping[CrfWords, DenseCRF | None],
+    console: Console,
+) -> TuneResult:
+    """Choose the ingredients one after another, and write the plan to `out`."""
     probs, targets = _keep_probs(config, data, predictor, out, console)
     search = _search(config, data, PlanCounter(probs, targets, data))
     start = search.fixed(first_plan(config, len(members), len(data.class_names)))

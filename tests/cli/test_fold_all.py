@@ -387,7 +387,7 @@ def test_the_folder_of_all_folds_is_locked(tmp_path):
     config = TrainConfig(data=(tmp_path / "a.json",), fold="all", folds=2, out=tmp_path, resume=tmp_path)
     with RunLock() as lock:
         lock.take(tmp_path)
-        with pytest.raises(ValueError, match=f"another training writes to {tmp_path}"):
+        with pytest.raises(ValueError, match=f"another process writes to {tmp_path}"):
             train_as_configured(config)
 
 

@@ -86,7 +86,7 @@ def test_a_folder_is_locked_by_one_training_until_it_ends(tmp_path):
 
     with RunLock() as lock:
         lock.take(tmp_path)
-        assert in_another_process(take).startswith(f"UsageError: another training writes to {tmp_path}; wait")
+        assert in_another_process(take).startswith(f"UsageError: another process writes to {tmp_path}; wait")
     assert in_another_process(take) == ""
     with RunLock() as lock:
         lock.take(tmp_path / "missing")
@@ -128,7 +128,7 @@ def test_a_second_training_in_the_same_folder_is_refused(shapes, tmp_path, capsy
     with RunLock() as lock:
         lock.take(out)
         assert fails(train, *arguments) == 2
-    assert f"another training writes to {out}; wait until it ends" in capsys.readouterr().err
+    assert f"another process writes to {out}; wait until it ends" in capsys.readouterr().err
     assert ((out / "last.pt").read_bytes() == before) if resume else not any(out.iterdir())
 
 

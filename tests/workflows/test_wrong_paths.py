@@ -7,8 +7,9 @@ from helpers.shapes import write_shapes
 
 import segkit
 from segkit.errors import UsageError, as_segkit_error
+from segkit.files import write_json
 from segkit.models import create_model, save_model
-from segkit.runs import RunFolder, create_run_folder
+from segkit.runs import RunFolder, RunLock, create_run_folder
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +25,32 @@ def test_results_below_a_file_are_refused(inputs, tmp_path):
     out = tmp_path / "file" / "out"
     with pytest.raises(UsageError, match="file is a file"):
         create_run_folder(out, "evaluate")
-    with pytest.raises(UsageError, match="cannot make the folder"):
+    with pytest.raises(UsageError, match="file is a file"):
         segkit.make_folds(data=inputs[1], k=2, out=out)
     pytest.importorskip("onnx")
     with pytest.raises(UsageError, match="cannot make the folder"):
         segkit.export(inputs[0], out / "m.onnx")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune", "check", "make_folds"])
+def test_of_two_processes_that_write_to_one_new_folder_the_second_is_refused(inputs, tmp_path, command):
+    model, data = inputs
+    settings = {
+        "check": {"data": data},
+        "make_folds": {"data": data, "k": 2},
+    }.get(command, {"weights": model, "data": data, "device": "cpu", **({"folds": 2} if command == "tune" else {})})
+    with RunLock() as lock:
+        create_run_folder(tmp_path / "out", command, lock)
+        with pytest.raises(UsageError, match=f"another process writes to {tmp_path / 'out'}"):
+            getattr(segkit, command)(**settings, out=tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+    with RunLock() as lock:
+        create_run_folder(tmp_path / "out", command, lock)  # none of them keeps it
+
+
+def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path):
+    with pytest.raises(UsageError, match=f"cannot write {tmp_path}/gone/scores.json: there is no folder"):
+        write_json(tmp_path / "gone/scores.json", {})
 
 
 def test_a_model_that_is_no_path_is_not_exported():

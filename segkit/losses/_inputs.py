@@ -236,12 +236,15 @@ def _valid(target: Tensor, ignore_index: int | None) -> Tensor | None:
 
 def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
     check_options(mode=mode)
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise UsageError(f"{name} must be a tensor, got {type(value).__name__}")
+    if logits.ndim < 3:
+        raise UsageError(f"logits must be (N, C, H, W), got {tuple(logits.shape)}")
     n, *_ = logits.shape
     per_pixel, per_class = (n, *logits.shape[2:]), tuple(logits.shape)
     if not logits.is_floating_point():
         raise UsageError(f"logits must be floating-point numbers, got {logits.dtype}")
-    if logits.ndim < 3:
-        raise UsageError(f"logits must be (N, C, H, W), got {tuple(logits.shape)}")
     if target.is_complex():
         raise UsageError(f"target must be real, got {target.dtype}")
     if mode == "multiclass":

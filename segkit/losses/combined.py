@@ -1,7 +1,9 @@
 """create_loss: losses by name, and their weighted sum."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,13 +71,13 @@ class WeightedSum(nn.Module):
 
 
 def create_loss(
-    spec: str | Mapping[str, float], *, ignore_index: int | None = IGNORE_INDEX, **options: Any
+    spec: str | Sequence[str] | Mapping[str, float], *, ignore_index: int | None = IGNORE_INDEX, **options: Any
 ) -> nn.Module:
     """Build a loss by name, or a weighted sum of several.
 
     Args:
-        spec: A name (`"ce"`) or names with weights (`{"bce": 0.6, "dice": 0.4}`). The names are those of
-            `segkit.losses.LOSSES`, to which you can add your own.
+        spec: A name (`"ce"`), names that weigh 1 each (`["ce", "dice"]`), or names with weights
+            (`{"bce": 0.6, "dice": 0.4}`). The names are those of `segkit.losses.LOSSES`, to which you can add your own.
         ignore_index: Target value to ignore; None to ignore nothing.
         **options: Options of the losses (`label_smoothing=0.1`); each goes to all losses that have it.
 
@@ -86,15 +88,21 @@ def create_loss(
         UsageError: A name is unknown, a weight is not positive, an option has a wrong value, or none of the losses
             has the option.
     """
-    weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
+    if not isinstance(spec, str | Sequence | Mapping):
+        raise UsageError(f"a loss must be a name, a list of names, or names with weights, got {spec!r}")
+    names = [spec] if isinstance(spec, str) else spec
+    weights = dict(spec) if isinstance(spec, Mapping) else dict.fromkeys(names, 1.0)
     if not weights:
         raise UsageError(f"no loss given, expected some of {', '.join(LOSSES)}")
     for name, weight in weights.items():
         check_known("loss", name, LOSSES)
-        if not weight > 0:
-            raise UsageError(f"the weight of loss {name!r} must be positive, got {weight}")
+        if not isinstance(weight, Real) or not 0 < weight < math.inf:
+            raise UsageError(f"the weight of loss {name!r} must be positive, got {weight!r}")
     known = {name: set(inspect.signature(LOSSES[name]).parameters) for name in weights}
     for option in options:
+        others = [name for name in LOSSES if option in inspect.signature(LOSSES[name]).parameters]
+        if others and not any(option in names for names in known.values()):
+            raise UsageError(f"the loss {' + '.join(weights)} does not use `{option}`; losses that do: {', '.join(others)}")
         check_known(f"{' + '.join(weights)} option", option, sorted(set().union(*known.values())))
     for name, names in known.items():
         if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:

@@ -223,6 +223,11 @@ def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, *, ste
     )
 
 
+def check_loss(config: TrainConfig) -> None:
+    """Raise UsageError if there is no such loss, or a setting has no effect on it; before the data is read."""
+    build_loss(config, Rarity(weights=None if config.class_weights == "none" else torch.ones(1)))
+
+
 def build_loss(config: TrainConfig, rarity: Rarity) -> nn.Module:
     """Return the loss, with label smoothing and class weights."""
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}

@@ -54,6 +54,7 @@ from segkit.workflows.datasets import sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
+    check_loss,
     build_model,
     build_options,
     build_state,
@@ -151,6 +152,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             keep_memory()
         if config.deterministic:
             make_deterministic()
+        check_loss(config)
         train_set, val_set = open_sets()
         rarity = measure_rarity(config, train_set, console)
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)

@@ -104,7 +104,15 @@ def test_class_weights_are_state_that_moves_with_the_module():
         ({}, {}, "no loss given, expected some of ce, bce"),
         ({"ce": 0}, {}, "the weight of loss 'ce' must be positive, got 0"),
         ({"ce": float("nan")}, {}, "must be positive, got nan"),
-        ({"dice": 1}, {"label_smoothing": 0.1}, "unknown dice option 'label_smoothing'. Known: absent"),
+        ({"dice": 1}, {"label_smoothing": 0.1}, "the loss dice does not use `label_smoothing`; .*: ce, bce"),
+        ("lovasz", {"class_weights": [1, 2]}, "the loss lovasz does not use `class_weights`; losses that do: ce"),
+        ({"bce": 1, "ohem": 1}, {"class_weights": [1, 2]}, r"the loss bce \+ ohem does not use `class_weights`"),
+        ({"dice": 1}, {"wide": 0.1}, "unknown dice option 'wide'. Known: absent"),
+        ({"ce": "1"}, {}, "the weight of loss 'ce' must be positive, got '1'"),
+        ({"ce": float("inf")}, {}, "the weight of loss 'ce' must be positive, got inf"),
+        (None, {}, "a loss must be a name, a list of names, or names with weights, got None"),
+        (["ce", "boundary"], {}, "unknown loss 'boundary'. Known: ce, bce"),
+        (["ce", 3], {}, "unknown loss 3"),
         ({"ce": 1, "dice": 1}, {"smoth": 1}, r"unknown ce \+ dice option 'smoth'; did you mean 'smooth'"),
         ({"ce": 1, "dice": 1}, {"mode": "binary"}, "loss 'ce' has only mode multiclass; for mode 'binary' use 'bce'"),
         ("dice", {"mode": "multi"}, "`mode` must be one of multiclass, binary, multilabel, got 'multi'"),
@@ -198,3 +206,23 @@ def test_wrong_inputs_of_sigmoid_losses_are_named(name, mode):
     if mode == "binary":
         with pytest.raises(UsageError, match=r"takes logits \(N, 1, H, W\), got \(2, 2, 4, 5\)"):
             loss(logits.repeat(1, 2, 1, 1), target)
+
+
+def test_names_in_a_list_weigh_1_each():
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    expected = create_loss("ce")(logits, target) + create_loss("dice")(logits, target)
+    torch.testing.assert_close(create_loss(["ce", "dice"])(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (np.zeros((1, 2, 3, 3), np.float32), torch.zeros(1, 3, 3).long(), "logits must be a tensor, got ndarray"),
+        (torch.zeros(1, 2, 3, 3), np.zeros((1, 3, 3), np.int64), "target must be a tensor, got ndarray"),
+        ({"out": torch.zeros(1, 2, 3, 3)}, torch.zeros(1, 3, 3).long(), "logits must be a tensor, got dict"),
+        (torch.zeros(()), torch.zeros(()).long(), r"logits must be \(N, C, H, W\), got \(\)"),
+    ],
+)
+def test_what_is_no_logits_or_target_is_named(logits, target, message):
+    with pytest.raises(UsageError, match=message):
+        create_loss("ce")(logits, target)

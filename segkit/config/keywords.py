@@ -20,6 +20,8 @@ from segkit.files import with_home
 from segkit.names import unknown
 
 TAKE_OBJECTS = ("data", "val", "train_only", "weights", "compare")  # settings that take more than paths
+# Settings that also take the object that a workflow would make of them: a DenseCRF, a TTA, a loaded model.
+TAKE_ONE_OBJECT = ("crf", "tta", "init_from")
 
 Config = TypeVar("Config")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,8 +49,8 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
 
     Text stands for a path, one value for a list of one, and None for an empty list or mapping. Words of the command
     line are understood, such as loss="dice" or loss=["ce=0.6", "dice=0.4"]. In the lists of paths of
-    `TAKE_OBJECTS`, any other object is accepted, such as a data set or a loaded model; the workflow reports one that
-    it cannot use.
+    `TAKE_OBJECTS`, and for `TAKE_ONE_OBJECT`, any other object is accepted, such as a data set or a loaded model; the
+    workflow reports one that it cannot use. `crf` is also True or False, and `device` a torch.device.
 
     Args:
         cls: The dataclass of the settings.
@@ -64,12 +66,21 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown("argument", name, names, ALSO_CALLED)
     values = {}
     for name, value in keywords.items():
+        if name in TAKE_ONE_OBJECT and _is_object(value) and not isinstance(value, Sequence | Mapping):
+            values[name] = value
+            continue
+        if name == "device" and type(value).__name__ == "device":  # of torch, which is not imported for settings
+            value = str(value)
+        if name == "crf" and isinstance(value, bool):
+            value = () if value else None
         try:
             values[name] = _as_declared(_parsed_words(value, annotated[name]), kinds[name])
             if kinds[name] == tuple[Path, ...] and name not in TAKE_OBJECTS and any(map(_is_object, values[name])):
                 raise Mismatch
         except Mismatch:
-            got = textwrap.shorten(repr(value), 100, placeholder=" ...")  # a model or a large array has many lines
+            got = textwrap.shorten(repr(value), 100, placeholder=" ...")
+            if "\n" in repr(value):  # a model or a large array
+                got = f"a {type(value).__name__}"
             raise UsageError(f"`{name}` must be {describe(kinds[name])}, got {got}") from None
     return values
 
@@ -153,7 +164,7 @@ def _as_declared(value: Any, kind: Any) -> Any:
     )
     if not fits_as_it_is:
         raise Mismatch
-    return value
+    return int(value) if kind is int else value
 
 
 def _is_object(value: Any) -> bool:

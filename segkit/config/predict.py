@@ -1,5 +1,6 @@
 """Settings of the commands that run models: infer.py, evaluate, tune."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,7 +48,7 @@ class PredictConfig:
     """auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.crf is not None and list(self.crf) in NO_CRF:  # a file may say `crf: off`
+        if isinstance(self.crf, Sequence) and list(self.crf) in NO_CRF:  # a file may say `crf: off`
             object.__setattr__(self, "crf", None)
         check_finite(self)
         for name in ("scales", "brightness"):
@@ -172,6 +173,8 @@ class TuneConfig(ScoreConfig):
         for name in CHOSEN_BY_TUNE:
             if getattr(self, name) != default_of(self, name):
                 raise UsageError(f'`{name}` does not go with tune, which chooses for `merge="mean"`')
+        if self.crf is not None and not isinstance(self.crf, Sequence):
+            raise UsageError("tune chooses a CRF by words: `crf` takes a preset and NAME=VALUE, or True for all")
         check(self, "pixels", self.pixels >= 1, "at least 1")
         check(self, "folds", self.folds >= 2, "at least 2")
         check(self, "margin", self.margin >= 0, "0 or more")

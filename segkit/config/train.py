@@ -227,7 +227,7 @@ def implied_settings(
 
     Args:
         given: Settings by name; absent ones are the default.
-        architecture_of: Returns the settings that build the architecture of a model file.
+        architecture_of: Returns the settings that build the architecture of a model file or a loaded model.
     """
     run = run_to_resume(given.get("resume", False), given.get("out"))
     if run is not None:
@@ -236,4 +236,6 @@ def implied_settings(
     is_demo = not given.get("data") and not given.get("recipe")
     demo = read_recipe(TrainConfig, "demo", "no data given") if is_demo else {}
     init_from = given.get("init_from")
-    return {**demo, **(architecture_of(Path(with_home(init_from))) if init_from is not None else {})}
+    if isinstance(init_from, str | Path):
+        init_from = Path(with_home(init_from))
+    return {**demo, **(architecture_of(init_from) if init_from is not None else {})}

@@ -112,4 +112,6 @@ def _compose_plain(path: Path) -> yaml.Node | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | dict | None) else None  # an object of the program has no text

@@ -102,7 +102,9 @@ def create_loss(
     for option in options:
         others = [name for name in LOSSES if option in inspect.signature(LOSSES[name]).parameters]
         if others and not any(option in names for names in known.values()):
-            raise UsageError(f"the loss {' + '.join(weights)} does not use `{option}`; losses that do: {', '.join(others)}")
+            raise UsageError(
+                f"the loss {' + '.join(weights)} does not use `{option}`; losses that do: {', '.join(others)}"
+            )
         check_known(f"{' + '.join(weights)} option", option, sorted(set().union(*known.values())))
     for name, names in known.items():
         if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:

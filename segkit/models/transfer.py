@@ -12,29 +12,30 @@ from segkit.models.model_file import load_model
 from segkit.models.segmenter import Segmenter
 
 
-def transfer_weights(model: Segmenter, path: str | os.PathLike) -> list[str]:
-    """Copy the weights and the preprocessing of a model file into `model`; its heads are matched by class name.
+def transfer_weights(model: Segmenter, source: str | os.PathLike | Segmenter) -> list[str]:
+    """Copy the weights and the preprocessing of another model into `model`; its heads are matched by class name.
 
     An auxiliary head that only one of the two models has is ignored.
 
     Args:
         model: A model of the same architecture; changed in place.
-        path: A model file or its folder, see `load_model`.
+        source: A model file or its folder, see `load_model`; or a loaded model, which is not changed.
 
     Returns:
-        The classes that the file does not have; their part of the heads keeps its values.
+        The classes that the source does not have; their part of the heads keeps its values.
 
     Raises:
         MissingFileError: There is no such file.
         UsageError: The file was not written by segkit, or has another architecture.
     """
-    source = load_model(path)
+    name = "the model" if isinstance(source, Segmenter) else source
+    source = source if isinstance(source, Segmenter) else load_model(source)
     theirs, ours = (
         {key: value for key, value in (made.config or {}).items() if key not in ("aux_head", "image_head")}
         for made in (source, model)
     )
     if theirs != ours:
-        raise UsageError(f"cannot start from {path}, it has another architecture: {differences(theirs, ours)}")
+        raise UsageError(f"cannot start from {name}, it has another architecture: {differences(theirs, ours)}")
     own, layers, taught = model.state_dict(), class_layers(model), class_layers(source)
     untaught = {name: copy.deepcopy(layer.state_dict()) for name, layer in layers.items()}
     fitting = {key: value for key, value in source.state_dict().items() if key in own and value.shape == own[key].shape}

@@ -7,7 +7,7 @@ from pathlib import Path
 from segkit.console import Console
 from segkit.errors import UsageError
 from segkit.files import make_folder
-from segkit.models import export_onnx, find_model_file, load_model
+from segkit.models import Segmenter, export_onnx, find_model_file, load_model
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ExportResult:
 
 
 def export(
-    model: str | os.PathLike,
+    model: str | os.PathLike | Segmenter,
     onnx: str | os.PathLike | None = None,
     *,
     overwrite: bool = False,
@@ -33,7 +33,7 @@ def export(
     """Write a trained model as ONNX, for any batch and image size, and compare it with torch.
 
     Args:
-        model: A model file or a run folder.
+        model: A model file, a run folder or a loaded model.
         onnx: The file to write. By default the name of the model file, with the suffix .onnx.
         overwrite: Replace the file if it exists.
         verbose: Print what is done.
@@ -43,10 +43,13 @@ def export(
         MissingPackageError: A package for ONNX is not installed.
     """
     console = Console(verbose=verbose)
-    for name, value in (("model", model), ("onnx", onnx)):
-        if not isinstance(value, str | os.PathLike) and not (name == "onnx" and value is None):
-            raise UsageError(f"`{name}` must be a path, got {type(value).__name__}")
-    source = find_model_file(model)
+    if not isinstance(model, str | os.PathLike | Segmenter):
+        raise UsageError(f"`model` must be a path or a Segmenter, got {type(model).__name__}")
+    if not isinstance(onnx, str | os.PathLike | None):
+        raise UsageError(f"`onnx` must be a path, got {type(onnx).__name__}")
+    if isinstance(model, Segmenter) and onnx is None:
+        raise UsageError("give `onnx`, the file to write")
+    source = Path("a loaded model") if isinstance(model, Segmenter) else find_model_file(model)
     target = source.with_suffix(".onnx") if onnx is None else Path(onnx)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; `onnx` takes a file")
@@ -54,7 +57,7 @@ def export(
         raise UsageError(f"{target} exists already; choose another `onnx`, or replace it by `overwrite`")
     make_folder(target.parent)
     console.print(f"model  {source}")
-    difference = export_onnx(load_model(source), target)
+    difference = export_onnx(model if isinstance(model, Segmenter) else load_model(source), target)
     console.print(f"onnx   {target}, {target.stat().st_size / 1e6:.1f} MB, any batch, height and width")
     console.print(f"check  differs from torch by at most {difference:.1e} of the largest logit")
     return ExportResult(target, difference)

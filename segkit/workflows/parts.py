@@ -167,30 +167,38 @@ def build_model(
     )
     if config.init_from is not None and not is_resumed:
         new = transfer_weights(model, config.init_from)
-        console.print(f"weights of {config.init_from}" + (f"; new classes: {', '.join(new)}" if new else ""))
+        source = "a loaded model" if isinstance(config.init_from, Segmenter) else config.init_from
+        console.print(f"weights of {source}" + (f"; new classes: {', '.join(new)}" if new else ""))
     # Channels last is a quarter faster, on CPUs and GPUs.
     return share_batch_norms(model.to(device, memory_format=torch.channels_last), config.sync_bn, device, ranks)
 
 
-def architecture_of(path: Path) -> dict[str, Setting]:
-    """Return the settings that build the architecture of a model file.
+def architecture_of(source: Path | Segmenter) -> dict[str, Setting]:
+    """Return the settings that build the architecture of a model.
 
     Args:
-        path: The file, or the folder that holds it.
+        source: A model file, the folder that holds it, or a loaded model.
 
     Raises:
         MissingFileError: There is no such file.
-        UsageError: The file was not written by segkit, or the model does not take photographs.
+        UsageError: The file was not written by segkit, `create_model` did not build the model, or it does not take
+            photographs.
     """
-    options = read_header(find_model_file(path))["model"]
+    if not isinstance(source, Path | Segmenter):
+        raise UsageError(f"`init_from` must be a path or a Segmenter, got a {type(source).__name__}")
+    name = "the model" if isinstance(source, Segmenter) else source
+    options = source.config if isinstance(source, Segmenter) else read_header(find_model_file(source))["model"]
+    if options is None:
+        raise UsageError("`init_from` takes a model that create_model built, since it has to be built again")
+    options = dict(options)
     if options.get("in_channels", 3) != 3:
-        raise UsageError(f"{path} takes images of {options['in_channels']} channels, but photographs have 3")
+        raise UsageError(f"{name} takes images of {options['in_channels']} channels, but photographs have 3")
     known = {name: options.pop(name) for name in ("backbone", "output_stride")}
     unset = {"in_channels": 3, "img_size": None, "align_corners": False}
     others = ("name", "aux_head", "image_head")  # `aux_weight` and `image_weight` decide whether there are such heads
     decoder = {name: value for name, value in options.items() if name not in others and value != unset.get(name, ...)}
     settings = {"model": options["name"], **known, "decoder": decoder}
-    return {name: Setting(value, f"model {path}") for name, value in settings.items()}
+    return {name: Setting(value, f"model {name}") for name, value in settings.items()}
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -129,10 +129,10 @@ def load_predictor(
     """
     dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
     if config.tta is not None:
-        tta = TTA.preset(config.tta)
+        tta = TTA.preset(config.tta) if isinstance(config.tta, str) else config.tta
     else:
         tta = TTA(scales=config.scales, flips=config.flips, brightness=config.brightness, merge=config.merge)
-    crf = build_crf(config.crf, crf_workers)
+    crf = build_crf(config.crf, crf_workers) if config.crf is None or isinstance(config.crf, Sequence) else config.crf
     predictor = Predictor(
         [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],
         member_weights=[member.weight for member in members],

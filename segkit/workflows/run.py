@@ -54,10 +54,10 @@ from segkit.workflows.datasets import sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
-    check_loss,
     build_model,
     build_options,
     build_state,
+    check_loss,
     fixed_settings,
     measure_rarity,
 )
@@ -455,6 +455,8 @@ def _create_report(
     texts = {}  # each setting as one would type it
     for setting in fields(config):
         value = getattr(config, setting.name)
+        if isinstance(value, Segmenter):
+            value = "a loaded model"
         if isinstance(value, Mapping):
             value = tuple(f"{key}={item}" for key, item in value.items())
         texts[setting.name] = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -3,16 +3,26 @@
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from segkit.config import TrainConfig, as_declared, from_keywords, implied_settings, read_recipe, takes_settings
+from segkit.config import (
+    TrainConfig,
+    as_declared,
+    from_keywords,
+    implied_settings,
+    read_recipe,
+    read_settings,
+    takes_settings,
+)
 from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.demo import write_demo
 from segkit.errors import MissingFileError, UsageError
+from segkit.files import with_home
 from segkit.runs import DEMO, RunLock, run_to_resume
 from segkit.training import ranks_of_torchrun, save_signal_ignored
 from segkit.workflows.crossval import CrossValidationResult, cross_validate
@@ -38,8 +48,8 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         verbose: Print what is trained, and the scores after each epoch.
         **settings: The settings of the command, see `python train.py --help`. A setting that is not given is taken
             from the run to resume, or from the recipe. `data`, `val` and `train_only` also take a data set of your
-            own, see `segkit.data.SegmentationDataset`. Without `val`, a share of `data` is split off; without `data`,
-            a demo set is drawn.
+            own, see `segkit.data.SegmentationDataset`; `init_from` also takes a loaded model, and `recipe` a YAML file
+            with settings. Without `val`, a share of `data` is split off; without `data`, a demo set is drawn.
 
     Returns:
         The run folder, its best scores, and the model by `load()`. With `fold="all"`, the results of all folds.
@@ -55,12 +65,21 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         raise UsageError("`data` is empty; give files or a data set, or leave it out to train on the demo")
     own = {}
     for name in OWN:
+        for value in settings.get(name, ()):
+            if not isinstance(value, Path | SegmentationDataset):
+                raise UsageError(f"`{name}` takes paths or a SegmentationDataset, got a {type(value).__name__}")
         if len(settings.get(name, ())) == 1 and isinstance(settings[name][0], SegmentationDataset):
             (own[name],) = settings.pop(name)
     # Keywords come before the recipe, and the recipe comes before the run or the model that the training starts from.
     implied = implied_settings({**settings, "data": bool(own) or settings.get("data")}, architecture_of)
     recipe = settings.get("recipe")
-    chosen = {} if recipe is None else read_recipe(TrainConfig, recipe, "`recipe`")
+    if recipe is not None and recipe.endswith((".yaml", ".yml")):
+        found = read_settings(TrainConfig, Path(with_home(settings.pop("recipe"))))
+        chosen = {name: setting for name, setting in found.items() if name not in ("out", "resume")}  # of another run
+    else:
+        chosen = {} if recipe is None else read_recipe(TrainConfig, recipe, "`recipe`")
+    if own:  # the data of the file, such as a run's args.yaml, is replaced as a whole
+        chosen = {name: setting for name, setting in chosen.items() if name not in (*OWN, "images", "masks")}
     below = {name: setting.value for name, setting in {**implied, **chosen}.items()}
     config = from_keywords(TrainConfig, {**below, **settings})
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

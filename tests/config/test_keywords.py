@@ -3,10 +3,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
+import torch
 
 from segkit.config import EvaluateConfig, InferConfig, TrainConfig, TuneConfig, from_keywords, takes_settings
+from segkit.crf import DenseCRF
 from segkit.errors import UsageError
+from segkit.tta import TTA
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,32 @@ def test_pretrained_is_a_bool_as_in_create_model(value):
 def test_the_name_of_another_tool_leads_to_ours():
     with pytest.raises(UsageError, match="did you mean 'backbone'"):
         from_keywords(TrainConfig, {"encoder": "resnet18"})
+
+
+def test_a_torch_device_is_its_name():
+    assert from_keywords(InferConfig, {"device": torch.device("cuda", 1)}).device == "cuda:1"
+
+
+def test_a_whole_number_of_numpy_is_one_of_python():
+    assert type(from_keywords(TrainConfig, {"seed": np.int64(3)}).seed) is int
+
+
+@pytest.mark.parametrize(("given", "expected"), [(True, ()), (False, None), ("seed", ("seed",)), (None, None)])
+def test_crf_is_also_a_switch(given, expected):
+    assert from_keywords(InferConfig, {"crf": given}).crf == expected
+
+
+def test_one_object_is_taken_as_it_is():
+    crf, tta = DenseCRF(iterations=2), TTA(flips="h")
+    config = from_keywords(InferConfig, {"crf": crf, "tta": tta})
+    assert (config.crf, config.tta) == (crf, tta)
+    with pytest.raises(UsageError, match="`tta` sets all test-time options"):
+        from_keywords(InferConfig, {"tta": tta, "flips": "h"})
+    with pytest.raises(UsageError, match="tune chooses a CRF by words"):
+        from_keywords(TuneConfig, {"data": "a", "crf": crf})
+
+
+@pytest.mark.parametrize("value", [torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU()), np.zeros((9, 9))])
+def test_an_object_of_many_lines_is_shown_by_its_type(value):
+    with pytest.raises(UsageError, match=f"`lr` must be a number, got a {type(value).__name__}$"):
+        from_keywords(TrainConfig, {"lr": value})

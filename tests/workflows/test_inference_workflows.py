@@ -236,3 +236,22 @@ def test_one_channel_writes_masks_of_0_and_1_and_is_scored_on_both(one_channel, 
     assert list(scored.iou.values()) == pytest.approx(confusion.compute().iou.tolist(), abs=1e-3)
     tuned = segkit.tune(**options, data=data, folds=2, flips="h", out=tmp_path / "t")
     assert len(tuned.plan.bias) == 2
+
+
+def test_predict_takes_the_tta_the_crf_and_the_device_as_objects(file, shapes, tmp_path):
+    options = {"weights": file, "source": shapes[1].parent / "images/val0.png", "save": "mask"}
+    parts = {"tta": segkit.TTA(flips="h"), "crf": segkit.DenseCRF(iterations=1), "device": torch.device("cpu")}
+    one = segkit.predict(**options, **parts, out=tmp_path / "a")
+    other = segkit.predict(**options, flips="h", crf="iterations=1", device="cpu", out=tmp_path / "b")
+    for row in one.rows:
+        assert (one.folder / row["mask"]).read_bytes() == (other.folder / row["mask"]).read_bytes()
+    for name, value in (("crf", object()), ("tta", object())):
+        with pytest.raises(UsageError, match=f"`{name}` must be a "):
+            segkit.predict(**options, **{name: value}, device="cpu", out=tmp_path / "c")
+
+
+def test_export_takes_a_loaded_model_with_the_file_to_write(file):
+    with pytest.raises(UsageError, match="give `onnx`, the file to write"):
+        segkit.export(load_model(file))
+    with pytest.raises(UsageError, match="`model` must be a path or a Segmenter, got int"):
+        segkit.export(3)

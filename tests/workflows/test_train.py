@@ -131,7 +131,9 @@ def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
     [
         ({"epoch": 3}, "unknown argument 'epoch'; did you mean 'epochs'"),
         ({"recipe": "fastest"}, "unknown recipe 'fastest'"),
-        ({"recipe": Path("mine.yaml")}, "`recipe` takes a name"),
+        ({"recipe": Path("mine.yaml")}, "there is no file mine.yaml"),
+        ({"data": object(), "val": Drawn(4)}, "`data` takes paths or a SegmentationDataset, got a object"),
+        ({"init_from": torch.nn.ReLU()}, "`init_from` must be a path or a Segmenter, got a ReLU"),
         ({"recipe": 3}, "`recipe` must be text"),
         ({"resume": None}, "`resume` must be .*, got None"),
         ({"data": []}, "`data` is empty"),
@@ -231,3 +233,31 @@ def test_the_function_of_before_trains_on_what_it_loads(tmp_path):
     config = from_keywords(TrainConfig, {**SETTINGS, "data": "ignored.json", "epochs": 1, "out": tmp_path / "a"})
     assert train.train(config, load=lambda config: (Drawn(4), Drawn(2))) == tmp_path / "a"
     assert (tmp_path / "a" / "best.safetensors").is_file()
+
+
+def test_init_from_takes_a_loaded_model_and_does_not_change_it(result, tmp_path):
+    options = {**SETTINGS, "epochs": 1, "data": Drawn(4), "val": Drawn(2), "lr": 1e-9, "warmup_epochs": 0}
+    for name in ("model", "backbone", "decoder"):
+        options.pop(name)
+    model = result.load()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    segkit.train(**options, init_from=model, out=tmp_path / "a")
+    trained = weights(tmp_path / "a")
+    for name, value in model.named_parameters():  # with this learning rate they hardly move
+        torch.testing.assert_close(trained[name], value.detach(), atol=1e-6, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert yaml.safe_load((tmp_path / "a" / "args.yaml").read_text())["init_from"] is None
+    assert segkit.train(data=Drawn(4), val=Drawn(2), resume=tmp_path / "a").was_finished
+
+
+def test_the_recipe_may_be_a_file_of_settings_whose_data_an_own_data_set_replaces(result, out, tmp_path):
+    own = {"data": Drawn(4), "val": Drawn(2)}
+    found = segkit.train(**own, recipe=out / "args.yaml", crop=32, out=tmp_path / "a")
+    written = yaml.safe_load((found.folder.path / "args.yaml").read_text())
+    assert (written["epochs"], written["lr"], written["crop"], written["recipe"]) == (1, 3e-3, 32, None)
+
+
+@pytest.mark.parametrize("loss", ["bce", "ohem", "lovasz", {"bce": 0.5, "lovasz": 0.5}])
+def test_class_weights_without_effect_are_told_before_the_data_is_read(tmp_path, loss):
+    with pytest.raises(UsageError, match="does not use `class_weights`; losses that do: ce"):
+        segkit.train(data="none.json", loss=loss, class_weights="sqrt", device="cpu", out=tmp_path / "a")

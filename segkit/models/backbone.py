@@ -1,7 +1,6 @@
 """Backbone: a timm network as a feature pyramid, with random weights or weights from the hub or a file."""
 
 import os
-import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +9,15 @@ import huggingface_hub
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from timm.layers import Format
-from timm.models import adapt_input_conv, load_state_dict
+from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from segkit.errors import MissingFileError, OfflineError, UsageError
-from segkit.files import check_readable
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.same_padding import pad_kernels
 from segkit.models.smp.encoders import SMP_PREFIX, create_smp_features, find_variant
+from segkit.models.weights_file import read_weights_file
 from segkit.names import nearest
 
 HUB_ANSWER_SECONDS = 4.0
@@ -210,11 +208,11 @@ def _load_file(net: nn.Module, path: Path, name: str) -> None:
         raise MissingFileError(
             f"there is no weights file {path}; `pretrained` takes true, false or the path of a safetensors file"
         )
-    check_readable(path)
-    try:
-        stored = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
-        raise UsageError(f"cannot read weights from {path}: {error}") from error
+    content = read_weights_file(path)
+    for entry in ("state_dict", "model"):  # where timm and others put the weights in a checkpoint
+        content = content[entry] if isinstance(content.get(entry), Mapping) else content
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    stored = clean_state_dict(tensors)
     by_flat_key = {_flat(key): value for key, value in stored.items()}
     # Old files have no counters of batches, and torch works without them.
     weights = {

@@ -1,22 +1,17 @@
 """Read the weights of an SMP model from the kinds of files and dicts that people store them in."""
 
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segkit.errors import MissingFileError, UsageError
-from segkit.files import check_readable, parse_json, read_text
+from segkit.files import parse_json, read_text
 from segkit.models.smp.keys import HEAD
 from segkit.models.smp.options import find_architecture
+from segkit.models.weights_file import read_weights_file
 
 NAMES_OF_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "encoder")
 
@@ -46,39 +41,7 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
         if "_model_class" in settings:
             settings["architecture"] = find_architecture(settings["_model_class"])
         path = path / "model.safetensors"
-    return _strip_prefix(_unwrap(_read_file(path), path), path), settings
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise MissingFileError(f"there is no weights file {path}")
-    check_readable(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused or zipfile.is_zipfile(path):
-            raise UsageError(_how_to_extract(path, refused and refused[1])) from error
-        raise UsageError(f"{path} is not a weights file: torch.load cannot read it") from error
-    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:
-        raise UsageError(f"cannot read weights from {path}: {error}") from error
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{path} has a {type(content).__name__}, expected a dict with the weights")
-    return content
-
-
-def _how_to_extract(path: Path, refused: str | None) -> str:
-    weights = path.with_name(f"{path.stem}_weights.pth").name
-    return (
-        f"{path} has Python objects{f' ({refused})' if refused else ''} next to its weights, and loading them runs "
-        "code from the file; on a machine where you trust it, extract the weights with\n"
-        f"    checkpoint = torch.load({path.name!r}, map_location='cpu', weights_only=False)\n"
-        "    torch.save(checkpoint.state_dict() if hasattr(checkpoint, 'state_dict') else {k: v for k, v in "
-        f"checkpoint.items() if isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}}, {weights!r})\n"
-        f"and load {weights}"
-    )
+    return _strip_prefix(_unwrap(read_weights_file(path), path), path), settings
 
 
 def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from segkit.models.layers import (
     BatchNormOfVectors,
     ConvNormAct,
     SeparableConvNormAct,
+    check_options,
     init_decoder,
     resize_like,
 )
@@ -83,7 +84,8 @@ class DeepLabV3Plus(nn.Module):
         align_corners: How the output of the ASPP is upsampled; see `segkit.models.layers.resize`.
 
     Raises:
-        UsageError: The pyramid has no level of stride 4, or no default rates exist for its output stride.
+        UsageError: The pyramid has no level of stride 4, no default rates exist for its output stride, or an option
+            cannot be.
     """
 
     def __init__(
@@ -105,6 +107,17 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         if 4 not in strides:
             raise UsageError(f"DeepLabV3Plus needs features at stride 4, the backbone has strides {tuple(strides)}")
+        check_options(
+            sizes={"channels": channels, "low_level_channels": low_level_channels, "fuse_convs": fuse_convs},
+            lists={} if atrous_rates is None else {"atrous_rates": atrous_rates},
+            dropout=dropout,
+            switches={
+                "aspp_separable": aspp_separable,
+                "aspp_refine": aspp_refine,
+                "fuse_separable": fuse_separable,
+                "align_corners": align_corners,
+            },
+        )
         self.low_level = list(strides).index(4)
         self.out_channels = channels
         if atrous_rates is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
-from segkit.models.layers import ConvNormAct, init_decoder, resize_like
+from segkit.models.layers import ConvNormAct, check_options, init_decoder, resize_like
 
 
 class FPN(nn.Module):
@@ -32,7 +32,7 @@ class FPN(nn.Module):
         align_corners: How the branches are upsampled; see `segkit.models.layers.resize`.
 
     Raises:
-        UsageError: The pyramid has no level of stride 4 or more, or an unknown `merge` or `norm`.
+        UsageError: The pyramid has no level of stride 4 or more, or an option cannot be.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class FPN(nn.Module):
             raise UsageError(f"FPN needs features at stride 4 or more, the backbone has strides {tuple(strides)}")
         if merge not in ("add", "cat"):
             raise UsageError(f"`merge` must be 'add' or 'cat', got {merge!r}")
+        sizes = {"pyramid_channels": pyramid_channels, "channels": channels}
+        check_options(sizes=sizes, dropout=dropout, switches={"align_corners": align_corners})
         self.merge = merge
         self.out_channels = channels if merge == "add" else channels * len(self.levels)
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels[i], pyramid_channels, 1) for i in self.levels)

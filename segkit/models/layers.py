@@ -1,14 +1,17 @@
 """Layers that the decoders share."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.compat import is_exporting
+from segkit.errors import UsageError
 from segkit.names import check_known
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -38,6 +41,38 @@ def create_norm(name: str, channels: int) -> nn.Module:
     """Return a normalisation layer by name: `batch`, `group` or `none`."""
     check_known("norm", name, NORMS)
     return NORMS[name](channels)
+
+
+def check_options(
+    *,
+    sizes: Mapping[str, Any] | None = None,
+    lists: Mapping[str, Any] | None = None,
+    dropout: Any = 0.0,
+    switches: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise UsageError if an option of a decoder cannot be; torch would accept some of them, and fail later.
+
+    Args:
+        sizes: Widths and numbers of layers by the name of their option: whole numbers of at least 1.
+        lists: Lists of such numbers, by name.
+        dropout: A number of at least 0 and less than 1.
+        switches: Options that are True or False, by name.
+    """
+    for name, value in (sizes or {}).items():
+        if not _is_size(value):
+            raise UsageError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+    for name, values in (lists or {}).items():
+        if not isinstance(values, list | tuple) or not values or not all(map(_is_size, values)):
+            raise UsageError(f"`{name}` must be a list of whole numbers of at least 1, got {values!r}")
+    if not isinstance(dropout, Real) or isinstance(dropout, bool) or not 0 <= dropout < 1:
+        raise UsageError(f"`dropout` must be a number of at least 0 and less than 1, got {dropout!r}")
+    for name, value in (switches or {}).items():
+        if not isinstance(value, bool):
+            raise UsageError(f"`{name}` must be true or false, got {value!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

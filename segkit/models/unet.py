@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
-from segkit.models.layers import ConvNormAct, init_decoder, resize
+from segkit.models.layers import ConvNormAct, check_options, init_decoder, resize
 
 
 class UNet(nn.Module):
@@ -30,7 +30,7 @@ class UNet(nn.Module):
             3x3 convolutions too.
 
     Raises:
-        UsageError: The first level is not the image, or `channels` has another length.
+        UsageError: The first level is not the image, or `channels` has another length or a value that cannot be.
     """
 
     head_kernel_size = 3
@@ -50,10 +50,11 @@ class UNet(nn.Module):
         self.strides = [strides[-1] >> step for step in range(1, strides[-1].bit_length())]
         if channels is None:
             channels = [min(256, 16 * stride) for stride in self.strides]
+        check_options(lists={"channels": channels})
         if len(channels) != len(self.strides):
             raise UsageError(
                 f"UNet needs {len(self.strides)} `channels`, one for each doubling from stride {strides[-1]} to 1, "
-                f"got {tuple(channels)}"
+                f"got {channels}"
             )
         self.levels = [level_of.get(stride, 0) for stride in self.strides]  # 0: nothing to join
         skips = [in_channels[level] if level else 0 for level in self.levels]

@@ -1,3 +1,6 @@
+import math
+import re
+
 import huggingface_hub
 import numpy as np
 import pytest
@@ -149,6 +152,58 @@ def test_a_damaged_weights_file_is_named(tmp_path, content, name):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"cannot read weights from .*{name}"):
         Backbone("resnet18", pretrained=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "has a list, expected a dict with the weights"),
+        ({1: torch.zeros(1), "conv1.weight": 1}, "tensors are missing"),
+        (nn.Identity(), "has Python objects .*, and loading them runs code from the file"),
+    ],
+)
+def test_a_file_of_torch_without_weights_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match=f"weights.pth .*{message}"):
+        Backbone("test_resnet", pretrained=tmp_path / "weights.pth")
+
+
+def test_a_weights_file_that_is_cut_or_has_a_wrong_byte_is_damaged(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(Backbone("test_resnet").net.state_dict(), path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for content in (whole[:5000], whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=rf"weights.pth \({len(content)} bytes\): the file is damaged"):
+            Backbone("test_resnet", pretrained=path)
+
+
+def test_weights_may_be_an_entry_of_a_checkpoint_of_several_processes(tmp_path):
+    weights = Backbone("test_resnet").net.state_dict()
+    torch.save({"epoch": 3, "state_dict": {f"module.{key}": v for key, v in weights.items()}}, tmp_path / "a.pth")
+    loaded = Backbone("test_resnet", pretrained=tmp_path / "a.pth").net.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("decoder", "option", "values"),
+    [
+        ("fpn", "channels", [0, -1, 1.5, "8", True, None, [8], math.nan]),
+        ("fpn", "pyramid_channels", [0]),
+        ("fpn", "dropout", [-0.1, 1, "0.1", math.nan]),
+        ("unet", "channels", [8, [8, 8, 8, 8, 0], [8, 8, 8, 8, "8"], "88888"]),
+        ("deeplabv3plus", "channels", [0]),
+        ("deeplabv3plus", "low_level_channels", [0]),
+        ("deeplabv3plus", "atrous_rates", [[0, 1], [], 3, [1, "2"]]),
+        ("deeplabv3plus", "fuse_convs", [0, -1, 1.5]),
+        ("deeplabv3plus", "aspp_separable", ["false", 2]),
+    ],
+)
+def test_options_of_decoders_that_cannot_be_are_one_sentence(decoder, option, values):
+    for value in values:
+        with pytest.raises(UsageError, match=f"^`{option}` must be .*, got {re.escape(repr(value))}"):
+            create_model(decoder, backbone="test_resnet", num_classes=2, **{option: value})
 
 
 def test_a_missing_weights_file_is_named(tmp_path):

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from segkit.errors import UsageError
+
 IGNORE_INDEX = 255  # pixels with this label are neither trained on nor scored
 BACKGROUND = "background"  # name of class 0 of COCO data: every pixel without an annotation
 
@@ -12,6 +14,15 @@ def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
     A model with one channel separates its class, label 1, from the background, label 0.
     """
     return (BACKGROUND, *class_names) if len(class_names) == 1 else tuple(class_names)
+
+
+def check_ignore_index(num_classes: int, ignore_index: int | None) -> None:
+    """Raise UsageError if the usual label of ignored pixels, 255, is a class: its pixels would silently not count."""
+    if ignore_index == IGNORE_INDEX < num_classes:
+        raise UsageError(
+            f"`ignore_index` is {IGNORE_INDEX}, but with {num_classes} classes that is the label of a class; give "
+            "another one, such as -100 or 65535, or None"
+        )
 
 
 def is_background(name: str) -> bool:

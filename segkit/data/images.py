@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segkit.errors import DataError, SegkitError, as_segkit_error
+from segkit.errors import DataError, SegkitError, UsageError, as_segkit_error
 from segkit.files import MAX_PIXELS, is_file, write_whole
 from segkit.names import check_known
 
@@ -354,9 +354,17 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -
 
     Args:
         path: The PNG file; if it exists, it is replaced.
-        mask: (H, W) labels 0 to 255.
+        mask: (H, W) labels 0 to 255; or uint16, for a gray PNG of 16 bits, which has no colours.
         palette: (256, 3) uint8 RGB.
+
+    Raises:
+        UsageError: Another mask than one of uint16 has a label above 255 or below 0.
     """
+    if mask.dtype == np.uint16:
+        _save(Image.fromarray(mask), path)
+        return
+    if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
+        raise UsageError(f"{path}: labels must be 0 to 255, or uint16, got {mask.min()} to {mask.max()} {mask.dtype}")
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette.astype(np.uint8).tobytes())
     _save(image, path)

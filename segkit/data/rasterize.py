@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from segkit.errors import DataError, UsageError
-from segkit.labels import IGNORE_INDEX
+from segkit.labels import IGNORE_INDEX, check_ignore_index
 
 LONGEST = 200_000  # pixels of a boundary that pycocotools walks along; it needs 100 bytes for each
 _GRID = 5.0  # points per pixel of this walk
@@ -213,6 +213,7 @@ def signed_distance_maps(mask: np.ndarray, num_classes: int, *, ignore_index: in
     """
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise UsageError(f"mask must be (H, W) integer class indices, got {mask.dtype} {mask.shape}")
+    check_ignore_index(num_classes, ignore_index)
     maps = np.zeros((num_classes, *mask.shape), dtype=np.float32)
     ignored = np.zeros(mask.shape, dtype=bool) if ignore_index is None else mask == ignore_index
     for index in np.unique(mask[~ignored]):

@@ -23,7 +23,7 @@ class Prediction:
     """What models predict for an image. A notebook shows it as a picture.
 
     Attributes:
-        mask: (H, W) uint8 labels.
+        mask: (H, W) labels, uint8; uint16 with more than 255 classes.
         probs: (C, H, W) float32 probabilities of the classes, or None if they are not kept.
         class_names: The names of the classes, in label order.
         image: (H, W, 3) uint8 RGB, the image itself, or None if it is not kept.
@@ -52,7 +52,8 @@ class Prediction:
     def save(self, path: str | os.PathLike) -> None:
         """Write a file of the kind that the suffix of `path` names; infer.py writes the same files.
 
-        `.png`: the label map as an index PNG, whose pixel values are the labels, with a colour for each class.
+        `.png`: the label map as an index PNG, whose pixel values are the labels, with a colour for each class; with
+            more than 255 classes as a gray PNG of 16 bits.
         `.jpg`: the overlay with its legend, made smaller if no JPEG can hold it.
         `.npz`: `probs` (C, H, W) as float16, and `class_names`.
 

@@ -18,7 +18,7 @@ from segkit.data.images import bits_of, read_image, to_rgb
 from segkit.errors import DataError, NotFiniteError, UsageError, as_segkit_error
 from segkit.files import reserve
 from segkit.inference.prediction import Prediction
-from segkit.labels import label_names
+from segkit.labels import IGNORE_INDEX, label_names
 from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA, Member
@@ -27,6 +27,7 @@ from segkit.tta import TTA, Member
 Refine = Callable[[Tensor, np.ndarray], Tensor | np.ndarray]
 Photo = str | os.PathLike | np.ndarray | Image.Image
 PROBS = ("memory", "disk", "none")
+MOST_CLASSES = 65_536  # that labels of 16 bits can hold
 LARGEST_BIAS = 20  # a factor of 5e8; with much more, no other class would be left in float32
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class RawPrediction(NamedTuple):
 
     Attributes:
         probs: (C, H, W) float32 probabilities, or None if neither a CRF nor the caller needs them.
-        mask: (H, W) uint8 labels, or None if they are not computed yet.
+        mask: (H, W) labels, or None if they are not computed yet.
         array: The memory-mapped file that holds `probs`, or None if they are in memory.
     """
 
@@ -99,6 +100,8 @@ class Predictor:
         except (RuntimeError, TypeError) as error:
             raise UsageError(f"there is no device {device!r}: {error}") from error
         self.members = [model.to(self.device).eval() for model in models]
+        if len(self.class_names) > MOST_CLASSES:
+            raise UsageError(f"a Predictor takes at most {MOST_CLASSES} classes, got {len(self.class_names)}")
         self.member_weights = _shares(member_weights, len(models))
         self.tta = tta or TTA()
         self.window = window
@@ -215,7 +218,9 @@ class Predictor:
         kept = None
         if self.probs != "none":
             kept = probs.cpu().numpy() if raw.array is None else raw.array
-        return Prediction(mask.cpu().numpy(), kept, self.class_names, image)
+        labels = mask.cpu().numpy()
+        labels = labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+        return Prediction(labels, kept, self.class_names, image)
 
     def _predict(self, pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""
@@ -236,7 +241,8 @@ class Predictor:
 
     def _gathered(self, bands: Iterable[tuple[int, Tensor]], size: tuple[int, int], *, for_crf: bool) -> RawPrediction:
         """Join bands of rows (C, rows, W)."""
-        mask = None if for_crf else torch.empty(size, dtype=torch.uint8, device=self.device)
+        dtype = _label_dtype(len(self.class_names))
+        mask = None if for_crf else torch.empty(size, dtype=dtype, device=self.device)
         probs = array = None
         for top, band in bands:
             rows = slice(top, top + band.shape[1])
@@ -365,8 +371,13 @@ def _check_finite(probs: Tensor, who: str) -> None:
 
 
 def _labels(probs: Tensor) -> Tensor:
-    """Return the most likely class of each pixel, (C, H, W) -> (H, W) uint8."""
-    return probs.argmax(0).to(torch.uint8)
+    """Return the most likely class of each pixel, (C, H, W) -> (H, W)."""
+    return probs.argmax(0).to(_label_dtype(len(probs)))
+
+
+def _label_dtype(num_classes: int) -> torch.dtype:
+    """Return the type of labels on the device; torch computes little with uint16, as which wide ones leave it."""
+    return torch.uint8 if num_classes <= IGNORE_INDEX else torch.int32
 
 
 def finished(result: Tensor | None) -> "Future[Tensor | None]":

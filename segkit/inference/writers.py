@@ -65,13 +65,14 @@ class PredictionWriter:
         return self.row(name, prediction.mask)
 
     def read_mask(self, name: Path) -> np.ndarray:
-        """Return the label map (H, W) uint8 of an image from its file.
+        """Return the label map (H, W) of an image from its file, uint8 or uint16.
 
         Raises:
             DataError: The file is missing or damaged.
         """
         with open_image(self.file("mask", name), sys.maxsize, "mask") as image:
-            return np.asarray(image)
+            labels = np.asarray(image)
+        return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)  # some versions of Pillow read int32
 
     def row(self, name: Path, mask: np.ndarray | None = None) -> dict[str, object]:
         """Return the row of an image in the manifest; by default, of the label map in its file."""

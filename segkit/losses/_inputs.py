@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.labels import check_ignore_index
 from segkit.losses._softmax import NOTHING, DeviceTraits, PlainTerms, device_traits, masked
 from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
 
@@ -45,7 +46,8 @@ class Inputs:
         traits: How to compute; by default as is best on the device of the logits.
 
     Raises:
-        UsageError: The mode, a shape or a type is wrong, or labels are outside the classes. On CUDA labels are not
+        UsageError: The mode, a shape or a type is wrong, labels are outside the classes, or `ignore_index` is 255 with
+            more than 255 classes. On CUDA labels are not
             checked here, because reading them would wait for the device: the losses stop with a device error instead.
 
     Attributes:
@@ -72,6 +74,8 @@ class Inputs:
         self.num_classes = logits.shape[1]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.has_labels = mode == "multiclass" and not target.is_floating_point()
+        if self.has_labels:
+            check_ignore_index(self.num_classes, ignore_index)
         self.logits = logits.flatten(2)
         valid = _valid(target, ignore_index)
         if valid is not None and mode == "multiclass" and not self.has_labels:

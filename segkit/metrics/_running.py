@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segkit.errors import UsageError
+from segkit.labels import check_ignore_index
 from segkit.metrics._inputs import check_classes
 
 Same = TypeVar("Same", bound="RunningCounts")
@@ -37,6 +38,7 @@ class RunningCounts:
         exclude: Sequence[int],
     ) -> None:
         self.class_names, self.included = check_classes(num_classes, class_names, exclude)
+        check_ignore_index(num_classes, ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.exclude = tuple(exclude)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from pycocotools import mask as coco_mask
 
 from segkit.cli import infer, train
 from segkit.crf import DenseCRF
@@ -238,6 +239,35 @@ def test_a_model_whose_first_class_is_not_background_writes_all_classes(shapes, 
     image = content["images"][0]
     area = sum(row["area"] for row in content["annotations"] if row["image_id"] == image["id"])
     assert area == image["height"] * image["width"]
+
+
+def test_results_of_300_classes_agree(shapes, tmp_path):
+    torch.manual_seed(0)
+    names = [f"class {i}" for i in range(300)]
+    made = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, channels=16)
+    torch.nn.init.normal_(made.head.weight, std=3)
+    save_model(made.eval(), tmp_path / "m.safetensors")
+    source = shapes[1].parent / "images/val0.png"
+    kinds = ("mask", "overlay", "probs", "coco", "submission")
+    run(tmp_path / "m.safetensors", source, tmp_path / "o", "--save", *kinds, "--submission-size", 16)
+    mask = read_mask(tmp_path / "o/mask/val0.png")
+    assert mask.max() > 255
+    with np.load(tmp_path / "o/probs/val0.npz") as stored:
+        assert (stored["probs"].argmax(0) == mask).mean() > 0.99
+    content = json.loads((tmp_path / "o/predictions.json").read_text())
+    label = {category["id"]: names.index(category["name"]) for category in content["categories"]}
+    drawn = np.zeros(mask.shape, int)
+    for row in content["annotations"]:
+        drawn[coco_mask.decode(row["segmentation"]) > 0] = label[row["category_id"]]
+    assert np.array_equal(drawn, mask)
+    (tmp_path / "o/manifest.csv").unlink()
+    run(tmp_path / "m.safetensors", source, tmp_path / "o", "--save", *kinds, "--skip-existing")
+    (row,) = csv.DictReader((tmp_path / "o/manifest.csv").open())
+    shares = [float(row[f"share/{name}"]) for name in names]
+    assert shares == pytest.approx(np.bincount(mask.ravel(), minlength=300) / mask.size, abs=1e-5)
+    labels = list(csv.reader((tmp_path / "o/submission.csv").open()))[1][1].split()
+    assert set(map(int, labels)) <= set(mask.ravel().tolist())
+    assert max(map(int, labels)) > 255
 
 
 def test_crf_words_name_a_preset_and_changes():

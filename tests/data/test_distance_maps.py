@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from segkit.data import signed_distance_maps
+from segkit.errors import UsageError
 from segkit.losses import boundary_loss
 
 
@@ -55,3 +56,10 @@ def test_a_wrong_mask_is_named():
         signed_distance_maps(np.full((2, 2), 7, np.uint8), 2)
     with pytest.raises(ValueError, match="integer class indices"):
         signed_distance_maps(np.zeros((2, 2)), 2)
+
+
+def test_a_class_255_is_not_ignored_silently():
+    mask = np.array([[255, 3]], dtype=np.uint8)
+    with pytest.raises(UsageError, match="`ignore_index` is 255, but with 300 classes"):
+        signed_distance_maps(mask, 300)
+    assert signed_distance_maps(mask, 300, ignore_index=None)[255].tolist() == [[-1, 1]]

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, features
 
 from segkit.data import DataError, list_images, read_image, write_image, write_mask
 from segkit.data.images import Reading, list_other_files, read_image_header
-from segkit.errors import MachineError
+from segkit.errors import MachineError, UsageError
 from segkit.visualize import create_palette
 
 RANDOM = np.random.default_rng(0)
@@ -293,6 +293,17 @@ def test_a_written_mask_holds_the_labels_and_the_colours(tmp_path):
         assert np.array_equal(np.asarray(image), mask)
         assert np.array_equal(np.asarray(image.convert("RGB")), palette[mask])
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+
+
+def test_a_mask_with_labels_above_255_is_written_with_16_bits_or_refused(tmp_path):
+    mask = np.array([[0, 255, 256, 299, 65535]], dtype=np.uint16)
+    write_mask(tmp_path / "m.png", mask, create_palette(300))
+    assert (tmp_path / "m.png").read_bytes()[24] == 16, "bit depth in the header of the PNG"
+    assert np.array_equal(cv2.imread(str(tmp_path / "m.png"), cv2.IMREAD_UNCHANGED), mask)
+    for wrong in (mask.astype(np.int64), np.array([[-1]])):
+        with pytest.raises(UsageError, match="labels must be 0 to 255, or uint16"):
+            write_mask(tmp_path / "n.png", wrong, create_palette(3))
+    assert not (tmp_path / "n.png").exists()
 
 
 def test_images_are_listed_recursively_in_order_without_hidden_ones(tmp_path):

@@ -36,6 +36,25 @@ def test_one_model_returns_its_own_probabilities():
     assert prediction.mask.dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"window": SlidingWindow(32), "probs": "none"}, {"crf": lambda probs, _: probs}]
+)
+def test_labels_above_255_are_whole(options):
+    many = model(names=[f"class {i}" for i in range(300)])
+    with torch.no_grad():
+        many.head.bias[290:] += 99
+    mask = Predictor(many, **options)(IMAGE).mask
+    assert mask.dtype == np.uint16
+    assert mask.min() >= 290
+    if not options:
+        assert np.array_equal(mask, probs_of(many).argmax(0))
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_the_label_255_needs_wide_masks_since_readers_ignore_it_in_others(classes, dtype):
+    assert Predictor(model(names=[f"class {i}" for i in range(classes)]))(IMAGE).mask.dtype == dtype
+
+
 def test_members_are_averaged_by_their_normalised_weights_each_with_its_own_preprocessing():
     first, second = model(0), model(1, backbone="tf_efficientnet_lite0")
     assert first.preprocessing != second.preprocessing

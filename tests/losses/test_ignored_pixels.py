@@ -26,6 +26,16 @@ def test_with_any_options_a_loss_conforms(name, mode, options):
     check_loss(build(name, mode, **options), num_classes=3, mode=mode)
 
 
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_class_255_is_not_ignored_silently(name):
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 300, 2, 3), torch.tensor([[[0, 255, 299], [255, 7, 255]]])
+    with pytest.raises(UsageError, match="`ignore_index` is 255, but with 300 classes that is the label of a class"):
+        LOSSES[name]()(logits, target)
+    for ignored in (None, -100):
+        assert LOSSES[name](ignore_index=ignored)(logits, target).isfinite()
+
+
 @pytest.mark.parametrize(("name", "mode", "options"), MAINLY_ONE_MODE)
 def test_logits_at_ignored_entries_change_neither_loss_nor_gradient(name, mode, options):
     logits, target = example(mode)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from segkit.metrics import ConfusionMatrix
+from segkit.errors import UsageError
+from segkit.metrics import BoundaryIoU, CalibrationError, ConfusionMatrix
 
 NUMPY_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
@@ -181,22 +182,23 @@ def test_any_number_of_classes_fits_any_type(classes, dtype):
     values = {-1, 0, 1, 126, 127, 128, 254, 255, classes - 1, classes, classes + 1, limits.min, limits.max}
     values = [v for v in sorted(values) if limits.min <= v <= limits.max]
     target = torch.tensor(values, dtype=dtype).repeat(len(values), 1)
-    confusion = count(target.T, target, classes)
+    ignored = 255 if classes <= 255 else -100
+    confusion = count(target.T, target, classes, ignore_index=ignored)
     expected = {}
     for t in values:
         for p in values:
-            row = classes + 1 if t == 255 else t if 0 <= t < classes else classes
+            row = classes + 1 if t == ignored else t if 0 <= t < classes else classes
             cell = (row, p if 0 <= p < classes else classes)
             expected[cell] = expected.get(cell, 0) + 1
     got = {tuple(cell): int(confusion.counts[tuple(cell)]) for cell in confusion.counts.nonzero().tolist()}
     assert got == expected
 
 
-@pytest.mark.parametrize("ignore_index", [None, -1, -100, 0, 2, 3, 4, 255])
+@pytest.mark.parametrize("ignore_index", [None, -1, -100, 0, 2, 3, 4, 254])
 @pytest.mark.parametrize("classes", [3, 300])
 def test_labels_of_every_kind_land_in_their_own_cells(ignore_index, classes):
     random = np.random.default_rng(0)
-    values = [-100, -1, 0, 1, 2, 3, 4, 255, 256, 299, 300, 2**40]
+    values = [-100, -1, 0, 1, 2, 3, 4, 254, 255, 256, 299, 300, 2**40]
     prediction, target = random.choice(values, (2, 40, 30))
     confusion = count(prediction, target, classes, ignore_index=ignore_index)
     expected = oracle_counts(prediction, target, classes, ignore_index)
@@ -231,7 +233,7 @@ def test_the_inputs_stay_as_they_were():
         prediction, target = (x.astype(dtype) for x in example())
         before = prediction.copy(), target.copy()
         for classes in (4, 300):
-            count(prediction, target, classes)
+            count(prediction, target, classes, ignore_index=254)
         assert np.array_equal(prediction, before[0])
         assert np.array_equal(target, before[1])
 
@@ -470,3 +472,10 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"`exclude` must be labels in \[0, 3\), got \[3\]"):
         ConfusionMatrix(3, exclude=(1, 3))
     assert confusion.counts.sum() == 0
+
+
+@pytest.mark.parametrize("metric", [ConfusionMatrix, BoundaryIoU, CalibrationError])
+def test_a_class_255_is_not_ignored_silently(metric):
+    with pytest.raises(UsageError, match="`ignore_index` is 255, but with 256 classes that is the label of a class"):
+        metric(256)
+    assert metric(256, ignore_index=None).num_classes == metric(255).num_classes + 1

@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suf
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258  # of a TIFF: bits of each channel
+_KIND_TAG = 254  # of a page of a TIFF: 1 is a smaller copy of another page
 _DIMMEST = 4096  # an image of 16 bits without a greater value would be nearly black
 _DIM = (
     "{name} has 16 bits for each value, but none is above 4095: most likely it has 10 or 12 bits, and would be nearly "
@@ -246,9 +247,24 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
         image.mode,
         bits_of(image),
         "A" in image.mode or "transparency" in image.info,
-        # An MPO is a photograph followed by a preview or by the picture of a second lens.
-        image.format != "MPO" and getattr(image, "is_animated", False),
+        has_pages(image),
     )
+
+
+def has_pages(image: Image.Image) -> bool:
+    """Return whether a file has several pages or frames; previews and the picture of a second lens are none."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return False
+    if image.format != "TIFF":
+        return True
+    found = False
+    for page in range(1, image.n_frames):
+        image.seek(page)
+        if not image.tag_v2.get(_KIND_TAG, 0) & 1:
+            found = True
+            break
+    image.seek(0)
+    return found
 
 
 def _decodes_small(image: Image.Image, factor: int) -> bool:
@@ -264,14 +280,21 @@ def raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
+def largest_value(image: Image.Image) -> int | None:
+    """Return the value of a PPM that means white, if Pillow will scale it to the largest of 8 or 16 bits, or None."""
+    if image.format != "PPM" or not image.tile or not image.tile[0][0].startswith("ppm"):
+        return None
+    return int(image.tile[0][3][1])
+
+
 def bits_of(image: Image.Image) -> int:
     """Return the bits of each value, see `ImageHeader`; of an image that is not decoded yet."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return 32
     if image.format == "TIFF":
         return max(8, *np.ravel(image.tag_v2.get(_BITS_TAG, 8)).tolist())
-    if image.format == "PPM" and image.tile and image.tile[0][0] == "ppm":
-        return 8 if image.tile[0][3][1] < 256 else 16
+    if image.format == "PPM" and largest_value(image) is not None:
+        return 8 if largest_value(image) < 256 else 16
     return 16 if image.mode.startswith("I") or (image.format == "PNG" and ";16" in raw_mode(image)) else 8
 
 

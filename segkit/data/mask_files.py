@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segkit.data.images import open_image, raw_mode, to_rgb
+from segkit.data.images import has_pages, largest_value, open_image, raw_mode, to_rgb
 from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
@@ -111,8 +111,9 @@ def _open(path: Path, max_pixels: int, *, rgb: bool = False) -> np.ndarray:
         if _is_lossy(image, path):
             name = "JPEG" if image.format == "MPO" else image.format
             raise DataError(f"the mask {path} is a {name}, and its compression changes labels; give PNG files")
-        if getattr(image, "is_animated", False):
+        if has_pages(image):
             raise DataError(f"the mask {path} has several pages or frames; give one label map in each file")
+        white = largest_value(image)
         raw, is_deep = raw_mode(image), image.mode.startswith("I") or image.mode == "F"
         if ";16" in raw and not is_deep:
             raise DataError(f"the mask {path} has colours of 16 bits, of which only 8 are read; give gray PNG files")
@@ -123,6 +124,8 @@ def _open(path: Path, max_pixels: int, *, rgb: bool = False) -> np.ndarray:
     if rgb or image.format == "GIF":
         return np.array(to_rgb(image))
     values = np.array(image)
+    if white is not None:  # labels may be the only values: a PPM of 3 classes may state that 2 is white
+        return (values * (white / (65535 if is_deep else 255))).round().astype(np.int64)
     return values // _SPREAD[raw] if raw in _SPREAD else values
 
 

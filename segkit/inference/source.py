@@ -161,6 +161,7 @@ def open_source(
     if suffix == ".json":
         return _not_empty(_coco_images(path, root, class_names, reading), f"no images in {path}")
     if suffix == ".txt":
+        check_readable(path)
         lines = (line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines())
         listed = [line for line in lines if line and not line.startswith("#")]
         files = _listed_files(listed, root or path.parent)

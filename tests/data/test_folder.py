@@ -387,6 +387,28 @@ def test_a_mask_that_is_lossy_or_damaged_is_named(tmp_path):
     assert np.array_equal(load_again(tmp_path).mask(0), LABELS)
 
 
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+@pytest.mark.parametrize("white", [2, 255, 300])
+def test_labels_of_a_pgm_are_its_values_whichever_value_is_white(tmp_path, kind, white):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    labels = np.array([[0, 1, 2, 0], [2, 1, 0, 2], [0, 0, 1, 1]], dtype=np.uint16)
+    content = labels.astype(">u2" if white > 255 else np.uint8).tobytes()
+    if kind == "P2":  # as text
+        content = " ".join(map(str, labels.ravel())).encode()
+    (tmp_path / "masks/0.pgm").write_bytes(b"%s 4 3 %d\n" % (kind.encode(), white) + content)
+    assert np.array_equal(load_again(tmp_path).mask(0), labels)
+
+
+def test_a_mask_may_have_a_preview(tmp_path):
+    load(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    preview = Image.fromarray(LABELS[:1, :2])
+    preview.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.fromarray(LABELS).save(tmp_path / "masks/0.tif", save_all=True, append_images=[preview])
+    assert np.array_equal(load_again(tmp_path).mask(0), LABELS)
+
+
 def test_a_mask_of_several_pages_is_refused(tmp_path):
     load(tmp_path)
     (tmp_path / "masks/0.png").unlink()

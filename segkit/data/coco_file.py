@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from segkit.data.coco_images import Item, json_size, read_items
-from segkit.data.findings import FEW, KINDS, Finding
+from segkit.data.findings import FEW, KINDS, LISTED, Finding
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, is_normalised, read_segmentation, rescale, shape_areas
@@ -334,7 +334,8 @@ def _labels(
     missing = [name for name in class_names if name not in named]
     if new:
         differing = [f"{name!r} is new here" for name in new] + [f"{name!r} is missing here" for name in missing]
-        raise DataError(f"the categories of {file} are not those of the classes: {', '.join(differing[:5])}")
+        classes = ", ".join(class_names[:LISTED]) + (" ..." if len(class_names) > LISTED else "")
+        raise DataError(f"the categories of {file} do not match the classes {classes}: {', '.join(differing[:LISTED])}")
     for name in missing:
         found.append(Finding("absent-category", name, f"{file} has no category {name!r}, so no pixel of this class"))
     for category, name in background.items():

@@ -139,7 +139,7 @@ def test_other_classes_are_one_sentence(shapes, tmp_path, capsys):
     other = write_coco(tmp_path / "val.json", [], [], categories=[{"id": 3, "name": "ball"}])
     assert run(shapes[0], other, "--out", tmp_path / "o") == 3
     error = capsys.readouterr().err
-    assert "are not those of the classes: 'ball' is new here, 'square' is missing here, 'disc' is missing here" in error
+    assert "do not match the classes square, disc: 'ball' is new here, 'square' is missing here, 'disc' is m" in error
     assert run(shapes[0], shapes[0]) == 2
     assert "names the same file twice" in capsys.readouterr().err
 

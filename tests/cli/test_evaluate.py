@@ -133,9 +133,10 @@ def test_an_image_that_cannot_be_read_ends_the_evaluation(models, shapes, tmp_pa
 def test_what_cannot_be_scored_is_reported_in_one_sentence(models, shapes, tmp_path, capsys):
     other = save(tmp_path / "other.safetensors", names=("background", "can", "disc"))
     empty = tmp_path / "empty.json"
-    empty.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}))
+    categories = json.loads(shapes[1].read_text())["categories"]
+    empty.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     for arguments, code, message in (
-        ((other, shapes[1], tmp_path / "o"), 3, "but the classes of --data are background, square, disc"),
+        ((other, shapes[1], tmp_path / "o"), 3, "do not match the classes can, disc: 'square' is new here"),
         ((models[0], shapes[1], tmp_path / "o", "--compare", other), 3, "the classes of"),
         ((models[0], empty, tmp_path / "o"), 3, "--data has no images"),
         ((tmp_path / "missing", shapes[1], tmp_path / "o"), 2, "missing"),

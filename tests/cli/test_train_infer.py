@@ -137,7 +137,8 @@ def test_one_class_and_one_image_train(tmp_path):
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
     file = tmp_path / "x.json"
-    train.main(train_arguments((file, file), tmp_path / "a", "--epochs", "1"))
+    with pytest.warns(DataWarning, match=r"`val`: images that are also in another set, .*: 1 \(dot\.png\)"):
+        train.main(train_arguments((file, file), tmp_path / "a", "--epochs", "1"))
     assert (tmp_path / "a/best.safetensors").exists()
 
 
@@ -192,6 +193,7 @@ def test_an_existing_run_is_not_overwritten(run, shapes, capsys):
     assert "exists already; choose another --out, or resume it with --resume" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default:.*are also in another set:segkit.errors.DataWarning")
 def test_another_class_list_cannot_be_resumed(run, shapes, tmp_path, capsys):
     content = json.loads(shapes[0].read_text())
     content["categories"][0]["name"] = "ball"

@@ -184,4 +184,4 @@ def test_models_of_other_classes_are_refused(shapes, models, tmp_path, capsys):
     content["categories"][0]["name"] = "can"
     (shapes[1].parent / "other.json").write_text(json.dumps(content))
     assert fails(models[:1], shapes[1].parent / "other.json", tmp_path / "o", "--folds", 2) == 3
-    assert "they must be the same in the same order" in capsys.readouterr().err
+    assert "do not match the classes square, disc: 'can' is new here, 'disc' is missing here" in capsys.readouterr().err

@@ -176,7 +176,9 @@ def test_files_with_other_categories_are_refused(tmp_path):
     content = json.loads(second.read_text())
     content["categories"][0]["name"] = "ball"
     second.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="not those of the classes: 'ball' is new here, 'disc' is missing here"):
+    with pytest.raises(
+        DataError, match="do not match the classes square, disc: 'ball' is new here, 'disc' is missing here"
+    ):
         CocoSegmentation([first, second])
 
 

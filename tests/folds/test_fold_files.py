@@ -266,7 +266,7 @@ def test_a_file_that_is_not_coco_is_refused_with_the_same_words(tmp_path, text, 
 def test_other_categories_in_a_train_only_file_are_an_error(tmp_path):
     file = write_set(tmp_path / "all.json", 2)
     other = write_set(tmp_path / "pseudo.json", 2, categories=[*CATEGORIES, {"id": 5, "name": "jar"}])
-    with pytest.raises(DataError, match=r"pseudo\.json are not those of the classes: 'jar' is new here"):
+    with pytest.raises(DataError, match=r"pseudo\.json do not match the classes box, can: 'jar' is new here"):
         read_fold_source(file, [other])
 
 

@@ -135,7 +135,7 @@ def test_val_and_train_only_files_are_matched_by_name_and_may_lack_a_class(shape
     assert np.array_equal(train.mask(len(train) - 4), val.mask(0))
     content["categories"].append({"id": 2, "name": "ball"})
     other.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"other\.json are not those of the classes: 'ball' is new here"):
+    with pytest.raises(DataError, match=r"other\.json do not match the classes square, disc: 'ball' is new here"):
         load_data(settings(val=other, **common))
 
 

@@ -154,7 +154,7 @@ def test_evaluate_matches_categories_by_name_and_warns_of_a_missing_one(file, sh
 @pytest.mark.parametrize("workflow", [segkit.evaluate, segkit.tune])
 def test_a_category_that_the_model_lacks_is_an_error(file, shapes, tmp_path, workflow):
     options = write_discs(shapes, tmp_path / "other.json", "ball")
-    with pytest.raises(DataError, match=r"other\.json are not those of the classes: 'ball' is new here, 'square' is m"):
+    with pytest.raises(DataError, match=r"other\.json do not match the classes square, disc: 'ball' is new here, 's"):
         workflow(weights=file, out=tmp_path / "o", **options)
 
 

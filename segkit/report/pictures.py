@@ -1,7 +1,9 @@
 """Charts and pictures of a run."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from segkit.labels import background_of, foreground_of
 from segkit.visualize import create_palette, grid, legend, overlay
 
 try:
+    from matplotlib import font_manager
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -20,8 +23,11 @@ try:
 except Exception as error:  # a broken installation raises errors of all kinds
     MATPLOTLIB_FAULT = f"matplotlib cannot be imported: {error}"
 
+OWN_FONT = "DejaVu Sans"  # comes with matplotlib
 LONGEST_NAME = 24  # letters of a class name next to a bar or a row
 NUMBERED = 60  # largest number of classes with numbers in the cells of the confusion matrix
+
+_log = logging.getLogger(__name__)
 
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -78,7 +84,8 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path,
     axes = figure.subplots()
     bars = axes.barh(range(len(values)), 100 * np.nan_to_num(values), color="tab:blue")
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
-    axes.set_yticks(range(len(values)), [_short(class_names[i]) for i in order], parse_math=False)
+    names, fonts = _drawable(tuple(class_names))
+    axes.set_yticks(range(len(values)), [names[i] for i in order], parse_math=False, fontfamily=fonts)
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * miou:.1f} %")
     _save(figure, path)
@@ -100,9 +107,9 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     axes.set_facecolor("0.85")
     # The square root makes small confusions visible: 5 % of a class is seen at a glance.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    names = [_short(name) for name in class_names]
-    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    names, fonts = _drawable(tuple(class_names))
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False, fontfamily=fonts)
+    axes.set_yticks(range(len(names)), names, parse_math=False, fontfamily=fonts)
     axes.set(xlabel="prediction", ylabel="truth", title="Share of each true class, in %")
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
@@ -121,6 +128,40 @@ def _new_figure(**options: Any) -> "Figure":
     if MATPLOTLIB_FAULT is not None:
         raise MissingPackageError(MATPLOTLIB_FAULT)
     return Figure(**options)
+
+
+@cache
+def _drawable(class_names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the names as charts show them, and the families of the fonts that have their characters.
+
+    The font of matplotlib comes first. It has no Chinese or Korean characters, for example: they need a font of the
+    system. A name with a character that no font has is shown as its label, and a warning says so once.
+    """
+    shown = [_short(name) for name in class_names]
+    families, missing = [OWN_FONT], set("".join(shown)) - _characters(font_manager.findfont(OWN_FONT))
+    fonts = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist} if missing else {}
+    # A font of last resort has a box for every character.
+    fonts = {family: file for family, file in fonts.items() if "lastresort" not in family.lower().replace(" ", "")}
+    found = {family: missing & _characters(file) for family, file in fonts.items()}
+    for family in sorted(found, key=lambda family: -len(found[family])):
+        if found[family] & missing:
+            families.append(family)
+            missing -= found[family]
+    unknown = [name for name in shown if set(name) & missing]
+    if unknown:
+        _log.warning(
+            "no font has all characters of %s; the charts show labels instead, such as 'label 1'; a font such as Noto "
+            "Sans CJK helps",
+            ", ".join(map(repr, unknown[:3])) + (" and others" if len(unknown) > 3 else ""),
+        )
+    return [f"label {label}" if name in unknown else name for label, name in enumerate(shown)], families
+
+
+def _characters(font: str) -> set[str]:
+    try:
+        return set(map(chr, font_manager.get_font(font).get_charmap()))
+    except (OSError, RuntimeError):  # the file is gone or damaged
+        return set()
 
 
 def _short(name: str) -> str:

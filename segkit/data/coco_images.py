@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding, find_oddities
 from segkit.data.image_names import ImageNames, is_absolute
-from segkit.data.images import ImageHeader, Reading, read_image_header
+from segkit.data.images import ROTATED, ImageHeader, Reading, read_image_header
 from segkit.errors import DataError
 from segkit.files import is_file
 
@@ -81,9 +81,11 @@ def read_items(
         try:
             header.check_size(path, size)
         except DataError as error:
-            swapped = _looks_swapped(header, size)
-            kind = "swapped-size" if swapped else "rescaled" if rescale else "other-size"
-            hint = "; height and width look swapped in the JSON" if swapped else ""
+            kind, hint = "rescaled" if rescale else "other-size", ""
+            if _looks_swapped(header, size):
+                kind, hint = "swapped-size", "; height and width look swapped in the JSON"
+                if header.orientation in ROTATED:  # and it is not applied
+                    kind, hint = "unturned-size", ", the size after the turn by its EXIF orientation"
             found.append(Finding(kind, name, f"{error}{hint}"))
             if kind != "rescaled":
                 continue

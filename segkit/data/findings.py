@@ -69,6 +69,11 @@ KINDS = {
         "images whose height and width look swapped in the JSON",
         f"exchange `height` and `width` in the JSON, because the annotations do not fit as they are; {_SKIP}",
     ),
+    "unturned-size": Kind(
+        "error",
+        "images that have the size in the JSON only after the turn by their EXIF orientation",
+        f'`exif="apply"` turns them; {_SKIP}',
+    ),
     "outside-root": Kind("error", "images outside the image folder", "`allow_outside_root` allows them"),
     "bad-name": Kind("error", "images with names that no file can have"),
     "url": Kind("error", "images that are network addresses", "download them first"),
@@ -155,7 +160,7 @@ KINDS = {
     "narrow": Kind("note", "images more than four times as long as wide"),
     "covers-all": Kind("note", "annotations that cover their whole image"),
 }
-UNUSABLE_IMAGES = ("missing-image", "unreadable-image", "other-size", "swapped-size")
+UNUSABLE_IMAGES = ("missing-image", "unreadable-image", "other-size", "swapped-size", "unturned-size")
 SKIPPABLE = (*UNUSABLE_IMAGES, "no-mask", "no-image", "unreadable-mask", "mask-size")
 
 

@@ -31,7 +31,7 @@ FORMATS = {
     "HEIF": (".heic", ".heif", ".hif"),  # read only if the package pillow-heif is registered; else they fail by name
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258  # of a TIFF: bits of each channel
 _KIND_TAG = 254  # of a page of a TIFF: 1 is a smaller copy of another page
@@ -237,7 +237,7 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
     # PngImageFile.getexif would decode the whole file, to look for EXIF behind the pixels.
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     size = (image.height, image.width)
-    other = size[::-1] if orientation in _ROTATED else size
+    other = size[::-1] if orientation in ROTATED else size
     # Pillow reports the size of a TIFF, and later its pixels, after the turn.
     stored, turned = (other, size) if image.format == "TIFF" else (size, other)
     return ImageHeader(

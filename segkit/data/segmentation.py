@@ -34,6 +34,8 @@ def read_segmentation(segmentation: Any, size: tuple[int, int] | None) -> tuple[
         raise DataError(f"expected polygons or RLE, got {type(segmentation).__name__}")
     if set(map(type, segmentation)) <= _NUMBERS:
         raise DataError("expected a list of polygons, got a list of numbers; write it as [[x, y, x, y, ...]]")
+    if len(segmentation) > 2 and all(isinstance(part, list) and len(part) == 2 for part in segmentation):
+        raise DataError("expected a list of polygons, got a list of points; write it as [[x, y, x, y, ...]]")
     polygons = [_read_polygon(part) for part in segmentation]
     kinds, painted = [], []
     for polygon in polygons:
@@ -59,7 +61,7 @@ def box_shape(box: Any) -> Shape:
 def is_normalised(shape: Shape | None, size: tuple[int, int] | None) -> bool:
     """Return whether all coordinates of a shape are in 0..1: in an image of size (H, W), not even a pixel."""
     is_drawn = isinstance(shape, list) and (size is None or min(size) > 1)
-    return is_drawn and all(0 <= polygon.min() <= polygon.max() <= 1 for polygon in shape)
+    return is_drawn and all(polygon.max() <= 1 and polygon.min() >= 0 for polygon in shape)
 
 
 def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Shape:

@@ -60,6 +60,7 @@ def notes_of(file, **options):
         ([[1, 2, 3, 4, float("inf"), 5]], "inf is no coordinate"),
         ([[1, 2, 3, 4, 1e12, 5]], "1e.12 is no coordinate"),
         ([1, 2, 3, 4, 5, 6], r"write it as \[\[x, y"),
+        ([[1, 2], [9, 2], [9, 9]], r"got a list of points; write it as \[\[x, y"),
         (["1 2 3"], "expected a polygon as a list of numbers, got '1 2 3'"),
         ("polygon", "expected polygons or RLE, got str"),
         ({"counts": [600]}, "its RLE has no 'size'"),
@@ -272,6 +273,16 @@ def test_swapped_height_and_width_are_told_as_such_and_never_rescaled(write, dra
     with pytest.raises(DataError, match=r"a\.png is 20 x 30 .* look swapped in the JSON; exchange `height`") as raised:
         CocoSegmentation(file, rescale_annotations=rescale)
     assert "rescale_annotations" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_the_size_after_a_turn_that_is_not_applied_is_told_as_such(tmp_path, write, rescale):
+    file = write([annotation([rectangle(0, 0, 5, 5)])], [image(file_name="t.png", height=30, width=20)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE).save(tmp_path / "t.png", exif=exif)
+    with pytest.raises(DataError, match=r't\.png is 20 x 30 .* EXIF orientation; `exif="apply"` turns them'):
+        CocoSegmentation(file, exif="ignore", rescale_annotations=rescale)
 
 
 @pytest.mark.parametrize("drawn", [(30, 21), (20, 31), (25, 25), (30, 40)])

@@ -1,14 +1,13 @@
 """RunFolder: the names of all files of a run; folders that are free or the newest; the lock of a folder."""
 
 import errno
-import json
 import os
 import tempfile
 from itertools import count
 from pathlib import Path
 
 from segkit.errors import MissingFileError, UsageError, as_segkit_error
-from segkit.files import is_leftover, read_text, with_home
+from segkit.files import is_leftover, parse_json, read_text, with_home
 
 RUNS = Path("runs")  # the default output folder of the commands
 DEMO = RUNS / "demo-data"
@@ -80,14 +79,25 @@ class RunFolder:
         """Whether the folder holds the runs of several folds."""
         return self.splits.is_file()
 
+    def validated(self) -> list[list[str]]:
+        """Return the names of the validation images of each fold of a cross-validation.
+
+        Raises:
+            UsageError: splits.json cannot be read, or somebody has changed it.
+        """
+        splits = parse_json(read_text(self.splits), self.splits)
+        try:
+            names = [split["val"] for split in splits]
+            is_whole = [split["fold"] for split in splits] == list(range(len(splits)))
+        except (TypeError, KeyError, IndexError):
+            is_whole = False
+        if not is_whole or not names or not all(isinstance(of_fold, list) for of_fold in names):
+            raise UsageError(f"{self.splits} is damaged, so the folds of {self} are not known")
+        return names
+
     def folds(self) -> "list[RunFolder]":
         """Return the runs of all folds of a cross-validation, trained or not; none for a single run."""
-        if not self.is_cross_validation:
-            return []
-        try:
-            return [self.fold(i) for i in range(len(json.loads(read_text(self.splits))))]
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UsageError(f"{self.splits} is damaged, so the folds of {self} are not known: {error}") from error
+        return [self.fold(i) for i in range(len(self.validated()))] if self.is_cross_validation else []
 
 
 def find_folds(path: str | os.PathLike) -> list[Path]:
@@ -171,12 +181,14 @@ def check_free(out: Path | None, *, may_have_begun: bool = False, can_resume: bo
     """Raise UsageError if `create_run_folder` would because `out` exists, before anything costly is built."""
     if out is None or not out.exists():
         return
-    if out.is_dir() and all(map(is_leftover, out.iterdir())):
+    inside = list(out.iterdir()) if out.is_dir() else []
+    if out.is_dir() and all(map(is_leftover, inside)):
         return
     run = RunFolder(out)
+    has_begun = run.args.is_file() or any(is_leftover(path, run.args.name) for path in inside)
     # Results are written after the first checkpoint: without one, somebody removed it, and the model is worth keeping.
     lost_checkpoint = run.results.is_file() and not run.has_checkpoint
-    if not (may_have_begun and any(out.glob("*args.yaml*"))) or lost_checkpoint:
+    if not (may_have_begun and has_begun) or lost_checkpoint:
         is_saved = run.last.is_file() or run.is_cross_validation
         hint = ", or resume it with `resume`" if can_resume and is_saved else ""
         what = "holds a model, but no checkpoint to resume" if may_have_begun and lost_checkpoint else "exists already"

@@ -25,7 +25,7 @@ from segkit.metrics import ConfusionMatrix
 from segkit.metrics.scores import share_table
 from segkit.models import read_header
 from segkit.report.run import write_confusion
-from segkit.runs import RunFolder, RunLock, check_writable, create_run_folder, run_to_resume
+from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
 from segkit.workflows.datasets import data_digests, open_folds
@@ -91,7 +91,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
         write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
     else:
-        if [entry["val"] for entry in json.loads(read_text(run.splits))] != folds.validated():
+        if run.validated() != folds.validated():
             raise UsageError(
                 f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored "
                 "on images they were trained on; start a new run with another `out`"
@@ -130,7 +130,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
 
     Raises:
         MissingFileError: The folder is not one of a cross-validation.
-        UsageError: A fold has been trained with other settings, or on other data.
+        UsageError: A fold has been trained with other settings or on other data, or has lost its checkpoint.
     """
     if not run.is_cross_validation:
         raise MissingFileError(f"nothing to resume: {run} is not a run of all folds, it has no {run.splits.name}")
@@ -138,6 +138,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
     for number in range(config.folds):
         fold = run.fold(number)
         if not fold.has_checkpoint:
+            check_free(fold.path, may_have_begun=True)  # before anything is removed
             continue
         content = read_run(fold)
         check_settings({**content["settings"], "fold": now["fold"], "epochs": now["epochs"]}, now)

@@ -129,6 +129,10 @@ def train_as_configured(
         if resumed is not None:
             if not resumed.has_checkpoint:
                 raise MissingFileError(f"nothing to resume: there is no {resumed.last}")
+            if not resumed.args.is_file():
+                raise MissingFileError(
+                    f"{resumed} has no {resumed.args.name}, so its data and settings are not known; name them all again"
+                )
             raise UsageError(
                 f"{resumed} was trained on the data sets of a program, not on files; resume it by `segkit.train` with "
                 "`data` and `val`, or name its files"

@@ -305,10 +305,20 @@ def test_a_fold_whose_checkpoints_were_removed_keeps_its_model(out, capsys):
         (out / "fold1" / name).unlink()
     (out / "fold1" / "notes.txt").write_text("mine")
     before = (out / "fold1" / "best.safetensors").read_bytes()
+    names = sorted(path.name for path in out.iterdir())
     assert fails(train, "--resume", out) == 2
+    assert sorted(path.name for path in out.iterdir()) == names  # summary.csv and the other results of all folds
     assert f"{out / 'fold1'} holds a model, but no checkpoint to resume" in capsys.readouterr().err
     assert (out / "fold1" / "best.safetensors").read_bytes() == before
     assert (out / "fold1" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{", "3", "[]", "[{}]", '{"fold": 0}', '[{"fold": 0, "val": "a.png"}]', "[" * 10_000])
+def test_damaged_splits_are_named_before_the_training(out, capsys, text):
+    (out / "splits.json").write_text(text)
+    assert fails(train, "--resume", out, "--epochs", "3") == 2
+    assert f"{out / 'splits.json'} " in capsys.readouterr().err
+    assert (out / "summary.csv").is_file()
 
 
 def test_a_single_run_is_not_a_run_of_all_folds(out, shapes, capsys):

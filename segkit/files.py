@@ -12,6 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -237,6 +238,12 @@ def make_folder(path: str | os.PathLike) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise as_segkit_error(error) or UsageError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def free_name(path: Path) -> Path:
+    """Return the first free name for setting a file aside: best.old1.safetensors, best.old2.safetensors ..."""
+    names = (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:

@@ -69,20 +69,34 @@ class RunResults(NamedTuple):
         best_epoch: The epoch with the best validation mIoU; 0 before the first validation.
         best_miou: Its mIoU, in [0, 1].
         best_weights: The weights that reached it: "raw", or "ema" for the averaged ones.
+        iou: IoU of each class by these weights, if it is known from elsewhere than the row of the best epoch.
     """
 
     history: Sequence[Mapping[str, float]] = ()
     best_epoch: int = 0
     best_miou: float = -math.inf
     best_weights: str = "raw"
+    iou: Sequence[float] | None = None
+
+    def best_row(self) -> Mapping[str, float] | None:
+        """Return the row of the best epoch.
+
+        None if there is none: before the first validation, or if the best weights are of an epoch that was trained
+        once more and turned out otherwise, after the run was killed.
+        """
+        row = self.history[self.best_epoch - 1] if 1 <= self.best_epoch <= len(self.history) else {}
+        return row if row.get(f"{self._prefix}miou") == self.best_miou else None
 
     def best_iou(self, class_names: Sequence[str]) -> list[float]:
-        """Return the IoU of each class at the best epoch, in [0, 1]; NaN for a class that does not occur."""
-        if not self.best_epoch:
-            return [math.nan] * len(class_names)
-        prefix = "ema_" if self.best_weights == "ema" else ""
-        row = self.history[self.best_epoch - 1]
-        return [row[f"{prefix}iou/{name}"] for name in class_names]
+        """Return the IoU of each class by the best weights, in [0, 1]; NaN for a class without one."""
+        if self.iou is not None:
+            return list(self.iou)
+        row = self.best_row() or {}
+        return [row.get(f"{self._prefix}iou/{name}", math.nan) for name in class_names]
+
+    @property
+    def _prefix(self) -> str:
+        return "ema_" if self.best_weights == "ema" else ""
 
 
 class RunReport:
@@ -213,8 +227,10 @@ class RunReport:
             return shown
         averaged = ", averaged weights" if results.best_weights == "ema" else ""
         best = {f"best mIoU, epoch {results.best_epoch}{averaged}": f"{100 * results.best_miou:.2f} %"}
-        accuracy = results.history[results.best_epoch - 1]["pixel_accuracy"]
-        return best | ({} if averaged else {"pixel accuracy, same epoch": f"{100 * accuracy:.2f} %"}) | shown
+        row = results.best_row()
+        if averaged or row is None:
+            return best | shown
+        return best | {"pixel accuracy, same epoch": f"{100 * row['pixel_accuracy']:.2f} %"} | shown
 
 
 @contextmanager

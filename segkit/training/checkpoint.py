@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from segkit.errors import MissingFileError, NotFiniteError, UsageError, as_segkit_error, is_out_of_memory, os_error_text
-from segkit.files import file_named, remove_leftovers, write_csv, write_whole
+from segkit.files import file_named, free_name, remove_leftovers, write_csv, write_whole
 from segkit.models import Preprocessing, Segmenter
-from segkit.models.model_file import model_bytes
+from segkit.models.model_file import model_bytes, read_header
 from segkit.models.transfer import differences
 from segkit.runs import RunFolder
 from segkit.training.distributed import ALONE, Ranks
@@ -120,6 +120,65 @@ def save_if_best(
         return False, error
     state.best_miou, state.best_epoch, state.best_weights, state.stale_epochs = miou, state.epoch, weights, 0
     return True, None
+
+
+def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_newer: bool = True) -> str | None:
+    """Bring the best validation of a resumed state in line with best.safetensors, which may be of another moment.
+
+    A run that is killed between the two files has a best.safetensors of an epoch that last.pt does not know; with an
+    older checkpoint, or a file that somebody has put there, it may be of any other. The file counts: it is what the
+    run hands out.
+
+    Args:
+        state: The state; its `best_...` values are changed.
+        out: The run folder. A best.safetensors that is not of this run, or is damaged, is renamed.
+        ranks: The processes that train together.
+        may_be_newer: Take over a file of a later epoch than the state, even if the state knows no best epoch.
+
+    Returns:
+        What was wrong, in words; None if both agree.
+    """
+
+    def compare() -> tuple[tuple[int, float, str], str | None]:
+        run, nothing = RunFolder(out), (0, -math.inf, "raw")
+        known = (state.best_epoch, state.best_miou, state.best_weights)
+        again = "the best mIoU is searched again from here on"
+        if not run.best.is_file():
+            lost = f"there is no {run.best}, the model of epoch {state.best_epoch}; {again}"
+            return nothing, lost if state.best_epoch else None
+        try:
+            found = _read_best(run.best, state.model)
+        except UsageError as error:
+            aside = free_name(run.best)
+            run.best.rename(aside)
+            return nothing, f"{error}; it is renamed to {aside.name}, and {again}"
+        is_searching = state.best_epoch == 0  # since the validation images have changed, or nothing was validated yet
+        if found == known or (is_searching and not (may_be_newer and found[0] > state.epoch)):
+            return known, None
+        other = f"of epoch {known[0]} with {known[1]:.4f}" if known[0] else "of no epoch"
+        return found, (
+            f"{run.best} is of epoch {found[0]} with an mIoU of {found[1]:.4f}, but by the checkpoint it is {other}; "
+            "the file counts, so a later epoch has to be better than it"
+        )
+
+    (state.best_epoch, state.best_miou, state.best_weights), problem = ranks.on_first(compare)
+    return problem
+
+
+def _read_best(path: Path, model: Segmenter) -> tuple[int, float, str]:
+    """Return epoch, mIoU and kind of the weights in best.safetensors.
+
+    Raises:
+        UsageError: The file is damaged, or a training of `model` did not write it.
+    """
+    header = read_header(path)
+    extra = header.get("extra") or {}
+    epoch, miou, weights = (extra.get(name) for name in ("epoch", "miou", "weights"))
+    is_of_run = header["model"] == model.config and header["class_names"] == list(model.class_names)
+    is_best = type(epoch) is int and epoch >= 1 and isinstance(miou, float) and weights in ("raw", "ema")
+    if not (is_of_run and is_best):
+        raise UsageError(f"{path} was not written by this run")
+    return epoch, miou, weights
 
 
 def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]] = ()) -> None:

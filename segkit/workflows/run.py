@@ -24,7 +24,7 @@ from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
 from segkit.data.rasterize import OVERLAP_TEXTS
 from segkit.errors import NotFiniteError, SegkitError
-from segkit.files import write_whole
+from segkit.files import free_name, write_whole
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import ConfusionMatrix, PerImageConfusion, Scores
 from segkit.models import Segmenter, load_model
@@ -48,7 +48,7 @@ from segkit.training import (
     read_checkpoint,
     seed_all,
 )
-from segkit.training.checkpoint import changed_data, random_states, save_progress
+from segkit.training.checkpoint import changed_data, match_best, random_states, save_progress
 from segkit.training.state import has_ended
 from segkit.workflows.datasets import sources_of, write_data_report
 from segkit.workflows.parts import (
@@ -161,7 +161,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         model.category_ids = dict(train_set.category_ids)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device)
         if is_resumed:
-            resume_run(state, start.checkpoint, ranks, allow_data_change=config.allow_data_change)
+            resume_run(state, start.checkpoint, start.folder, ranks, allow_data_change=config.allow_data_change)
             console.print(f"resuming {start.folder} {position(state)}")
         if not ranks.is_first:
             seed_all(config.seed + state.updates + ranks.rank)  # Dropout must differ between the processes.
@@ -207,6 +207,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
                 report.update(results_of(state))
         if state.epoch == epochs_before:  # `epochs` was lowered: the checkpoint does not say yet that it is finished.
             save_progress(state, run.path, ranks)
+        results = results_of(state)
         replaced = sorted(set(chain.from_iterable(ranks.gather(train_batches.dataset.replaced))))
         if replaced:
             listed = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
@@ -214,9 +215,11 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
             confusion = score_best(run, val_set, device, precision, console, gallery)
-            report.finish(results_of(state), confusion, gallery)
+            if results.best_row() is None:
+                results = results._replace(iou=confusion.compute().iou.tolist())
+            report.finish(results, confusion, gallery)
             tracking.show(report.pictures, state.epoch)
-    console.print(scores_text(run, results_of(state), model.class_names, val_set.ignore_classes))
+    console.print(scores_text(run, results, model.class_names, val_set.ignore_classes))
     return TrainResult(run, state.best_miou, state.best_epoch, tuple(state.history), tuple(model.class_names))
 
 
@@ -265,7 +268,12 @@ class Start:
         if self.checkpoint is not None:
             return RunFolder(self.folder)
         options = {"may_have_begun": self.may_have_begun, "can_resume": True}
-        return RunFolder(create_run_folder(self.folder, "train", lock, **options))
+        run = RunFolder(create_run_folder(self.folder, "train", lock, **options))
+        if run.best.exists():
+            aside = free_name(run.best)
+            run.best.rename(aside)
+            _log.warning("%s has no checkpoint to resume; it is renamed to %s", run.best, aside.name)
+        return run
 
 
 def find_start(config: TrainConfig, lock: RunLock) -> Start:
@@ -311,18 +319,21 @@ def load_run(
     return content["settings"].get("epochs"), epochs
 
 
-def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, allow_data_change: bool) -> None:
+def resume_run(
+    state: TrainState, content: Mapping[str, Any], out: Path, ranks: Ranks, *, allow_data_change: bool
+) -> None:
     """Bring `state` to what a checkpoint holds; the first process warns of each thing that is not as it was.
 
     Args:
         state: Of a new run with the settings and the data of now.
         content: The checkpoint.
+        out: The run folder.
         ranks: The processes.
         allow_data_change: Whether the data may differ from the data that the run began with.
     """
     changed = changed_data(content, state)
     epochs_before, epochs = load_run(state, content, allow_data_change=allow_data_change, rank=ranks.rank)
-    warnings = []
+    warnings = [match_best(state, out, ranks, may_be_newer="val" not in changed)]
     if len(random_states(content)) != ranks.count:
         warnings.append(
             f"the run had {len(random_states(content))} processes and now has {ranks.count}: the samples of each batch "
@@ -338,7 +349,7 @@ def resume_run(state: TrainState, content: Mapping[str, Any], ranks: Ranks, *, a
             f"`epochs` was {epochs_before}, is {epochs}: from here on the learning rate follows the new number, unlike "
             "in a run that had it from the start"
         )
-    for warning in warnings if ranks.is_first else ():
+    for warning in filter(None, warnings if ranks.is_first else ()):
         _log.warning(warning)
 
 
@@ -391,6 +402,7 @@ def epochs_with_restart(trainer: Trainer, train: Loader, val: Loader, *, may_res
     content = ranks.on_first(lambda: read_run(run))
     load_run(state, content, allow_data_change=True, rank=ranks.rank)
     del content
+    match_best(state, run.path, ranks)  # The checkpoint is older if the last one could not be written.
     state.scheduler.factor = SLOWER
     if ranks.is_first:
         _log.warning("%s; restarting from %s, %s, at half the learning rate", problem, run.last, position(state))

@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.commands import at_forward, fails, signal_at_batch, train_arguments
@@ -327,6 +328,52 @@ def test_resume_auto_starts_a_run_resumes_it_and_leaves_a_finished_one(shapes, t
         train.main(train_arguments(shapes, out, "--resume", "auto", "--epochs", count))
         assert said in capsys.readouterr().out
         assert len(epochs(out)) == int(count)
+
+
+def test_a_best_model_of_an_epoch_that_turned_out_otherwise_is_what_the_run_reports(out, capsys):
+    # As after a kill between best.safetensors and last.pt in epoch 2.
+    save_model(load_model(out), out / "best.safetensors", epoch=2, miou=0.9876, weights="raw")
+    before = (out / "best.safetensors").read_bytes()
+    train.main(["--resume", str(out), "--epochs", "2", "--lr", "3e-3"])
+    printed = capsys.readouterr()
+    assert (
+        "best.safetensors is of epoch 2 with an mIoU of 0.9876, but by the checkpoint it is of epoch 1" in printed.err
+    )
+    assert (out / "best.safetensors").read_bytes() == before
+    last = torch.load(out / "last.pt", weights_only=True)
+    assert (last["best_epoch"], last["best_miou"]) == (2, 0.9876)
+    assert "best mIoU, epoch 2" in (out / "report.html").read_text()
+    # The IoU of the classes are of that model, not of the epoch that is in results.csv.
+    table = [line.split() for line in printed.out.splitlines()]
+    shown = [float(line[1]) for line in table if len(line) == 2 and line[0] in ("background", "square", "disc")]
+    rows = list(csv.reader((out / "confusion_matrix.csv").open()))[1:]
+    matrix = np.array([[int(count) for count in row[1:]] for row in rows])
+    iou = 100 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+    assert np.allclose(shown, iou, atol=0.051)
+
+
+def test_a_model_without_checkpoint_is_not_replaced_by_a_new_run(out, shapes):
+    content = (out / "best.safetensors").read_bytes()
+    for path in out.iterdir():
+        if path.name not in ("args.yaml", "best.safetensors"):
+            path.unlink()
+    train.main(train_arguments(shapes, out, "--resume", "auto", "--epochs", "1"))
+    assert (out / "best.old1.safetensors").read_bytes() == content
+    assert epochs(out) == ["1"]
+
+
+def test_a_run_without_its_settings_says_so(out, shapes, capsys):
+    (out / "args.yaml").unlink()
+    assert fails(train, "--resume", out) == 2
+    assert f"{out} has no args.yaml, so its data and settings are not known" in capsys.readouterr().err
+    train.main(["--resume", str(out), *train_arguments(shapes, out, "--epochs", "2", "--augment", "flip")])
+    assert epochs(out) == ["1", "2"]
+
+
+def test_resume_auto_begins_only_in_a_folder_with_the_settings_of_a_run(shapes, tmp_path, capsys):
+    (tmp_path / "my_args.yaml.txt").write_text("notes")
+    assert fails(train, *train_arguments(shapes, tmp_path, "--resume", "auto")) == 2
+    assert "exists already; choose another --out" in capsys.readouterr().err
 
 
 def test_resume_auto_starts_nothing_in_a_folder_of_something_else(shapes, tmp_path, capsys):

@@ -28,6 +28,7 @@ from segkit.training import (
     read_checkpoint,
     seed_all,
 )
+from segkit.training.checkpoint import match_best
 
 CPU = torch.device("cpu")
 NAMES = ("background", "square", "disc")
@@ -122,6 +123,7 @@ def run(
     state = state or build_state(epochs=epochs)
     if resume:
         load_state(state, ranks.on_first(lambda: read_checkpoint(out)[0]), rank=ranks.rank)
+        match_best(state, out, ranks)
     trainer = kind(
         state,
         loss_fn or create_loss({"ce": 0.6, "dice": 0.4}),

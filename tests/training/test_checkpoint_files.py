@@ -9,7 +9,9 @@ import pytest
 import torch
 from helpers.tiny_training import build_state, interrupted, run
 
+from segkit.models import load_model, save_model
 from segkit.training import load_state, read_checkpoint, save_state
+from segkit.training.checkpoint import match_best
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,75 @@ def test_averages_and_optimizers_that_are_not_finite_are_not_saved(out, part):
     with pytest.raises(FloatingPointError, match=rf"the {named} are no longer finite in epoch 3, and are not saved"):
         save_state(state, out)
     assert (out / "last.pt").read_bytes() == before
+
+
+def resumed(out):
+    """The state of the checkpoint in a run folder, what is wrong with its best.safetensors, and what is said best."""
+    state = build_state()
+    load_state(state, read_checkpoint(out)[0])
+    known = (state.best_epoch, state.best_miou, state.best_weights)
+    problem = match_best(state, out)
+    return known, (state.best_epoch, state.best_miou, state.best_weights), problem
+
+
+def test_a_best_model_that_agrees_with_the_checkpoint_is_no_problem(out):
+    known, best, problem = resumed(out)
+    assert best == known
+    assert problem is None
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 7])  # 2, 7: as after a kill between the two files, or with last.prev.pt
+def test_a_best_model_that_disagrees_with_the_checkpoint_counts(out, epoch):
+    os.replace(out / "last.prev.pt", out / "last.pt")
+    save_model(load_model(out), out / "best.safetensors", epoch=epoch, miou=0.9876, weights="ema")
+    known, best, problem = resumed(out)
+    assert best == (epoch, 0.9876, "ema") != known
+    assert f"best.safetensors is of epoch {epoch} with an mIoU of 0.9876, but by the checkpoint it is of" in problem
+
+
+def test_a_best_model_that_is_gone_is_searched_again(out):
+    (out / "best.safetensors").unlink()
+    _, best, problem = resumed(out)
+    assert best == (0, -math.inf, "raw")
+    assert "there is no" in problem
+    assert "the best mIoU is searched again" in problem
+
+
+def damage(file):
+    file.write_bytes(b"half")
+
+
+def without_score(file):
+    save_model(load_model(file), file)
+
+
+def of_other_classes(file):
+    model = load_model(file)
+    model.class_names = ("background", "square", "ring")
+    save_model(model, file, epoch=1, miou=0.5, weights="raw")
+
+
+@pytest.mark.parametrize("change", [damage, without_score, of_other_classes])
+def test_a_best_model_that_is_not_of_the_run_is_renamed_and_never_replaced(out, change):
+    change(out / "best.safetensors")
+    content = (out / "best.safetensors").read_bytes()
+    (out / "best.old1.safetensors").write_text("mine")
+    _, best, problem = resumed(out)
+    assert best == (0, -math.inf, "raw")
+    assert "it is renamed to best.old2.safetensors" in problem
+    assert (out / "best.old2.safetensors").read_bytes() == content
+    assert (out / "best.old1.safetensors").read_text() == "mine"
+
+
+def test_a_best_model_measured_on_earlier_images_is_not_taken_over(out):
+    # The validation images have changed, and nothing was validated since.
+    for epoch, expected in ((2, (0, -math.inf, "raw")), (3, (3, 0.9, "raw"))):
+        save_model(load_model(out), out / "best.safetensors", epoch=epoch, miou=0.9, weights="raw")
+        state = build_state()
+        load_state(state, read_checkpoint(out)[0])
+        state.forget_best()
+        match_best(state, out)
+        assert (state.best_epoch, state.best_miou, state.best_weights) == expected
+        state.forget_best()
+        assert match_best(state, out, may_be_newer=False) is None
+        assert state.best_epoch == 0

@@ -13,7 +13,7 @@ from segkit.cli.process import (
     first_process_prints,
     is_first_process,
 )
-from segkit.config import Setting, TrainConfig, implied_settings, parse_args
+from segkit.config import Setting, TrainConfig, implied_settings, import_words, parse_args
 from segkit.console import Console, printable
 from segkit.errors import Interrupted
 
@@ -31,24 +31,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse_args(TrainConfig, argv, prog="train.py", start_from=_start_from)
         from segkit.workflows.train import train_as_configured
 
+        imports = f" {shlex.join(import_words(config.imports))}" if config.imports else ""
         try:
             result = train_as_configured(config, verbose=True, command=shlex.join(sys.argv), may_keep_memory=True)
         except Interrupted as stop:
             if is_first_process():
                 outcome = "saved" if stop.error is None else "not saved, but what was saved before is kept"
-                command = f"python train.py --resume {shlex.quote(str(stop.run))}"
+                command = f"python train.py --resume {shlex.quote(str(stop.run))}{imports}"
                 print(printable(f"\n{stop}; {outcome}. To resume: {command}"), file=sys.stderr)
             sys.exit(128 + stop.number)
         console = Console(verbose=True)
         folder = result.folder
-        quoted = shlex.quote(str(folder))
+        quoted = shlex.quote(str(folder)) + imports
         if result.was_finished:
             has_all_epochs = folder.is_cross_validation or len(result.history) >= config.epochs
             epochs = f" --epochs {2 * config.epochs}" if has_all_epochs else ""
             patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
             console.print(f"train it longer: python train.py --resume {quoted}{epochs}{patience}")
         if folder.is_cross_validation:
-            console.print(f"use the models together: {result.command}")
+            console.print(f"use the models together: {result.command}{imports}")
             return
         console.print(f"look at it: {folder.report}\nuse it: python infer.py --weights {quoted} --source photographs/")
         if result.is_demo:
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _start_from(config: TrainConfig) -> Mapping[str, Setting]:
     def architecture_of(path: Path) -> Mapping[str, Setting]:
-        from segkit.workflows.parts import architecture_of  # only with `init_from`: it loads torch
+        from segkit.models import import_modules  # only with `init_from`: both load torch
+        from segkit.workflows.parts import architecture_of
 
+        import_modules(config.imports)
         return architecture_of(path)
 
     return implied_settings(vars(config), architecture_of)

@@ -6,6 +6,7 @@ from segkit.config.data import LabelConfig, SourceConfig
 from segkit.config.keywords import as_declared, from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.recipes import RECIPES, read_recipe
+from segkit.config.setting_types import import_words
 from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
 from segkit.config.train import TrainConfig, implied_settings
 from segkit.config.yaml_files import Setting, format_settings, read_settings, write_yaml
@@ -29,6 +30,7 @@ __all__ = [
     "format_settings",
     "from_keywords",
     "implied_settings",
+    "import_words",
     "parse_args",
     "read_recipe",
     "read_settings",

@@ -60,7 +60,7 @@ PAGES: dict[type, Page] = {
         example="python -m segkit folds all.json --out folds --k 5",
     ),
     ExportConfig: Page(
-        first=("model", "onnx", "overwrite"),
+        first=("model", "onnx", "imports", "overwrite"),
         example="python -m segkit export runs/a --onnx model.onnx",
     ),
 }
@@ -70,7 +70,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("val", "val_fraction", "folds", "fold", "train_only", "images", "masks", "class_names", "palette"),
         *("ignore_classes", "on_bad", "max_bad"),
     ),
-    "model": ("weights", "member_weights", "pretrained", "init_from", "output_stride", "decoder"),
+    "model": ("weights", "member_weights", "pretrained", "init_from", "output_stride", "decoder", "imports"),
     "training": (
         *("loss", "class_weights", "label_smoothing", "augment", "mix", "rare_threshold", "rare_crops"),
         *("optimizer", "weight_decay", "schedule", "warmup_epochs", "min_lr", "milestones", "patience"),

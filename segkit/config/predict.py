@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers, default_of
 from segkit.config.data import LabelConfig
-from segkit.config.setting_types import NO_CRF, CRFWords, Folder, OfClasses, PathOrWord, Sources
+from segkit.config.setting_types import NO_CRF, CRFWords, Folder, Modules, OfClasses, PathOrWord, Sources
 from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS
 
@@ -36,6 +36,8 @@ class PredictConfig:
     """Predict larger images in sliding windows with sides of this length. 0: predict whole images."""
     window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
     """Share of a window that overlaps with the next one, at least 0 and less than 1."""
+    imports: Modules = ()
+    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
     class_bias: OfClasses = field(default_factory=dict)
     """Add to the log-probabilities of a class; above 0 it is predicted more often. `segkit tune` finds values."""
     crf: CRFWords = None

@@ -1,5 +1,6 @@
 """Types of settings whose form on the command line does not follow from a plain type."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,11 @@ ALSO_CALLED = {
     "checkpoint": "weights",
 }
 NO_CRF = (["off"], ["None"])
+
+
+def import_words(modules: Sequence[str]) -> list[str]:
+    """Return the words of a command line that import modules first."""
+    return ["--imports", *modules] if modules else []
 
 
 def _parse_losses(words: list[str]) -> dict[str, float]:
@@ -111,6 +117,7 @@ PathOrWord = Annotated[
         str_from_instance=lambda value: [value],
     ),
 ]
+Modules = Annotated[tuple[str, ...], arg(metavar="MODULE ...")]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
 Sources = Annotated[tuple[Path, ...], arg(metavar="FILE|DIR ...")]
 Folders = Annotated[tuple[Path, ...], arg(metavar="DIR ...")]

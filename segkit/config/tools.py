@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check
 from segkit.config.data import SourceConfig
-from segkit.config.setting_types import Files, Folder
+from segkit.config.setting_types import Files, Folder, Modules
 from segkit.errors import UsageError
 
 
@@ -21,6 +21,8 @@ class ExportConfig:
     """Model file or run folder."""
     onnx: Annotated[Path | None, arg(metavar="FILE")] = None
     """ONNX file to write. By default the path of the model, with the suffix .onnx."""
+    imports: Modules = ()
+    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
     overwrite: bool = False
     """Replace the ONNX file if it exists."""
 

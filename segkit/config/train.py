@@ -10,7 +10,7 @@ from tyro.conf import arg
 from segkit.config.checks import check, check_finite, check_workers
 from segkit.config.data import LabelConfig
 from segkit.config.recipes import read_recipe
-from segkit.config.setting_types import Folder, Folders, Losses, Options, PathOrWord, ResumeWords, Sources
+from segkit.config.setting_types import Folder, Folders, Losses, Modules, Options, PathOrWord, ResumeWords, Sources
 from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
 from segkit.files import with_home
@@ -61,6 +61,9 @@ class TrainConfig(LabelConfig):
     """Stride of the deepest features. By default 16 for deeplabv3plus and 32 for fpn and unet."""
     decoder: Options = field(default_factory=dict)
     """Options of the decoder, such as channels=128 norm=group."""
+
+    imports: Modules = ()
+    """Python modules to import first, such as the one that adds a decoder or a loss of your own. They run code."""
 
     crop: Annotated[int, arg(metavar="PIXELS")] = 512
     """Height and width of the training crops."""

@@ -14,6 +14,9 @@ from segkit.files import read_text, write_whole
 from segkit.names import nearest
 from segkit.runs import RunFolder
 
+# Settings that only the command line and keywords have: a file, such as the args.yaml of a run from elsewhere, must not
+# decide which code runs.
+NOT_IN_FILES = ("imports",)
 DEEPEST = 50  # levels of lists and mappings; what reads and shows them calls itself once per level
 
 
@@ -50,6 +53,8 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
         if name not in names:
             near = nearest(name, names, ALSO_CALLED)
             raise UsageError(f"{where}: unknown setting {name!r}" + (f", did you mean {near}?" if near else ""))
+        if name in NOT_IN_FILES:
+            raise UsageError(f"{where}: {name} runs code, so it is not taken from a file; give `{name}` itself")
         if name in found:
             raise UsageError(f"{where}: {name} occurs twice, first in {found[name].origin}")
         try:
@@ -65,6 +70,8 @@ def format_settings(settings: Any, origins: Mapping[str, str] | None = None) -> 
     """Return the settings as YAML, one per line, with their origins as comments."""
     lines = []
     for field in dataclasses.fields(settings):
+        if field.name in NOT_IN_FILES:
+            continue
         origin = (origins or {}).get(field.name)
         value = _plain(getattr(settings, field.name))
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf"))

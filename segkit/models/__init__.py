@@ -19,6 +19,7 @@ _PUBLIC = {
     "export_program": "segkit.models.export",
     "find_folds": "segkit.runs",  # lives elsewhere; stays public here, as it was
     "find_model_file": "segkit.models.model_file",
+    "import_modules": "segkit.models.factory",
     "load_model": "segkit.models.model_file",
     "load_smp_checkpoint": "segkit.models.smp.checkpoints",
     "optimize": "segkit.models.optimized",

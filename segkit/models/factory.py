@@ -1,11 +1,14 @@
 """create_model: build an architecture by name on a backbone by name."""
 
+import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import timm
 from torch import nn
 
 from segkit.errors import UsageError
@@ -13,6 +16,7 @@ from segkit.models.backbone import Backbone
 from segkit.models.deeplabv3plus import DeepLabV3Plus
 from segkit.models.fpn import FPN
 from segkit.models.segmenter import AuxiliaryHead, ImageHead, SegmentationHead, Segmenter
+from segkit.models.smp.encoders import SMP_PREFIX
 from segkit.models.unet import UNet
 from segkit.names import check_known
 
@@ -104,6 +108,54 @@ def create_model(
         align_corners=align_corners,
         aux_head=AuxiliaryHead(pyramid.channels[-2], len(names)) if aux_head else None,
         image_head=ImageHead(pyramid.channels[-1], len(names)) if image_head else None,
+    )
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules that add decoders, losses or backbones; they are installed or lie in the working folder.
+
+    Raises:
+        UsageError: There is no such module.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that no file there replaces an installed package
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"`imports` takes names of modules, such as mymodule, got {name!r}")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # the module itself lacks another one
+                raise
+            raise UsageError(f"`imports`: there is no module {name}, neither installed nor in {os.getcwd()}") from error
+
+
+def modules_of(name: str, backbone: str) -> list[str]:
+    """Return the modules that added the decoder and the backbone of a model, other than segkit and timm."""
+    makers: list[Any] = [DECODERS.get(name)]
+    if timm.is_model(backbone):
+        makers.append(timm.models.model_entrypoint(backbone.partition(".")[0]))
+    found = [getattr(maker, "__module__", "segkit") for maker in makers]
+    return [module for module in dict.fromkeys(found) if module.partition(".")[0] not in ("segkit", "timm")]
+
+
+def check_modules(file: str | os.PathLike, header: Mapping[str, Any]) -> None:
+    """Raise UsageError if a model file needs modules that are not imported; they are named, and never imported here.
+
+    Args:
+        file: The model file, for the message.
+        header: Its header; `modules` is what `modules_of` returned when it was written.
+    """
+    name, backbone = (str(header["model"].get(part)) for part in ("name", "backbone"))
+    is_known = name in DECODERS and (backbone.startswith(SMP_PREFIX) or timm.is_model(backbone))
+    modules = header.get("modules")
+    if is_known or not isinstance(modules, list) or not modules:
+        return
+    listed = " ".join(map(str, modules))
+    script = "; code of a script has to move into a module first" if "__main__" in modules else ""
+    raise UsageError(
+        f"{file} needs code that is not part of segkit, from {listed}. A model file is data, so segkit does not import "
+        f"what it names: if you trust that code, import it yourself, or name it in `imports`{script}"
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import check_readable, write_whole
 from segkit.models.backbone import check_finite
-from segkit.models.factory import create_model
+from segkit.models.factory import check_modules, create_model, modules_of
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.runs import RunFolder
@@ -47,13 +47,18 @@ def model_bytes(model: Segmenter, **extra: Any) -> bytes:
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:
-    """Return the header of a model file: architecture (`model`, None if unknown), classes, ids and preprocessing."""
+    """Return the header of a model file: architecture (`model`, None if unknown), classes, ids and preprocessing.
+
+    A model with code of its own also has `modules`, see `modules_of`.
+    """
+    modules = [] if model.config is None else modules_of(model.config["name"], model.config["backbone"])
     return {
         "format": FORMAT,
         "model": model.config,
         "class_names": list(model.class_names),
         "category_ids": dict(model.category_ids),
         "preprocessing": asdict(model.preprocessing),
+        **({"modules": modules} if modules else {}),
     }
 
 
@@ -65,10 +70,11 @@ def load_model(path: str | os.PathLike) -> Segmenter:
 
     Raises:
         MissingFileError: There is no such file.
-        UsageError: The file was not written by segkit, or is damaged.
+        UsageError: The file was not written by segkit, is damaged, or needs a module that is not imported.
     """
     file = find_model_file(path)
     header = read_header(file)
+    check_modules(file, header)
     try:
         model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
         model.preprocessing = _read_preprocessing(header["preprocessing"], len(model.preprocessing.mean))

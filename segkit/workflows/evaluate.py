@@ -14,6 +14,7 @@ from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import Evaluation, Interval, PerImageScores
+from segkit.models import import_modules
 from segkit.report import label_picture
 from segkit.report.gallery import image_caption
 from segkit.runs import RunLock, create_run_folder
@@ -64,6 +65,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
         NotFiniteError: A model returns NaN for an image.
     """
     config = from_keywords(EvaluateConfig, settings)
+    import_modules(config.imports)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
     data = open_scored(config, console, members[0].class_names)

@@ -1,13 +1,14 @@
 """export: write a trained model as ONNX."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segkit.console import Console
 from segkit.errors import UsageError
 from segkit.files import make_folder
-from segkit.models import Segmenter, export_onnx, find_model_file, load_model
+from segkit.models import Segmenter, export_onnx, find_model_file, import_modules, load_model
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ def export(
     model: str | os.PathLike | Segmenter,
     onnx: str | os.PathLike | None = None,
     *,
+    imports: Sequence[str] = (),
     overwrite: bool = False,
     verbose: bool = False,
 ) -> ExportResult:
@@ -35,6 +37,7 @@ def export(
     Args:
         model: A model file, a run folder or a loaded model.
         onnx: The file to write. By default the name of the model file, with the suffix .onnx.
+        imports: Modules to import first, such as the one that adds a decoder of your own.
         overwrite: Replace the file if it exists.
         verbose: Print what is done.
 
@@ -42,6 +45,7 @@ def export(
         UsageError: There is no such model, or the file cannot be written.
         MissingPackageError: A package for ONNX is not installed.
     """
+    import_modules([imports] if isinstance(imports, str) else imports)
     console = Console(verbose=verbose)
     if not isinstance(model, str | os.PathLike | Segmenter):
         raise UsageError(f"`model` must be a path or a Segmenter, got {type(model).__name__}")

@@ -33,6 +33,7 @@ from segkit.inference.coco_results import annotations_of, image_record
 from segkit.inference.source import CocoImages
 from segkit.inference.stream import ahead
 from segkit.labels import background_of
+from segkit.models import import_modules
 from segkit.runs import DEMO, create_run_folder
 from segkit.training import ranks_of_torchrun
 from segkit.workflows.predictors import find_members, load_predictor, pick_device, pick_workers
@@ -104,6 +105,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         DataError: The source does not exist, or has other classes than the model.
     """
     config = from_keywords(InferConfig, settings)
+    import_modules(config.imports)
     members = find_members(config.weights, config.member_weights)
     source = write_demo(DEMO)[1] if config.source is None else config.source
     reading = Reading(config.exif, config.max_pixels)

@@ -18,8 +18,10 @@ from segkit.data.loaders import Loader
 from segkit.data.samples import CopyPaste, cutmix
 from segkit.errors import UsageError
 from segkit.folds.counts import ClassCounts, count_labels
-from segkit.losses import class_weights, create_loss
+from segkit.losses import LOSSES, class_weights, create_loss
 from segkit.models import Segmenter, create_model, find_model_file, read_header, transfer_weights
+from segkit.models.factory import DECODERS, check_modules, modules_of
+from segkit.names import unknown
 from segkit.training import (
     Ranks,
     Schedule,
@@ -39,7 +41,7 @@ from segkit.workflows.predictors import pick_workers
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
     *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from", "nan_policy"),
-    *("out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
+    *("imports", "out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
 
 
@@ -187,7 +189,13 @@ def architecture_of(source: Path | Segmenter) -> dict[str, Setting]:
     if not isinstance(source, Path | Segmenter):
         raise UsageError(f"`init_from` must be a path or a Segmenter, got a {type(source).__name__}")
     name = "the model" if isinstance(source, Segmenter) else source
-    options = source.config if isinstance(source, Segmenter) else read_header(find_model_file(source))["model"]
+    if isinstance(source, Segmenter):
+        options = source.config
+    else:
+        file = find_model_file(source)
+        header = read_header(file)
+        check_modules(file, header)
+        options = header["model"]
     if options is None:
         raise UsageError("`init_from` takes a model that create_model built, since it has to be built again")
     options = dict(options)
@@ -199,6 +207,13 @@ def architecture_of(source: Path | Segmenter) -> dict[str, Setting]:
     decoder = {name: value for name, value in options.items() if name not in others and value != unset.get(name, ...)}
     settings = {"model": options["name"], **known, "decoder": decoder}
     return {name: Setting(value, f"model {name}") for name, value in settings.items()}
+
+
+def own_modules(config: TrainConfig) -> list[str]:
+    """Return the modules other than segkit and timm that have to be imported to train or load the model of a run."""
+    losses = [getattr(LOSSES[name], "__module__", "segkit") for name in config.loss]
+    own = [module for module in losses if module.partition(".")[0] != "segkit"]
+    return list(dict.fromkeys([*config.imports, *modules_of(config.model, config.backbone), *own]))
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -231,8 +246,14 @@ def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, *, ste
     )
 
 
-def check_loss(config: TrainConfig) -> None:
-    """Raise UsageError if there is no such loss, or a setting has no effect on it; before the data is read."""
+def check_names(config: TrainConfig) -> None:
+    """Raise UsageError if there is no such model or loss, or a setting has no effect on it; before the data is read."""
+    for what, names, known in (("model", [config.model], DECODERS), ("loss", config.loss, LOSSES)):
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"{unknown(what, name, known)}. A module that adds one of your own goes into `imports`"
+                )
     build_loss(config, Rarity(weights=None if config.class_weights == "none" else torch.ones(1)))
 
 

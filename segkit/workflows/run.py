@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from segkit._version import __version__
-from segkit.config import TrainConfig, default_of, write_yaml
+from segkit.config import TrainConfig, default_of, import_words, write_yaml
 from segkit.console import Console, percent, table
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
@@ -57,9 +57,10 @@ from segkit.workflows.parts import (
     build_model,
     build_options,
     build_state,
-    check_loss,
+    check_names,
     fixed_settings,
     measure_rarity,
+    own_modules,
 )
 from segkit.workflows.predictors import count_cores, pick_device
 
@@ -152,7 +153,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
             keep_memory()
         if config.deterministic:
             make_deterministic()
-        check_loss(config)
+        check_names(config)
         train_set, val_set = open_sets()
         rarity = measure_rarity(config, train_set, console)
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)
@@ -474,7 +475,8 @@ def _create_report(
         texts[setting.name] = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     changed = {name for name in texts if getattr(config, name) != default_of(config, name)}
     environment = write_environment(run.environment, device, command)
-    folder = shlex.quote(str(run))
+    imports = shlex.join(import_words(own_modules(config)))
+    folder = f"{shlex.quote(str(run))} {imports}".rstrip()
     patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
     data = "--data test.json --images photographs/"
     if config.val and not config.masks and len(config.images) <= 1:

@@ -23,6 +23,7 @@ from segkit.data import SegmentationDataset
 from segkit.demo import write_demo
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import with_home
+from segkit.models import import_modules
 from segkit.runs import DEMO, RunLock, run_to_resume
 from segkit.training import ranks_of_torchrun, save_signal_ignored
 from segkit.workflows.crossval import CrossValidationResult, cross_validate
@@ -61,6 +62,7 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         segkit.training.Interrupted: Ctrl-C or SIGTERM has come; the state is saved.
     """
     settings = as_declared(TrainConfig, settings)
+    import_modules(settings.get("imports", ()))
     if settings.get("data") == ():
         raise UsageError("`data` is empty; give files or a data set, or leave it out to train on the demo")
     own = {}
@@ -108,6 +110,7 @@ def train_as_configured(
         command: The command line that env.json records.
         may_keep_memory: Whether the process is ours, so that `segkit.training.keep_memory` may set it up.
     """
+    import_modules(config.imports)
     own = own or {}
     if own and ("data" not in own or config.data or config.val or config.train_only):
         raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")

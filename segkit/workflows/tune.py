@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.config import TuneConfig, default_of, from_keywords, takes_settings
+from segkit.config import TuneConfig, default_of, from_keywords, import_words, takes_settings
 from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.crf.presets import PRESETS
@@ -22,6 +22,7 @@ from segkit.errors import DataError, NotFiniteError, UsageError
 from segkit.files import write_json
 from segkit.inference import MemberProbs, Predictor, sample_pixels
 from segkit.metrics import Chosen, HeldOutSearch, Interval, PerImageConfusion, bootstrap_interval, gain
+from segkit.models import import_modules
 from segkit.runs import RunLock, create_run_folder
 from segkit.tta import FLIPS, TTA
 from segkit.workflows.datasets import open_scored
@@ -91,6 +92,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
         NotFiniteError: A model returns NaN for an image.
     """
     config = from_keywords(TuneConfig, settings)
+    import_modules(config.imports)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
     data = open_scored(config, console, members[0].class_names)
@@ -192,7 +194,7 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[str], class_n
         class_names: The classes of the models.
     """
     members = [(path, units) for path, units in zip(models, plan.weights, strict=True) if units]
-    words = ["python", "infer.py", "--weights", *(path for path, _ in members)]
+    words = ["python", "infer.py", *import_words(config.imports), "--weights", *(path for path, _ in members)]
     if len({units for _, units in members}) > 1:
         words += ["--member-weights", *(f"{units / sum(plan.weights):.4g}" for _, units in members)]
     if plan.flips != "none":

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from segkit.cli import infer, train
 from segkit.data import DataWarning
-from segkit.models import load_model, read_header
+from segkit.losses import LOSSES
+from segkit.models import DECODERS, load_model, read_header
 
 ROOT = Path(__file__).parents[2]
 
@@ -349,3 +351,70 @@ def test_masks_are_cached_for_the_user_unless_that_is_off(shapes, tmp_path, monk
     assert not (tmp_path / "cache/segkit/masks").exists()
     train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1", "--mask-cache", "auto"))
     assert len(list((tmp_path / "cache/segkit/masks").rglob("*.png"))) == 16
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module in the working folder that adds a decoder and a loss, and counts its imports in a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_parts.py").write_text(
+        "from segkit.losses import LOSSES, DiceLoss\n"
+        "from segkit.models import DECODERS, FPN\n"
+        "class Mine(FPN): pass\n"
+        "class MyLoss(DiceLoss): pass\n"
+        "DECODERS['mine'], LOSSES['my_loss'] = Mine, MyLoss\n"
+        "open('imports.txt', 'a').write('x')\n"
+    )
+
+    def forget():
+        """Be as a new process, and return how often the module was imported."""
+        DECODERS.pop("mine", None)
+        LOSSES.pop("my_loss", None)
+        sys.modules.pop("my_parts", None)
+        return len((tmp_path / "imports.txt").read_text()) if (tmp_path / "imports.txt").exists() else 0
+
+    yield forget
+    forget()
+
+
+def test_a_model_of_ones_own_is_used_by_the_printed_command_and_only_by_it(own_module, shapes, capsys):
+    words = ("--imports", "my_parts", "--model", "mine", "--loss", "my_loss", "--epochs", "1")
+    train.main(train_arguments(shapes, Path("a"), *words))
+    (command,) = re.findall("use it: python infer.py (.*)", capsys.readouterr().out)
+    assert command == "--weights a --imports my_parts --source photographs/"
+    assert "python infer.py --weights a --imports my_parts" in Path("a/report.html").read_text()
+    assert read_header("a/best.safetensors")["modules"] == ["my_parts"]
+    assert "my_parts" not in Path("a/args.yaml").read_text()
+    assert own_module() == 1
+    source = ["--source", str(shapes[1]), "--device", "cpu"]
+    for call in (
+        lambda: fails(infer, "--weights", "a", *source),
+        lambda: fails(train, *train_arguments(shapes, Path("b"), "--init-from", "a")),
+        lambda: fails(train, "--resume", "a", "--epochs", "2"),
+    ):
+        assert call() == 2
+        assert "--imports" in capsys.readouterr().err
+    assert own_module() == 1  # what a file names is never imported
+    infer.main([*command.split()[:4], *source, "--out", "masks"])
+    assert len(list(Path("masks/mask/images").iterdir())) == 4
+    assert own_module() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_module_here", "--imports: there is no module no_module_here, neither installed nor in"),
+        ("my_parts.inner", "--imports: there is no module my_parts.inner"),
+        ("./my_parts.py", "--imports takes names of modules, such as mymodule, got './my_parts.py'"),
+    ],
+)
+def test_a_module_that_does_not_exist_is_named(own_module, capsys, name, message):
+    assert fails(infer, "--imports", name) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_in_a_module_of_ones_own_keeps_its_own_words(own_module):
+    Path("broken.py").write_text("import something_that_is_missing")
+    with pytest.raises(ModuleNotFoundError, match="something_that_is_missing"):
+        infer.main(["--imports", "broken"])

@@ -17,6 +17,7 @@ from segkit.config import (
     read_settings,
     write_yaml,
 )
+from segkit.errors import UsageError
 
 TRAIN = TrainConfig(
     data=(Path("a b.json"), Path("no")),
@@ -176,3 +177,11 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
 def test_origins_are_comments_at_the_ends_of_the_lines():
     lines = format_settings(FoldsConfig(Path("a.json"), Path("o")), {"k": "cfg.yaml:3"}).splitlines()
     assert lines[:3] == ["data: a.json", "out: o", "k: 5  # cfg.yaml:3"]
+
+
+def test_a_file_does_not_decide_which_code_runs(tmp_path):
+    write_yaml(TrainConfig(imports=("mine",)), tmp_path / "args.yaml")
+    assert "imports" not in (tmp_path / "args.yaml").read_text()
+    (tmp_path / "args.yaml").write_text("epochs: 1\nimports: [os]\n")
+    with pytest.raises(UsageError, match=r"args\.yaml:2: imports runs code, so it is not taken from a file"):
+        read_settings(TrainConfig, tmp_path / "args.yaml")

@@ -4,12 +4,24 @@ import os
 from functools import partial
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import register_model
 
 from segkit.errors import UsageError
-from segkit.models import Backbone, create_model, export_program, load_model, optimize, read_header, save_model
+from segkit.models import (
+    DECODERS,
+    Backbone,
+    create_model,
+    export_program,
+    load_model,
+    optimize,
+    read_header,
+    save_model,
+)
+from segkit.models.factory import modules_of
 from segkit.models.model_file import describe_model
 from segkit.models.preprocessing import Preprocessing
 
@@ -170,3 +182,23 @@ def test_an_optimized_model_is_named_where_a_segmenter_is_needed(tmp_path):
         with pytest.raises(UsageError, match="a Segmenter, got a OptimizedSegmenter"):
             call(fast)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_modules_of_a_model_are_the_ones_outside_of_segkit_and_timm(monkeypatch):
+    @register_model
+    def segkit_test_backbone(pretrained=False, **options):
+        return timm.create_model("test_resnet", pretrained=pretrained, **options)
+
+    monkeypatch.setitem(DECODERS, "mine", type("Mine", (DECODERS["fpn"],), {"__module__": "one.two"}))
+    assert modules_of("fpn", "tf_efficientnet_b3.ns_jft_in1k") == modules_of("unet", "smp:resnet18") == []
+    assert modules_of("fpn", "segkit_test_backbone") == [__name__]
+    assert modules_of("mine", "segkit_test_backbone") == ["one.two", __name__]
+    model = create_model("mine", backbone="segkit_test_backbone", num_classes=2)
+    assert describe_model(model)["modules"] == ["one.two", __name__]
+    assert "modules" not in describe_model(create_model("fpn", backbone="test_resnet", num_classes=2))
+
+
+def test_a_model_defined_in_a_script_says_that_it_needs_a_module(tmp_path):
+    file = with_header(tmp_path / "m.safetensors", model={"name": "mine", "backbone": "x"}, modules=["__main__"])
+    with pytest.raises(UsageError, match=r"from __main__\. .*code of a script has to move into a module first"):
+        load_model(file)

@@ -124,7 +124,7 @@ def _warnings_as_sentences(names: Collection[str]) -> Iterator[None]:
     def formatted(message: Warning | str, category: type[Warning], *where: Any) -> str:
         if issubclass(category, DataWarning):
             return printable(f"warning: {with_flags(str(message), names)}\n")
-        return before(message, category, *where)
+        return printable(before(message, category, *where))  # matplotlib's name what they cannot draw
 
     handler = _Sentences(names)
     log = logging.getLogger("segkit")

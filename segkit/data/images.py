@@ -213,7 +213,8 @@ def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") ->
         raise DataError(f"there is no {what} at {path}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the file system; Pillow's have no number
-            raise as_segkit_error(error) or DataError(f"cannot read the {what} {path}: {error.strerror}") from error
+            named = OSError(error.errno, error.strerror, os.fspath(path))  # while it is read, the error names no file
+            raise as_segkit_error(named) or DataError(f"cannot read the {what} {path}: {error.strerror}") from error
         raise DataError(f"the {what} {path} is damaged or unreadable: {error}") from error
 
 

@@ -182,7 +182,7 @@ def test_a_machine_that_cannot_read_is_not_taken_for_a_damaged_image(tmp_path):
         read_image(tmp_path / "a.png")
     failing = tmp_path / "b.png"
     failing.symlink_to("/proc/self/mem")  # it can be opened, but not read
-    with pytest.raises(MachineError, match=r"Input/output error; this is a fault of the machine"):
+    with pytest.raises(MachineError, match=r"b\.png: Input/output error; this is a fault of the machine"):
         read_image(failing)
 
 

@@ -408,7 +408,8 @@ def test_images_that_cannot_be_decoded_are_listed_and_the_others_segmented(model
     kind = "AVIF" if features.check("avif") else "WEBP"
     Image.fromarray(pixels).save(tmp_path / "whole", kind)
     whole = (tmp_path / "whole").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[:-40] + bytes(20))
+    # Without its item "pitm", an AVIF is a RuntimeError of Pillow, not one of the errors of other damaged files.
+    (tmp_path / "cut.jpg").write_bytes(whole[:-40].replace(b"pitm", b"xxxx"))
     (tmp_path / "photo.heic").write_bytes(bytes(4) + b"ftypheic" + bytes(12))
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "whole").unlink()

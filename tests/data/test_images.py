@@ -11,7 +11,7 @@ import pytest
 from helpers.limits import no_more_files
 from PIL import Image, ImageOps, features
 
-from segkit.data import DataError, list_images, read_image, write_image, write_mask
+from segkit.data import DataError, FolderSegmentation, list_images, read_image, write_image, write_mask
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.errors import MachineError, UsageError
 from segkit.visualize import create_palette
@@ -278,6 +278,25 @@ def test_damaged_bytes_are_an_image_or_a_data_error(tmp_path, suffix):
         path.write_bytes(content)
         with contextlib.suppress(DataError):
             assert read_image(path).dtype == np.uint8
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_image_that_raises_another_error_than_usual_is_skipped_in_training(tmp_path):
+    for name in "ab":
+        Image.fromarray(PICTURE).save(tmp_path / f"{name}.avif", quality=100)
+    content = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").rename(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(content.replace(b"pitm", b"xxxx"))  # a RuntimeError of Pillow
+    (tmp_path / "masks").mkdir()
+    for name in "ab":
+        write_mask(tmp_path / "masks" / f"{name}.png", np.ones((5, 8), np.uint8), create_palette(2))
+    folders = tmp_path, tmp_path / "masks"
+    with pytest.raises(DataError, match=r"a\.jpg is damaged or unreadable: Failed to decode image"):
+        FolderSegmentation(*folders, class_names=("x", "y"), names=["a", "b"])
+    data = FolderSegmentation(*folders, class_names=("x", "y"), names=["a", "b"], on_bad="skip")
+    assert [item.file_name for item in data.items] == ["b.avif"]
+    found = FolderSegmentation.inspect(*folders, class_names=("x", "y"), names=["a", "b"]).findings  # as check does
+    assert [(finding.kind, finding.where) for finding in found] == [("unreadable-image", "a.jpg")]
 
 
 def test_a_missing_image_is_named(tmp_path):

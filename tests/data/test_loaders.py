@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.limits import no_more_files
 from helpers.shapes import write_coco, write_shapes
 from PIL import Image
 from torch.utils.data._utils import worker
@@ -29,6 +30,7 @@ from segkit.data.batches import TrainBatches
 from segkit.data.loaders import SIGNALS
 from segkit.data.samples import Augmented, CopyPaste, cutmix
 from segkit.data.transforms import strict_arguments
+from segkit.errors import MachineError
 
 
 @pytest.fixture
@@ -232,6 +234,15 @@ def test_a_damaged_image_is_replaced_by_another_with_its_own_mask_and_named_once
     assert len(named) == 1
     assert named[0].endswith("; another image is used instead")
     assert samples.replaced == ["images/x3.png"]
+
+
+def test_an_image_is_not_replaced_because_the_machine_cannot_open_it(damaged):
+    samples = Augmented(damaged, create_transform("none", crop=64), on_bad="skip", max_bad=1.0)
+    whole = samples[0, 5][0]
+    with no_more_files(), pytest.raises(MachineError, match=r"x0\.png: Too many open files"):
+        samples[0, 5]
+    assert samples.replaced == []
+    assert torch.equal(samples[0, 5][0], whole)
 
 
 def test_substitutes_depend_only_on_the_seed_and_all_workers_know_bad_images(damaged):

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from segkit.errors import MissingPackageError
 
@@ -45,6 +46,19 @@ def end_workers(loader: DataLoader) -> None:
     iterator, loader._iterator = loader._iterator, None
     if iterator is not None:
         iterator._shutdown_workers()
+
+
+def abandon_unfinished_iterator(error: BaseException) -> None:
+    """Keep a DataLoader's iterator silent whose workers could not all start, see the traceback of `error`.
+
+    Private, because torch's `__del__` fails on such an iterator, and prints a traceback of its own.
+    """
+    step = error.__traceback__
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, _BaseDataLoaderIter):
+            owner._shutdown = True
+        step = step.tb_next
 
 
 # --- torch.distributed -------------------------------------------------------------------------------------

@@ -123,8 +123,8 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         first = str(error).splitlines()[0].strip()
         return MachineError(
-            f"{first} A process that loads images died, most often because memory or /dev/shm is full; try fewer "
-            "`workers`. Everything that was saved before is kept."
+            f"{first} A process that loads images died, most often because memory is full, or because it may not start "
+            "a thread (ulimit -u); try fewer `workers`. Everything that was saved before is kept."
         )
     return None
 

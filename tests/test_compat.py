@@ -1,6 +1,8 @@
 """A test for each use of private interfaces of torch and timm; `data_parallel` has its tests with the processes."""
 
+import gc
 import shutil
+from multiprocessing import Process
 
 import pytest
 import torch
@@ -25,6 +27,19 @@ def test_the_workers_of_a_loader_are_its_processes(loader):
     workers = compat.loader_workers(iter(loader))
     assert [worker.is_alive() for worker in workers] == [True, True]
     assert compat.loader_workers(iter(DataLoader(range(4)))) == []
+
+
+def test_an_iterator_whose_workers_did_not_start_ends_silently(monkeypatch, capsys):
+    def no_more(*ignored):
+        raise BlockingIOError
+
+    monkeypatch.setattr(Process, "start", no_more)
+    with pytest.raises(BlockingIOError) as raised:
+        iter(DataLoader(range(4), num_workers=1))
+    compat.abandon_unfinished_iterator(raised.value)
+    del raised
+    gc.collect()
+    assert capsys.readouterr().err == ""
 
 
 def test_workers_that_were_ended_are_started_again_by_the_next_pass(loader):

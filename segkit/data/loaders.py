@@ -1,50 +1,139 @@
 """Loaders whose random choices depend only on the seed, the epoch and the position, not on the workers."""
 
 import atexit
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from segkit.compat import end_workers, has_workers, loader_workers
+from segkit.compat import abandon_unfinished_iterator, end_workers, has_workers, loader_workers
 from segkit.data.batches import TrainBatches
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
-from segkit.errors import UsageError
+from segkit.errors import MachineError, UsageError, as_segkit_error
 
 # They are sent to every process of a group, but only the main one handles them. Windows has no SIGUSR1.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Loader(DataLoader):
-    """A DataLoader whose workers are killed when the program ends, because they ignore the signals that end programs.
+# While a loader waits for a batch, `while_waiting` is called as often as this, in seconds.
+PATIENCE = 1
+_ROOM = 12  # files that a process opens beside those of its loader: images, checkpoints, modules
+_SHARED_MEMORY = Path("/dev/shm")
+_log = logging.getLogger(__name__)
 
-    Otherwise a program that ends before its loader would wait for the workers, and the workers for work.
+
+class Loader(DataLoader):
+    """A DataLoader whose workers fit the machine, do not outlive the program, and do not make it deaf while it waits.
+
+    The workers are killed when the program ends, because they ignore the signals that end programs. Otherwise a
+    program that ends before its loader would wait for the workers, and the workers for work.
+
+    Fewer workers start, with a warning, if the limit of open files or /dev/shm does not allow all. If /dev/shm or the
+    limit does not suffice for the batches, these are sent through pipes, which is slower. The batches are the same.
+
+    Attributes:
+        while_waiting: Called each second while a batch is waited for; it may raise, to stop waiting.
+
+    Raises:
+        MachineError: The workers cannot start.
     """
 
     _workers: ClassVar[list[tuple[int, BaseProcess]]] = []  # together with the process that started them
     _is_registered: ClassVar[bool] = False
+    while_waiting: Callable[[], None] | None = None
+    _is_slow = False  # whether the warning about pipes was shown
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches(self._start())
+
+    def _batches(self, iterator: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            try:
+                images, masks = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if self.while_waiting is not None:
+                    self.while_waiting()
+                continue
+            if isinstance(images, np.ndarray):
+                self._warn_of_pipes(images.nbytes + masks.nbytes)
+                images, masks = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
+            yield images, masks
+
+    def _start(self) -> Iterator[Any]:
+        """Return torch's iterator; start the workers if there are none."""
         if not self.num_workers or has_workers(self):
+            return super().__iter__()
+        self._fit_machine()
+        if not self.num_workers:
             return super().__iter__()
         if not Loader._is_registered:
             # Runs before the exit handler of multiprocessing, which was registered earlier and waits for the workers.
             atexit.register(Loader.end_workers)
             Loader._is_registered = True
-        with _signals_blocked():
-            iterator = super().__iter__()
+        before = set(active_children())
+        try:
+            with _signals_blocked():
+                iterator = super().__iter__()
+        except (OSError, RuntimeError) as error:
+            fault = as_segkit_error(error)
+            for worker in set(active_children()) - before:
+                worker.kill()
+            if fault is None:
+                raise
+            abandon_unfinished_iterator(error)
+            raise MachineError(f"cannot start {self.num_workers} processes that load images: {fault}") from error
         self._workers.extend((os.getpid(), worker) for worker in loader_workers(iterator))
         return iterator
+
+    def _fit_machine(self) -> None:
+        """Lower the number of workers to what the machine allows, and decide how they send their batches."""
+        wanted, files, page = self.num_workers, _free_files(), os.sysconf("SC_PAGE_SIZE")
+        # Each worker has two pipes, and three semaphores in its queue; all have one more queue and an event.
+        by_files = (files - _ROOM) // 4
+        by_memory = (_free_shared_memory() // page - 8) // 3
+        self.collate_fn.may_share = files >= 8 * wanted + _ROOM  # each tensor on its way is an open file
+        if min(by_files, by_memory) >= wanted:
+            return
+        self.num_workers = max(0, min(by_files, by_memory))
+        if not self.num_workers:
+            self.timeout = 0
+        if by_files < by_memory:
+            reason = f"this process may open only {files} more files; allow more of them (ulimit -n)"
+        else:
+            free = f"{_free_shared_memory() / 1e3:.0f} kB"
+            reason = f"{_SHARED_MEMORY} has only {free} left; enlarge it (in Docker: --shm-size)"
+        _log.warning("images are loaded by %d processes instead of %d: %s", self.num_workers, wanted, reason)
+
+    def _warn_of_pipes(self, size: int) -> None:
+        if self._is_slow:
+            return
+        self._is_slow = True
+        if self.collate_fn.may_share:
+            free = f"{_SHARED_MEMORY} has {_free_shared_memory() / 1e6:.3g} MB left, too little for"
+            remedy = "enlarge it (in Docker: --shm-size=2g), or try fewer `workers`"
+        else:
+            free, remedy = "the limit of open files is too low for", "raise it (ulimit -n), or try fewer `workers`"
+        _log.warning(
+            "%s batches of %.3g MB, which are sent through pipes instead, more slowly; %s", free, size / 1e6, remedy
+        )
 
     def start(self) -> None:
         """Start the workers now instead of at the first pass.
@@ -52,7 +141,7 @@ class Loader(DataLoader):
         Each worker is a copy of this process, which after the first training step has gigabytes more.
         """
         if self.num_workers and not has_workers(self):
-            iter(self)
+            self._start()
 
     def close(self) -> None:
         """End the workers; the next pass starts new ones.
@@ -113,7 +202,7 @@ def train_loader(
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise UsageError(f"`shares` must be {len(data)} positive numbers, one for each image")
     batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, num_ranks=num_ranks)
-    return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers))
+    return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers, num_ranks))
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, num_ranks: int = 1) -> Loader:
@@ -122,7 +211,8 @@ def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, nu
     Process `rank` of `num_ranks` gets every `num_ranks`-th image: each image goes to one process, and a process may
     get none.
     """
-    return Loader(Plain(data), batch_size=1, sampler=range(rank, len(data), num_ranks), **_worker_options(workers))
+    indices = range(rank, len(data), num_ranks)
+    return Loader(Plain(data), batch_size=1, sampler=indices, **_worker_options(workers, num_ranks))
 
 
 @contextmanager
@@ -138,25 +228,76 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _worker_options(workers: int) -> dict[str, Any]:
+def _worker_options(workers: int, num_ranks: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
-        "collate_fn": _stack,
-        "worker_init_fn": _single_threaded,
+        "timeout": PATIENCE if workers else 0,
+        "collate_fn": Stack(workers * num_ranks),
+        "worker_init_fn": _begin_worker,
         "pin_memory": torch.cuda.is_available(),
         # Without a generator, each pass would draw from the global random state.
         "generator": torch.Generator(),
     }
 
 
-def _single_threaded(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    try:  # the queue of the worker needs a thread; if it cannot start one, it dies with a traceback
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        os._exit(1)
     cv2.setNumThreads(0)  # the threads of all workers together would be more than the cores
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _stack(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Stack samples to a batch whose images are channels last, the fastest layout for models, without moving pixels."""
-    images, masks = zip(*samples, strict=True)
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(masks)
+class Stack:
+    """Stacks samples to a batch whose images are channels last, the fastest layout for models, without moving pixels.
+
+    A worker returns arrays, which are sent through a pipe, if /dev/shm has no room for its tensors: a full /dev/shm
+    would end the worker.
+
+    Args:
+        workers: Number of all processes that may write to /dev/shm at the same time.
+
+    Attributes:
+        may_share: Whether workers may use /dev/shm at all.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.may_share = True
+
+    def __call__(
+        self, samples: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+        images, masks = zip(*samples, strict=True)
+        images, masks = torch.stack([image.permute(1, 2, 0) for image in images]), torch.stack(masks)
+        if get_worker_info() is not None:
+            # Each worker may be about to write two more batches.
+            needed = (2 * self.workers + 1) * (images.nbytes + masks.nbytes)
+            if not self.may_share or _free_shared_memory() < needed:
+                return images.numpy(), masks.numpy()
+        return images.permute(0, 3, 1, 2), masks
+
+
+def _free_shared_memory() -> int:
+    """Return the free bytes of /dev/shm; on systems without it shared memory has no such limit."""
+    if not sys.platform.startswith("linux"):
+        return sys.maxsize
+    try:
+        room = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return 0
+    return room.f_bavail * room.f_frsize
+
+
+def _free_files() -> int:
+    """Return how many more files this process may open."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return sys.maxsize if limit == resource.RLIM_INFINITY else limit - len(os.listdir("/dev/fd"))
+    except (ImportError, OSError):  # Windows, or a system that does not list open files
+        return sys.maxsize

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -117,7 +117,9 @@ class Augmented(Dataset):
         self.on_bad = on_bad
         self.max_bad = max_bad
         self.decode_at_least = decode_at_least
-        self._bad = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # all workers see it
+        self._bad = torch.zeros(len(data), dtype=torch.bool)
+        with suppress(RuntimeError):  # /dev/shm is full; each worker then has its own
+            self._bad.share_memory_()  # all workers see it
 
     @property
     def replaced(self) -> list[str]:

@@ -157,6 +157,8 @@ class Trainer:
         if state.random is not None:
             set_random_state(state.random)
             state.random = None
+        if ranks.count == 1:  # several processes would wait for the one that stops
+            train.while_waiting = val.while_waiting = self.stop.check
         not_saved = None
         state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)
         while not state.finished:

@@ -1,8 +1,11 @@
+import errno
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from multiprocessing import active_children
 
@@ -23,11 +26,12 @@ from segkit.data import (
     DataError,
     SegmentationDataset,
     create_transform,
+    loaders,
     train_loader,
     val_loader,
 )
 from segkit.data.batches import TrainBatches
-from segkit.data.loaders import SIGNALS
+from segkit.data.loaders import SIGNALS, Loader
 from segkit.data.samples import Augmented, CopyPaste, cutmix
 from segkit.data.transforms import strict_arguments
 from segkit.errors import MachineError
@@ -292,7 +296,7 @@ if __name__ == "__main__":
     loader = train_loader(CocoSegmentation(sys.argv[1]), create_transform("none", crop=16), batch_size=4, workers=1)
     iterator = iter(loader)
     next(iterator)
-    iterator.itself = iterator  # only the collector of cycles would end it, and does not at exit
+    loader.itself = loader  # only the collector of cycles would end it, and does not at exit
 """
 
 
@@ -428,3 +432,110 @@ def test_importing_the_loaders_changes_neither_the_environment_nor_the_exit_of_t
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     assert printed.split() == ["True", "[]"]
+
+
+def layouts(loader):
+    with closing(loader):
+        return [(images.clone(), images.stride(), target.clone()) for images, target in loader]
+
+
+def same_batches(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and a[1] == b[1] and torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True)
+    )
+
+
+def of_workers(data, workers):
+    return train_loader(data, create_transform("flip", crop=32), batch_size=4, workers=workers)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /dev/shm")
+@pytest.mark.parametrize("free", [10**6, 3 * 4 * 4 * 32 * 32 - 1])
+def test_batches_that_do_not_fit_dev_shm_come_through_pipes_with_a_warning(data, monkeypatch, caplog, free):
+    expected = layouts(of_workers(data, 0))
+    with closing(of_workers(data, 1)) as loader:
+        loader.start()  # its semaphores need some room, too
+        loader.close()
+        monkeypatch.setattr(Loader, "_fit_machine", lambda self: None)
+        monkeypatch.setattr(loaders, "_free_shared_memory", lambda: free)
+        assert same_batches(layouts(loader), expected)
+    sent = "MB left, too little for batches of 0.0164 MB, which are sent through pipes" in caplog.text
+    assert sent == (free < 10**6)  # each of one worker's batches and two more: 3 x (4, 32, 32, 4) bytes
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /dev/shm")
+@pytest.mark.parametrize(("pages", "left"), [(17, 3), (16, 2), (11, 1), (10, 0), (0, 0)])
+def test_fewer_workers_start_if_their_semaphores_do_not_fit_dev_shm(data, monkeypatch, caplog, pages, left):
+    monkeypatch.setattr(loaders, "_free_shared_memory", lambda: pages * os.sysconf("SC_PAGE_SIZE"))
+    with closing(of_workers(data, 3)) as loader:
+        loader._fit_machine()
+        assert loader.num_workers == left
+        if not left:
+            assert same_batches(layouts(loader), layouts(of_workers(data, 0)))
+    assert (f"images are loaded by {left} processes instead of 3: /dev/shm has only" in caplog.text) == (left < 3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize(("more", "left"), [(36, 2), (19, 1), (12, 0)])
+def test_few_open_files_mean_fewer_workers_and_pipes_instead_of_a_hang(data, monkeypatch, caplog, more, left):
+    import resource
+
+    expected = layouts(of_workers(data, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    loader = of_workers(data, 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + more, hard))
+    try:
+        found = layouts(loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert loader.num_workers == left
+    assert same_batches(found, expected)
+    assert ("allow more of them (ulimit -n)" in caplog.text) == (left < 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are not forked")
+def test_workers_that_cannot_all_start_are_one_sentence_and_none_stays(data, monkeypatch, capsys):
+    fork, calls = os.fork, iter(range(9))
+
+    def no_more():
+        if next(calls) == 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    before = set(active_children())
+    monkeypatch.setattr(os, "fork", no_more)
+    with pytest.raises(MachineError, match="cannot start 2 processes that load images: this user may not start more"):
+        of_workers(data, 2).start()
+    gc.collect()
+    for process in set(active_children()) - before:
+        process.join(10)
+    assert set(active_children()) == before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class Stuck(SegmentationDataset):
+    """A data set on a disk that does not answer."""
+
+    class_names = ("a", "b")
+
+    def __len__(self):
+        return 2
+
+    def image(self, index):
+        time.sleep(60)
+
+
+def test_a_request_to_stop_is_seen_while_a_batch_does_not_come(monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loaders, "PATIENCE", 0.05)
+    loader = val_loader(Stuck(), workers=1)
+    loader.while_waiting = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(loader))
+    finally:
+        for process in active_children():
+            process.kill()
+        loader.close()

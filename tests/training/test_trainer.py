@@ -4,13 +4,15 @@ import csv
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_training import CPU, build_state, forked, outcome, run, same
+from helpers.tiny_training import CPU, Drawn, build_state, forked, outcome, run, same
 
+from segkit.data import loaders
 from segkit.losses import create_loss
 from segkit.models import create_model, load_model, read_header
 from segkit.training import (
@@ -381,3 +383,11 @@ def test_a_model_with_one_channel_is_trained_and_scored_as_its_class_against_the
     assert best["iou/bright"] == pytest.approx(of_class)
     assert best["iou/background"] == pytest.approx(of_background)
     assert of_class > 0
+
+
+def test_a_training_that_waits_for_its_first_batch_stops_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders, "PATIENCE", 0.02)
+    monkeypatch.setattr(Drawn, "image", lambda self, index: time.sleep(0.3))
+    with pytest.raises(Interrupted):
+        run(tmp_path, workers=1, stop_after=0)
+    assert read_checkpoint(tmp_path)[0]["updates"] == 0

@@ -3,6 +3,7 @@
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from segkit.errors import MachineError, MissingFileError, SegkitError, UsageError, as_segkit_error
 
@@ -226,6 +227,32 @@ def with_home(path: str | os.PathLike) -> str:
     if expanded == "~" or expanded.startswith("~/"):
         raise UsageError(f"this user has no home folder for the ~ in {path}; write the whole path")
     return expanded
+
+
+class Fingerprint(NamedTuple):
+    """What tells a file from another one.
+
+    Attributes:
+        bytes: Its size.
+        sha256: The SHA-256 of its content, as `sha256sum` prints it.
+    """
+
+    bytes: int
+    sha256: str
+
+
+def fingerprint(path: str | os.PathLike) -> Fingerprint:
+    """Return the size and the SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return Fingerprint(size, digest.hexdigest())
 
 
 def make_folder(path: str | os.PathLike) -> None:

@@ -3,13 +3,14 @@
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from segkit.errors import DataError, SegkitError, UsageError, as_segkit_error
 from segkit.files import MAX_PIXELS, is_file, write_whole
@@ -373,25 +374,31 @@ def _significant_bits(path: str | os.PathLike, values: np.ndarray) -> int | None
     return None
 
 
-def write_mask(path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray) -> None:
+def write_mask(
+    path: str | os.PathLike, mask: np.ndarray, palette: np.ndarray, text: Mapping[str, str] | None = None
+) -> None:
     """Write an (H, W) label map as an index PNG with colours; the pixel values are the labels.
 
     Args:
         path: The PNG file; if it exists, it is replaced.
         mask: (H, W) labels 0 to 255; or uint16, for a gray PNG of 16 bits, which has no colours.
         palette: (256, 3) uint8 RGB.
+        text: Text entries of the file, by keyword.
 
     Raises:
         UsageError: Another mask than one of uint16 has a label above 255 or below 0.
     """
+    entries = PngInfo()
+    for keyword, value in (text or {}).items():
+        entries.add_text(keyword, value)
     if mask.dtype == np.uint16:
-        _save(Image.fromarray(mask), path)
+        _save(Image.fromarray(mask), path, pnginfo=entries)
         return
     if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
         raise UsageError(f"{path}: labels must be 0 to 255, or uint16, got {mask.min()} to {mask.max()} {mask.dtype}")
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette.astype(np.uint8).tobytes())
-    _save(image, path)
+    _save(image, path, pnginfo=entries)
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -399,8 +406,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     _save(Image.fromarray(image), path)
 
 
-def _save(image: Image.Image, path: str | os.PathLike) -> None:
-    options = _OPTIONS.get(Path(path).suffix.lower(), {})
+def _save(image: Image.Image, path: str | os.PathLike, **more: Any) -> None:
+    options = _OPTIONS.get(Path(path).suffix.lower(), {}) | more
     write_whole(path, lambda temporary: image.save(temporary, **options))
 
 

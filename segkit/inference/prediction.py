@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Prediction:
         picture = overlay(self.image, self.mask, self._palette, opacity, background=self._background)
         return self._with_legend(picture) if legend else picture
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, *, text: Mapping[str, str] | None = None) -> None:
         """Write a file of the kind that the suffix of `path` names; infer.py writes the same files.
 
         `.png`: the label map as an index PNG, whose pixel values are the labels, with a colour for each class; with
@@ -59,6 +60,7 @@ class Prediction:
 
         Args:
             path: The file; its folder is made if it does not exist. An existing file is replaced.
+            text: Text entries of a `.png`, by keyword.
 
         Raises:
             UsageError: The suffix is another one, the prediction does not hold what the file needs, or the file cannot
@@ -76,7 +78,7 @@ class Prediction:
         make_folder(path.parent)
         try:
             if suffix == ".png":
-                write_mask(path, self.mask, self._palette)
+                write_mask(path, self.mask, self._palette, text)
             elif suffix == ".npz":
                 content = {"probs": self.probs.astype(np.float16), "class_names": np.array(self.class_names)}
                 write_whole(path, lambda file: np.savez_compressed(file, **content))

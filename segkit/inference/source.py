@@ -1,6 +1,7 @@
 """The images to segment: a file, a folder, a glob, a list in a text file, a COCO JSON, a video."""
 
 import glob
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from segkit.data.coco_file import Allowed, ids_by_name, read_coco
 from segkit.data.findings import UNUSABLE_IMAGES, Finding, raise_errors, summarise
 from segkit.data.image_names import ImageNames
 from segkit.data.images import AS_USUAL, Reading
-from segkit.errors import DataError, DataWarning, UsageError
-from segkit.files import check_readable, is_file
+from segkit.errors import DataError, DataWarning, UsageError, as_segkit_error
+from segkit.files import Fingerprint, check_readable, fingerprint, is_file
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
@@ -41,6 +42,25 @@ class SourceImage:
     read: Callable[[], np.ndarray]
     path: Path | None = None
     ids: tuple[int | str, ...] = ()
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Return size and digest of the file, or of the pixels if there is none; None if it cannot be read.
+
+        Raises:
+            MachineError: The machine cannot read it, for example because too many files are open.
+        """
+        try:
+            if self.path is not None:
+                return fingerprint(self.path)
+            pixels = np.ascontiguousarray(self.read())
+            return Fingerprint(pixels.nbytes, hashlib.sha256(pixels).hexdigest())
+        except DataError:
+            return None
+        except OSError as error:
+            fault = as_segkit_error(error)
+            if fault is not None:
+                raise fault from error
+            return None
 
     @classmethod
     def unusable(cls, name: Path, reason: str, path: Path | None = None) -> "SourceImage":

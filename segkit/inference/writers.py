@@ -1,27 +1,34 @@
 """PredictionWriter: the files of each image, whose names mirror the names of the images."""
 
+import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segkit.data.images import open_image
+from segkit.errors import MissingFileError, UsageError
+from segkit.files import Fingerprint, make_folder
 from segkit.inference.prediction import Prediction
 
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "probs": ".npz"}
+MADE_OF = "segkit"  # keyword of the text in a mask that says of which file it was made, and with which other files
 
 
 class PredictionWriter:
     """Write `mask/NAME.png`, `overlay/NAME.jpg` and `probs/NAME.npz`, see `Prediction.save`.
 
     NAME is the path of the image below its source, without the suffix. Images that differ only in their suffix keep
-    it (`a.png.png`). Each file is written whole or not at all.
+    it (`a.png.png`). Each file is written whole or not at all. A mask holds the size and the digest of the file that it
+    was made of.
 
     Args:
-        out: The folder of the results; it is made with the first image.
+        out: The folder of the results; it is made if it does not exist.
         class_names: The names of the classes, in label order.
         names: The relative paths of all images, to detect equal names.
         kinds: Some of `mask`, `overlay`, `probs`.
@@ -31,6 +38,8 @@ class PredictionWriter:
         self, out: Path, class_names: Sequence[str], names: Sequence[Path], kinds: Sequence[str] = ("mask", "overlay")
     ) -> None:
         self.out = out
+        make_folder(out)
+        self._place = os.stat(out)
         self.class_names = tuple(class_names)
         self.kinds = tuple(kinds)
         # The name of each image's files: without the suffix, unless another image has that name then.
@@ -47,22 +56,37 @@ class PredictionWriter:
         return self.out / kind / f"{self.targets[name]}{SUFFIXES[kind]}"
 
     def is_done(self, name: Path) -> bool:
-        """Return whether all files of an image exist and are not empty."""
-        files = [self.file(kind, name) for kind in self.kinds]
-        return all(file.is_file() and file.stat().st_size for file in files)
+        """Return whether all files of an image exist, are not empty and were made of the same source.
 
-    def write(self, name: Path, image: np.ndarray | None, prediction: Prediction) -> dict[str, object]:
+        Raises:
+            DataError: The mask is damaged.
+        """
+        files = [self.file(kind, name) for kind in self.kinds]
+        if not all(file.is_file() and file.stat().st_size for file in files):
+            return False
+        return "mask" not in self.kinds or set(self.kinds) <= set(self._made_of(name).get("kinds", self.kinds))
+
+    def write(
+        self, name: Path, image: np.ndarray | None, prediction: Prediction, source: Fingerprint | None = None
+    ) -> dict[str, object]:
         """Write the files of an image and return its row of the manifest. Several threads may write at once.
 
         Args:
             name: One of `names`.
             image: (H, W, 3) uint8 RGB; only an overlay needs it.
             prediction: The prediction of the image.
+            source: Size and digest of the file of the image.
+
+        Raises:
+            MissingFileError: The folder was removed or renamed meanwhile; it is not made again.
         """
+        if not (os.path.exists(self.out) and os.path.samestat(os.stat(self.out), self._place)):
+            raise MissingFileError(f"the folder {self.out} was removed or renamed while results were written to it")
         whole = replace(prediction, image=image, class_names=self.class_names)
-        for kind in self.kinds:
-            whole.save(self.file(kind, name))
-        return self.row(name, prediction.mask)
+        text = None if source is None else {MADE_OF: json.dumps({**source._asdict(), "kinds": self.kinds})}
+        for kind in sorted(self.kinds, key="mask".__eq__):  # the mask comes last: it vouches for the other files
+            whole.save(self.file(kind, name), text=text)
+        return self._row(name, prediction.mask, source)
 
     def read_mask(self, name: Path) -> np.ndarray:
         """Return the label map (H, W) of an image from its file, uint8 or uint16.
@@ -74,14 +98,39 @@ class PredictionWriter:
             labels = np.asarray(image)
         return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)  # some versions of Pillow read int32
 
-    def row(self, name: Path, mask: np.ndarray | None = None) -> dict[str, object]:
-        """Return the row of an image in the manifest; by default, of the label map in its file."""
-        mask = self.read_mask(name) if mask is None else mask
+    def row(self, name: Path) -> dict[str, object]:
+        """Return the row of an image in the manifest, by its mask.
+
+        Raises:
+            DataError: The mask is missing or damaged.
+            UsageError: It is not a label map with these classes.
+        """
+        mask, made_of = self.read_mask(name), self._made_of(name)
+        if mask.ndim != 2 or mask.max() >= len(self.class_names):
+            raise UsageError(
+                f"{self.file('mask', name)} is not a label map with the {len(self.class_names)} classes of the model; "
+                "choose another `out`"
+            )
+        known = {"bytes", "sha256"} <= made_of.keys()
+        return self._row(name, mask, Fingerprint(made_of["bytes"], made_of["sha256"]) if known else None)
+
+    def _made_of(self, name: Path) -> dict[str, Any]:
+        """Return what the mask of an image says of its source; nothing if another program or version wrote it."""
+        with open_image(self.file("mask", name), sys.maxsize, "mask") as image:
+            try:
+                stored = json.loads(image.info.get(MADE_OF, "{}"))
+            except (TypeError, ValueError):
+                return {}
+        return stored if isinstance(stored, dict) else {}
+
+    def _row(self, name: Path, mask: np.ndarray, source: Fingerprint | None) -> dict[str, object]:
         shares = np.bincount(mask.ravel(), minlength=len(self.class_names)) / mask.size
         return {
             "image": name.as_posix(),
             **{kind: self.file(kind, name).relative_to(self.out).as_posix() for kind in self.kinds},
             "height": mask.shape[0],
             "width": mask.shape[1],
+            "source_bytes": "" if source is None else source.bytes,
+            "source_sha256": "" if source is None else source.sha256,
             **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, shares, strict=True)},
         }

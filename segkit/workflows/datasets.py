@@ -177,13 +177,14 @@ def open_labelled(
     for note in data.notes:
         if note.severity != "warning":  # Python has shown the warnings
             console.print(f"{name}: " + "skipped: " * (note.severity == "error") + str(note))
+    shown = f"`{name}`" if _is_own(paths) else f"`{name}` {', '.join(map(str, paths))}"
     if len(data) == 0:
-        raise DataError(f"`{name}` has no images")
+        raise DataError(f"{shown} has no images")
     if _is_own(paths):
         _check_first_sample(data, name)
     annotations = getattr(data, "annotations", None)
     if annotations is not None and not allow_unlabelled and not any(annotations):
-        raise DataError(f"`{name}` has no annotations, so there is nothing to learn or to score; is it a test set?")
+        raise DataError(f"{shown} has no annotations, so there is nothing to learn or to score; is it a test set?")
     twice = [finding for finding in getattr(data, "findings", ()) if finding.kind == "shared-file"]
     if is_scored and twice:
         raise DataError(f"`{name}`: {twice[0].sentence}, which a score would count several times; list each file once")

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from segkit.config import InferConfig, from_keywords, takes_settings
@@ -15,8 +17,8 @@ from segkit.console import Console
 from segkit.data.findings import EXAMPLES
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
-from segkit.errors import DataError
-from segkit.files import write_records
+from segkit.errors import DataError, MissingFileError
+from segkit.files import Fingerprint, is_file, write_records
 from segkit.inference import (
     Clock,
     PredictionWriter,
@@ -34,13 +36,13 @@ from segkit.inference.source import CocoImages
 from segkit.inference.stream import ahead
 from segkit.labels import background_of
 from segkit.models import import_modules
-from segkit.runs import DEMO, create_run_folder
+from segkit.runs import DEMO, RunLock
 from segkit.training import ranks_of_torchrun
 from segkit.workflows.predictors import find_members, load_predictor, pick_device, pick_workers
+from segkit.workflows.results_folder import KINDS, OF_ALL, RECORD, open_results
 
 WRITERS = 2  # threads
 WAIT = timedelta(days=7)  # for the slowest process: shares of the images may take very different times
-FILES = ("mask", "overlay", "probs")  # the results in `save` that are one file per image
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,8 @@ class _Result(NamedTuple):
     ids: tuple[int | str, ...]  # in the COCO JSON of the source
     row: dict[str, Any] | None
     error: str | None = None
+    is_old: bool = False  # the files existed before this run
+    was_replaced: bool = False  # they existed, but were made of another file with the name of the image
     has_pages: bool = False  # or frames, of which only the first is segmented
     pseudo: list[dict[str, Any]] | None = None
 
@@ -112,13 +116,13 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     images = open_source(source, config.images, members[0].class_names, reading)
     of_source = images.category_ids if isinstance(images, CocoImages) else {}
     if config.skip_existing and isinstance(images, list):
-        own = {(config.out / kind).resolve() for kind in FILES}  # earlier results, if `out` lies in the source
+        own = {(config.out / kind).resolve() for kind in KINDS}  # earlier results, if `out` lies in the source
         images = [image for image in images if own.isdisjoint(image.path.resolve().parents)]
     names = [image.name for image in images] if isinstance(images, list) else images.names()
     ids = [name.as_posix() for name in names]
     if config.submission_sample:
         ids = check_sample(config.submission_sample, ids)
-    with ranks_of_torchrun(None, timeout=WAIT) as ranks:
+    with ranks_of_torchrun(None, timeout=WAIT) as ranks, RunLock() as lock:
         console = Console(verbose=verbose and ranks.is_first)
         device = pick_device(config.device)
         if ranks.count > 1 and config.device == "auto" and device.type == "cuda":
@@ -135,20 +139,16 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         if "pseudo" in config.save:
             thresholds = (config.pseudo_threshold, config.pseudo_class_thresholds, config.pseudo_min_share)
             pseudo = PseudoLabels(predictor.class_names, *thresholds)
-        out = ranks.on_first(
-            lambda: (
-                config.out if config.skip_existing and config.out.is_dir() else create_run_folder(config.out, "infer")
-            )
-        )
+        out = ranks.on_first(lambda: open_results(config, members, predictor.class_names, lock))
         needed = {"mask"} if {"coco", "submission"} & set(config.save) else set()  # both are made of the masks
         writer = PredictionWriter(
-            out, predictor.class_names, names, [kind for kind in FILES if kind in {*config.save, *needed}]
+            out, predictor.class_names, names, [kind for kind in KINDS if kind in {*config.save, *needed}]
         )
         clock = Clock()
-        todo, done = _divide(ranks.share(images), writer, config.skip_existing)
+        todo, seen = _divide(ranks.share(images), writer, config.skip_existing)
         with console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar:
-            written = list(_write(bar, writer, pseudo, clock, reading))
-        results = ranks.gather_on_first([*done, *written])
+            written = list(_write(bar, writer, seen, pseudo, clock, reading))
+        results = ranks.gather_on_first([*seen.done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
     if not ranks.is_first:
@@ -156,11 +156,26 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     return _conclude(config, writer, results, ids, console, of_source, predictor.category_ids)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of the images that were iterated so far.
+
+    Attributes:
+        done: The results that existed.
+        replaced: The images that another file has replaced since their results were made.
+        made_of: Size and digest of the images that were read.
+    """
+
+    done: list[_Result] = field(default_factory=list)
+    replaced: set[Path] = field(default_factory=set)
+    made_of: dict[Path, Fingerprint | None] = field(default_factory=dict)
+
+
 def _divide(
     images: Iterable[SourceImage], writer: PredictionWriter, skip_existing: bool
-) -> tuple[Iterator[SourceImage], list[_Result]]:
-    """Return the images to segment, and a list that is filled with the results that exist while they are iterated."""
-    done: list[_Result] = []
+) -> tuple[Iterator[SourceImage], _Seen]:
+    """Return the images to segment, and what is filled in while they are iterated and read."""
+    seen = _Seen()
 
     def todo() -> Iterator[SourceImage]:
         for source in images:
@@ -168,26 +183,40 @@ def _divide(
                 row = writer.row(source.name) if skip_existing and writer.is_done(source.name) else None
             except DataError:  # the mask is damaged: make it again
                 row = None
+            if row is not None and row["source_sha256"]:  # masks of older versions do not say it
+                now = source.fingerprint()
+                if now is not None and now.sha256 != row["source_sha256"]:
+                    seen.replaced.add(source.name)
+                if now is None or source.name in seen.replaced:
+                    row = None
             if row is None:
-                yield source
+                yield replace(source, read=partial(read, source))
             else:
-                done.append(_Result(source.name, source.ids, row))
+                seen.done.append(_Result(source.name, source.ids, row, is_old=True))
 
-    return todo(), done
+    def read(source: SourceImage) -> np.ndarray:
+        # Before the image is read: if it is replaced in between, the next run with `skip_existing` sees it.
+        seen.made_of[source.name] = source.fingerprint()
+        return source.read()
+
+    return todo(), seen
 
 
 def _write(
-    bar: tqdm, writer: PredictionWriter, pseudo: PseudoLabels | None, clock: Clock, reading: Reading
+    bar: tqdm, writer: PredictionWriter, seen: _Seen, pseudo: PseudoLabels | None, clock: Clock, reading: Reading
 ) -> Iterator[_Result]:
     """Write the files of the images under a progress bar, which names what takes longest, in threads."""
 
     def write(one: Segmented) -> _Result:
         if one.error is not None:
             return _Result(one.source.name, one.source.ids, None, str(one.error))
-        row = writer.write(one.source.name, one.image, one.prediction)
+        row = writer.write(one.source.name, one.image, one.prediction, seen.made_of.pop(one.source.name))
         has_pages = one.source.path is not None and read_image_header(one.source.path, reading).animated
         labels = None if pseudo is None else pseudo(one.prediction)
-        return _Result(one.source.name, one.source.ids, row, has_pages=has_pages, pseudo=labels)
+        was_replaced = one.source.name in seen.replaced
+        return _Result(
+            one.source.name, one.source.ids, row, was_replaced=was_replaced, has_pages=has_pages, pseudo=labels
+        )
 
     def submitted() -> Iterator[tuple[None, Future]]:
         for one in bar:
@@ -214,10 +243,17 @@ def _conclude(
     rows = [result.row for result in good]
     failures = [Failure(r.name.as_posix(), r.error) for r in results if r.error is not None]
     out = writer.out
-    write_records(out / "manifest.csv", rows)
-    (out / "failed.csv").unlink(missing_ok=True)
-    write_records(out / "failed.csv", [failure._asdict() for failure in failures])
-    written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"]
+    files = [writer.file(kind, result.name) for result in good for kind in writer.kinds]
+    lost = [file for file in files if not is_file(file)]
+    if lost:
+        raise MissingFileError(
+            f"{len(lost)} of {len(files)} results were removed while others were written, such as {lost[0]}; "
+            "`skip_existing` makes them again"
+        )
+    for name, records in (("manifest.csv", rows), ("failed.csv", [failure._asdict() for failure in failures])):
+        (out / name).unlink(missing_ok=True)  # of an earlier run, if this one has no records for it
+        write_records(out / name, records)
+    written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"] if good else []
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
     # `skip_existing` the masks of the earlier run exist only there.
     if "coco" in config.save:
@@ -230,9 +266,18 @@ def _conclude(
         once = [(result._replace(ids=result.ids[:1]), result.pseudo) for result in taken]  # to train on a file once
         write_coco(out / "pseudo.json", writer.class_names, _records(once), *category_ids)
         console.print(f"{len(taken)} of {len(good)} images are sure enough for pseudo labels")
+        if not taken:
+            _log.warning(
+                "pseudo.json has no images, so that no training can use it; see `pseudo_threshold`, "
+                "`pseudo_class_thresholds` and `pseudo_min_share`"
+            )
         written.append("pseudo.json")
     if "submission" in config.save and failures:
-        _log.warning("no submission.csv, because %d images are missing in it", len(failures))
+        _log.warning(
+            "no %ssubmission.csv, because %d images are missing in it",
+            "new " * (out / "submission.csv").exists(),
+            len(failures),
+        )
     elif "submission" in config.save:
         file = out / "submission.csv"
         write_submission(file, ids, lambda name: writer.read_mask(Path(name)), size=config.submission_size)
@@ -240,8 +285,15 @@ def _conclude(
     paged = [result.name.as_posix() for result in results if result.has_pages]
     if paged:
         _log.warning("only the first page or frame is segmented of %s", _counted(paged, "image"))
-    unread = _unread(config.source, out, [*written, "failed.csv"])
-    last = f"{len(good)} of {len(results)} images segmented. In {out}: {', '.join(written)}"
+    replaced = [result.name.as_posix() for result in results if result.was_replaced]
+    if replaced:
+        _log.warning("results of images that have changed since were made again: %s", _counted(replaced, "image"))
+    unread = _unread(config.source, out, [*KINDS, *OF_ALL, RECORD])
+    old = sum(result.is_old for result in good)
+    last = f"{len(good) - old} of {len(results)} images segmented"
+    if old:
+        last += f", {old} {'were' if old > 1 else 'was'} there already"
+    last += f". In {out}: {', '.join(written) or 'no results'}"
     if unread:
         names = [path.relative_to(config.source).as_posix() for path in unread]
         last += f". Not read, as no image of a known format: {_counted(names, 'file')}"

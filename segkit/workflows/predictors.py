@@ -1,6 +1,8 @@
 """The models of a workflow joined to a Predictor by its settings, its device and its number of processes."""
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +17,11 @@ from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
 from segkit.data import SegmentationDataset
 from segkit.errors import UsageError
+from segkit.files import fingerprint
 from segkit.inference import Predictor
 from segkit.labels import label_names
 from segkit.models import Segmenter, find_folds, find_model_file, load_model, optimize, read_header
+from segkit.models.model_file import describe_model
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
@@ -75,6 +79,15 @@ class ModelSource(NamedTuple):
         """The names of the model's labels; a file is not loaded for it."""
         stored = self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
         return label_names(stored)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the file; of the architecture and the tensors if the model is loaded."""
+        if isinstance(self.model, Path):
+            return fingerprint(self.model).sha256
+        digest = hashlib.sha256(json.dumps(describe_model(self.model)).encode())
+        for tensor in self.model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def load(self, device: torch.device) -> Segmenter:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""

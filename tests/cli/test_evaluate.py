@@ -138,7 +138,7 @@ def test_what_cannot_be_scored_is_reported_in_one_sentence(models, shapes, tmp_p
     for arguments, code, message in (
         ((other, shapes[1], tmp_path / "o"), 3, "do not match the classes can, disc: 'square' is new here"),
         ((models[0], shapes[1], tmp_path / "o", "--compare", other), 3, "the classes of"),
-        ((models[0], empty, tmp_path / "o"), 3, "--data has no images"),
+        ((models[0], empty, tmp_path / "o"), 3, f"--data {empty} has no images"),
         ((tmp_path / "missing", shapes[1], tmp_path / "o"), 2, "missing"),
         ((models[0], shapes[1], tmp_path / "o", "--worst", -1), 2, "--worst must be 0 or more"),
     ):

@@ -1,28 +1,34 @@
 import csv
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.commands import at_forward
 from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 from segkit.cli import infer, train
+from segkit.config import InferConfig
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
-from segkit.errors import DataWarning
+from segkit.errors import DataWarning, UsageError
 from segkit.folds import read_fold_source
 from segkit.inference import Prediction, PredictionWriter, SourceImage
 from segkit.models import create_model, load_model, save_model
 from segkit.models.preprocessing import Preprocessing
+from segkit.runs import RunLock
 from segkit.workflows.infer import _divide
-from segkit.workflows.predictors import build_crf
+from segkit.workflows.predictors import build_crf, find_members
+from segkit.workflows.results_folder import open_results
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("background", "square", "disc")
@@ -356,26 +362,26 @@ def test_existing_results_are_found_while_the_source_is_read(tmp_path):
             taken.append(name)
             yield SourceImage(name, lambda: np.zeros((4, 5, 3), np.uint8))
 
-    todo, done = _divide(frames(), writer, skip_existing=True)
+    todo, seen = _divide(frames(), writer, skip_existing=True)
     assert taken == []
     assert next(todo).name == names[1]
     assert taken == names[:2]
     assert [source.name for source in todo] == [names[3]]
-    assert [result.name for result in done] == names[::2]
+    assert [result.name for result in seen.done] == names[::2]
 
 
 def test_results_inside_the_source_are_not_segmented(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
-    for _ in range(2):
+    for line in ("1 of 1 images segmented. In", "0 of 1 images segmented, 1 was there already. In"):
         run(model, tmp_path, tmp_path / "out", "--skip-existing")
-    assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
+        assert line in capsys.readouterr().out
 
 
 def test_results_may_be_next_to_their_images(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
-    for _ in range(2):
+    for line in ("1 of 1 images segmented. In", "0 of 1 images segmented, 1 was there already. In"):
         run(model, tmp_path, tmp_path, "--skip-existing")
-    assert capsys.readouterr().out.count("1 of 1 images segmented") == 2
+        assert line in capsys.readouterr().out
 
 
 def test_what_is_in_the_source_and_not_read_is_named_in_the_last_line(model, tmp_path, capsys):
@@ -384,12 +390,13 @@ def test_what_is_in_the_source_and_not_read_is_named_in_the_last_line(model, tmp
         Image.new("RGB", (20, 30)).save(tmp_path / "in" / name)
     for name in ("d.psd", "more/e.txt"):
         (tmp_path / "in" / name).touch()
-    for out in ("out", "in/out", "in/out", "in", "in"):
+    for number, out in enumerate(("out", "in/out", "in/out", "in", "in")):
         if out == "in":
             shutil.rmtree(tmp_path / "in/out", ignore_errors=True)
         run(model, tmp_path / "in", tmp_path / out, "--save", "mask", "--skip-existing")  # results are not named
         last = capsys.readouterr().out.splitlines()[-1]
-        assert last.startswith("3 of 3 images segmented.")
+        is_new = number in (0, 1, 3)
+        assert last.startswith("3 of 3 images segmented. In" if is_new else "0 of 3 images segmented, 3 were there")
         assert last.endswith("manifest.csv. Not read, as no image of a known format: 2 files (d.psd, more/e.txt)")
 
 
@@ -434,3 +441,187 @@ def test_damaged_and_empty_results_are_made_again(model, shapes, tmp_path):
     run(model, shapes[1], tmp_path / "o", *kinds, "--skip-existing")
     assert [file.read_bytes() for file in lost] == whole
     assert read_mask(empty).shape == (48, 64)
+
+
+# Continuing in a folder: it knows what made it.
+
+
+def other_model(file, folder, **changes):
+    """Write a model like the one in `file` with other weights or class names, and return its file."""
+    made = load_model(file)
+    made.head.bias.data += torch.tensor([0.0, 1.0, 2.0])
+    for name, value in changes.items():
+        setattr(made, name, value)
+    save_model(made, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_results_of_other_weights_are_not_continued(model, shapes, tmp_path, capsys):
+    run(model, shapes[1], tmp_path / "o", "--save", "mask")
+    before = contents(tmp_path / "o")
+    assert fails(other_model(model, tmp_path), shapes[1], tmp_path / "o", "--save", "mask", "--skip-existing") == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"cannot continue in {tmp_path / 'o'}: other weights made its results ({model} then, " in printed
+    assert printed.endswith("choose another --out")
+    assert contents(tmp_path / "o") == before
+
+
+def test_results_of_other_settings_are_not_continued(model, tmp_path):
+    def open_with(**settings):
+        settings = {"weights": (model,), **settings}
+        config, members = InferConfig(out=tmp_path / "o", **settings), find_members(settings["weights"])
+        with RunLock() as lock:
+            return open_results(config, members, NAMES, lock)
+
+    open_with(crf=("seed",))
+    open_with(crf=("seed",), skip_existing=True, device="cuda", workers=3, compile=True, source="x", save=("mask",))
+    for settings, sentence in (
+        ({"weights": (model, model)}, "other weights made its results"),
+        ({"flips": "h"}, "flips is none there, h here"),
+        ({"scales": (1.0, 0.5)}, r"scales is \[1.0\] there, \[1.0, 0.5\] here"),
+        ({"class_bias": {"disc": 1.0}}, "class_bias is {} there, {'disc': 1.0} here"),
+        ({"crf": None}, r"crf is \['seed'\] there, None here"),
+        ({"exif": "ignore"}, "exif is apply there, ignore here"),
+        ({"window": 32}, "window is 0 there, 32 here"),
+        ({"amp": "bf16"}, "amp is off there, bf16 here"),
+    ):
+        with pytest.raises(UsageError, match=f"cannot continue in .*/o: .*{sentence}.*; choose another `out`"):
+            open_with(**{"crf": ("seed",), **settings}, skip_existing=True)
+
+
+def test_a_setting_that_an_older_version_did_not_have_had_its_default(model, tmp_path):
+    config, members = InferConfig(weights=(model,), out=tmp_path, skip_existing=True), find_members([model])
+    with RunLock() as lock:
+        open_results(config, members, NAMES, lock)
+    stored = json.loads((tmp_path / "infer.json").read_text())
+    del stored["settings"]["merge"]
+    (tmp_path / "infer.json").write_text(json.dumps(stored))
+    with RunLock() as lock:
+        open_results(config, members, NAMES, lock)
+    with RunLock() as lock, pytest.raises(UsageError, match="merge is mean there, max here"):
+        open_results(replace(config, merge="max"), members, NAMES, lock)
+
+
+def test_a_copy_of_the_weights_continues(model, shapes, tmp_path, capsys):
+    run(model, shapes[1], tmp_path / "o", "--save", "mask")
+    copied = shutil.copy(model, tmp_path / "copied.safetensors")
+    run(copied, shapes[1], tmp_path / "o", "--save", "mask", "coco", "--skip-existing")
+    assert "0 of 4 images segmented, 4 were there already" in capsys.readouterr().out
+
+
+def test_an_image_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
+    for i, name in enumerate("abc"):
+        Image.fromarray(pixels[i]).save(tmp_path / f"in/{name}.png")
+    run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "coco")
+    times = os.stat(tmp_path / "in/b.png")
+    Image.fromarray(pixels[1, :20, ::-1]).save(tmp_path / "in/b.png")
+    os.utime(tmp_path / "in/b.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "coco", "--skip-existing")
+    printed = capsys.readouterr()
+    assert "warning: results of images that have changed since were made again: 1 image (b.png)" in printed.err
+    assert "1 of 3 images segmented, 2 were there already" in printed.out
+    run(model, tmp_path / "in", tmp_path / "fresh", "--save", "mask", "coco")
+    fresh = {path.relative_to(tmp_path / "fresh"): text for path, text in contents(tmp_path / "fresh").items()}
+    assert {path.relative_to(tmp_path / "o"): text for path, text in contents(tmp_path / "o").items()} == fresh
+    for row in csv.DictReader((tmp_path / "o/manifest.csv").open()):
+        source = (tmp_path / "in" / row["image"]).read_bytes()
+        assert (row["source_bytes"], row["source_sha256"]) == (str(len(source)), hashlib.sha256(source).hexdigest())
+
+
+def test_a_frame_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
+    def write(*values):
+        writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+        for value in values:
+            writer.write(np.full((24, 32, 3), value, np.uint8))
+        writer.release()
+
+    write(10, 120)
+    run(model, tmp_path / "a.avi", tmp_path / "o", "--save", "mask")
+    write(10, 250)
+    run(model, tmp_path / "a.avi", tmp_path / "o", "--save", "mask", "--skip-existing")
+    assert "made again: 1 image (a/000001.png)" in capsys.readouterr().err
+
+
+def test_results_of_an_older_version_are_continued_with_a_warning(model, shapes, tmp_path, capsys):
+    out = tmp_path / "o"
+    run(model, shapes[1], out, "--save", "mask")
+    (out / "infer.json").unlink()
+    for file in (out / "mask").rglob("*.png"):
+        with Image.open(file) as mask:
+            mask.save(file)  # without the text
+    before = contents(out / "mask")
+    run(model, shapes[1], out, "--save", "mask", "--skip-existing")
+    printed = capsys.readouterr()
+    assert f"warning: {out} was made by an older segkit and does not say by which model" in printed.err
+    assert "0 of 4 images segmented, 4 were there already" in printed.out
+    other = other_model(model, tmp_path, class_names=("background", "box", "disc"))
+    assert fails(other, shapes[1].parent / "images", out, "--save", "mask", "--skip-existing") == 2
+    assert contents(out / "mask") == before
+
+
+def test_masks_that_infer_did_not_write_are_never_replaced(model, tmp_path, capsys):
+    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    (tmp_path / "mask").mkdir()
+    Image.new("L", (20, 30), 1).save(tmp_path / "mask/a.png")
+    before = contents(tmp_path)
+    assert fails(model, tmp_path / "a.png", tmp_path, "--skip-existing") == 2
+    assert f"{tmp_path / 'mask'} exists, and no infer.json says" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    run(model, tmp_path / "a.png", tmp_path / "o", "--save", "mask")
+    corrected = Image.new("L", (20, 30), 2)
+    corrected.save(tmp_path / "o/mask/a.png")
+    run(model, tmp_path / "a.png", tmp_path / "o", "--save", "mask", "--skip-existing")
+    assert (read_mask(tmp_path / "o/mask/a.png") == 2).all()
+    corrected.point(lambda _: 3).save(tmp_path / "o/mask/a.png")
+    assert fails(model, tmp_path / "a.png", tmp_path / "o", "--save", "mask", "--skip-existing") == 2
+    assert "a.png is not a label map with the 3 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weights": 3, "settings": {}}', '{"weights": [], "settings": 1}'])
+def test_a_damaged_record_of_the_results_is_named(model, tmp_path, capsys, text):
+    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/infer.json").write_text(text)
+    assert fails(model, tmp_path / "a.png", tmp_path / "o", "--skip-existing") == 2
+    assert "o/infer.json " in capsys.readouterr().err
+
+
+def test_a_folder_of_results_that_is_removed_meanwhile_is_not_made_again(model, shapes, tmp_path, capsys):
+    out = tmp_path / "o"
+    with at_forward(lambda model: shutil.rmtree(out, ignore_errors=True)):
+        assert fails(model, shapes[1], out, "--save", "mask") == 2
+    assert f"the folder {out} was removed or renamed while results were written to it" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_result_that_is_removed_meanwhile_is_not_in_the_manifest(model, shapes, tmp_path, capsys, monkeypatch):
+    write, lost = PredictionWriter.write, tmp_path / "o/mask/images/val0.png"
+
+    def write_and_remove(writer, name, *more):
+        row = write(writer, name, *more)
+        if name.stem == "val0":
+            lost.unlink()
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionWriter, "write", write_and_remove)
+        assert fails(model, shapes[1], tmp_path / "o", "--save", "mask") == 2
+    assert f"1 of 4 results were removed while others were written, such as {lost}" in capsys.readouterr().err
+    run(model, shapes[1], tmp_path / "o", "--save", "mask", "--skip-existing")
+    assert "1 of 4 images segmented, 3 were there already" in capsys.readouterr().out
+
+
+def test_pseudo_labels_without_an_image_are_a_warning_and_training_names_the_file(model, shapes, tmp_path, capsys):
+    run(model, shapes[1], tmp_path / "o", "--save", "pseudo", "--pseudo-threshold", "1", "--pseudo-min-share", "1")
+    assert "warning: pseudo.json has no images, so that no training can use it" in capsys.readouterr().err
+    pseudo = tmp_path / "o/pseudo.json"
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--data", str(shapes[0]), "--train-only", str(pseudo), "--val", str(shapes[1])])
+    assert stop.value.code == 3
+    assert f"--train-only {pseudo} has no images" in capsys.readouterr().err

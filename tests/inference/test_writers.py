@@ -9,6 +9,7 @@ from PIL import Image
 
 from segkit.data import DataError
 from segkit.errors import MachineError
+from segkit.files import Fingerprint
 from segkit.inference import Prediction, PredictionWriter
 
 
@@ -62,6 +63,26 @@ def test_an_empty_file_is_not_done(tmp_path):
     assert writer.is_done(Path("a.png"))
     writer.file("overlay", Path("a.png")).write_bytes(b"")
     assert not writer.is_done(Path("a.png"))
+
+
+def test_files_that_were_not_made_together_are_not_done(tmp_path):
+    image, prediction, name = np.zeros((4, 5, 3), np.uint8), Prediction(np.zeros((4, 5), np.uint8), None), Path("a.png")
+    both = PredictionWriter(tmp_path, ("ground", "can"), [name])
+    only_masks = PredictionWriter(tmp_path, ("ground", "can"), [name], ["mask"])
+    both.write(name, image, prediction, Fingerprint(3, "old"))
+    assert both.is_done(name)
+    only_masks.write(name, image, prediction, Fingerprint(3, "new"))  # the overlay is still the one of the old image
+    assert only_masks.is_done(name)
+    assert not both.is_done(name)
+    assert only_masks.row(name)["source_sha256"] == "new"
+
+
+def test_the_mask_is_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(Prediction, "save", lambda self, path, text=None: written.append(path.parent.name))
+    writer = PredictionWriter(tmp_path, ("ground", "can"), [Path("a.png")], ["mask", "overlay", "probs"])
+    writer.write(Path("a.png"), None, Prediction(np.zeros((4, 5), np.uint8), None))
+    assert written == ["overlay", "probs", "mask"]
 
 
 def test_probabilities_of_one_name_may_be_written_by_two_threads(tmp_path, monkeypatch):

@@ -32,10 +32,11 @@ def test_results_below_a_file_are_refused(inputs, tmp_path):
         segkit.export(inputs[0], out / "m.onnx")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "tune", "check", "make_folds"])
+@pytest.mark.parametrize("command", ["evaluate", "tune", "check", "make_folds", "predict"])
 def test_of_two_processes_that_write_to_one_new_folder_the_second_is_refused(inputs, tmp_path, command):
     model, data = inputs
     settings = {
+        "predict": {"weights": model, "source": data, "device": "cpu"},
         "check": {"data": data},
         "make_folds": {"data": data, "k": 2},
     }.get(command, {"weights": model, "data": data, "device": "cpu", **({"folds": 2} if command == "tune" else {})})

@@ -32,6 +32,7 @@ def test_a_thousand_random_polygons_equal_pycocotools():
 def test_polygons_with_a_long_boundary_equal_pycocotools(monkeypatch, spread):
     """Here all polygons take the way of long ones; among them are edges of no length and edges along the axes."""
     monkeypatch.setattr("segkit.data.rasterize.LONGEST", -1)
+    monkeypatch.setattr("segkit.data.rasterize._AT_ONCE", 50)
     random = np.random.default_rng(spread)
     for i in range(100):
         polygon = random.uniform(-spread, spread + 50, 2 * random.integers(3, 9)).round(int(random.integers(0, 3)))

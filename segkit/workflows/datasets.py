@@ -21,6 +21,7 @@ from segkit.files import write_csv
 from segkit.folds.split import RULE, Folds, add_train_only, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
+FIRST_MASKS = 8  # masks of a data set of the caller that are looked at before it is used
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
 
@@ -390,7 +391,10 @@ def _warn_of_shared_images(train_set: SegmentationDataset, val_set: Segmentation
 
 
 def _check_first_sample(data: SegmentationDataset, name: str) -> None:
-    """Raise DataError if the classes, the first image or its labels are not as `SegmentationDataset` says."""
+    """Raise DataError if the classes, the first image or its labels are not as `SegmentationDataset` says.
+
+    Warns if the first masks look like black-and-white pictures, whose white would be ignored.
+    """
     if not all(isinstance(one, str) for one in data.class_names):
         raise DataError(f"the class names of `{name}` must be text, got {list(data.class_names)}")
     if len(set(data.class_names)) < len(data.class_names):
@@ -405,6 +409,15 @@ def _check_first_sample(data: SegmentationDataset, name: str) -> None:
         got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(f"the images of `{name}` must be arrays (H, W, 3) uint8 RGB, got {got}")
     checked_target(data, 0, image.shape[:2])
+    first = range(min(FIRST_MASKS, len(data)))
+    labels = {int(label) for index in first for label in np.unique(data.mask(index))}
+    if IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
+        warnings.warn(
+            f"the first {len(first)} masks of `{name}` have no values except 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} "
+            "is ignored; if it means a class, the mask must have the number of the class there, such as 1",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def _is_own(paths: Sequence[Any]) -> bool:

@@ -16,9 +16,10 @@ from helpers.tiny_training import NAMES, Drawn
 import segkit
 from segkit.cli import train
 from segkit.config import TrainConfig, from_keywords
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, DataWarning, UsageError
 from segkit.training import Interrupted
 from segkit.workflows.crossval import CrossValidationResult
+from segkit.workflows.datasets import load_data
 
 SETTINGS = {
     **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 48},
@@ -171,6 +172,14 @@ def test_an_own_data_set_is_checked_before_it_trains(tmp_path, part, change, mes
     with pytest.raises(DataError, match=message):
         segkit.train(data=Drawn(4), val=val, out=tmp_path / "a", epochs=1, **SETTINGS)
     assert not (tmp_path / "a").exists()
+
+
+def test_black_and_white_masks_of_an_own_data_set_are_warned_of():
+    """255 is ignored, so the loss would be 0, and the mIoU 100 %."""
+    data = Drawn(3)
+    data.masks = [np.uint8(255) * (mask > 0) for mask in data.masks]
+    with pytest.warns(DataWarning, match="the first 3 masks of `data` have no values except 0 and 255"):
+        load_data(from_keywords(TrainConfig, {"data": data, "val": Drawn(2)}))
 
 
 @pytest.mark.parametrize(

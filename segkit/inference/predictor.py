@@ -144,6 +144,12 @@ class Predictor:
         """
         return next(self.compare_crfs(read_photo(image), [self.crf]))
 
+    def close(self) -> None:
+        """End the worker processes of the CRF, if it has some; the next image starts new ones."""
+        close = getattr(self.crf, "close", None)
+        if close is not None:
+            close()
+
     def compare_crfs(self, image: np.ndarray, crfs: Sequence[Refine | None]) -> Iterator[Prediction]:
         """Yield the prediction with each CRF, None for no CRF; the models run once.
 

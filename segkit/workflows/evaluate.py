@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     if config.compare:
         console.print("compared with")
         other = load_scored_predictor(config, find_members(config.compare), data, console)
-    with RunLock() as lock:
+    with RunLock() as lock, closing(predictor), nullcontext() if other is None else closing(other):
         out = create_run_folder(config.out, "evaluate", lock)
         return _evaluate(config, out, data, members, predictor, other, console)
 

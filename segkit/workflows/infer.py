@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -146,7 +147,10 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         )
         clock = Clock()
         todo, seen = _divide(ranks.share(images), writer, config.skip_existing)
-        with console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar:
+        with (
+            closing(predictor),
+            console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar,
+        ):
             written = list(_write(bar, writer, seen, pseudo, clock, reading))
         results = ranks.gather_on_first([*seen.done, *written])
     if clock.seconds:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import segkit
 from segkit.config import EvaluateConfig, InferConfig, TuneConfig
 from segkit.data import CocoSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, MachineError, UsageError
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
 
@@ -255,3 +256,24 @@ def test_export_takes_a_loaded_model_with_the_file_to_write(file):
         segkit.export(load_model(file))
     with pytest.raises(UsageError, match="`model` must be a path or a Segmenter, got int"):
         segkit.export(3)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("workflow", [segkit.predict, segkit.evaluate])
+def test_the_workers_of_a_crf_end_with_the_command(workflow, file, shapes, tmp_path, fails):
+    closed = []
+
+    class Watched(segkit.DenseCRF):
+        def submit(self, probs, image):
+            if fails:
+                raise MachineError("a worker died")
+            return super().submit(probs, image)
+
+        def close(self):
+            closed.append(True)
+            super().close()
+
+    files = {"source": shapes[1]} if workflow is segkit.predict else {"data": shapes[1]}
+    with pytest.raises(MachineError) if fails else nullcontext():
+        workflow(weights=file, out=tmp_path / "a", crf=Watched(), device="cpu", **files)
+    assert closed

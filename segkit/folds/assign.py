@@ -1,5 +1,7 @@
 """Divide images into k folds with even shares of every class, and measure how even folds are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from segkit.errors import UsageError
@@ -22,6 +24,7 @@ def assign_folds(
     groups: np.ndarray | None = None,
     train_only: np.ndarray | None = None,
     seed: int = 0,
+    annotation_weights: Sequence[float] = ANNOTATION_WEIGHTS,
 ) -> np.ndarray:
     """Assign each image to the fold in which it validates, so that every fold has about 1/k of every class.
 
@@ -42,6 +45,7 @@ def assign_folds(
             on these numbers, not on the order of the images.
         train_only: (N,) bool, images that never validate.
         seed: Another seed gives another split.
+        annotation_weights: Weights of annotations, which are tried one after the other.
 
     Returns:
         (N,) integers 0 to k - 1. Train on `folds != i`, validate on `(folds == i) & ~train_only`. A train-only image
@@ -64,7 +68,7 @@ def assign_folds(
     greedy = one_by_one_folds(own.annotations, member, k)
     random = np.random.default_rng(seed)
     fold_of, least = np.zeros(len(names), dtype=np.intp), np.inf
-    for weight in ANNOTATION_WEIGHTS:
+    for weight in annotation_weights:
         shares = _group_shares(own, member, weight)
         found = _swap(shares, _place(shares, k, random), k, random)
         excess = max(unevenness(count, found[member], k) - unevenness(count, greedy, k) for count in own)

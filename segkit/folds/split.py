@@ -9,7 +9,7 @@ from segkit.data.image_groups import group_images
 from segkit.folds.assign import assign_folds
 from segkit.folds.counts import ClassCounts, count_classes, count_labels
 
-RULE = "2"  # raise it if the same images are divided in another way: a run of a fold cannot be resumed then
+RULE = 2  # how images are divided; with 1, runs that began before rule 2 are resumed
 
 
 class Folds:
@@ -20,13 +20,28 @@ class Folds:
         extra: Images that only train; dropped from a fold in which the same file validates.
         k: Number of folds.
         seed: Another seed gives another split.
+        rule: 2; or 1, by which images were divided before: pixels are the areas of the annotations, and annotations
+            weigh as much as pixels.
     """
 
     def __init__(
-        self, data: SegmentationDataset, extra: SegmentationDataset | None = None, *, k: int, seed: int
+        self,
+        data: SegmentationDataset,
+        extra: SegmentationDataset | None = None,
+        *,
+        k: int,
+        seed: int,
+        rule: int = RULE,
     ) -> None:
-        self.data, self.extra, self.k = data, extra, k
-        self._fold_of = assign_folds(count_images(data), k, groups=group_images(image_paths(data)), seed=seed)
+        self.data, self.extra, self.k, self.seed = data, extra, k, seed
+        is_old = rule == 1 and isinstance(data, ImageFiles) and data.annotations is not None
+        counts = count_classes(data.annotations, len(data.class_names)) if is_old else count_images(data)
+        options = {"annotation_weights": (1.0,)} if rule == 1 else {}
+        self._fold_of = assign_folds(counts, k, groups=group_images(image_paths(data)), seed=seed, **options)
+
+    def by_rule(self, rule: int) -> "Folds":
+        """Return the same images, divided by another rule."""
+        return Folds(self.data, self.extra, k=self.k, seed=self.seed, rule=rule)
 
     def __len__(self) -> int:
         return self.k

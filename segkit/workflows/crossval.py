@@ -11,7 +11,6 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
-from segkit.workflows.datasets import data_digests, open_folds
+from segkit.workflows.datasets import data_digests, open_folds, rule_of_folds
 from segkit.workflows.parts import fixed_settings
 from segkit.workflows.predictors import pick_device
 from segkit.workflows.run import Session, Start, TrainResult, finished_result, read_run, score_best, train_run
@@ -91,7 +90,10 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         splits = [{"fold": fold, "val": names} for fold, names in enumerate(folds.validated())]
         write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
     else:
-        if run.validated() != folds.validated():
+        divided = run.validated()
+        if divided != folds.validated():
+            folds = folds.by_rule(1)
+        if divided != folds.validated():
             raise UsageError(
                 f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored "
                 "on images they were trained on; start a new run with another `out`"
@@ -112,7 +114,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
             fold = run.fold(number)
             settings = replace(config, fold=number, out=fold.path, resume="auto")  # resumes the fold if it was saved
             with RunLock() as fold_lock:
-                results.append(train_run(settings, partial(folds.__getitem__, number), session, fold_lock))
+                results.append(train_run(settings, lambda _, number=number: folds[number], session, fold_lock))
             gc.collect()  # The model is part of reference cycles, and the next one needs its memory.
             release_memory()  # Each loader worker would copy it.
         _sum_up(config, folds, run, console)
@@ -134,7 +136,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
     """
     if not run.is_cross_validation:
         raise MissingFileError(f"nothing to resume: {run} is not a run of all folds, it has no {run.splits.name}")
-    finished, digests, now = [], data_digests(config), fixed_settings(config)
+    finished, now = [], fixed_settings(config)
     for number in range(config.folds):
         fold = run.fold(number)
         if not fold.has_checkpoint:
@@ -142,6 +144,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
             continue
         content = read_run(fold)
         check_settings({**content["settings"], "fold": now["fold"], "epochs": now["epochs"]}, now)
+        digests = data_digests(config, fold_rule=rule_of_folds(content))
         if content["data"] != digests and not config.allow_data_change:
             raise UsageError(
                 f"cannot resume: the data is not what fold {number} was trained on (its files differ); "

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -41,7 +42,9 @@ class Source(NamedTuple):
     masks: Sequence[Path]
 
 
-def load_data(config: TrainConfig, console: Console | None = None) -> tuple[SegmentationDataset, SegmentationDataset]:
+def load_data(
+    config: TrainConfig, console: Console | None = None, *, fold_rule: int = RULE
+) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Return the training and the validation images that the settings ask for.
 
     `data`, `val` and `train_only` name files, or hold one data set of the caller's each.
@@ -49,13 +52,14 @@ def load_data(config: TrainConfig, console: Console | None = None) -> tuple[Segm
     Args:
         config: The settings; of the folds, if there are any, `fold` says which one validates.
         console: Prints what is remarkable about the files.
+        fold_rule: How images are divided into folds, see `Folds`.
 
     Raises:
         DataError: An image or an annotation cannot be used, or the sets have different classes.
         UsageError: Settings do not fit together.
     """
     if config.folds is not None:
-        return open_folds(config, console)[config.fold]
+        return open_folds(config, console, fold_rule)[config.fold]
     train_set, extra = _open_training(config, console)
     if config.val:
         val_set = _open(config, "val", console, _json_classes(config, train_set))
@@ -74,10 +78,10 @@ def load_data(config: TrainConfig, console: Console | None = None) -> tuple[Segm
     return add_train_only(train_set, val_set, extra), val_set
 
 
-def open_folds(config: TrainConfig, console: Console | None = None) -> Folds:
+def open_folds(config: TrainConfig, console: Console | None = None, rule: int = RULE) -> Folds:
     """Return the images of `data`, divided into `folds`, together with those of `train_only`; see `load_data`."""
     data, extra = _open_training(config, console)
-    return Folds(data, extra, k=config.folds, seed=config.seed)
+    return Folds(data, extra, k=config.folds, seed=config.seed, rule=rule)
 
 
 def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str]) -> SegmentationDataset:
@@ -294,7 +298,17 @@ def sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:
     return [source for part in getattr(data, "parts", ()) for source in sources_of(part)] or [data]
 
 
-def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) -> dict[str, str]:
+def rule_of_folds(checkpoint: Mapping[str, Any] | None) -> int:
+    """Return how a run divides its images into folds: as when it began, if it is resumed from a checkpoint."""
+    if checkpoint is None:
+        return RULE
+    rule = re.search(r" folds (\d+)$", checkpoint["data"]["train"])
+    return int(rule[1]) if rule else 1
+
+
+def data_digests(
+    config: TrainConfig, sets: Sequence[SegmentationDataset] = (), *, fold_rule: int = RULE
+) -> dict[str, str]:
     """Return digests of the training and the validation data, which a resumed run must share with its start.
 
     They cover the content of annotation files, and the names and sizes of the files in folders. For data sets of the
@@ -313,7 +327,9 @@ def data_digests(config: TrainConfig, sets: Sequence[SegmentationDataset] = ()) 
         "train": _digest(config.data, config.train_only, config.masks, labels),
         "val": _digest(scored, config.masks[first : first + len(scored)], labels),
     }
-    return {part: f"{digest} folds {RULE}" for part, digest in digests.items()} if config.folds else digests
+    if config.folds is None or fold_rule == 1:  # the digests of runs that began before rule 2 do not name it
+        return digests
+    return {part: f"{digest} folds {fold_rule}" for part, digest in digests.items()}
 
 
 def _digest(*groups: Iterable[Path | None]) -> str:

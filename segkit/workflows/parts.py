@@ -117,7 +117,12 @@ def build_loaders(
 
 
 def build_state(
-    config: TrainConfig, model: Segmenter, sets: Sequence[SegmentationDataset], batches: int, device: torch.device
+    config: TrainConfig,
+    model: Segmenter,
+    sets: Sequence[SegmentationDataset],
+    batches: int,
+    device: torch.device,
+    fold_rule: int,
 ) -> TrainState:
     """Return the state of a new run: model, optimizer, schedule, scaler and average.
 
@@ -127,6 +132,7 @@ def build_state(
         sets: The training and the validation images.
         batches: Number of batches in an epoch.
         device: The device of the model.
+        fold_rule: How images are divided into folds, see `segkit.folds.Folds`.
     """
     optimizer = build_optimizer(config, model)
     steps = math.ceil(batches / config.accumulate)
@@ -137,7 +143,7 @@ def build_state(
         create_scaler(device, config.amp),
         create_ema(model, config.ema),
         settings=fixed_settings(config),
-        data=data_digests(config, sets),
+        data=data_digests(config, sets, fold_rule=fold_rule),
         steps_per_epoch=steps,
     )
 

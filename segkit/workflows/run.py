@@ -50,7 +50,7 @@ from segkit.training import (
 )
 from segkit.training.checkpoint import changed_data, match_best, random_states, save_progress
 from segkit.training.state import has_ended
-from segkit.workflows.datasets import sources_of, write_data_report
+from segkit.workflows.datasets import rule_of_folds, sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
@@ -115,14 +115,15 @@ class TrainResult:
         return load_model(self.folder.path)
 
 
-def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Session, lock: RunLock) -> TrainResult:
+def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Session, lock: RunLock) -> TrainResult:
     """Train one model, draw its report, and return the result.
 
     Several processes train one model together, and the first one writes.
 
     Args:
         config: The settings.
-        open_sets: Returns the training and the validation images; not called if there is nothing to do.
+        open_sets: Takes the rule of folds, see `segkit.folds.Folds`, and returns the training and the validation
+            images; not called if there is nothing to do.
         session: What this process is.
         lock: Locks the run folder.
 
@@ -154,13 +155,14 @@ def train_run(config: TrainConfig, open_sets: Callable[[], Sets], session: Sessi
         if config.deterministic:
             make_deterministic()
         check_names(config)
-        train_set, val_set = open_sets()
+        rule = rule_of_folds(start.checkpoint)
+        train_set, val_set = open_sets(rule)
         rarity = measure_rarity(config, train_set, console)
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)
         loss = build_loss(config, rarity).to(device)
         model = build_model(config, train_set.class_names, device, ranks, console, is_resumed=is_resumed)
         model.category_ids = dict(train_set.category_ids)
-        state = build_state(config, model, (train_set, val_set), len(train_batches), device)
+        state = build_state(config, model, (train_set, val_set), len(train_batches), device, rule)
         if is_resumed:
             resume_run(state, start.checkpoint, start.folder, ranks, allow_data_change=config.allow_data_change)
             console.print(f"resuming {start.folder} {position(state)}")

@@ -127,7 +127,7 @@ def train_as_configured(
             return cross_validate(config, session, lock)
         if own or config.data:
             sources = replace(config, **{name: (data,) for name, data in own.items()})
-            return train_run(config, lambda: load_data(sources, session.console), session, lock)
+            return train_run(config, lambda rule: load_data(sources, session.console, fold_rule=rule), session, lock)
         resumed = ranks.on_first(lambda: run_to_resume(config.resume, config.out))
         if resumed is not None:
             if not resumed.has_checkpoint:
@@ -143,5 +143,5 @@ def train_as_configured(
         session.console.print(f"DEMO: no data is given, so segkit draws a small data set in {DEMO} and trains on it.")
         train_json, val_json = ranks.on_first(lambda: write_demo(DEMO))
         config = replace(config, data=(train_json,), val=(val_json,))
-        result = train_run(config, lambda: load_data(config, session.console), session, lock)
+        result = train_run(config, lambda _: load_data(config, session.console), session, lock)
         return replace(result, is_demo=True)

@@ -20,11 +20,13 @@ from helpers.commands import SMALL, at_forward, fails, signal_at_batch
 from segkit.cli import evaluate, infer, train
 from segkit.config import TrainConfig, parse_args
 from segkit.data import CocoSegmentation
+from segkit.folds import Folds
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, find_folds, load_model, save_model
 from segkit.runs import RunLock, check_free, newest_run
 from segkit.training import Ranks
-from segkit.workflows import crossval, datasets
+from segkit.workflows import crossval
+from segkit.workflows.datasets import open_folds
 from segkit.workflows.predictors import find_members
 from segkit.workflows.train import train_as_configured
 
@@ -293,11 +295,22 @@ def test_other_settings_or_another_split_are_errors_before_the_training(out, sha
     assert not (out / "fold2").exists()
 
 
-def test_folds_of_another_rule_of_division_are_not_resumed(out, capsys, monkeypatch):
+def test_a_cross_validation_that_began_by_the_earlier_rule_keeps_its_division(out, shapes, capsys, monkeypatch):
+    def by_rule(folds, rule):
+        assert rule == 1
+        return Folds(folds.data, k=K, seed=folds.seed + 1)  # the rules agree on these images
+
+    monkeypatch.setattr(Folds, "by_rule", by_rule)
+    folds = open_folds(parse_args(TrainConfig, [*arguments(shapes, out), "--fold", "all"], prog="train.py"))
+    earlier = folds.by_rule(1).validated()
+    assert earlier != folds.validated()
+    (out / "splits.json").write_text(json.dumps([{"fold": i, "val": names} for i, names in enumerate(earlier)]))
     shutil.rmtree(out / "fold2")
-    monkeypatch.setattr(datasets, "RULE", "of an earlier segkit")
-    assert fails(train, "--resume", out) == 2
-    assert "the data is not what fold 0 was trained on" in capsys.readouterr().err
+    (out / "summary.csv").unlink()
+    train.main(["--resume", str(out)])
+    assert (out / "fold2/best.safetensors").is_file()
+    assert [entry["val"] for entry in json.loads((out / "splits.json").read_text())] == earlier
+    capsys.readouterr()
 
 
 def test_a_fold_whose_checkpoints_were_removed_keeps_its_model(out, capsys):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from segkit.data.images import DataError, write_image
 from segkit.folds.assign import assign_folds
 from segkit.folds.counts import count_classes
 from segkit.folds.files import read_fold_source, write_fold_files
-from segkit.folds.split import count_images
+from segkit.folds.split import Folds, count_images
 
 CATEGORIES = [{"id": 4, "name": "can", "supercategory": "metal"}, {"id": 2, "name": "box"}]
 
@@ -228,6 +229,20 @@ def test_folds_and_training_count_the_same_pixels(tmp_path, overlap, crowd):
     in_training = count_images(CocoSegmentation(file, overlap=overlap, crowd=crowd))
     assert all(np.array_equal(*pair) for pair in zip(counts, in_training, strict=True))
     assert counts.pixels[1, 0] == {"smallest": 36, "last": 64, "max-id": 32}[overlap]
+
+
+def test_rule_1_divides_as_before_rule_2(tmp_path):
+    file = write_set(tmp_path / "all.json", 20)
+    content = json.loads(file.read_text())
+    for i, row in enumerate(content["annotations"]):
+        row["area"] = 1 + (i * 7) % 11  # not what is painted
+    file.write_text(json.dumps(content))
+    data = CocoSegmentation(file)
+    folds, earlier = Folds(data, k=4, seed=3), Folds(data, k=4, seed=3).by_rule(1)
+    assert earlier.validated() != folds.validated()
+    found = [[int(Path(path).stem.split("_")[1]) for path in fold] for fold in earlier.validated()]
+    # worked out by the version before rule 2
+    assert found == [[2, 8, 10, 16, 18], [3, 7, 11, 12, 13], [0, 4, 5, 14, 15], [1, 6, 9, 17, 19]]
 
 
 def test_images_whose_size_is_unknown_or_absurd_count_by_the_areas_of_their_annotations(tmp_path):

@@ -12,7 +12,7 @@ from segkit.config import CheckConfig, FoldsConfig, TrainConfig, from_keywords
 from segkit.data import CocoSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
 from segkit.errors import DataError, UsageError
-from segkit.workflows.datasets import load_data, open_folds
+from segkit.workflows.datasets import data_digests, load_data, open_folds, rule_of_folds
 
 
 @pytest.mark.parametrize(("workflow", "config"), [(segkit.check, CheckConfig), (segkit.make_folds, FoldsConfig)])
@@ -90,6 +90,14 @@ def test_a_training_takes_custom_data_sets():
     train, val = load_data(settings(data=Own(), val_fraction=1 / 3))
     assert sorted(names(train) + names(val)) == [str(i) for i in range(9)]
     assert len(val) == 3
+
+
+def test_the_digests_of_a_fold_say_by_which_rule_its_images_were_divided(shapes):
+    config = settings(data=shapes[0], folds=3, fold=0)
+    now, earlier = data_digests(config), data_digests(config, fold_rule=1)
+    assert rule_of_folds(None) == rule_of_folds({"data": now}) == 2
+    assert rule_of_folds({"data": earlier}) == 1
+    assert earlier == data_digests(settings(data=shapes[0])), "earlier checkpoints have the digests of the files only"
 
 
 def test_make_folds_counts_pixels_by_the_overlap_rule_of_training(shapes, tmp_path):

@@ -18,6 +18,8 @@ from segkit.cli import train
 from segkit.config import TrainConfig, from_keywords
 from segkit.errors import DataError, DataWarning, UsageError
 from segkit.training import Interrupted
+from segkit.workflows import datasets
+from segkit.workflows import train as workflow
 from segkit.workflows.crossval import CrossValidationResult
 from segkit.workflows.datasets import load_data
 
@@ -54,6 +56,24 @@ def test_the_result_says_what_was_reached_and_loads_the_best_model(result, out):
     assert "train_loss" not in repr(result)
     with pytest.raises(AttributeError):
         result.best_epoch = 2
+
+
+@pytest.mark.slow
+def test_a_fold_that_began_by_the_earlier_rule_is_resumed_on_its_own_images(shapes, tmp_path, monkeypatch):
+    rules = []
+
+    def watched(*args, fold_rule):
+        rules.append(fold_rule)
+        return datasets.load_data(*args, fold_rule=fold_rule)
+
+    monkeypatch.setattr(workflow, "load_data", watched)
+    options = {"data": shapes[0], "folds": 3, "fold": 1, **SETTINGS}
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "RULE", 1)  # as in the earlier version
+        segkit.train(out=tmp_path / "a", epochs=1, **options)
+    assert not torch.load(tmp_path / "a/last.pt")["data"]["train"].endswith("folds 1"), "as in earlier checkpoints"
+    segkit.train(resume=tmp_path / "a", epochs=2, **options)
+    assert rules == [1, 1]
 
 
 def test_it_trains_as_the_command_does(result, shapes, out, tmp_path):

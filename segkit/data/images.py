@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suf
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258  # of a TIFF: bits of each channel
+_WHITE_TAG = 262  # of a TIFF: 0 if the smallest value is white
 _KIND_TAG = 254  # of a page of a TIFF: 1 is a smaller copy of another page
 _DIMMEST = 4096  # an image of 16 bits without a greater value would be nearly black
 _DIM = (
@@ -325,10 +326,16 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
         values = np.asarray(image)
         if image.format == "PNG" and not isinstance(name, str):
             bits = _significant_bits(name, values) or bits
-        return Image.fromarray(_gray_of_8_bits(values, bits, is_scaled, name)).convert("RGB")
+        gray = _gray_of_8_bits(values, bits, is_scaled, name)
+        if image.format == "TIFF" and image.tag_v2.get(_WHITE_TAG) == 0:  # Pillow inverts only those of 8 bits
+            gray = 255 - gray
+        return Image.fromarray(gray).convert("RGB")
     if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first
         image = image.convert("RGBA")
-    rgb = image.convert("RGB")
+    try:
+        rgb = image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"the colours of {name} are not understood: {error}") from error
     # Pillow keeps the upper 8 bits of colours, or, of a PPM, rounds to 8.
     if bits == 16 and max(high for _, high in rgb.getextrema()) <= _DIMMEST >> 8:
         raise DataError(_DIM.format(name=name))
@@ -447,7 +454,11 @@ def _files_below(folder: Path, inside: frozenset[str] = frozenset()) -> Iterator
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if os.path.isdir(entry.path):
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # of the target of a link
+            is_folder = False
+        if is_folder:
             yield from _files_below(Path(entry.path), inside | {real})
         else:
             yield Path(entry.path)

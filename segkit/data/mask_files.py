@@ -132,7 +132,7 @@ def _open(path: Path, max_pixels: int, *, rgb: bool = False) -> np.ndarray:
 def _is_lossy(image: Image.Image, path: Path) -> bool:
     if image.format == "WEBP":
         with path.open("rb") as file:
-            return b"VP8 " in file.read(4096)  # the chunk of the pixels; VP8L is without loss
+            return b"VP8L" not in file.read(1 << 16)  # the chunk of pixels without loss
     return image.format in _LOSSY or (image.format == "TIFF" and "jpeg" in image.info.get("compression", ""))
 
 

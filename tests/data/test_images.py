@@ -153,6 +153,16 @@ def test_a_tiff_may_have_12_bits(tmp_path):
     assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [62, 255]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_smallest_value_is_white_is_read_as_it_looks(tmp_path, dtype):
+    Image.fromarray((RAMP * (257 if dtype == np.uint16 else 1)).astype(dtype)).save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    tag = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[tag + 8] = 0  # white is 0; the pixels stay as they are
+    (tmp_path / "a.tif").write_bytes(content)
+    assert (read_image(tmp_path / "a.tif") == 255 - RAMP[..., None]).all()
+
+
 def test_an_eps_never_starts_ghostscript(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 5\n%%EndComments\nshowpage\n")
     for read in (read_image_header, read_image):

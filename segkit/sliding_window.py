@@ -1,8 +1,9 @@
 """SlidingWindow: predict large images window by window, and blend the windows."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -38,13 +39,16 @@ class SlidingWindow:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(sides) != 2 or min(sides) < 1 or self.batch_size < 1:
-            raise UsageError(f"`size` and `batch_size` must be at least 1, got {self.size} and {self.batch_size}")
-        if not 0 <= self.overlap < 1:
-            raise UsageError(f"`overlap` must be at least 0 and less than 1, got {self.overlap}")
+        sides = tuple(self.size) if isinstance(self.size, Sequence | np.ndarray) else (self.size, self.size)
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in (*sides, self.batch_size)):
+            raise UsageError(
+                "`size` must be one or two whole numbers of at least 1, and `batch_size` one, got "
+                f"{self.size!r} and {self.batch_size!r}"
+            )
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap < 1:
+            raise UsageError(f"`overlap` must be at least 0 and less than 1, got {self.overlap!r}")
         check_known("blend", self.blend, ("gaussian", "constant"))
-        object.__setattr__(self, "size", sides)
+        object.__setattr__(self, "size", tuple(map(int, sides)))
 
     def __call__(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         """Return the blended prediction (C, H, W) float32 of an image (C_in, H, W).

@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,3 +106,21 @@ def test_the_middle_of_a_window_counts_more_than_its_border():
 def test_wrong_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SlidingWindow(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert SlidingWindow(np.int64(16)) == SlidingWindow(16)
+    assert SlidingWindow(np.array([16, 12])) == SlidingWindow((np.int32(16), 12), overlap=np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": "16"}, {"size": 16.5}, {"size": None}, {"size": (16.5, 3)}, {"size": 16, "batch_size": 2.5}]
+)
+def test_what_is_no_size_is_one_sentence(options):
+    with pytest.raises(ValueError, match="`size` must be one or two whole numbers of at least 1, and `batch_size` one"):
+        SlidingWindow(**options)
+
+
+def test_an_overlap_that_is_text_is_one_sentence():
+    with pytest.raises(ValueError, match=r"`overlap` must be at least 0 and less than 1, got '0\.5'"):
+        SlidingWindow(16, overlap="0.5")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -66,9 +67,10 @@ class DenseCRF(CRFParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("active_threshold", "tolerance"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}")
-        if not isinstance(self.workers, int) or self.workers < 0:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value < 1:
+                raise UsageError(f"`{name}` must be at least 0 and below 1, got {value!r}")
+        if not isinstance(self.workers, Integral) or self.workers < 0:
             raise UsageError(f"`workers` must be a whole number of at least 0, got {self.workers!r}")
         check_known("backend", self.backend, ENGINES)
         if self.backend == "pydensecrf":

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from segkit.errors import UsageError
 
@@ -22,16 +23,16 @@ class CRFParameters:
     bilateral_weight: float = 10.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.iterations, int) or self.iterations < 0:
+        if not isinstance(self.iterations, Integral) or self.iterations < 0:
             raise UsageError(f"`iterations` must be a whole number of at least 0, got {self.iterations!r}")
         for name in ("gaussian_sigma", "bilateral_sigma", "bilateral_colour_sigma"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"`{name}` must be positive, got {value}")
+            if not (isinstance(value, Real) and value > 0 and math.isfinite(value)):
+                raise UsageError(f"`{name}` must be positive, got {value!r}")
         for name in ("gaussian_weight", "bilateral_weight"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"`{name}` must be 0 or more, got {value}")
+            if not (isinstance(value, Real) and value >= 0 and math.isfinite(value)):
+                raise UsageError(f"`{name}` must be 0 or more, got {value!r}")
 
 
 # Order: iterations; sigma and weight of the smoothness kernel; sigma, colour sigma and weight of the appearance kernel.

@@ -77,6 +77,8 @@ def create_model(
         check_known(f"option of {name}", option, known)
     decoder_options = {option: _as_list(value) for option, value in decoder_options.items()}
     names = _resolve_class_names(num_classes, class_names)
+    if not isinstance(in_channels, Integral) or in_channels < 1:
+        raise UsageError(f"`in_channels` must be a whole number of at least 1, got {in_channels!r}")
     output_stride = output_stride or DEFAULT_OUTPUT_STRIDE.get(name, 32)
     if output_stride not in (8, 16, 32):
         raise UsageError(f"`output_stride` must be 8, 16 or 32, got {output_stride}")

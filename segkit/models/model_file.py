@@ -113,6 +113,8 @@ def find_model_file(path: str | os.PathLike) -> Path:
     Raises:
         MissingFileError: There is none.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"a model file must be a path, got {type(path).__name__}")
     path, run = Path(path), RunFolder(path)
     files = (run.best, path / SAVED_PRETRAINED)
     for file in (path, *files):

@@ -122,7 +122,7 @@ class Trainer:
     ) -> None:
         self.state = state
         self.loss_fn = loss_fn
-        self.out = out
+        self.out = Path(out)
         self.options = options
         self.device = device
         self.autocast = autocast

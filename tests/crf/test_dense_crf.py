@@ -210,3 +210,10 @@ def test_only_the_backend_pydensecrf_needs_pydensecrf(monkeypatch):
     assert (DenseCRF()(probs, image).argmax(0) != truth).mean() < 0.01
     with pytest.raises(ImportError, match="pip install pydensecrf2"):
         DenseCRF(backend="pydensecrf")
+
+
+def test_numbers_of_numpy_are_parameters_and_texts_are_not():
+    assert DenseCRF(iterations=np.int64(3), workers=np.int64(0), tolerance=np.float32(0)) == DenseCRF(iterations=3)
+    for name in ("iterations", "gaussian_sigma", "gaussian_weight", "tolerance", "workers"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*, got '1'"):
+            DenseCRF(**{name: "1"})

@@ -21,6 +21,10 @@ from segkit.models import DECODERS, Backbone, backbone, create_model
         ({"name": "fpn", "num_classes": 2, "chanels": 8}, "unknown option of fpn 'chanels'; did you mean 'channels'"),
         ({"name": "fpn", "num_classes": 0}, "at least 1"),
         ({"name": "fpn"}, "at least 1"),
+        (
+            {"name": "fpn", "num_classes": 2, "in_channels": 0},
+            "`in_channels` must be a whole number",
+        ),
         ({"name": "fpn", "num_classes": "3"}, "`num_classes` must be a whole number of at least 1, got '3'"),
         ({"name": "fpn", "num_classes": 3.0}, "`num_classes` must be a whole number of at least 1, got 3.0"),
         ({"name": "fpn", "class_names": "sky"}, "`class_names` must be a list of names, got 'sky'"),

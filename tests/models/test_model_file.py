@@ -202,3 +202,9 @@ def test_a_model_defined_in_a_script_says_that_it_needs_a_module(tmp_path):
     file = with_header(tmp_path / "m.safetensors", model={"name": "mine", "backbone": "x"}, modules=["__main__"])
     with pytest.raises(UsageError, match=r"from __main__\. .*code of a script has to move into a module first"):
         load_model(file)
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(UsageError, match="a model file must be a path, got "):
+        load_model(path)

@@ -42,8 +42,9 @@ class FolderSegmentation(ImageFiles):
     """Images and label maps from folders: `images/a/1.jpg` belongs to `masks/a/1.png`.
 
     A mask is an index PNG whose pixel values are the labels, with colours (as in VOC) or gray (as in ADE20K); 255 is
-    ignored. With a palette file it is a picture whose colours are the classes. Each mask is read once at the start, so
-    that a wrong value is found before the training begins.
+    ignored. With a palette file it is a picture whose colours are the classes. TIFF, BMP, PPM, TGA, lossless WebP and
+    GIF (gray, or with a palette file) are read, too, but no format that changes values. Each mask is read once at the
+    start, so that a wrong value is found before the training begins.
 
     Args:
         images: Folder of the images, or several; subfolders are included.
@@ -51,7 +52,7 @@ class FolderSegmentation(ImageFiles):
         class_names: In label order: a sequence, or a text file with one name per line. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`; black-and-white masks can have one, too.
         names: The images to use if not all: a sequence, or a text file with one per line (VOC's
-            ImageSets/Segmentation/train.txt); paths below the folder, without suffix.
+            ImageSets/Segmentation/train.txt); paths below the folder, best without suffix.
         ignore_classes: Names of classes that are 255 in the target.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations.
         on_bad: `error` raises if an image or a mask is missing, unreadable or of another size than its partner; `skip`

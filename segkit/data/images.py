@@ -83,7 +83,9 @@ def read_image(
     reduce: int = 1,
     reading: Reading = AS_USUAL,
 ) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Read an image file of one of `FORMATS` as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Of several pages or frames, the first is read. Values of more than 8 bits are scaled, see `to_rgb`.
 
     Args:
         path: The file.

@@ -159,8 +159,9 @@ def open_source(
     """List the images of a source. None is decoded; only the frames of a video are counted.
 
     Args:
-        source: An image; a folder with its subfolders; a glob such as `shots/**/*.jpg`; a text file with one path per
-            line, relative to the file or to `root`; a COCO JSON, whose images are in `root` or next to it; a video.
+        source: An image; a folder with its subfolders, also by links; a glob such as `shots/**/*.jpg`; a text file with
+            one path per line, relative to the file or to `root`; a COCO JSON, whose images are in `root` or next to it;
+            a video.
         root: Folder of the images of a list or a JSON.
         class_names: The classes of the model; a JSON has no other categories.
         reading: How to read the image files.

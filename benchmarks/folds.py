@@ -7,6 +7,7 @@ all standard deviations for each image and fold.
 
     python benchmarks/folds.py
     python benchmarks/folds.py facade/train.json trashnet_seg/train.json
+    python benchmarks/folds.py facade/train.json --images 60
 """
 
 import argparse
@@ -91,11 +92,16 @@ def report(name: str, rows: list[np.ndarray], seconds: float) -> None:
     print(f"  {name:28} {cells}  {seconds:7.3f} s")
 
 
-def measure(file: Path, k: int, seeds: int) -> None:
+def measure(file: Path, k: int, seeds: int, images: int | None) -> None:
     source, reading = timed(read_fold_source, file)
-    counts, counting = timed(count_classes, source.regions, len(source.class_names) + 1)
+    if images is not None:
+        drawn = sorted(np.random.default_rng(0).permutation(len(source.images))[:images].tolist())
+        lists = ("images", "annotations", "regions", "sizes")
+        kept = {name: [getattr(source, name)[i] for i in drawn] for name in lists}
+        source = source._replace(train_only=source.train_only[drawn], **kept)
+    counts, counting = timed(count_classes, source.regions, len(source.class_names) + 1, source.masks())
     groups = np.arange(len(source.images))
-    print(f"\n{file.name}: {len(source.images)} images, {sum(map(len, source.annotations))} annotations, k = {k}")
+    print(f"\n{file}: {len(source.images)} images, {sum(map(len, source.annotations))} annotations, k = {k}")
     print(
         f"  {'unevenness in %':28} "
         + "  ".join(f"{n:>12}" for n in ("images", "annotations", "pixels", "mean", "sizes"))
@@ -122,13 +128,14 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="COCO JSON files; by default a generated set")
     parser.add_argument("--k", type=int, default=5, help="number of folds")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--images", type=int, help="divide only so many images of each file, drawn at random")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = arguments.files or [Path(folder, "generated.json")]
         if not arguments.files:
             write_generated(files[0])
         for file in files:
-            measure(file, arguments.k, arguments.seeds)
+            measure(file, arguments.k, arguments.seeds, arguments.images)
 
 
 if __name__ == "__main__":

@@ -403,3 +403,10 @@ def test_one_scale_needs_no_list():
 def test_images_of_another_kind_are_one_sentence(images):
     with pytest.raises(ValueError, match=r"`images` must be a tensor \(N, 3, H, W\) float"):
         TTA()(PixelModel(), images)
+
+
+def test_frozen_norms_of_a_model_that_trains_stay_frozen():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).train()
+    model[1].eval()
+    TTA(flips="h")(model, torch.randn(1, 3, 4, 4))
+    assert [part.training for part in model.modules()] == [True, True, False]

@@ -352,7 +352,7 @@ def _check_models(models: Sequence[nn.Module]) -> None:
         channels = len(model.preprocessing.mean)
         if channels != 3:
             raise UsageError(f"the model takes images of {channels} channels, but photographs have 3")
-        if tuple(model.class_names) != tuple(models[0].class_names):
+        if label_names(model.class_names) != label_names(models[0].class_names):
             raise UsageError(f"the models differ in their classes: {models[0].class_names} and {model.class_names}")
 
 

@@ -101,6 +101,11 @@ class CalibrationError(RunningCounts):
             UsageError: the prediction is not floating, or the shapes do not fit.
         """
         prediction, target = read_arrays(prediction, target)
+        if is_logits(prediction, target, 1):
+            raise UsageError(
+                "`prediction` has one channel, whose softmax would always be 1: use 2 classes and "
+                "`from_logits=False`, and pass the probabilities 1 - p and p of its sigmoid p"
+            )
         if not is_logits(prediction, target, self.num_classes) or not prediction.is_floating_point():
             raise UsageError(
                 f"`prediction` must be floating, with {self.num_classes} channels before the (H, W) of the target "

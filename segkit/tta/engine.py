@@ -292,11 +292,12 @@ def _logits_of(output: Tensor | Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _in_eval_mode(members: Sequence[Member]) -> Iterator[None]:
-    modes = [(member.model, member.model.training) for member in members]
-    for model, _ in modes:
-        model.eval()
+    # The mode of each part is kept: norms may be frozen, in eval mode, within a model that trains.
+    modes = [(part, part.training) for member in members for part in member.model.modules()]
+    for member in members:
+        member.model.eval()
     try:
         yield
     finally:
-        for model, training in modes:
-            model.train(training)
+        for part, training in modes:
+            part.training = training

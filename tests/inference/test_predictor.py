@@ -347,3 +347,15 @@ def test_a_model_in_half_precision_predicts(dtype):
     np.testing.assert_allclose(
         found.probs, Predictor(model(), tta=TTA(scales=(0.5, 1), flips="h"))(IMAGE).probs, atol=0.1
     )
+
+
+def test_models_with_one_and_two_channels_are_averaged_if_their_labels_are_the_same():
+    class Two(torch.nn.Module):
+        class_names = ("background", "rust")
+        preprocessing = Preprocessing()
+
+        def forward(self, images):
+            return images[:, 1:]
+
+    probs = Predictor([Red(), Two()])(IMAGE).probs
+    np.testing.assert_allclose(probs, (Predictor(Red())(IMAGE).probs + Predictor(Two())(IMAGE).probs) / 2, atol=1e-6)

@@ -149,11 +149,6 @@ def test_nothing_counted_gives_nan(size):
     assert "ECE nan" in str(scores)
 
 
-def test_one_class_is_always_sure():
-    scores = calibration(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.uint8), 1)
-    assert scores.ece == scores.static_ece == 0
-
-
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="must be floating, with 4 channels before"):
         calibration(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
@@ -161,3 +156,9 @@ def test_bad_input_is_named():
         calibration(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="`bins` must be 1 or more, got 0"):
         CalibrationError(4, bins=0)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_one_channel_is_refused_since_its_softmax_is_always_1(num_classes):
+    with pytest.raises(ValueError, match="`prediction` has one channel, whose softmax would always be 1"):
+        CalibrationError(num_classes).update(torch.randn(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))

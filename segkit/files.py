@@ -27,6 +27,11 @@ _CHUNK = 1 << 22  # bytes
 _LONGEST_NAME = 255  # bytes, on all common file systems
 
 
+def reduction(size: Sequence[int], at_least: int) -> int:
+    """Return the largest of 1, 2, 4 and 8 by which both sides can be divided and stay at least `at_least`."""
+    return max((k for k in (2, 4, 8) if min(size) // k >= at_least), default=1)
+
+
 def write_whole(
     path: str | os.PathLike,
     content: str | bytes | memoryview | Callable[[Path], Any],

@@ -8,7 +8,7 @@ import pytest
 import segkit
 
 PACKAGE = Path(segkit.__file__).parent
-GROUND = {"errors", "files", "names", "labels", "runs", "console", "compat", "_lazy", "_version"}
+GROUND = {"errors", "files", "names", "labels", "runs", "console", "compat", "training_scale", "_lazy", "_version"}
 PARTS = {
     *("models", "losses", "metrics", "tta", "crf", "data", "demo", "config"),
     *("sliding_window", "visualize", "testing"),

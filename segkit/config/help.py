@@ -77,7 +77,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("plateau_factor", "monitor", "clip_grad", "accumulate", "ema", "freeze_backbone", "val_every"),
         "early_stopping",
     ),
-    "prediction": ("tta", "flips", "scales", "brightness", "merge", "window", "window_overlap", "class_bias", "margin"),
+    "prediction": (
+        *("tta", "flips", "scales", "full_size", "brightness", "merge", "window", "window_overlap", "class_bias"),
+        "margin",
+    ),
     "speed": ("device", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
     "output": (
         *("save_every", "log", "worst", "skip_existing", "submission_sample", "submission_size"),

@@ -27,7 +27,9 @@ class PredictConfig:
     flips: Literal["none", "h", "v", "hv", "d4"] = "none"
     """Test-time flips: h (horizontal), v (vertical), hv (both), d4 (flips and quarter turns)."""
     scales: Annotated[tuple[float, ...], arg(metavar="SCALE ...")] = (1.0,)
-    """Test-time scales of the image, such as 0.75 1 1.25."""
+    """Test-time scales, such as 0.75 1 1.25, times the scale that the model was trained at."""
+    full_size: bool = False
+    """Run models on photographs at full size, even if they were trained on photographs that were shrunk first."""
     brightness: Annotated[tuple[float, ...], arg(metavar="FACTOR ...")] = (1.0,)
     """Test-time brightness factors."""
     merge: Literal["mean", "gmean", "max", "min", "vote", "sharpened"] = "mean"

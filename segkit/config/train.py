@@ -71,6 +71,8 @@ class TrainConfig(LabelConfig):
     """Augmentation: none, flip, light, standard. seed1, seed1-fpn and seed2 also shrink the image before the crop."""
     decode_at_least: Annotated[int, arg(metavar="PIXELS")] = 0
     """Decode training images at 1/2, 1/4 or 1/8 size if both sides stay at least this long. 0: full size."""
+    full_size: bool = False
+    """Validate, and later predict, at full size, even if --augment or --decode-at-least shrinks training images."""
     epochs: Annotated[int, arg(metavar="N")] = 40
     """Number of passes over the training images."""
     batch_size: Annotated[int, arg(metavar="N")] = 16

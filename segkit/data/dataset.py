@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from segkit.data.findings import Finding, Note
-from segkit.data.images import AS_USUAL, Reading, read_image, reduce_mask, reduction
+from segkit.data.images import AS_USUAL, Reading, read_image, reduce_mask
 from segkit.data.mask_cache import MaskCache
 from segkit.data.rasterize import Annotation
 from segkit.errors import DataError, UsageError
+from segkit.files import reduction
 from segkit.labels import IGNORE_INDEX
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]

@@ -114,11 +114,6 @@ def read_image(
     return np.array(rgb if is_small else rgb.reduce(reduce))
 
 
-def reduction(size: tuple[int, int], at_least: int) -> int:
-    """Return the largest of 1, 2, 4 and 8 by which both sides can be divided and stay at least `at_least`."""
-    return max((k for k in (2, 4, 8) if min(size) // k >= at_least), default=1)
-
-
 def reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
     """Return the label at the middle of each square that is one pixel of `read_image(reduce=factor)`."""
     rows, columns = (np.arange(0, length, factor) + factor // 2 for length in mask.shape)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch.utils.data import Dataset
 
 from segkit.data.dataset import SegmentationDataset
 from segkit.data.findings import may_be_bad
+from segkit.data.transforms import training_scale
 from segkit.errors import DataError, SegkitError, UsageError, as_segkit_error
 from segkit.labels import IGNORE_INDEX
 from segkit.names import check_known
+from segkit.training_scale import TrainingScale
 
 Sample = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, mask (H, W)
 Mix = Callable[[Sample, Sample, np.random.Generator], Sample]
@@ -125,6 +128,11 @@ class Augmented(Dataset):
     def replaced(self) -> list[str]:
         """Names of the images that could not be read so far, in this process or a worker."""
         return [self.data.name(index) for index in self._bad.nonzero().flatten().tolist()]
+
+    @property
+    def training_scale(self) -> TrainingScale:
+        """The size at which whole images are shown: for `model.training_scale` of a model that learns from these."""
+        return replace(training_scale(self.transform), decode_at_least=self.decode_at_least)
 
     def __len__(self) -> int:
         return len(self.data)

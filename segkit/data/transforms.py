@@ -5,10 +5,12 @@ To use an augmentation of your own in `create_transform` and `segkit.train(augme
     AUGMENTATIONS["turn"] = Augmentation(lambda crop: [A.RandomRotate90(), A.RandomScale((-0.3, 0.3), p=1.0)])
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,6 +19,7 @@ import numpy as np
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.names import check_known
+from segkit.training_scale import TrainingScale, middle
 
 _NO_UPDATE = "NO_ALBUMENTATIONS_UPDATE"
 
@@ -37,8 +40,10 @@ def _without_update_check() -> Iterator[None]:
 
 with _without_update_check():
     import albumentations as A
+    from albumentations.augmentations.crops.transforms import BaseCrop
 
 Transforms = list[A.BasicTransform | A.BaseCompose]
+_log = logging.getLogger(__name__)
 FILL = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}  # of pixels outside the image
 
 
@@ -49,10 +54,13 @@ class Augmentation(NamedTuple):
         create: Function from the side of the crop in pixels to a list of albumentations' transforms.
         resizes: Whether the result of these transforms is the crop. If not, it may have any size: `create_transform`
             pads it, cuts a random crop out of it, and can draw the crop around a rare class.
+        scale: Function from the side of the crop to the `TrainingScale` of these transforms. By default it is derived
+            from them, see `training_scale`.
     """
 
     create: Callable[[int], Transforms]
     resizes: bool = False
+    scale: Callable[[int], TrainingScale] | None = None
 
 
 def create_transform(name: str, *, crop: int, rare_classes: Sequence[int] = (), rare_crops: float = 0.0) -> A.Compose:
@@ -86,11 +94,79 @@ def create_transform(name: str, *, crop: int, rare_classes: Sequence[int] = (), 
     os.environ.setdefault(_NO_UPDATE, "1")  # loader workers that are spawned import albumentations again
     with strict_arguments():
         transforms = augmentation.create(crop)
-        if augmentation.resizes:
-            return A.Compose(transforms)
-        at_least_two = A.PadIfNeeded(2, 2, **FILL)  # so that an image of one row can be halved
-        cut = [A.PadIfNeeded(crop, crop, **FILL), RareCrop(crop, rare_classes, rare_crops)]
-        return A.Compose([at_least_two, *transforms, *cut])
+        scale = training_scale(A.Compose(transforms)) if augmentation.scale is None else augmentation.scale(crop)
+        if not augmentation.resizes:
+            at_least_two = A.PadIfNeeded(2, 2, **FILL)  # so that an image of one row can be halved
+            cut = [A.PadIfNeeded(crop, crop, **FILL), RareCrop(crop, rare_classes, rare_crops)]
+            transforms = [at_least_two, *transforms, *cut]
+        whole = A.Compose(transforms)
+    whole.training_scale = scale
+    return whole
+
+
+def training_scale(transform: Callable[..., Any]) -> TrainingScale:
+    """Return how an augmentation resizes whole images, so that a model can be used at the scale it was trained at.
+
+    It follows from `Resize`, `RandomResizedCrop`, `SmallestMaxSize`, `LongestMaxSize`, `RandomScale` and `Affine` of
+    albumentations. Those that are not applied to every image do not count, because the model also learns without them.
+    If the scale of the image depends on what is cut out of it before, it is unknown: then a warning is logged, and
+    models work at full size. For such an augmentation, or a function of your own, set its attribute `training_scale`.
+    """
+    stated = getattr(transform, "training_scale", None)
+    if stated is not None:
+        return stated
+    scale, is_cut = TrainingScale(), False
+    for step in _always_applied(transform):
+        size = _size_after(step)
+        if isinstance(step, _UNKNOWN) or (size and is_cut):
+            _log.warning(
+                "the scale at which %s shows images is unknown, so that the model is validated and used at full size; "
+                "to change that, set `training_scale` of the augmentation",
+                type(step).__name__,
+            )
+            return TrainingScale()
+        is_cut = is_cut or isinstance(step, _CUTS)
+        scale = TrainingScale(**size) if size else scale
+        y, x = _factors(step)
+        scale = replace(scale, factor=(scale.factor[0] * y, scale.factor[1] * x))
+    return scale
+
+
+_CUTS = (BaseCrop, A.CropAndPad, A.Pad, A.PadIfNeeded)  # after them, sides are no longer those of the whole image
+_UNKNOWN = (A.BaseCompose, A.RandomSizedCrop, A.RandomSizedBBoxSafeCrop)
+
+
+def _always_applied(step: Any) -> Iterator[A.BasicTransform | A.BaseCompose]:
+    """Yield the transforms that are applied to every image; of several to choose from, the choice if they resize."""
+    if getattr(step, "p", 0) < 1:
+        return
+    if isinstance(step, A.Compose | A.Sequential):
+        for inner in step.transforms:
+            yield from _always_applied(inner)
+    elif not isinstance(step, A.BaseCompose) or any(_size_after(inner) for inner in step.transforms):
+        yield step
+
+
+def _size_after(step: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
+    """Return the fields of a `TrainingScale` after a transform that resizes to a size; none for other transforms."""
+    if isinstance(step, A.Resize):
+        return {"size": (step.height, step.width)}
+    if isinstance(step, A.RandomResizedCrop):
+        return {"size": step.size, "fit": "crop", "share": step.scale, "ratio": step.ratio}
+    if isinstance(step, A.SmallestMaxSize | A.LongestMaxSize) and isinstance(step.max_size, int):
+        fit = "cover" if isinstance(step, A.SmallestMaxSize) else "contain"
+        return {"size": (step.max_size, step.max_size), "fit": fit}
+    return {}
+
+
+def _factors(step: A.BasicTransform | A.BaseCompose) -> tuple[float, float]:
+    """Return the factors of height and width that stand for those that a transform draws."""
+    if isinstance(step, A.RandomScale):
+        low, high = step.scale_limit
+        return (middle(1 + low, 1 + high),) * 2
+    if isinstance(step, A.Affine):
+        return middle(*step.scale["y"]), middle(*step.scale["x"])
+    return 1.0, 1.0
 
 
 @contextmanager

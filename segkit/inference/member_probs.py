@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segkit.data import SegmentationDataset
 from segkit.errors import NotFiniteError, UsageError
@@ -75,8 +75,8 @@ class MemberProbs:
         """
         for i in progress(range(len(data))):
             image = torch.from_numpy(data.image(i)).permute(2, 0, 1)
-            for kept, model in zip(self[i], self.predictor.members, strict=True):
-                self._keep(kept, model, image, self.pixels[i])
+            for kept, member in zip(self[i], self.predictor.members_for(*image.shape[1:]), strict=True):
+                self._keep(kept, member, image, self.pixels[i])
             if not np.isfinite(self[i]).all():
                 raise NotFiniteError(f"{data.name(i)}: a model returns values that are not finite (NaN or infinite)")
 
@@ -94,20 +94,19 @@ class MemberProbs:
                 total += of_member[list(views)].sum(0, dtype=np.float32) * np.float32(weight / len(views))
         return total
 
-    def _keep(self, kept: np.ndarray, model: nn.Module, image: Tensor, pixels: np.ndarray) -> None:
+    def _keep(self, kept: np.ndarray, member: Member, image: Tensor, pixels: np.ndarray) -> None:
         """Write the probabilities of all views at some pixels into `kept` (V, C, P)."""
-        window, width = self.predictor.window, image.shape[2]
-        if window is None or max(np.subtract(image.shape[1:], window.size)) <= 0:
-            for of_view, scores in zip(kept, self._views(model, image[None]), strict=True):
+        window, width = self.predictor.window_for(*image.shape[1:]), image.shape[2]
+        if window is None:
+            for of_view, scores in zip(kept, self._views(member, image[None]), strict=True):
                 of_view[:] = _at(scores[0], pixels)
             return
-        for top, band in window.bands(lambda part: torch.cat(list(self._views(model, part)), dim=1), image):
+        for top, band in window.bands(lambda part: torch.cat(list(self._views(member, part)), dim=1), image):
             first, last = np.searchsorted(pixels, [top * width, (top + band.shape[1]) * width])
             kept[..., first:last] = _at(band.unflatten(0, self._shape[1:]), pixels[first:last] - top * width)
 
-    def _views(self, model: nn.Module, pixels: Tensor) -> Iterator[Tensor]:
+    def _views(self, member: Member, pixels: Tensor) -> Iterator[Tensor]:
         """Yield the probabilities (N, C, H, W) of each view of uint8 images (N, 3, H, W)."""
-        member = Member(model, model.preprocessing.normalise)
         return self.predictor.tta.each(member, pixels.to(self.predictor.device).float())
 
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from segkit.inference.prediction import Prediction
 from segkit.labels import IGNORE_INDEX, label_names
 from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
+from segkit.training_scale import FULL_SIZE, training_scale_of
 from segkit.tta import TTA, Member
 
 # A function such as DenseCRF: probabilities (C, H, W) on their device and image (H, W, 3) uint8 -> (C, H, W).
@@ -50,9 +52,10 @@ class RawPrediction(NamedTuple):
 class Predictor:
     """Predict label maps of photographs: `Predictor(model)("photo.jpg").mask`.
 
-    The image is resized once per scale, and normalised for each model by its own preprocessing; the probabilities of
-    the models are averaged. Probabilities stay on `device` through class bias, CRF and argmax; the label map is copied
-    to the host once, and the probabilities only if they are kept.
+    The image is resized to the size at which training showed such photographs to the model (`model.training_scale`)
+    times each scale, and normalised by the model's own preprocessing. The probabilities are resized to the size of the
+    image, and averaged over the models. They stay on `device` through class bias, CRF and argmax; the label map is
+    copied to the host once, and the probabilities only if they are kept.
 
     Args:
         models: One Segmenter, or several with the same classes; they are put in eval mode and moved to `device`.
@@ -61,7 +64,9 @@ class Predictor:
             class, label 1, by the sigmoid.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
-        window: Run images that are larger than this window piece by piece.
+        window: Run images that are larger than this window piece by piece. Its size is in pixels of the models' input:
+            a window of 512 of a model that was trained on photographs at a quarter of their size shows 2,048 pixels.
+        full_size: Run the models on images at their full size, no matter at which scale they were trained.
         class_bias: `{class: number}` to add to its log-probability; probabilities are then normalised again. Above 0 a
             class is predicted more often. `python -m segkit tune` finds values.
         crf: Refinement by the colours of the image. It is called with a tensor on `device`, so that a DenseCRF runs
@@ -82,6 +87,7 @@ class Predictor:
         member_weights: Sequence[float] | None = None,
         tta: TTA | None = None,
         window: SlidingWindow | None = None,
+        full_size: bool = False,
         class_bias: Mapping[str, float] | None = None,
         crf: Refine | None = None,
         device: str | torch.device = "cpu",
@@ -105,6 +111,7 @@ class Predictor:
         self.member_weights = _shares(member_weights, len(models))
         self.tta = tta or TTA()
         self.window = window
+        self.full_size = full_size
         self.class_factors = _factors(class_bias or {}, self.class_names, self.device)
         self.crf = crf
         self.probs = probs
@@ -188,13 +195,14 @@ class Predictor:
                 "predict it without `crf`"
             )
         pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
-        if self.window is None or max(np.subtract((height, width), self.window.size)) <= 0:
-            probs = self._biased(self._predict(pixels[None])[0])
+        predict, window = partial(self._predict, self.members_for(height, width)), self.window_for(height, width)
+        if window is None:
+            probs = self._biased(predict(pixels[None])[0])
             if self.probs != "disk":
                 return RawPrediction(probs, None if crfs else _labels(probs))
             bands: Iterable[tuple[int, Tensor]] = [(0, probs)]
         else:
-            bands = ((top, self._biased(band)) for top, band in self.window.bands(self._predict, pixels))
+            bands = ((top, self._biased(band)) for top, band in window.bands(predict, pixels))
         return self._gathered(bands, (height, width), for_crf=bool(crfs))
 
     def refine(self, raw: RawPrediction, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
@@ -228,14 +236,29 @@ class Predictor:
         labels = labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
         return Prediction(labels, kept, self.class_names, image)
 
-    def _predict(self, pixels: Tensor) -> Tensor:
+    def members_for(self, height: int, width: int) -> list[Member]:
+        """Return the models, with how each of them resizes an image of this size, and windows of it."""
+        sizes = [FULL_SIZE if self.full_size else training_scale_of(m).of(height, width) for m in self.members]
+        members = zip(self.members, self.member_weights, sizes, strict=True)
+        return [Member(model, partial(_normalised, model), weight, resizing) for model, weight, resizing in members]
+
+    def window_for(self, height: int, width: int) -> SlidingWindow | None:
+        """Return the window for an image of this size, in pixels of the image; None if the image fits into it."""
+        if self.window is None:
+            return None
+        # Of models with different scales, the one with the largest input decides: a window limits the memory.
+        sizes = [member.resizing for member in self.members_for(height, width) if member.weight > 0]
+        factors = max(r.height for r in sizes), max(r.width for r in sizes)
+        reduce = max(r.reduce for r in sizes)  # windows of whole squares
+        size = tuple(
+            max(1, math.ceil(side / factor / reduce)) * reduce
+            for side, factor in zip(self.window.size, factors, strict=True)
+        )
+        return replace(self.window, size=size) if height > size[0] or width > size[1] else None
+
+    def _predict(self, members: Sequence[Member], pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""
-        members = [
-            Member(model, partial(_normalised, model), weight)
-            for model, weight in zip(self.members, self.member_weights, strict=True)
-            if weight > 0
-        ]
-        return self.tta.ensemble(members, pixels.to(self.device).float())
+        return self.tta.ensemble([m for m in members if m.weight > 0], pixels.to(self.device).float())
 
     def _biased(self, probs: Tensor) -> Tensor:
         """Multiply the probabilities (C, H, W) of each class by its factor, if they are finite."""

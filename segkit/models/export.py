@@ -30,9 +30,9 @@ LARGEST_FILE = 2 * 1024**3 - 1  # bytes: the limit of protobuf, ONNX's container
 def export_program(model: Segmenter) -> ExportedProgram:
     """Trace the model by `torch.export`: images (N, C, H, W) -> logits (N, num_classes, H, W) for any N, H and W.
 
-    The program is compared with the model at two sizes, one of them odd. It has the device and dtype of the model,
-    and is in eval mode; the model is not changed. With a ConvNeXt, images must be higher and wider than the deepest
-    stride, because of its permuted maps.
+    It does not resize images to `model.training_scale`. The program is compared with the model at two sizes, one of
+    them odd. It has the device and dtype of the model, and is in eval mode; the model is not changed. With a ConvNeXt,
+    images must be higher and wider than the deepest stride, because of its permuted maps.
 
     Raises:
         UsageError: The backbone works only at some sizes, such as one with windows of attention, which `export_onnx`
@@ -63,6 +63,8 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     and W. The metadata of the file has `segkit`, the header of our model files as JSON (architecture, class names,
     preprocessing); `class_names`, a JSON list of the names of the channels; and `labels`, one of the names of the
     labels. Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
+    `training_scale` is the size of photographs in training as JSON, see `TrainingScale`; null is full size. The file
+    does not resize: give it images of that size, and resize its logits to the photograph.
 
     The time depends on the number of layers; windows of attention (Swin) take some ten times as long as convolutions.
 
@@ -92,6 +94,7 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     program = _translate(model)
     program.model.metadata_props["segkit"] = json.dumps(describe_model(model))
     program.model.metadata_props["class_names"] = json.dumps(model.class_names)
+    program.model.metadata_props["training_scale"] = json.dumps(model.training_scale.write())
     program.model.metadata_props["labels"] = json.dumps(label_names(model.class_names))
     difference = None
 

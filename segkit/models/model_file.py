@@ -16,6 +16,7 @@ from segkit.models.factory import check_modules, create_model, modules_of
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.runs import RunFolder
+from segkit.training_scale import TrainingScale
 
 FORMAT = 1
 SAVED_PRETRAINED = "model.safetensors"  # the file in a folder that `save_pretrained` writes
@@ -47,7 +48,7 @@ def model_bytes(model: Segmenter, **extra: Any) -> bytes:
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:
-    """Return the header of a model file: architecture (`model`, None if unknown), classes, ids and preprocessing.
+    """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing and scale.
 
     A model with code of its own also has `modules`, see `modules_of`.
     """
@@ -58,6 +59,7 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
         "class_names": list(model.class_names),
         "category_ids": dict(model.category_ids),
         "preprocessing": asdict(model.preprocessing),
+        "training_scale": model.training_scale.write(),
         **({"modules": modules} if modules else {}),
     }
 
@@ -79,6 +81,7 @@ def load_model(path: str | os.PathLike) -> Segmenter:
         model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
         model.preprocessing = _read_preprocessing(header["preprocessing"], len(model.preprocessing.mean))
         model.category_ids = _read_category_ids(header.get("category_ids", {}))  # model files did not have it at first
+        model.training_scale = TrainingScale.read(header.get("training_scale"))
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
     weights = load_file(file)
@@ -128,7 +131,15 @@ def find_model_file(path: str | os.PathLike) -> Path:
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the header of a model file: `model` (arguments of create_model), `class_names`, `preprocessing`, `extra`.
+    """Return the header of a model file, a dict with
+
+    - `format`: 1
+    - `model`: the arguments of create_model
+    - `class_names`: one for each channel of the logits
+    - `category_ids`: the id of each class in the COCO JSON, by name; files of older versions lack it
+    - `preprocessing`: the fields of `Preprocessing`
+    - `training_scale`: the fields of `TrainingScale`, or None for full size; files of older versions lack it
+    - `extra`: what was passed to `save_model`
 
     Raises:
         UsageError: The file was not written by segkit, or is damaged.

@@ -11,6 +11,7 @@ from segkit.errors import UsageError
 from segkit.models.folding import fold_fpn, fold_norms
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
+from segkit.training_scale import TrainingScale
 
 
 class OptimizedSegmenter(nn.Module):
@@ -20,6 +21,7 @@ class OptimizedSegmenter(nn.Module):
         class_names: Class names of the model.
         category_ids: Category ids of the model.
         preprocessing: Preprocessing of the model.
+        training_scale: Training scale of the model.
         compiled: Whether the model is compiled; false if there is no C++ compiler.
     """
 
@@ -28,6 +30,7 @@ class OptimizedSegmenter(nn.Module):
         self.class_names: tuple[str, ...] = model.class_names
         self.category_ids: dict[str, int | str] = model.category_ids
         self.preprocessing: Preprocessing = model.preprocessing
+        self.training_scale: TrainingScale = model.training_scale
         self.dtype = dtype
         self.compiled = compiled
         self.model = model

@@ -14,6 +14,7 @@ from segkit.errors import UsageError
 from segkit.models.backbone import Backbone
 from segkit.models.layers import ConvNormAct, resize_like
 from segkit.models.preprocessing import Preprocessing
+from segkit.training_scale import TrainingScale
 
 if TYPE_CHECKING:
     import os
@@ -52,6 +53,8 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
 
     Attributes:
         category_ids: The id of each class, by name, in the COCO JSON that the model was trained on; empty if unknown.
+        training_scale: The size at which training showed photographs to the model. `predict` and `Predictor` resize
+            them alike; `model(images)` takes images that have this size already.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         self.class_names = tuple(class_names)
         self.category_ids: dict[str, int | str] = {}
         self.preprocessing = preprocessing or backbone.preprocessing
+        self.training_scale = TrainingScale()
         self.config = config
         self.align_corners = align_corners
         self.backbone_is_frozen = False
@@ -117,7 +121,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         return Outputs(logits, aux, None if self.image_head is None else self.image_head(features[-1]))
 
     def predict(self, photo: str | os.PathLike | np.ndarray | Image, **options: Any) -> Prediction:
-        """Segment a photograph with the preprocessing of the model, on its device.
+        """Segment a photograph with the preprocessing and the training scale of the model, on its device.
 
             prediction = model.predict("photo.jpg")
             prediction.mask, prediction.probs, prediction.overlay()
@@ -127,7 +131,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
 
         Args:
             photo: A file, an array (H, W, 3) uint8 RGB or a PIL image, of any size. EXIF orientations are applied.
-            **options: Arguments of `segkit.Predictor`, such as `tta`, `window` or `crf`.
+            **options: Arguments of `segkit.Predictor`, such as `tta`, `window`, `full_size` or `crf`.
 
         Raises:
             UsageError: `photo` is something else, such as an array of floats.

@@ -27,6 +27,7 @@ from segkit.runs import RunFolder
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.state import TrainState, random_state
 from segkit.training.validation import Validation
+from segkit.training_scale import TrainingScale
 
 _log = logging.getLogger(__name__)
 FORMAT = 5
@@ -36,7 +37,7 @@ VALUES = (
     *("best_miou", "best_epoch", "best_weights", "stale_epochs", "finished"),
     *("history", "settings", "data", "steps_per_epoch"),
 )
-NEW_VALUES = {"finished": False}  # values that older files of this format lack
+NEW_VALUES = {"finished": False, "training_scale": None}  # values that older files of this format lack
 
 
 def prepare_folder(state: TrainState, out: Path) -> None:
@@ -201,6 +202,7 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         "config": state.model.config,
         "class_names": list(state.model.class_names),
         "preprocessing": asdict(state.model.preprocessing),
+        "training_scale": state.model.training_scale.write(),
         **parts,
         **{name: getattr(state, name) for name in VALUES},
         "random": randoms[0],
@@ -329,6 +331,7 @@ def load_state(
             setattr(state, name, content[name])
     for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
         model.preprocessing = Preprocessing(**content["preprocessing"])  # `init_from` may bring one of another backbone
+        model.training_scale = TrainingScale.read(content["training_scale"])  # older runs validated at full size
     if "val" in changed:
         state.forget_best()
     if content["steps_per_epoch"] != state.steps_per_epoch:

@@ -11,6 +11,7 @@ from segkit.labels import label_names
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
 from segkit.training.distributed import ALONE, Ranks
+from segkit.training_scale import FULL_SIZE
 from segkit.tta.merge import class_logits
 
 Precision = Callable[[], AbstractContextManager]
@@ -36,7 +37,9 @@ def validate(
     check_stop: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Validation:
-    """Return loss and scores over all images of a loader, each at its full size.
+    """Return loss and scores over all images of a loader, with predictions at the size of the image.
+
+    The model gets each image at its training scale, as a `Predictor` does.
 
     Args:
         model: The model. It is in eval mode afterwards. With one channel, label 1 is predicted where the
@@ -59,12 +62,19 @@ def validate(
             if check_stop is not None:
                 ranks.check_between(check_stop)
             images, target = images.to(device), target.to(device)
+            resizing = model.training_scale.of(*target.shape[-2:])
             with autocast():
-                logits = model(model.preprocessing(images))
+                is_full_size = resizing == FULL_SIZE
+                inputs = images if is_full_size else resizing(images.float())
+                logits = model(model.preprocessing.normalise(inputs))
+            scores = class_logits(logits)
+            if not is_full_size:  # as a Predictor: probabilities are resized, not logits
+                scores = resizing.undo(scores.float().softmax(1), target.shape[-2:])
+                logits = resizing.undo(logits.float(), target.shape[-2:])
             loss_sum += loss_fn(logits.float(), target).item() * len(images)
             count += len(images)
-            confusion.update(class_logits(logits), target)
-            del images, target, logits  # so that they are not in memory together with the next ones
+            confusion.update(scores, target)
+            del images, target, logits, scores  # so that they are not in memory together with the next ones
     loss_sum, count = ranks.sum_numbers(loss_sum, count)
     confusion.counts = ranks.sum(confusion.counts)
     return Validation(loss_sum / max(1, count), confusion.compute())

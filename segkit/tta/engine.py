@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segkit.errors import UsageError
 from segkit.names import check_known
+from segkit.training_scale import FULL_SIZE, Resizing, training_scale_of
 from segkit.tta.merge import MERGES, Accumulator, class_logits
 from segkit.tta.views import TURNS, View, turns_of
 
@@ -28,11 +29,13 @@ class Member(NamedTuple):
             `out`, as torchvision's models do. With one channel, the probability of the class is its sigmoid.
         prepare: Function from RGB images (N, 3, H, W) float32 in 0..255 to the input of the model.
         weight: Weight of the model in the average.
+        resizing: How the images are resized to the scale of the model's training; see `TrainingScale.of`.
     """
 
     model: nn.Module
     prepare: Callable[[Tensor], Tensor]
     weight: float = 1.0
+    resizing: Resizing = FULL_SIZE
 
 
 class Uncertainty(NamedTuple):
@@ -55,10 +58,11 @@ class TTA:
 
     The views are all combinations of scales, brightness factors and turns. Each scale is resized from the
     original image, and its prediction is resized back to the exact size of the image. The turns of one scale
-    run as one batch. `print(tta)` lists the views.
+    run as one batch. A model that was trained on shrunk photographs gets them shrunk alike, see `TrainingScale`.
+    `print(tta)` lists the views.
 
     Args:
-        scales: Factors for height and width.
+        scales: Factors for height and width, on top of the model's training scale.
         flips: `none`, `h`, `v`, `hv` (h, v and both together), `d4` (all flips and quarter turns), or names
             from `segkit.tta.TURNS`. The unchanged image is always a view, and no view occurs twice.
         brightness: Factors for the RGB values; the results are clipped at 255.
@@ -208,28 +212,33 @@ class TTA:
             raise UsageError(
                 f"`images` must be a tensor (N, 3, H, W) float, normalised as the model expects, got {got}"
             )
+        resizing = training_scale_of(model).of(*images.shape[-2:])
         if self.brightness == (1.0,):
-            return [Member(model, lambda x: x)], images  # everything except brightness commutes with the normalisation
+            # everything except brightness commutes with the normalisation
+            return [Member(model, lambda x: x, resizing=resizing)], images
         if not hasattr(model, "preprocessing"):
             raise UsageError("`brightness` needs a model with `preprocessing`, to undo the normalisation of its images")
-        return [Member(model, model.preprocessing.normalise)], model.preprocessing.denormalise(images)
+        member = Member(model, model.preprocessing.normalise, resizing=resizing)
+        return [member], model.preprocessing.denormalise(images)
 
     def _scores(self, members: Sequence[Member], images: Tensor, *, each: bool) -> Iterator[tuple[Tensor, float]]:
         """Yield scores at the size of the images with their weight: of each view, or weighted sums of each scale."""
         size = tuple(images.shape[-2:])
-        for scale in self.scales:
-            scaled = self._scaled(images, scale)
+        unit = self.multiple if self.fit == "resize" else 1
+        for scale, resizing in product(self.scales, dict.fromkeys(member.resizing for member in members)):
+            alike = [member for member in members if member.resizing == resizing]
+            scaled = resizing(images, scale, multiple=unit, align_corners=self.align_corners)
             whole, weights = None, 0.0
-            for factor, member in product(self.brightness, members):
+            for factor, member in product(self.brightness, alike):
                 inputs = member.prepare(scaled if factor == 1 else (scaled * factor).clamp(max=255))
                 for scores in self._turned(member.model, inputs):
                     if each:
-                        yield self._resized(scores, size), member.weight
+                        yield resizing.undo(scores, size, align_corners=self.align_corners), member.weight
                         continue
                     whole = scores * member.weight if whole is None else whole.add_(scores, alpha=member.weight)
                     weights += member.weight
             if not each:
-                yield self._resized(whole, size), weights
+                yield resizing.undo(whole, size, align_corners=self.align_corners), weights
 
     def _turned(self, model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
         """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), in batches of at most `max_pixels`."""
@@ -258,11 +267,6 @@ class TTA:
     def _largest_batch(self, images: Tensor) -> int:
         """Return the largest number of pixels in a batch."""
         return self.max_pixels or (LARGEST_ON_CPU if images.device.type == "cpu" else LARGEST_ON_GPU)
-
-    def _scaled(self, images: Tensor, scale: float) -> Tensor:
-        unit = self.multiple if self.fit == "resize" else 1
-        height, width = (max(unit, round(length * scale / unit) * unit) for length in images.shape[-2:])
-        return self._resized(images, (height, width))
 
     def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[-2:] == size:

@@ -61,7 +61,10 @@ def export(
         raise UsageError(f"{target} exists already; choose another `onnx`, or replace it by `overwrite`")
     make_folder(target.parent)
     console.print(f"model  {source}")
-    difference = export_onnx(model if isinstance(model, Segmenter) else load_model(source), target)
+    loaded = model if isinstance(model, Segmenter) else load_model(source)
+    difference = export_onnx(loaded, target)
     console.print(f"onnx   {target}, {target.stat().st_size / 1e6:.1f} MB, any batch, height and width")
+    if not loaded.training_scale.is_full_size:
+        console.print(f"scale  resize photographs before the model, as in training: {loaded.training_scale}")
     console.print(f"check  differs from torch by at most {difference:.1e} of the largest logit")
     return ExportResult(target, difference)

@@ -34,6 +34,7 @@ from segkit.training import (
     create_scheduler,
     share_batch_norms,
 )
+from segkit.training_scale import TrainingScale
 from segkit.workflows.datasets import data_digests
 from segkit.workflows.predictors import pick_workers
 
@@ -155,11 +156,12 @@ def build_model(
     ranks: Ranks,
     console: Console,
     *,
+    scale: TrainingScale,
     is_resumed: bool,
 ) -> Segmenter:
     """Return the model on `device`, with pretrained weights or the weights of `init_from`.
 
-    A resumed run takes its weights from the checkpoint, so that neither is read.
+    A resumed run takes its weights and its scale from the checkpoint, so that none of these is read.
     """
     check_optimizer(config.optimizer)  # before pretrained weights are downloaded
     pretrained = {"true": True, "false": False}.get(config.pretrained, config.pretrained)
@@ -173,6 +175,7 @@ def build_model(
         **({"aux_head": True} if config.aux_weight else {}),
         **({"image_head": True} if config.image_weight else {}),
     )
+    model.training_scale = TrainingScale() if config.full_size else scale
     if config.init_from is not None and not is_resumed:
         new = transfer_weights(model, config.init_from)
         source = "a loaded model" if isinstance(config.init_from, Segmenter) else config.init_from

@@ -151,6 +151,7 @@ def load_predictor(
         member_weights=[member.weight for member in members],
         tta=tta,
         window=SlidingWindow(config.window, overlap=config.window_overlap) if config.window else None,
+        full_size=config.full_size,
         class_bias=config.class_bias,
         crf=crf,
         device=device,
@@ -159,6 +160,9 @@ def load_predictor(
     for member, weight in zip(members, predictor.member_weights, strict=True):
         name = member.name if isinstance(member.model, Segmenter) else member.model
         console.print(f"model  {name}" + (f", weight {weight:.3f}" if len(members) > 1 else ""))
+    for scale in dict.fromkeys(model.training_scale for model in predictor.members):
+        if not scale.is_full_size and not config.full_size:
+            console.print(f"scale  photographs are resized as in training: {scale} (unless full_size is set)")
     console.print(f"views  {tta}" + (f"; windows of {config.window} pixels" if config.window else ""))
     if config.class_bias:
         console.print("bias   " + ", ".join(f"{name} {value:+g}" for name, value in config.class_bias.items()))

@@ -160,7 +160,8 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
         rarity = measure_rarity(config, train_set, console)
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)
         loss = build_loss(config, rarity).to(device)
-        model = build_model(config, train_set.class_names, device, ranks, console, is_resumed=is_resumed)
+        scale = train_batches.dataset.training_scale
+        model = build_model(config, train_set.class_names, device, ranks, console, scale=scale, is_resumed=is_resumed)
         model.category_ids = dict(train_set.category_ids)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device, rule)
         if is_resumed:
@@ -585,6 +586,9 @@ def plan_text(
         f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",
         f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels",
     ]
+    if not model.training_scale.is_full_size:
+        scale = model.training_scale
+        lines.append(f"scale  photographs are resized as in training to validate: {scale} (unless full_size is set)")
     if len(train_set) < config.batch_size:
         few = len(train_set)
         lines.append(f"note   there are fewer images than a batch holds: each step takes all {few} of them")

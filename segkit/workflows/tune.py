@@ -207,6 +207,8 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[str], class_n
         words += ["--crf", *plan.crf]
     if config.window:
         words += ["--window", str(config.window), "--window-overlap", f"{config.window_overlap:g}"]
+    if config.full_size:
+        words.append("--full-size")
     for name in ("amp", "exif", "max_pixels"):
         if getattr(config, name) != default_of(config, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
@@ -348,6 +350,7 @@ def planned_predictor(predictor: Predictor, plan: Plan, class_names: Sequence[st
         member_weights=plan.weights,
         tta=TTA(scales=plan.scales, flips=plan.flips),
         window=predictor.window,
+        full_size=predictor.full_size,
         class_bias=dict(zip(class_names, plan.bias, strict=True)),
         device=predictor.device,
         probs="disk" if predictor.probs == "disk" else "none",

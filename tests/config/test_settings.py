@@ -342,6 +342,6 @@ def test_help_shows_what_a_recipe_sets_instead_of_the_default(folder, capsys, mo
 def test_help_of_tune_does_not_show_what_it_chooses_itself(capsys, monkeypatch):
     shown = boxes(help_of(TuneConfig, capsys, monkeypatch))
     assert not {"merge", "class_bias", "brightness"}.intersection(*shown.values())
-    assert shown["prediction options"] == ["window", "window_overlap", "margin"]
+    assert shown["prediction options"] == ["full_size", "window", "window_overlap", "margin"]
     with pytest.raises(UsageError, match="`merge` does not go with tune"):
         parse("--data", "a.json", "--merge", "max", cls=TuneConfig)

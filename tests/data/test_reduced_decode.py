@@ -6,7 +6,8 @@ from PIL import Image
 
 from segkit.data import CocoSegmentation, SegmentationDataset, create_transform, read_image, train_loader
 from segkit.data.dataset import JoinedDatasets
-from segkit.data.images import reduce_mask, reduction
+from segkit.data.images import reduce_mask
+from segkit.files import reduction
 
 
 def smooth(height, width):

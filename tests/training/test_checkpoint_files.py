@@ -12,6 +12,7 @@ from helpers.tiny_training import build_state, interrupted, run
 from segkit.models import load_model, save_model
 from segkit.training import load_state, read_checkpoint, save_state
 from segkit.training.checkpoint import match_best
+from segkit.training_scale import TrainingScale
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,22 @@ def test_an_older_checkpoint_without_the_finished_field_can_be_resumed(out):
     state = build_state()
     load_state(state, read_checkpoint(out)[0])
     assert (state.epoch, state.finished) == (2, False)
+
+
+def test_a_resumed_run_keeps_its_training_scale_and_an_older_one_is_validated_at_full_size(tmp_path):
+    state = build_state()
+    for model in (state.model, state.ema.module):
+        model.training_scale = TrainingScale(decode_at_least=64)
+    save_state(state, tmp_path)
+    content = read_checkpoint(tmp_path)[0]
+    for older in (False, True):
+        if older:
+            del content["training_scale"]
+            torch.save(content, tmp_path / "last.pt")
+            content = read_checkpoint(tmp_path)[0]
+        load_state(state, content)
+        for model in (state.model, state.ema.module):
+            assert model.training_scale == (TrainingScale() if older else TrainingScale(decode_at_least=64))
 
 
 def test_changed_settings_and_changed_data_are_refused(out):

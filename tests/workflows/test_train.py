@@ -4,24 +4,31 @@ import inspect
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from helpers.commands import signal_at_batch, train_arguments
 from helpers.tiny_training import NAMES, Drawn
+from PIL import Image
 
 import segkit
 from segkit.cli import train
 from segkit.config import TrainConfig, from_keywords
+from segkit.console import Console
 from segkit.errors import DataError, DataWarning, UsageError
-from segkit.training import Interrupted
+from segkit.models import create_model, save_model
+from segkit.training import Interrupted, Ranks
+from segkit.training_scale import TrainingScale
 from segkit.workflows import datasets
 from segkit.workflows import train as workflow
 from segkit.workflows.crossval import CrossValidationResult
 from segkit.workflows.datasets import load_data
+from segkit.workflows.parts import build_model
 
 SETTINGS = {
     **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 48},
@@ -290,3 +297,47 @@ def test_the_recipe_may_be_a_file_of_settings_whose_data_an_own_data_set_replace
 def test_class_weights_without_effect_are_told_before_the_data_is_read(tmp_path, loss):
     with pytest.raises(UsageError, match="does not use `class_weights`; losses that do: ce"):
         segkit.train(data="none.json", loss=loss, class_weights="sqrt", device="cpu", out=tmp_path / "a")
+
+
+def test_a_model_of_shrunk_photographs_is_validated_scored_and_used_at_their_scale(shapes, tmp_path, capsys):
+    start = create_model("fpn", backbone="test_resnet", class_names=NAMES, pyramid_channels=16, channels=16)
+    torch.nn.init.normal_(start.head.weight, std=3)  # its labels vary, and training hardly changes them
+    save_model(start, tmp_path / "start.safetensors")
+    settings = {**SETTINGS, "crop": 24, "decode_at_least": 24, "data": shapes[0], "val": shapes[1]}
+    settings |= {"init_from": tmp_path / "start.safetensors", "lr": 1e-9, "epochs": 1}
+    result = segkit.train(**settings, out=tmp_path / "run", verbose=True)
+    printed = capsys.readouterr().out
+    assert "scale  photographs are resized as in training to validate: to 1/2, 1/4 or 1/8 if both sides" in printed
+    assert result.load().training_scale == TrainingScale(decode_at_least=24)
+
+    def score(name, **options):
+        shared = {"weights": tmp_path / "run", "data": shapes[1], "worst": 0, "mask_cache": "off", "device": "cpu"}
+        return segkit.evaluate(**shared, out=tmp_path / name, verbose=True, **options).scores["miou"]
+
+    assert score("default") == result.best_miou
+    assert "scale  photographs are resized as in training: to 1/2" in capsys.readouterr().out
+    # All photographs are halved: half of the full size, by the mean of four pixels.
+    assert score("by hand", full_size=True, scales=0.5) == pytest.approx(result.best_miou, abs=1e-3)
+    assert score("full size", full_size=True) != pytest.approx(result.best_miou, abs=3e-3)
+    assert "scale  " not in capsys.readouterr().out
+
+    wanted = {"source": shapes[1].parent / "images", "out": tmp_path / "masks", "save": "mask", "device": "cpu"}
+    segkit.predict(weights=tmp_path / "run", **wanted)
+    for file in (tmp_path / "masks/mask").iterdir():
+        photo = next(wanted["source"].glob(f"{file.stem}.*"))
+        with Image.open(file) as mask, Image.open(photo) as image:
+            small = result.load().preprocessing(np.asarray(image.convert("RGB").reduce(2)))
+            with torch.inference_mode():
+                probs = result.load()(small).softmax(1)
+            expected = F.interpolate(probs, size=image.size[::-1], mode="bilinear").argmax(1)[0]
+            assert (np.asarray(mask) == expected.numpy()).mean() > 0.99  # Pillow rounds
+
+
+def test_full_size_is_trained_for_by_a_setting_of_its_name():
+    config = from_keywords(TrainConfig, {"data": Drawn(2), "model": "fpn", "backbone": "test_resnet"})
+    for full_size in (False, True):
+        config = replace(config, pretrained="false", full_size=full_size)
+        scale, names = TrainingScale(decode_at_least=32), ("a", "b")
+        options = {"scale": scale, "is_resumed": False}
+        built = build_model(config, names, torch.device("cpu"), Ranks(), Console(), **options)
+        assert built.training_scale == (TrainingScale() if full_size else scale)

@@ -131,7 +131,7 @@ def find_model_file(path: str | os.PathLike) -> Path:
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the header of a model file, a dict with
+    """Return the header of a model file, with these entries:
 
     - `format`: 1
     - `model`: the arguments of create_model

@@ -571,10 +571,12 @@ def plan_text(
         f"{', '.join(names)}",
     ]
     categories = next((part.categories for part in sources_of(train_set) if hasattr(part, "categories")), {})
-    labels = {category: names.index(name) for category, name in categories.items()}
+    # A category that is no class of its own is background, in another spelling.
+    labels = {category: names.index(name) if name in names else 0 for category, name in categories.items()}
     if any(category != label for category, label in labels.items()):
         listed = (f"{label} {names[label]} (category {category})" for category, label in labels.items())
-        lines.append(f"labels {', '.join(['0 background', *listed])}")
+        implied = [] if 0 in labels.values() else [f"0 {names[0]}"]
+        lines.append(f"labels {', '.join([*implied, *listed])}")
     masks = "from the data set"
     if config.data:
         masks = "from their files" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"

@@ -83,6 +83,16 @@ def test_a_fold_that_began_by_the_earlier_rule_is_resumed_on_its_own_images(shap
     assert rules == [1, 1]
 
 
+def test_a_json_with_a_category_called_background_trains_and_is_described(shapes, tmp_path, capsys):
+    content = json.loads(shapes[0].read_text())
+    content["categories"].append({"id": 9, "name": "Background"})
+    file = shapes[0].with_name("with_background.json")
+    file.write_text(json.dumps(content))
+    result = segkit.train(data=file, val=shapes[1], out=tmp_path / "a", epochs=1, verbose=True, **SETTINGS)
+    assert result.class_names == ("background", "square", "disc")
+    assert "labels 1 square (category 3), 2 disc (category 7), 0 background (category 9)\n" in capsys.readouterr().out
+
+
 def test_it_trains_as_the_command_does(result, shapes, out, tmp_path):
     train.main(train_arguments(shapes, tmp_path / "b", "--epochs", "1"))
     other = weights(tmp_path / "b")

@@ -87,7 +87,7 @@ def create_model(
     )
     try:
         decoder = DECODERS[name](pyramid.channels, pyramid.strides, **decoder_options)
-    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # torch raises any of these for a wrong value
+    except (TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:  # torch's for a wrong value
         raise UsageError(f"{name} cannot be built with {decoder_options}: {error}") from error
     head = SegmentationHead(decoder.out_channels, len(names), kernel_size=getattr(decoder, "head_kernel_size", 1))
     config = {

@@ -2,15 +2,17 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from segkit.errors import MissingFileError, UsageError
-from segkit.files import check_readable, write_whole
+from segkit.errors import MissingFileError, UsageError, as_segkit_error
+from segkit.files import check_readable, parse_json, write_whole
 from segkit.models.backbone import check_finite
 from segkit.models.factory import check_modules, create_model, modules_of
 from segkit.models.preprocessing import Preprocessing
@@ -20,6 +22,8 @@ from segkit.training_scale import TrainingScale
 
 FORMAT = 1
 SAVED_PRETRAINED = "model.safetensors"  # the file in a folder that `save_pretrained` writes
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FROM_SMP = "`segkit.models.load_smp_checkpoint` reads a model of segmentation_models_pytorch (SMP)"
 
 
 def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
@@ -84,13 +88,31 @@ def load_model(path: str | os.PathLike) -> Segmenter:
         model.training_scale = TrainingScale.read(header.get("training_scale"))
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
-    weights = load_file(file)
-    check_finite(weights, file)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UsageError(f"{file} does not hold the weights of its architecture: {error}") from error
+    model.load_state_dict(_read_weights(file, model.state_dict()))
     return model.eval()
+
+
+def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model file; those of the model, `own`, say which there must be."""
+    try:
+        weights = load_file(file)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:  # such as a type that torch does not have
+        raise as_segkit_error(error) or UsageError(f"cannot read the weights in {file}: {error}") from error
+    faults = [f"{key!r} is missing" for key in own if key not in weights]
+    for key, tensor in weights.items():
+        if key not in own:
+            faults.append(f"{key!r} is unexpected")
+        elif tensor.shape != own[key].shape:
+            faults.append(f"{key!r} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}")
+        elif (tensor.dtype in _FLOATS) != own[key].is_floating_point():
+            faults.append(f"{key!r} has values of {tensor.dtype}, expected {own[key].dtype}")
+    if faults:
+        raise UsageError(
+            f"{file} does not hold the weights of its architecture, {len(faults)} tensors do not fit: "
+            f"{'; '.join(faults[:3])}"
+        )
+    check_finite(weights, file)
+    return weights
 
 
 def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
@@ -149,15 +171,77 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+        what = _why_unreadable(Path(path)) or f"{path} is not a readable safetensors file: {error}"
+        raise UsageError(what) from error
     if "segkit" not in metadata:
-        raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture")
-    try:
-        header = json.loads(metadata["segkit"])
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is damaged: its header is not JSON: {error}") from error
+        raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture; {_FROM_SMP}")
+    header = parse_json(metadata["segkit"], f"{path} is damaged: its header")
     if not isinstance(header, dict) or not {"format", "model", "class_names", "preprocessing"} <= header.keys():
         raise UsageError(f"{path} is damaged: its header does not say what it holds")
-    if header["format"] > FORMAT:
+    if _is_count(header["format"]) and header["format"] > FORMAT:
         raise UsageError(f"{path} has format {header['format']}; this segkit reads up to {FORMAT}, update it")
+    _check_fields(header, _FIELDS, f"{path} is damaged: its header")
+    _check_fields(header["model"], _MODEL_FIELDS, f"{path} is damaged: the `model` in its header")
     return header
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Return what a file of torch.save is, and what to do with it; None for another file."""
+    with path.open("rb") as file:
+        is_of_torch = file.read(4) == b"PK\x03\x04" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".tar")
+    best = RunFolder(path.parent).best
+    if is_of_torch and best.is_file():
+        return f"{path} is not a model file; the model of this run is {best}"
+    return f"{path} is not a model file of segkit; {_FROM_SMP}" if is_of_torch else None
+
+
+def _check_fields(values: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]], where: str) -> None:
+    """Raise UsageError if a value is not what it can be; a field may be missing, as in files of older versions."""
+    for name, value in values.items():
+        if name in known and not known[name](value):
+            raise UsageError(f"{where} has {name}={repr(value)[:80]}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value in (0, 1))  # True is an int
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))
+
+
+def _is_never(value: Any) -> bool:
+    return False
+
+
+# What the fields of a header can be. The rest is checked where it is used: class names and options of the decoder by
+# `create_model`, preprocessing and category ids by `load_model`.
+_FIELDS = {
+    "format": _is_count,
+    "model": lambda value: _is_object(value) and {"name", "backbone"} <= value.keys(),
+    "class_names": lambda value: _is_list_of_text(value) and bool(value),
+    "modules": _is_list_of_text,
+    "extra": _is_object,
+}
+_MODEL_FIELDS = {
+    **{"name": _is_text, "backbone": _is_text, "in_channels": _is_count, "img_size": _is_size},
+    "output_stride": lambda value: value is None or _is_count(value),
+    **dict.fromkeys(("aux_head", "image_head", "align_corners"), _is_flag),
+    **dict.fromkeys(("num_classes", "class_names", "pretrained"), _is_never),  # fields of their own, or none
+}

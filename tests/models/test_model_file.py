@@ -111,16 +111,48 @@ def test_a_damaged_header_is_named(tmp_path, header):
         load_model(tmp_path / "m.safetensors")
 
 
-def test_missing_weights_are_named(tmp_path):
-    file = tmp_path / "m.safetensors"
-    save_model(create_model("fpn", backbone="test_resnet", num_classes=2, pretrained=False), file)
+def with_weights(file, change):
+    """Write a small model whose tensors `change` has changed, and return the file."""
+    save_model(create_model("fpn", backbone="test_resnet", num_classes=2), file)
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     weights = load_file(file)
-    weights.pop("head.weight")
+    change(weights)
     save_file(weights, file, metadata=metadata)
-    with pytest.raises(UsageError, match=r"m\.safetensors does not hold the weights .*(\n.*)*head\.weight"):
+    return file
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(3, 128, 1, 1), r"'head\.weight' has shape \(3, 128, 1, 1\), expected \(2, 128, 1, 1\)"),
+        (torch.zeros(2, 128, 1, 1, dtype=torch.int8), r"'head\.weight' has values of torch\.int8"),
+        (None, r"'head\.weight' is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_their_header_are_named(tmp_path, tensor, message):
+    def change(weights):
+        weights.pop("head.weight")
+        if tensor is not None:
+            weights["head.weight"] = tensor
+
+    file = with_weights(tmp_path / "m.safetensors", change)
+    with pytest.raises(UsageError, match=rf"m\.safetensors does not hold .* 1 tensors do not fit: {message}"):
         load_model(file)
+
+
+def test_a_tensor_that_the_model_does_not_have_is_named(tmp_path):
+    file = with_weights(tmp_path / "m.safetensors", lambda weights: weights.update(more=torch.zeros(1)))
+    with pytest.raises(UsageError, match="1 tensors do not fit: 'more' is unexpected"):
+        load_model(file)
+
+
+def test_weights_in_half_precision_load(tmp_path):
+    file = with_weights(
+        tmp_path / "m.safetensors",
+        lambda weights: weights.update({k: v.half() for k, v in weights.items() if v.is_floating_point()}),
+    )
+    assert load_model(file).head.weight.dtype == torch.float32
 
 
 def with_header(file, **changes):
@@ -160,6 +192,76 @@ def test_a_header_that_would_predict_something_wrong_is_refused(tmp_path, change
     file = with_header(tmp_path / "m.safetensors", **changes)
     with pytest.raises(UsageError, match=rf"the header of .*m\.safetensors cannot be used: .*{message}"):
         load_model(file)
+
+
+WRONG_FIELDS = [
+    *({"format": value} for value in ("1", None, 1.0, [1], True, 0)),
+    *({"class_names": value} for value in ("ab", {"a": 1}, 3, None, [], ["sky", 3])),
+    *({"model": value} for value in (None, 3, "fpn", [], {}, {"name": "fpn"})),
+    *({"extra": value} for value in (None, 3, [])),
+    *({"modules": value} for value in ("os", 3, [3])),
+]
+WRONG_IN_MODEL = {
+    "name": (None, 3, ["fpn"], {}),
+    "backbone": (None, 3, ["test_resnet"]),
+    "in_channels": (None, "3", 0, -1, 3.0, True),
+    "output_stride": ("32", 0, [], 32.0),
+    "img_size": (64, "64", [64], [64, 0], [64.5, 64], []),
+    "aux_head": ("yes", 2, []),
+    "align_corners": ("false", 0.5, {}),
+    "pretrained": (True, "weights.pth"),
+    "class_names": (["sky", "tree"],),
+    "num_classes": (2,),
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_FIELDS, ids=str)
+def test_a_header_field_of_a_wrong_type_is_named(tmp_path, changes):
+    file, (name,) = with_header(tmp_path / "m.safetensors", **changes), changes
+    for read in (read_header, load_model):
+        with pytest.raises(UsageError, match=rf"m\.safetensors is damaged: its header has {name}="):
+            read(file)
+
+
+@pytest.mark.parametrize("name", WRONG_IN_MODEL)
+def test_an_argument_of_a_wrong_type_in_a_header_is_named(tmp_path, name):
+    model = describe_model(create_model("fpn", backbone="test_resnet", class_names=["sky", "tree"]))["model"]
+    for value in WRONG_IN_MODEL[name]:
+        header = {"format": 1, "model": {**model, name: value}, "class_names": ["sky", "tree"], "preprocessing": GOOD}
+        save_file({"w": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"segkit": json.dumps(header)})
+        with pytest.raises(UsageError, match=rf"m\.safetensors is damaged: the `model` in its header has {name}="):
+            load_model(tmp_path / "m.safetensors")
+
+
+def test_arguments_that_a_header_of_an_older_version_lacks_have_their_defaults(tmp_path):
+    model = describe_model(create_model("fpn", backbone="test_resnet", class_names=["sky", "tree"]))["model"]
+    kept = {name: model[name] for name in ("name", "backbone", "output_stride")}
+    assert load_model(with_header(tmp_path / "m.safetensors", model=kept)).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("decoder", "option"),
+    [("fpn", {"channels": "64"}), ("unet", {"channels": [math.nan] * 5}), ("deeplabv3plus", {"dropout": "x"})],
+)
+def test_a_decoder_option_of_a_wrong_type_in_a_header_is_named(tmp_path, decoder, option):
+    header = {"format": 1, "class_names": ["sky", "tree"], "preprocessing": GOOD}
+    header["model"] = {"name": decoder, "backbone": "test_resnet", **option}
+    save_file({"w": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"segkit": json.dumps(header)})
+    with pytest.raises(
+        UsageError, match=rf"the header of .*m\.safetensors cannot be used: `{next(iter(option))}` must"
+    ):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_files_of_torch_are_no_model_files(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "last.pt")
+    (tmp_path / "smp.pth").write_bytes((tmp_path / "last.pt").read_bytes()[:500])
+    for name in ("last.pt", "smp.pth"):
+        with pytest.raises(UsageError, match=rf"{name} is not a model file of segkit; .*load_smp_checkpoint` reads"):
+            load_model(tmp_path / name)
+    save_model(create_model("fpn", backbone="test_resnet", num_classes=2), tmp_path / "best.safetensors")
+    with pytest.raises(UsageError, match=rf"last\.pt is not .* the model of this run is {tmp_path}/best\.safe"):
+        load_model(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

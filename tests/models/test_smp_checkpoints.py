@@ -338,6 +338,19 @@ def test_settings_that_are_not_json_are_named(folder):
         read_smp_weights(folder)
 
 
+@pytest.mark.parametrize("text", ["[1]", "3", "null", '"FPN"', '{"_model_class": 3}'])
+def test_settings_that_are_no_object_are_named(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config\.json does not hold the settings of an SMP model"):
+        read_smp_weights(folder)
+
+
+def test_keys_that_are_no_text_are_no_weights_of_smp(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(UsageError, match=r"a\.pth has no SMP model"):
+        read_smp_weights(tmp_path / "a.pth")
+
+
 def test_the_settings_of_a_folder_are_the_defaults(folder, no_network):
     model = load_smp_checkpoint(folder, "fpn", "timm-efficientnet-b0", num_classes=CLASSES)
     assert model.config["merge"] == "cat"

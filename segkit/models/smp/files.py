@@ -38,6 +38,8 @@ def read_smp_weights(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dic
         if not file.is_file():
             raise MissingFileError(f"the folder {path} has no config.json, which SMP's save_pretrained writes")
         settings = parse_json(read_text(file), file)
+        if not isinstance(settings, dict) or not isinstance(settings.get("_model_class", ""), str):
+            raise UsageError(f"{file} does not hold the settings of an SMP model")
         if "_model_class" in settings:
             settings["architecture"] = find_architecture(settings["_model_class"])
         path = path / "model.safetensors"
@@ -62,6 +64,7 @@ def _unwrap(content: Mapping[str, Any], where: str | Path) -> Mapping[str, Any]:
 def _strip_prefix(weights: Mapping[str, Any], where: str | Path) -> dict[str, Tensor]:
     """Remove the prefix of a wrapper from SMP's keys, and drop keys without the prefix (a loss, a normalisation)."""
     mark = f"{HEAD}.weight"
+    weights = {key: value for key, value in weights.items() if isinstance(key, str)}
     prefixes = [key.removesuffix(mark) for key in weights if key.endswith(mark)]
     if len(prefixes) != 1:
         found = f"has {len(prefixes)} SMP models, under {', '.join(map(repr, prefixes))}; pass the state dict of one"

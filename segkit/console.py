@@ -60,9 +60,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     header, *rows = ([printable(cell).replace("\n", "\\n") for cell in row] for row in (header, *rows))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [
-        "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in [header, *rows]
     ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return text such as `1 epoch`, `3 epochs`, `0 classes`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'}"
 
 
 def percent(share: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from segkit.checks.check import SEVERITIES, CheckedSet
 from segkit.checks.duplicates import TWIN_KINDS
 from segkit.checks.measure import contested_pixels
+from segkit.console import counted
 from segkit.data.findings import KINDS
 from segkit.data.images import write_image
 from segkit.errors import DataError
@@ -89,8 +90,8 @@ def _class_card(checked: Sequence[CheckedSet], label: int, palette: np.ndarray) 
     for part in checked[:2]:  # the card has room for two
         pixels, objects = part.measures.pixels, int(part.measures.annotations[:, label].sum())
         share = 100 * pixels[:, label].sum() / max(pixels.sum(), 1)
-        lines += [part.name, f"  {share:.2f} % of the pixels", f"  in {(pixels[:, label] > 0).sum()} images"]
-        lines += [f"  {objects} annotations"] * (part.data.annotations is not None)
+        lines += [part.name, f"  {share:.2f} % of the pixels", f"  in {counted((pixels[:, label] > 0).sum(), 'image')}"]
+        lines += [f"  {counted(objects, 'annotation')}"] * (part.data.annotations is not None)
     lines += ["and other sets"] * (len(checked) > 2)
     card = np.full((CELL, CELL, 3), 255, dtype=np.uint8)
     cv2.rectangle(card, (2, 4), (16, 16), palette[label].tolist(), cv2.FILLED)

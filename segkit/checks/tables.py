@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from segkit.checks.check import SEVERITIES, CheckedSet
+from segkit.console import counted
 from segkit.data.findings import KINDS, summarise
 from segkit.data.rasterize import OVERLAP_TEXTS
 from segkit.files import write_csv
@@ -17,7 +18,7 @@ PAIRS = 4  # overlapping classes that are named
 def describe_set(part: CheckedSet) -> str:
     """Describe a set in a few lines: how much it holds, the sizes of its images, and overlaps of its annotations."""
     data, measures, names = part.data, part.measures, part.data.class_names
-    counted = "masks from files" if data.annotations is None else _counted(measures.annotations.sum(), "annotation")
+    labels = "masks from files" if data.annotations is None else counted(measures.annotations.sum(), "annotation")
     sizes = sorted((item.size for item in data.items), key=lambda size: size[0] * size[1])
     different = len(set(sizes))
     described = "no sizes"
@@ -26,7 +27,7 @@ def describe_set(part: CheckedSet) -> str:
         described = f"{different} sizes, {smallest} to {largest}, median {median} pixels (height x width)"
         if different == 1:
             described = f"all {smallest} pixels (height x width)"
-    lines = [f"{_counted(len(sizes), 'image')}, {counted}, {len(names)} classes; {described}"]
+    lines = [f"{counted(len(sizes), 'image')}, {labels}, {counted(len(names), 'class')}; {described}"]
     total = sum(height * width for height, width in sizes)
     ignored = total - measures.pixels.sum()
     if ignored:
@@ -41,10 +42,6 @@ def describe_set(part: CheckedSet) -> str:
         ]
     indent = "\n" + " " * (len(part.name) + 2)
     return f"{part.name}  " + indent.join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def class_table(checked: Sequence[CheckedSet]) -> str:
@@ -80,7 +77,7 @@ def finding_lines(checked: Sequence[CheckedSet]) -> str:
                 lines.append(f"{severity:<8} {part.name}: {note}" + (f"; {remedy}" if remedy else ""))
     counts = [sum(part.count(severity) for part in checked) for severity in SEVERITIES]
     named = zip(counts, SEVERITIES, strict=True)
-    total = ", ".join(_counted(n, severity) for n, severity in named if n or severity == "error")
+    total = ", ".join(counted(n, severity) for n, severity in named if n or severity == "error")
     return "\n".join([*lines, total + ("; training would stop with these errors" if counts[0] else "")])
 
 

@@ -76,6 +76,14 @@ class DenseCRF(CRFParameters):
         if self.backend == "pydensecrf":
             import_pydensecrf()  # fail here, not after the first image was predicted
 
+    def __str__(self) -> str:
+        text = (
+            f"{self.iterations} iterations; smoothness of weight {self.gaussian_weight:g} and sigma "
+            f"{self.gaussian_sigma:g}; appearance of weight {self.bilateral_weight:g}, sigma {self.bilateral_sigma:g} "
+            f"and colour sigma {self.bilateral_colour_sigma:g}"
+        )
+        return text + (f"; stops below {self.tolerance:g} changed labels" if self.tolerance else "")
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "DenseCRF":
         """Return a DenseCRF with published parameters: `DenseCRF.preset("deeplab_v2_resnet101", workers=2)`.

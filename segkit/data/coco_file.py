@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from segkit.console import counted
 from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import FEW, KINDS, LISTED, Finding
 from segkit.data.images import AS_USUAL, Reading
@@ -267,7 +268,7 @@ def find_faults_of_all(records: CocoRecords, regions: Sequence[Sequence[Annotati
     shares = sum(finding.kind == "unit-coordinates" for finding in found)
     beyond = {finding.where for finding in found if finding.kind in ("cut-polygon", "outside-polygon")}
     if annotations and all(annotation.shape is None or annotation.label == 0 for annotation in annotations):
-        sentence = f"none of the {len(annotations)} annotations in {records.file} paints a class"
+        sentence = f"none of {counted(len(annotations), 'annotation')} in {records.file} paints a class"
         found.append(Finding("only-background", where, sentence))
     if 0 < polygons == shares:
         sentence = f"all polygons in {records.file} have coordinates in 0..1, expected pixels"

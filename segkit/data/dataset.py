@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from segkit.console import counted
 from segkit.data.findings import Finding, Note
 from segkit.data.images import AS_USUAL, Reading, read_image, reduce_mask
 from segkit.data.mask_cache import MaskCache
@@ -112,7 +113,7 @@ class SegmentationDataset:
         if not 0 < fraction < 1:
             raise UsageError(f"`fraction` must be between 0 and 1, got {fraction}")
         if len(self) < 2:
-            raise DataError(f"a set of {len(self)} images cannot be split in two; give `val`")
+            raise DataError(f"a set of {counted(len(self), 'image')} cannot be split in two; give `val`")
         order = np.random.default_rng(seed).permutation(len(self))
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segkit.console import counted
 from segkit.folds.assign import fold_table, one_by_one_folds, random_folds, unevenness
 from segkit.folds.counts import ClassCounts
 from segkit.folds.files import FoldSource
@@ -23,11 +24,11 @@ def describe_source(file: Path, source: FoldSource, groups: np.ndarray) -> str:
     extra, sizes = int(source.train_only.sum()), np.bincount(groups)
     own = len(source.images) - extra
     lines = [
-        f"data   {file}: {own} images, {sum(map(len, source.annotations[:own]))} annotations, "
-        f"{len(source.class_names)} classes"
+        f"data   {file}: {counted(own, 'image')}, "
+        f"{counted(sum(map(len, source.annotations[:own])), 'annotation')}, {counted(len(source.class_names), 'class')}"
     ]
     if extra:
-        lines.append(f"       {extra} more images that only train")
+        lines.append(f"       {counted(extra, 'more image')}, only for training")
     if sizes.max(initial=1) > 1:
         lines.append(f"groups {(sizes > 1).sum()} of images that stay together, the largest of {sizes.max()}")
     return "\n".join(lines + [f"note   {note}" for note in source.notes if note.severity == "note"])

@@ -108,8 +108,8 @@ def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torc
             faults.append(f"{key!r} has values of {tensor.dtype}, expected {own[key].dtype}")
     if faults:
         raise UsageError(
-            f"{file} does not hold the weights of its architecture, {len(faults)} tensors do not fit: "
-            f"{'; '.join(faults[:3])}"
+            f"{file} does not hold the weights of its architecture: {'; '.join(faults[:3])}"
+            + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
         )
     check_finite(weights, file)
     return weights

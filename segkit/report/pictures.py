@@ -55,7 +55,7 @@ def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     rates.set(title="learning rate", ylim=(0, None))
     for axes in (losses, scores, rates):
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # whole ones, however few
         axes.grid(alpha=0.3)
     losses.legend()
     scores.legend()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segkit.console import counted
 from segkit.data import read_image, write_image
 from segkit.files import write_csv, write_whole
 from segkit.metrics import ConfusionMatrix
@@ -138,7 +139,7 @@ class RunReport:
         if started < self._next:
             return
         self._draw_curves(results)
-        self._write_page(results, f"Training: {len(results.history)} of {self.facts.epochs} epochs done.")
+        self._write_page(results, f"Training: {len(results.history)} of {counted(self.facts.epochs, 'epoch')} done.")
         now = time.monotonic()
         self._next = now + (now - started) / self._largest_share
 
@@ -165,8 +166,8 @@ class RunReport:
         self._draw("val_predictions", lambda: gallery_picture(gallery.even, names))
         done = len(results.history)
         was_stopped = done < self.facts.epochs
-        status = f"Stopped early after {done} of {self.facts.epochs} epochs." if was_stopped else ""
-        self._write_page(results, status or f"Finished after {done} epochs.", confusion)
+        status = f"Stopped early after {done} of {counted(self.facts.epochs, 'epoch')}." if was_stopped else ""
+        self._write_page(results, status or f"Finished after {counted(done, 'epoch')}.", confusion)
         self._save("worst", run.worst_images)
         self._save("best", run.best_images)
         self._save("val_predictions", run.val_predictions)
@@ -218,10 +219,11 @@ class RunReport:
         facts = self.facts
         train, val = facts.images
         minutes = sum(row["time"] for row in results.history) / 60
+        duration = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
         shown = {
-            f"classes; {train} training, {val} validation images": f"{len(facts.class_names)}",
+            f"classes; {train} training, {counted(val, 'validation image')}": f"{len(facts.class_names)}",
             f"parameters of {facts.model}": f"{facts.parameters / 1e6:.1f} M",
-            f"for {len(results.history)} epochs": f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+            f"for {counted(len(results.history), 'epoch')}": duration,
         }
         if not results.best_epoch:
             return shown

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segkit.config import TrainConfig, write_yaml
-from segkit.console import Console, percent
+from segkit.console import Console, counted, percent
 from segkit.errors import MissingFileError, UsageError
 from segkit.files import read_text, remove_leftovers, write_records, write_whole
 from segkit.folds.split import Folds
@@ -80,7 +80,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         lock.take(run.path)
         finished = _finished_folds(config, run)
         if len(finished) == config.folds and _has_summary(run):
-            console.print(f"{run} is already finished, all {config.folds} folds of {config.epochs} epochs")
+            console.print(f"{run} is already finished, all {config.folds} folds of {counted(config.epochs, 'epoch')}")
             return CrossValidationResult(run, tuple(finished), _read_summary(run), was_finished=True)
     check_writable(config.out if run is None else run.path)
     folds = open_folds(config, console)
@@ -103,7 +103,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     write_yaml(replace(config, resume=False), run.args)
     sizes = [len(names) for names in folds.validated()]
     console.print(
-        f"folds  {config.folds} trainings of {config.epochs} epochs, one after another, in {run.fold(0)} to "
+        f"folds  {config.folds} trainings of {counted(config.epochs, 'epoch')}, one after another, in {run.fold(0)} to "
         f"{run.fold(config.folds - 1)}\n"
         f"       {sum(sizes)} images, each validates once: {', '.join(map(str, sizes))}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segkit.config import EvaluateConfig, from_keywords, takes_settings
-from segkit.console import Console, percent, table
+from segkit.console import Console, counted, percent, table
 from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
 from segkit.inference import Predictor, segment_dataset
@@ -121,7 +121,9 @@ def _evaluate(
         change = per_image.of_image - before.images.compute().of_image
         images = image_rows(names, per_image, before.images.compute())
         console.print(f"\nweights minus compare, in percentage points\n{describe_difference(differences)}")
-        console.print(f"{(change < 0).sum()} of {len(data)} images are worse, {(change > 0).sum()} better")
+        console.print(
+            f"of {counted(len(data), 'image')}, {(change < 0).sum()} got worse and {(change > 0).sum()} better"
+        )
         write_records(out / "differences.csv", plain_rows(differences))
         write_records(out / "images.csv", images)
         worse = [i for i in change.argsort(kind="stable").tolist()[: config.worst] if change[i] < 0]
@@ -183,7 +185,7 @@ def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> s
         for part in (of_set | {"calibration error": "ece"}, of_images)
     ]
     span = _span(values["miou_low"], values["miou_high"])
-    head = f"mIoU {percent(values['miou'])} {span}, in 95 % of resamples of the {images} images"
+    head = f"mIoU {percent(values['miou'])} {span}, in 95 % of resamples of the {counted(images, 'image')}"
     total = max(1, sum(row["support"] for row in rows))
     header = ["class", "IoU %", "95 % of resamples", "Dice", "precision", "recall", "boundary IoU", "pixels %"]
     names = ("dice", "precision", "recall", "boundary_iou")
@@ -199,16 +201,16 @@ def describe(rows: Sequence[Row], values: Mapping[str, float], images: int) -> s
 
 
 def describe_difference(rows: Sequence[Row]) -> str:
-    """Return the table of the rows of `difference_rows`, in percentage points, with a word if zero is not in 95 %."""
+    """Return the table of the rows of `difference_rows`, in percentage points; unsure if 0 is in the interval."""
     cells = []
     for row in rows:
         if math.isnan(row["difference"]):
-            cells.append([row["class"], "-", "", ""])
+            cells.append([row["class"], "-", "-", "-"])
             continue
         difference, low, high = (f"{100 * row[name]:+.2f}" for name in ("difference", "low", "high"))
-        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else ""
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "unsure"
         cells.append([row["class"], difference, f"[{low}, {high}]", verdict])
-    return "\n".join(table(["class", "IoU difference", "95 % of resamples", ""], cells))
+    return "\n".join(table(["class", "IoU difference", "95 % of resamples", "verdict"], cells))
 
 
 def class_rows(evaluation: Evaluation, intervals: Interval) -> list[Row]:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segkit.config import InferConfig, from_keywords, takes_settings
-from segkit.console import Console
+from segkit.console import Console, counted
 from segkit.data.findings import EXAMPLES
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
@@ -251,7 +251,7 @@ def _conclude(
     lost = [file for file in files if not is_file(file)]
     if lost:
         raise MissingFileError(
-            f"{len(lost)} of {len(files)} results were removed while others were written, such as {lost[0]}; "
+            f"results were removed while others were written: {len(lost)} of {len(files)}, such as {lost[0]}; "
             "`skip_existing` makes them again"
         )
     for name, records in (("manifest.csv", rows), ("failed.csv", [failure._asdict() for failure in failures])):
@@ -269,7 +269,7 @@ def _conclude(
         taken = [result for result in good if result.pseudo is not None]
         once = [(result._replace(ids=result.ids[:1]), result.pseudo) for result in taken]  # to train on a file once
         write_coco(out / "pseudo.json", writer.class_names, _records(once), *category_ids)
-        console.print(f"{len(taken)} of {len(good)} images are sure enough for pseudo labels")
+        console.print(f"sure enough for pseudo labels: {len(taken)} of {counted(len(good), 'image')}")
         if not taken:
             _log.warning(
                 "pseudo.json has no images, so that no training can use it; see `pseudo_threshold`, "
@@ -278,9 +278,9 @@ def _conclude(
         written.append("pseudo.json")
     if "submission" in config.save and failures:
         _log.warning(
-            "no %ssubmission.csv, because %d images are missing in it",
+            "no %ssubmission.csv, which would lack %s",
             "new " * (out / "submission.csv").exists(),
-            len(failures),
+            counted(len(failures), "image"),
         )
     elif "submission" in config.save:
         file = out / "submission.csv"
@@ -288,19 +288,19 @@ def _conclude(
         written.append(file.name)
     paged = [result.name.as_posix() for result in results if result.has_pages]
     if paged:
-        _log.warning("only the first page or frame is segmented of %s", _counted(paged, "image"))
+        _log.warning("only the first page or frame is segmented of %s", _listed(paged, "image"))
     replaced = [result.name.as_posix() for result in results if result.was_replaced]
     if replaced:
-        _log.warning("results of images that have changed since were made again: %s", _counted(replaced, "image"))
+        _log.warning("results of images that have changed since were made again: %s", _listed(replaced, "image"))
     unread = _unread(config.source, out, [*KINDS, *OF_ALL, RECORD])
     old = sum(result.is_old for result in good)
-    last = f"{len(good) - old} of {len(results)} images segmented"
+    last = f"{len(good) - old} of {counted(len(results), 'image')} segmented"
     if old:
-        last += f", {old} {'were' if old > 1 else 'was'} there already"
+        last += f", {old} already there"
     last += f". In {out}: {', '.join(written) or 'no results'}"
     if unread:
         names = [path.relative_to(config.source).as_posix() for path in unread]
-        last += f". Not read, as no image of a known format: {_counted(names, 'file')}"
+        last += f". Not read, as no image of a known format: {_listed(names, 'file')}"
     console.print(last)
     return PredictResult(out, rows, failures, unread)
 
@@ -314,10 +314,10 @@ def _unread(source: str | Path | None, out: Path, written: Sequence[str]) -> lis
     return [path for path, place in others if own.isdisjoint((place, *place.parents))]
 
 
-def _counted(names: Sequence[str], what: str) -> str:
+def _listed(names: Sequence[str], noun: str) -> str:
     """Return text such as `2 files (a.txt, b.psd)`."""
     shown = ", ".join(names[:EXAMPLES]) + (" ..." if len(names) > EXAMPLES else "")
-    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
+    return f"{counted(len(names), noun)} ({shown})"
 
 
 def _records(found: Iterable[tuple[_Result, list[dict[str, Any]]]]) -> list[tuple[dict[str, Any], list]]:

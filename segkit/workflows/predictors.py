@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from segkit.config import PredictConfig, ScoreConfig
-from segkit.console import Console
+from segkit.console import Console, counted
 from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
 from segkit.data import SegmentationDataset
@@ -45,7 +45,9 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"`device={name}`: torch finds no CUDA GPU on this machine")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"`device={name}`: this machine has {torch.cuda.device_count()} GPUs, counted from cuda:0")
+        raise UsageError(
+            f"`device={name}`: this machine has {counted(torch.cuda.device_count(), 'GPU')}, counted from cuda:0"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"`device={name}`: torch finds no Apple GPU on this machine")
     return device

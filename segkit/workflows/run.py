@@ -19,7 +19,7 @@ import torch
 
 from segkit._version import __version__
 from segkit.config import TrainConfig, default_of, import_words, write_yaml
-from segkit.console import Console, percent, table
+from segkit.console import Console, counted, percent, table
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
 from segkit.data.rasterize import OVERLAP_TEXTS
@@ -142,7 +142,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
             if done >= config.epochs:
                 console.print(f"{run} is already finished, at {done}/{config.epochs} epochs")
             else:
-                console.print(f"{run} was stopped early, after {stale} epochs without a better mIoU")
+                console.print(f"{run} was stopped early, after {counted(stale, 'epoch')} without a better mIoU")
             return finished_result(run, start.checkpoint)
         console.print(f"{run} is finished, but its pictures are missing: they are drawn now")
     ranks.on_first(start.check_folder)
@@ -215,7 +215,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
         replaced = sorted(set(chain.from_iterable(ranks.gather(train_batches.dataset.replaced))))
         if replaced:
             listed = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
-            console.print(f"{len(replaced)} damaged training images were replaced by others ({listed})")
+            console.print(f"{counted(len(replaced), 'damaged training image')} replaced by others ({listed})")
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
             confusion = score_best(run, val_set, device, precision, console, gallery)
@@ -567,7 +567,7 @@ def plan_text(
     names = list(model.class_names)
     lines = [
         f"run    {run}",
-        f"data   {len(train_set)} training and {len(val_set)} validation images, {len(names)} classes: "
+        f"data   {len(train_set)} training and {counted(len(val_set), 'validation image')}, {len(names)} classes: "
         f"{', '.join(names)}",
     ]
     categories = next((part.categories for part in sources_of(train_set) if hasattr(part, "categories")), {})
@@ -586,7 +586,8 @@ def plan_text(
     lines += [
         f"masks  {masks}",
         f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",
-        f"loss   {loss}, {config.epochs} epochs, batches of {config.batch_size} crops of {config.crop} pixels",
+        f"loss   {loss}, {counted(config.epochs, 'epoch')}, batches of {counted(config.batch_size, 'crop')} of "
+        f"{config.crop} pixels",
     ]
     if not model.training_scale.is_full_size:
         scale = model.training_scale

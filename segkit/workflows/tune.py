@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segkit.config import TuneConfig, default_of, from_keywords, import_words, takes_settings
-from segkit.console import Console
+from segkit.console import Console, counted
 from segkit.crf import DenseCRF
 from segkit.crf.presets import PRESETS
 from segkit.data import SegmentationDataset
@@ -281,9 +281,9 @@ def _keep_probs(
 ) -> tuple[MemberProbs, list[np.ndarray]]:
     pixels = sample_pixels([checked_target(data, i).size for i in range(len(data))], config.pixels, config.seed)
     probs = MemberProbs(predictor, pixels, out)
-    count = sum(map(len, pixels))
+    count, members = sum(map(len, pixels)), counted(len(predictor.members), "member")
     console.print(
-        f"probs  {len(predictor.members)} members x {len(probs.views)} views at {count} pixels of {len(data)} images: "
+        f"probs  {members} x {counted(len(probs.views), 'view')} at {count} pixels of {counted(len(data), 'image')}: "
         f"{probs.bytes / 1e9:.2f} GB in {out} until the end"
     )
     probs.run(data, console.progress)

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
+from segkit.workflows.evaluate import describe_difference
 
 NAMES = ("background", "square", "disc")
 
@@ -93,7 +95,7 @@ def test_a_model_compared_with_itself_has_no_differences(models, shapes, tmp_pat
     run(models[0], shapes[1], tmp_path / "o", "--compare", models[0])
     for row in table(tmp_path / "o/differences.csv"):
         assert [float(row[name]) for name in ("difference", "low", "high")] == [0, 0, 0]
-    assert "0 of 4 images are worse, 0 better" in capsys.readouterr().out
+    assert "of 4 images, 0 got worse and 0 better" in capsys.readouterr().out
     assert not (tmp_path / "o/regressions.png").exists()
 
 
@@ -109,6 +111,22 @@ def test_the_better_model_wins_and_regressions_are_drawn(models, shapes, tmp_pat
     assert "worse" in capsys.readouterr().out
     with Image.open(tmp_path / "worse/regressions.png") as picture:
         assert picture.width == 4 * 260 + 4
+
+
+def test_every_column_of_the_differences_has_a_name_and_every_class_a_verdict():
+    rows = [
+        {"class": name, "difference": (low + high) / 2, "low": low, "high": high}
+        for name, low, high in (
+            ("can", 0.01, 0.03),
+            ("box", -0.03, -0.01),
+            ("lid", -0.01, 0.03),
+            ("cup", *[math.nan] * 2),
+        )
+    ]
+    header, *lines = describe_difference(rows).splitlines()
+    assert header.split() == ["class", "IoU", "difference", "95", "%", "of", "resamples", "verdict"]
+    assert [line.split()[-1] for line in lines] == ["better", "worse", "unsure", "-"]
+    assert all(line == line.rstrip() for line in (header, *lines))
 
 
 def test_ignored_classes_have_no_score(models, shapes, tmp_path):

@@ -85,7 +85,7 @@ def test_pseudo_labels_can_be_trained_on_and_no_class_is_shifted(model, shapes, 
     run(
         model, shapes[1], tmp_path / "o", "--save", "mask", "pseudo", "--pseudo-threshold", 0.5, "--pseudo-min-share", 0
     )
-    assert "4 of 4 images are sure enough" in capsys.readouterr().out
+    assert "sure enough for pseudo labels: 4 of 4 images" in capsys.readouterr().out
     pseudo = CocoSegmentation([shapes[0], tmp_path / "o/pseudo.json"], root=[shapes[0].parent, shapes[1].parent])
     assert pseudo.class_names == NAMES
     for i in range(4):
@@ -131,7 +131,7 @@ def test_failures_are_listed_and_a_later_run_without_any_removes_the_list(model,
     assert row["image"] == "bad.jpg"
     assert "bad.jpg is not an image" in row["error"]
     assert not (tmp_path / "o/submission.csv").exists()
-    assert "warning: no submission.csv, because 1 images are missing" in capsys.readouterr().err
+    assert "warning: no submission.csv, which would lack 1 image" in capsys.readouterr().err
     Image.new("RGB", (20, 30)).save(tmp_path / "in/bad.jpg")
     run(*arguments, "--skip-existing")
     assert not (tmp_path / "o/failed.csv").exists()
@@ -284,6 +284,13 @@ def test_crf_words_name_a_preset_and_changes():
     assert (crf.iterations, crf.gaussian_weight, crf.workers) == (3, 2.5, 2)
 
 
+def test_the_crf_is_printed_in_words():
+    assert str(build_crf(("seed", "iterations=3", "tolerance=0.01"), workers=2)) == (
+        "3 iterations; smoothness of weight 10 and sigma 3; appearance of weight 10, sigma 10 and colour sigma 5; "
+        "stops below 0.01 changed labels"
+    )
+
+
 def test_the_records_are_plain_json(model, shapes, tmp_path):
     run(model, shapes[1], tmp_path / "o", "--save", "coco")
     content = json.loads((tmp_path / "o/predictions.json").read_text())
@@ -372,14 +379,14 @@ def test_existing_results_are_found_while_the_source_is_read(tmp_path):
 
 def test_results_inside_the_source_are_not_segmented(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
-    for line in ("1 of 1 images segmented. In", "0 of 1 images segmented, 1 was there already. In"):
+    for line in ("1 of 1 image segmented. In", "0 of 1 image segmented, 1 already there. In"):
         run(model, tmp_path, tmp_path / "out", "--skip-existing")
         assert line in capsys.readouterr().out
 
 
 def test_results_may_be_next_to_their_images(model, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
-    for line in ("1 of 1 images segmented. In", "0 of 1 images segmented, 1 was there already. In"):
+    for line in ("1 of 1 image segmented. In", "0 of 1 image segmented, 1 already there. In"):
         run(model, tmp_path, tmp_path, "--skip-existing")
         assert line in capsys.readouterr().out
 
@@ -396,7 +403,7 @@ def test_what_is_in_the_source_and_not_read_is_named_in_the_last_line(model, tmp
         run(model, tmp_path / "in", tmp_path / out, "--save", "mask", "--skip-existing")  # results are not named
         last = capsys.readouterr().out.splitlines()[-1]
         is_new = number in (0, 1, 3)
-        assert last.startswith("3 of 3 images segmented. In" if is_new else "0 of 3 images segmented, 3 were there")
+        assert last.startswith("3 of 3 images segmented. In" if is_new else "0 of 3 images segmented, 3 already there")
         assert last.endswith("manifest.csv. Not read, as no image of a known format: 2 files (d.psd, more/e.txt)")
 
 
@@ -510,7 +517,7 @@ def test_a_copy_of_the_weights_continues(model, shapes, tmp_path, capsys):
     run(model, shapes[1], tmp_path / "o", "--save", "mask")
     copied = shutil.copy(model, tmp_path / "copied.safetensors")
     run(copied, shapes[1], tmp_path / "o", "--save", "mask", "coco", "--skip-existing")
-    assert "0 of 4 images segmented, 4 were there already" in capsys.readouterr().out
+    assert "0 of 4 images segmented, 4 already there" in capsys.readouterr().out
 
 
 def test_an_image_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
@@ -525,7 +532,7 @@ def test_an_image_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
     run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "coco", "--skip-existing")
     printed = capsys.readouterr()
     assert "warning: results of images that have changed since were made again: 1 image (b.png)" in printed.err
-    assert "1 of 3 images segmented, 2 were there already" in printed.out
+    assert "1 of 3 images segmented, 2 already there" in printed.out
     run(model, tmp_path / "in", tmp_path / "fresh", "--save", "mask", "coco")
     fresh = {path.relative_to(tmp_path / "fresh"): text for path, text in contents(tmp_path / "fresh").items()}
     assert {path.relative_to(tmp_path / "o"): text for path, text in contents(tmp_path / "o").items()} == fresh
@@ -559,7 +566,7 @@ def test_results_of_an_older_version_are_continued_with_a_warning(model, shapes,
     run(model, shapes[1], out, "--save", "mask", "--skip-existing")
     printed = capsys.readouterr()
     assert f"warning: {out} was made by an older segkit and does not say by which model" in printed.err
-    assert "0 of 4 images segmented, 4 were there already" in printed.out
+    assert "0 of 4 images segmented, 4 already there" in printed.out
     other = other_model(model, tmp_path, class_names=("background", "box", "disc"))
     assert fails(other, shapes[1].parent / "images", out, "--save", "mask", "--skip-existing") == 2
     assert contents(out / "mask") == before
@@ -612,9 +619,9 @@ def test_a_result_that_is_removed_meanwhile_is_not_in_the_manifest(model, shapes
     with monkeypatch.context() as patch:
         patch.setattr(PredictionWriter, "write", write_and_remove)
         assert fails(model, shapes[1], tmp_path / "o", "--save", "mask") == 2
-    assert f"1 of 4 results were removed while others were written, such as {lost}" in capsys.readouterr().err
+    assert f"results were removed while others were written: 1 of 4, such as {lost}" in capsys.readouterr().err
     run(model, shapes[1], tmp_path / "o", "--save", "mask", "--skip-existing")
-    assert "1 of 4 images segmented, 3 were there already" in capsys.readouterr().out
+    assert "1 of 4 images segmented, 3 already there" in capsys.readouterr().out
 
 
 def test_pseudo_labels_without_an_image_are_a_warning_and_training_names_the_file(model, shapes, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_three_commands_train_on_what_the_first_model_is_sure_of(shapes, unlabel
     assert 0 < shares[1] < shares[2] < 1
     least = (shares[1] + shares[2]) / 2
     label(tmp_path / "teacher", unlabelled, tmp_path / "b", "--save", "pseudo", "--pseudo-min-share", str(least))
-    assert "3 of 5 images are sure enough for pseudo labels" in capsys.readouterr().out
+    assert "sure enough for pseudo labels: 3 of 5 images" in capsys.readouterr().out
 
     more = ["--train-only", str(tmp_path / "b" / "pseudo.json"), "--images", str(shapes[0].parent), str(unlabelled)]
     retraining = [*data, *more, "--fold", "all", "--epochs", "1", "--out", str(tmp_path / "student")]

@@ -317,7 +317,7 @@ def test_bad_images_are_an_error_that_lists_them_or_are_skipped_and_reported(unt
     reported = (tmp_path / "a/data_report.csv").read_text().splitlines()
     assert reported[0] == "set,severity,kind,where,sentence"
     assert any(line.startswith("train,error,missing-image,images/x2.png,") for line in reported)
-    assert "1 damaged training images were replaced by others (images/x3.png)" in out
+    assert "1 damaged training image replaced by others (images/x3.png)" in out
 
 
 def test_bad_validation_images_are_never_skipped(untidy, shapes, tmp_path, capsys):

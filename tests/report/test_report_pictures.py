@@ -6,7 +6,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from segkit.report import pictures, save_class_iou, save_confusion
+from segkit.report import pictures, save_class_iou, save_confusion, save_curves
 
 
 @pytest.mark.parametrize("classes", [1, 2, 70])
@@ -26,6 +26,19 @@ def test_class_names_are_not_parsed_as_formulas_and_may_be_equal(tmp_path):
     with Image.open(tmp_path / "y.png") as picture:
         bars = np.asarray(picture.convert("RGB")) == (31, 119, 180)
     assert np.diff(bars.all(2).any(1).astype(int)).tolist().count(1) == 4
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
+def test_the_epochs_of_the_curves_are_marked_at_whole_numbers(tmp_path, monkeypatch, epochs):
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    names = ("train_loss", "val_loss", "miou", "pixel_accuracy", "lr")
+    save_curves([{"epoch": i + 1, **dict.fromkeys(names, 0.5)} for i in range(epochs)], tmp_path / "x.png")
+    for axes in figures[0].axes:
+        low, high = axes.get_xlim()
+        marked = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert marked
+        assert all(tick == round(tick) for tick in marked)
 
 
 def write_font(file, characters):

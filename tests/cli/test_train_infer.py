@@ -342,7 +342,7 @@ def test_a_training_set_without_annotations_is_an_error(shapes, tmp_path, capsys
     file = write_shapes(tmp_path, "x", 3, seed=4)
     file.write_text(json.dumps({key: v for key, v in json.loads(file.read_text()).items() if key != "annotations"}))
     assert fails(train, *train_arguments((file, shapes[1]), tmp_path / "a")) == 3
-    assert "--data has no annotations" in capsys.readouterr().err
+    assert f"--data {file} has no annotations" in capsys.readouterr().err
 
 
 def test_masks_are_cached_for_the_user_unless_that_is_off(shapes, tmp_path, monkeypatch):

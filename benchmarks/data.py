@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from multiprocessing import active_children
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -175,12 +176,11 @@ def memory(workers: int) -> None:
         print(f"{len(data)} images with {sum(map(len, data.annotations))} annotations, ", end="")
         print(f"read and checked in {time.perf_counter() - started:.1f} s")
         loader = train_loader(data, create_transform("none", crop=64), batch_size=16, workers=workers)
-        for loader.batch_sampler.epoch in range(6):
-            batches = iter(loader)
-            for _ in batches:
+        for epoch in range(6):
+            for _ in loader:
                 pass
-            used = [private_megabytes(worker.pid) for worker in batches._workers]
-            print(f"epoch {loader.batch_sampler.epoch + 1}: {', '.join(f'{mb:.0f}' for mb in used)} MB in the workers")
+            used = [private_megabytes(worker.pid) for worker in active_children()]
+            print(f"epoch {epoch + 1}: {', '.join(f'{mb:.0f}' for mb in used)} MB in the workers")
 
 
 def decode() -> None:

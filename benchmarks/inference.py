@@ -79,7 +79,6 @@ def train(model: torch.nn.Module, data: Path, steps: int) -> None:
     optimizer, loss_fn = torch.optim.AdamW(model.parameters(), 5e-4), create_loss("ce")
     preprocessing, step = Preprocessing(MEAN, STD), 0
     while step < steps:
-        loader.batch_sampler.epoch = step
         for images, target in loader:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(preprocessing(images))

@@ -13,8 +13,9 @@ PADDING = 1  # marks a sample that is neither trained on nor counted
 class TrainBatches(Sampler[list[tuple[int, ...]]]):
     """Batches of (index, seed of the augmentation), shuffled again in each epoch.
 
-    Set `epoch` before each pass, and `start` to skip that many batches of it. A last batch of one sample is dropped if
-    there are others, because batch normalisation cannot learn from it.
+    The batches are those of `epoch`, from number `start` on; iterating does not change either. The loader calls
+    `begin_pass`, which goes to the next epoch. A last batch of one sample is dropped if there are others, because
+    batch normalisation cannot learn from it.
 
     Several processes share each batch: process `rank` of `num_ranks` takes every `num_ranks`-th sample, so that
     together they learn from the same samples, however many they are, and all have the same number of batches. If the
@@ -55,8 +56,28 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         self.shares = shares
         self.rank = rank
         self.num_ranks = num_ranks
-        self.epoch = 0
-        self.start = 0
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Let the next pass be this epoch, without its first `start` batches."""
+        self.epoch = epoch
+        self.start = start
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass if it was set, otherwise of the latest pass."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._is_set = True
+
+    def begin_pass(self) -> None:
+        """Go to the next epoch, unless this is the first pass or `epoch` was set since the latest one."""
+        if not self._is_set:
+            self.set_epoch(self.epoch + 1)
+        self._is_set = False
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)

@@ -161,6 +161,27 @@ class Loader(DataLoader):
             worker.kill()
 
 
+class TrainLoader(Loader):
+    """A Loader of training batches; each pass is the next epoch, the first one is epoch 0.
+
+    Attributes:
+        batch_sampler: Decides the images of each batch.
+    """
+
+    batch_sampler: TrainBatches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.batch_sampler.begin_pass()
+        return super().__iter__()
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Let the next pass be this epoch, without its first `start` batches, to resume a training.
+
+        Passes after it continue with the next epochs.
+        """
+        self.batch_sampler.set_epoch(epoch, start)
+
+
 def train_loader(
     data: SegmentationDataset,
     transform: Callable[..., Any],
@@ -172,11 +193,12 @@ def train_loader(
     rank: int = 0,
     num_ranks: int = 1,
     **options: Any,
-) -> Loader:
+) -> TrainLoader:
     """Return a loader of augmented training batches.
 
-    Set `loader.batch_sampler.epoch` before each pass. The workers stay between passes: `loader.start()` starts them
-    early, and `loader.close()` ends them.
+    Each pass over the loader is another epoch, with another order and other augmentations: pass i is always the same.
+    `loader.set_epoch(i)` continues a training with epoch i. The workers stay between passes: `loader.start()` starts
+    them early, and `loader.close()` ends them.
 
     Args:
         data: Images and masks.
@@ -202,7 +224,8 @@ def train_loader(
     if shares is not None and (len(shares) != len(data) or not np.min(shares) > 0):
         raise UsageError(f"`shares` must be {len(data)} positive numbers, one for each image")
     batches = TrainBatches(len(data), batch_size, seed, shares, rank=rank, num_ranks=num_ranks)
-    return Loader(Augmented(data, transform, **options), batch_sampler=batches, **_worker_options(workers, num_ranks))
+    augmented = Augmented(data, transform, **options)
+    return TrainLoader(augmented, batch_sampler=batches, **_worker_options(workers, num_ranks))
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, num_ranks: int = 1) -> Loader:

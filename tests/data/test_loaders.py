@@ -60,6 +60,29 @@ def test_samples_depend_only_on_seed_and_epoch(data):
     assert not equal(once, batches_of(data, epoch=3, seed=1))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_pass_over_the_loader_is_the_next_epoch(data, workers):
+    loader = train_loader(data, create_transform("standard", crop=32), batch_size=4, workers=workers)
+    loader.start()
+    passes = [[torch.cat([images.flatten(), target.flatten()]) for images, target in loader] for _ in range(3)]
+    for epoch, batches in enumerate(passes):
+        assert equal(batches, batches_of(data, epoch))
+    next(iter(loader))  # a pass that breaks off is a pass
+    assert loader.batch_sampler.epoch == 3
+    loader.close()
+
+
+def test_set_epoch_continues_a_training_of_ones_own(data):
+    loader = train_loader(data, create_transform("standard", crop=32), batch_size=4)
+    loader.set_epoch(5, start=1)
+    passes = [[torch.cat([images.flatten(), target.flatten()]) for images, target in loader] for _ in range(2)]
+    loader.set_epoch(5)
+    passes.append([torch.cat([images.flatten(), target.flatten()]) for images, target in loader])
+    assert equal(passes[0], batches_of(data, epoch=5)[1:])
+    assert equal(passes[1], batches_of(data, epoch=6))
+    assert equal(passes[2], batches_of(data, epoch=5))
+
+
 def test_training_batches_are_uint8_crops(data):
     images, target = next(iter(train_loader(data, create_transform("standard", crop=40), batch_size=5)))
     assert (images.shape, images.dtype) == ((5, 3, 40, 40), torch.uint8)
@@ -315,6 +338,7 @@ def test_a_closed_loader_has_no_workers_until_its_next_pass(data):
     for _ in range(2):
         loader.close()
         assert set(active_children()) == before
+    loader.set_epoch(0)
     assert equal(once, [images for images, _ in loader])
     loader.close()
 

@@ -72,7 +72,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "model": ("weights", "member_weights", "pretrained", "init_from", "output_stride", "decoder", "imports"),
     "training": (
-        *("loss", "class_weights", "label_smoothing", "augment", "mix", "rare_threshold", "rare_crops"),
+        *("loss", "loss_option", "class_weights", "label_smoothing", "augment", "mix", "rare_threshold", "rare_crops"),
         *("optimizer", "weight_decay", "schedule", "warmup_epochs", "min_lr", "milestones", "patience"),
         *("plateau_factor", "monitor", "clip_grad", "accumulate", "ema", "freeze_backbone", "val_every"),
         "early_stopping",

@@ -22,6 +22,11 @@ NOT_OF_DECODER = {
     **{"aux_head": "`aux_weight`", "image_head": "`image_weight`"},
     **{"class_names": "the data", "num_classes": "the data", "in_channels": "the photographs, which have 3 channels"},
 }
+# Options of losses that are no entry of `loss_option`.
+NOT_OF_LOSS = {
+    **{"label_smoothing": "set by `label_smoothing`", "class_weights": "set by `class_weights`"},
+    **{"mode": "multiclass in training", "ignore_index": "255 in training"},
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,8 @@ class TrainConfig(LabelConfig):
     """Stop after this many epochs without a better mIoU. 0: never."""
     loss: Losses = field(default_factory=lambda: {"ce": 1.0})
     """Weighted sum of ce, bce, dice, jaccard, tversky, focal_tversky, generalized_dice, focal, lovasz, ohem, mcc."""
+    loss_option: Options = field(default_factory=dict)
+    """Options of the losses: dice.absent=zero for dice, absent=zero for all that have it. See segkit.losses."""
     label_smoothing: Annotated[float, arg(metavar="SHARE")] = 0.0
     """Share of the target that ce and bce spread evenly over all classes, 0 to 1."""
     class_weights: Literal["none", "inverse", "sqrt", "effective"] = "none"
@@ -197,6 +204,14 @@ class TrainConfig(LabelConfig):
         check_workers(self)
         for name in self.decoder.keys() & NOT_OF_DECODER.keys():
             raise UsageError(f"`decoder` has no option {name}; it is set by {NOT_OF_DECODER[name]}")
+        for name in self.loss_option:
+            loss, dot, option = name.rpartition(".")
+            if dot and loss not in self.loss:
+                raise UsageError(
+                    f"`loss_option` has {name}, but the loss is {' + '.join(self.loss)}; give `loss_option` without it"
+                )
+            if option in NOT_OF_LOSS:
+                raise UsageError(f"`loss_option` does not take {option}; it is {NOT_OF_LOSS[option]}")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise UsageError('`schedule="multistep"` and `milestones` belong together, such as epochs 20 and 30')
         self._check_folds()

@@ -1,12 +1,15 @@
 """Loss: the base of the loss modules."""
 
 import inspect
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._inputs import Inputs, Mode, check_options
 from segkit.names import nearest
@@ -49,6 +52,7 @@ class Loss(nn.Module):
                 near = nearest(name, accepted)
                 hint = f", did you mean {near!r}?" if near else f"; its options are {', '.join(accepted)}"
                 raise TypeError(f"{type(self).__name__} has no option {name!r}{hint}")
+            _check_type(name, options[name], self._defaults[name])
         options = self._defaults | options
         check_options(**options)
         self.mode: Mode = options.pop("mode", "multiclass")
@@ -68,3 +72,12 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         shown = {"mode": self.mode, "ignore_index": self.ignore_index} | self.options
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _check_type(name: str, value: object, default: object) -> None:
+    """Raise UsageError if an option whose default is a number or a bool is something else."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(f"`{name}` must be True or False, got {value!r}")
+    elif isinstance(default, Real) and not (isinstance(value, Real) and math.isfinite(value)):
+        raise UsageError(f"`{name}` must be a number, got {value!r}")

@@ -79,7 +79,8 @@ def create_loss(
         spec: A name (`"ce"`), names that weigh 1 each (`["ce", "dice"]`), or names with weights
             (`{"bce": 0.6, "dice": 0.4}`). The names are those of `segkit.losses.LOSSES`, to which you can add your own.
         ignore_index: Target value to ignore; None to ignore nothing.
-        **options: Options of the losses (`label_smoothing=0.1`); each goes to all losses that have it.
+        **options: Options of the losses. `absent="zero"` goes to all losses that have the option,
+            `**{"dice.absent": "zero"}` only to `dice`.
 
     Returns:
         A module: logits (N, C, H, W), target (N, H, W) -> scalar.
@@ -99,6 +100,13 @@ def create_loss(
         if not isinstance(weight, Real) or not 0 < weight < math.inf:
             raise UsageError(f"the weight of loss {name!r} must be positive, got {weight!r}")
     known = {name: set(inspect.signature(LOSSES[name]).parameters) for name in weights}
+    own = {name: {} for name in weights}
+    for option in [option for option in options if "." in option]:
+        name, _, of_loss = option.partition(".")
+        if name not in weights:
+            raise UsageError(f"`{option}` is an option of {name}, but the loss is {' + '.join(weights)}")
+        check_known(f"{name} option", of_loss, sorted(known[name]))
+        own[name][of_loss] = options.pop(option)
     for option in options:
         others = [name for name in LOSSES if option in inspect.signature(LOSSES[name]).parameters]
         if others and not any(option in names for names in known.values()):
@@ -109,8 +117,7 @@ def create_loss(
     for name, names in known.items():
         if options.get("mode", "multiclass") != "multiclass" and "mode" not in names:
             raise UsageError(f"loss {name!r} has only mode multiclass; for mode {options['mode']!r} use 'bce'")
-    losses = {
-        name: LOSSES[name](ignore_index=ignore_index, **{k: v for k, v in options.items() if k in known[name]})
-        for name in weights
-    }
+    for name, names in known.items():
+        own[name] = {option: value for option, value in options.items() if option in names} | own[name]
+    losses = {name: LOSSES[name](**{"ignore_index": ignore_index} | own[name]) for name in weights}
     return losses[spec] if isinstance(spec, str) else WeightedSum(losses, weights)

@@ -267,10 +267,10 @@ def check_names(config: TrainConfig) -> None:
 
 
 def build_loss(config: TrainConfig, rarity: Rarity) -> nn.Module:
-    """Return the loss, with label smoothing and class weights."""
+    """Return the loss, with its options, label smoothing and class weights."""
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     weights = {} if rarity.weights is None else {"class_weights": rarity.weights}
-    return create_loss(config.loss, **smoothing, **weights)
+    return create_loss(config.loss, **config.loss_option, **smoothing, **weights)
 
 
 def build_options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOptions:

@@ -583,6 +583,8 @@ def plan_text(
         if config.ignore_classes:
             masks += f"; neither learnt nor scored: {', '.join(config.ignore_classes)}"
     loss = " + ".join(f"{weight:g} {name}" for name, weight in config.loss.items())
+    if config.loss_option:
+        loss += f" ({', '.join(f'{name}={value}' for name, value in config.loss_option.items())})"
     lines += [
         f"masks  {masks}",
         f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",

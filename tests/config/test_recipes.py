@@ -9,6 +9,7 @@ import torch
 from segkit.config import TrainConfig, parse_args
 from segkit.config.recipes import RECIPES, recipe_names
 from segkit.data import create_transform
+from segkit.errors import UsageError
 from segkit.models import DECODERS, create_model
 from segkit.workflows import parts
 from segkit.workflows.parts import Rarity
@@ -95,6 +96,20 @@ def test_the_second_solution_comes_in_both_readings_of_its_loss():
         assert load(code).label_smoothing == 0.1
         same = load(text, "--recipe", code)
         assert same == load(code)
+
+
+def test_the_second_solution_has_the_dice_of_smp():
+    for config in map(load, WASTE2):
+        dice = parts.build_loss(config, Rarity()).losses["dice"]
+        # All 12 classes have the probability 1/12, so the Dice of the only class that occurs is 2/12 / (1/12 + 1).
+        value = dice(torch.zeros(1, 12, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
+        assert value.item() == pytest.approx((1 - 2 / 13) / 12)
+
+
+def test_a_loss_without_dice_needs_the_recipe_without_its_option():
+    with pytest.raises(UsageError, match=r"`loss_option` has dice.absent, but the loss is ce; .* \(recipe waste2"):
+        load(WASTE2[0], "--loss", "ce")
+    assert load(WASTE2[0], "--loss", "ce", "--loss-option").loss_option == {}
 
 
 def test_settings_of_the_schedule_reach_it():

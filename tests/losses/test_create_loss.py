@@ -11,7 +11,7 @@ from helpers.loss_examples import DEFAULTS, build, example
 
 from segkit import losses
 from segkit.errors import UsageError
-from segkit.losses import LOSSES, bce_loss, create_loss, cross_entropy_loss, dice_loss, ohem_loss
+from segkit.losses import LOSSES, bce_loss, create_loss, cross_entropy_loss, dice_loss, jaccard_loss, ohem_loss
 
 FUNCTIONS = {
     losses.CrossEntropyLoss: losses.cross_entropy_loss,
@@ -45,6 +45,16 @@ def test_an_option_reaches_the_losses_that_have_it():
     logits, target = example()
     expected = cross_entropy_loss(logits, target, label_smoothing=0.1) + dice_loss(logits, target)
     torch.testing.assert_close(create_loss({"ce": 1, "dice": 1}, label_smoothing=0.1)(logits, target), expected)
+
+
+def test_an_option_with_the_name_of_a_loss_reaches_only_that_loss():
+    logits, target = example()
+    options = {"dice.smooth": 1.0, "smooth": 3.0}
+    expected = dice_loss(logits, target, smooth=1.0) + jaccard_loss(logits, target, smooth=3.0)
+    torch.testing.assert_close(create_loss(["dice", "jaccard"], **options)(logits, target), expected)
+    torch.testing.assert_close(
+        create_loss("dice", **{"dice.smooth": 1.0})(logits, target), dice_loss(logits, target, smooth=1.0)
+    )
 
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
@@ -120,6 +130,11 @@ def test_class_weights_are_state_that_moves_with_the_module():
         ("ce", {"label_smoothing": 1.5}, r"`label_smoothing` must be in \[0, 1\], got 1.5"),
         ("ce", {"reduction": "batchwise_mean"}, "`reduction` must be one of mean, sum, none, got 'batchwise_mean'"),
         ("dice", {"absent": "ignore"}, "`absent` must be one of skip, penalise, zero, got 'ignore'"),
+        (["ce", "dice"], {"jaccard.log": True}, r"`jaccard.log` is an option of jaccard, but the loss is ce \+ dice"),
+        ({"ce": 1, "dice": 1}, {"dice.wide": 1}, "unknown dice option 'wide'"),
+        ("dice", {"dice.absent": "ignore"}, "`absent` must be one of skip, penalise, zero, got 'ignore'"),
+        ("dice", {"smooth": "1"}, "`smooth` must be a number, got '1'"),
+        ("dice", {"log": "no"}, "`log` must be True or False, got 'no'"),
         ("ohem", {"threshold": 0}, r"`threshold` must be in \(0, 1\], got 0"),
     ],
 )

@@ -15,7 +15,7 @@ from segkit.config.checks import default_of
 from segkit.config.help import PAGES, help_texts, in_groups
 from segkit.config.recipes import RECIPES, list_recipes, read_recipe
 from segkit.config.setting_types import ALSO_CALLED
-from segkit.config.yaml_files import NOT_IN_FILES, Setting, format_settings, read_settings
+from segkit.config.yaml_files import Setting, format_settings, read_settings
 from segkit.errors import UsageError
 from segkit.names import nearest
 
@@ -67,11 +67,12 @@ def parse_args(
     found: dict[str, Setting] = {}
     for file in given.get("config", ()):
         found.update(read_settings(cls, Path(file)))
-    # A file with all settings, such as a run's args.yaml, overrides all of the recipe that it names.
+    # A file with most settings, such as the args.yaml of a run, which an older version may have written without the
+    # newest ones, overrides all of the recipe that it names.
     recipe, origin = None, None
     if "recipe" in given:
         recipe, origin = "".join(given["recipe"][-1:]), COMMAND_LINE
-    elif "recipe" in found and len(found) < len({field.name for field in dataclasses.fields(cls)} - {*NOT_IN_FILES}):
+    elif "recipe" in found and 2 * len(found) < len(dataclasses.fields(cls)):
         recipe, origin = found["recipe"]
     if recipe not in (None, "None"):
         found = {**read_recipe(cls, recipe, origin, recipes), **found}

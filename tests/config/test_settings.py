@@ -21,6 +21,7 @@ from segkit.config import (
     parse_args,
 )
 from segkit.config.help import PAGES, help_texts
+from segkit.config.yaml_files import format_settings
 from segkit.errors import UsageError
 from segkit.losses import LOSSES
 
@@ -268,6 +269,25 @@ def test_without_data_the_settings_are_the_demos_unless_a_recipe_is_named(capsys
         with pytest.raises(SystemExit):
             train.main([*words, "--print-config"])
         assert set(expected) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_the_settings_of_an_older_run_gain_nothing_from_its_recipe(folder):
+    text = format_settings(parse("--recipe", "quick"))
+    lines = [line for line in text.splitlines() if not line.startswith("loss_option:")]
+    Path("old.yaml").write_text("\n".join(lines))
+    with Path("quick.yaml").open("a") as recipe:
+        recipe.write("loss_option: {dice.absent: zero}\n")
+    assert parse("--recipe", "quick").loss_option == {"dice.absent": "zero"}
+    assert parse("--config", "old.yaml").loss_option == {}
+
+
+def test_options_of_losses_are_settings(folder):
+    words = ["--loss", "ce", "dice", "--loss-option", "dice.absent=zero", "log=true"]
+    assert parse(*words).loss_option == {"dice.absent": "zero", "log": True}
+    with pytest.raises(UsageError, match="`loss_option` does not take class_weights; it is set by `class_weights`"):
+        parse("--loss-option", "ce.class_weights=[1]")
+    with pytest.raises(UsageError, match=r"`loss_option` has dice\.absent, but the loss is ce"):
+        parse("--loss", "ce", "--loss-option", "dice.absent=zero")
 
 
 def test_a_resumed_run_prints_its_own_settings(tmp_path, capsys):

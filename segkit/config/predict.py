@@ -86,8 +86,7 @@ class InferConfig(PredictConfig):
     save: Annotated[
         tuple[Literal["mask", "overlay", "probs", "coco", "submission", "pseudo"], ...], arg(metavar="KIND ...")
     ] = ("mask", "overlay")
-    """What to write: mask (PNG), overlay, probs (.npz), coco (JSON with the ids of the data), submission (CSV), pseudo
-    (labels to train on)."""
+    """What to write: mask (PNG), overlay, probs (.npz), coco (JSON), submission (CSV), pseudo (labels to train on)."""
     submission_sample: Annotated[Path | None, arg(metavar="FILE")] = None
     """Sample submission that defines the ids and their order; they must match the images."""
     submission_size: Annotated[int, arg(metavar="PIXELS")] = 256

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -28,6 +28,7 @@ class SlidingWindow:
         blend: `gaussian` gives the middle of a window more weight than its border, `constant` gives all pixels the
             same weight.
         batch_size: Number of windows that are predicted at once.
+        above: Images whose input to the model has at most this many pixels are not cut.
 
     Raises:
         UsageError: A value is out of range.
@@ -37,6 +38,7 @@ class SlidingWindow:
     overlap: float = 0.5
     blend: str = "gaussian"
     batch_size: int = 4
+    above: int = 0
 
     def __post_init__(self) -> None:
         sides = tuple(self.size) if isinstance(self.size, Sequence | np.ndarray) else (self.size, self.size)
@@ -49,6 +51,23 @@ class SlidingWindow:
             raise UsageError(f"`overlap` must be at least 0 and less than 1, got {self.overlap!r}")
         check_known("blend", self.blend, ("gaussian", "constant"))
         object.__setattr__(self, "size", tuple(map(int, sides)))
+
+    def of(
+        self, height: int, width: int, *, factors: tuple[float, float] = (1.0, 1.0), reduce: int = 1
+    ) -> "SlidingWindow | None":
+        """Return the window in pixels of an image of this size; None if the image is predicted whole.
+
+        Args:
+            height: Height of the image.
+            width: Width of the image.
+            factors: Factors of height and width by which windows are resized before the model.
+            reduce: The sides become multiples of this.
+        """
+        size = tuple(
+            max(1, math.ceil(side / factor / reduce)) * reduce for side, factor in zip(self.size, factors, strict=True)
+        )
+        is_large = height * factors[0] * width * factors[1] > self.above
+        return replace(self, size=size) if is_large and (height > size[0] or width > size[1]) else None
 
     def __call__(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         """Return the blended prediction (C, H, W) float32 of an image (C_in, H, W).

@@ -75,6 +75,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("loss", "loss_option", "class_weights", "label_smoothing", "augment", "mix", "rare_threshold", "rare_crops"),
         *("optimizer", "weight_decay", "schedule", "warmup_epochs", "min_lr", "milestones", "patience"),
         *("plateau_factor", "monitor", "clip_grad", "accumulate", "ema", "freeze_backbone", "val_every"),
+        "val_window",
         "early_stopping",
     ),
     "prediction": (

@@ -131,6 +131,8 @@ class TrainConfig(LabelConfig):
     """Epochs at the start in which the backbone is frozen."""
     ema: Annotated[float, arg(metavar="DECAY")] = 0.0
     """Decay of an average of the weights, such as 0.999. The better of weights and average is kept. 0: no average."""
+    val_window: Annotated[int | Literal["auto"], arg(metavar="PIXELS|auto")] = "auto"
+    """Validate larger images in windows of this side. auto: 1024, above 16 megapixels or if memory runs out. 0: off."""
     val_every: Annotated[int, arg(metavar="EPOCHS")] = 1
     """Epochs from one validation to the next. The last epoch always validates."""
     early_stopping: Annotated[int, arg(metavar="EPOCHS")] = 0
@@ -199,6 +201,7 @@ class TrainConfig(LabelConfig):
             "decode_at_least",
         ):
             check(self, name, getattr(self, name) >= 0, "0 or more")
+        check(self, "val_window", self.val_window == "auto" or self.val_window >= 0, "0 or more, or auto")
         check(self, "seed", self.seed < 2**63, "less than 2^63")
         check(self, "milestones", all(epoch > 0 for epoch in self.milestones), "positive")
         check_workers(self)

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -250,11 +249,7 @@ class Predictor:
         sizes = [member.resizing for member in self.members_for(height, width) if member.weight > 0]
         factors = max(r.height for r in sizes), max(r.width for r in sizes)
         reduce = max(r.reduce for r in sizes)  # windows of whole squares
-        size = tuple(
-            max(1, math.ceil(side / factor / reduce)) * reduce
-            for side, factor in zip(self.window.size, factors, strict=True)
-        )
-        return replace(self.window, size=size) if height > size[0] or width > size[1] else None
+        return self.window.of(height, width, factors=factors, reduce=reduce)
 
     def _predict(self, members: Sequence[Member], pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,17 +14,19 @@ from torch.utils.data import DataLoader
 
 from segkit.compat import compiled_for_training
 from segkit.data.batches import TrainBatches
+from segkit.data.loaders import Loader
 from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory, os_error_text
 from segkit.labels import label_names
 from segkit.metrics import Scores
 from segkit.models import Segmenter
 from segkit.models.segmenter import Outputs
+from segkit.sliding_window import SlidingWindow
 from segkit.training.checkpoint import checkpoint_bytes, prepare_folder, save_if_best, save_on_request, save_progress
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.interrupt import StopSignals
 from segkit.training.state import TrainState, has_ended, set_random_state
 from segkit.training.step import Batch, BufferBackup, at_sam_point, pixel_shares, presence_loss, windows
-from segkit.training.validation import Precision, Validation, validate
+from segkit.training.validation import AUTO_WINDOW, Precision, Validation, memory_errors_explained, validate
 
 _log = logging.getLogger(__name__)
 MAX_OVERFLOWS = 20  # steps in a row that fp16 may skip; the scaler finds a scale that fits within a few steps
@@ -45,6 +47,7 @@ class TrainOptions:
         image_weight: Weight of the loss of the model's image head: binary cross-entropy between its logits and
             whether each class occurs in the crop.
         freeze_backbone: Number of epochs at the start in which the backbone does not learn.
+        val_window: Window in which large images are validated, see `validate`.
         val_every: Epochs from one validation to the next; the last epoch always has one.
         early_stopping: Number of epochs without a better mIoU after which to stop; 0 for never.
         save_every: Number of updates after which `last.pt` is written within an epoch; 0 for never.
@@ -59,6 +62,7 @@ class TrainOptions:
     aux_weight: float = 0.0
     image_weight: float = 0.0
     freeze_backbone: int = 0
+    val_window: SlidingWindow | None = AUTO_WINDOW
     val_every: int = 1
     early_stopping: int = 0
     save_every: int = 0
@@ -129,6 +133,7 @@ class Trainer:
         self.ranks = ranks
         self.stop = stop or StopSignals()
         self.progress = progress
+        self.val_window = options.val_window  # without its `above` once memory has run out
         weights = {"aux_head": options.aux_weight, "image_head": options.image_weight}
         self.heads = tuple(name for name, weight in weights.items() if weight)
         if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:
@@ -157,8 +162,9 @@ class Trainer:
         if state.random is not None:
             set_random_state(state.random)
             state.random = None
-        if ranks.count == 1:  # several processes would wait for the one that stops
-            train.while_waiting = val.while_waiting = self.stop.check
+        for loader in (train, val):
+            if isinstance(loader, Loader) and ranks.count == 1:  # several processes would wait for the one that stops
+                loader.while_waiting = self.stop.check
         not_saved = None
         state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)
         while not state.finished:
@@ -303,7 +309,10 @@ class Trainer:
         """Validate the weights (`raw`), and their average (`ema`) if there is one.
 
         All processes use the batch statistics of the first one. If memory runs out, a single process saves the
-        training of the epoch, and the validation is tried once more.
+        training of the epoch, and the validation is tried once more: in windows, if its window is the automatic one.
+
+        Raises:
+            MachineError: Memory ran out again.
         """
         models = {"raw": self.state.model} | ({} if self.state.ema is None else {"ema": self.state.ema.module})
         self.state.optimizer.zero_grad()  # makes room for images of full size
@@ -319,6 +328,7 @@ class Trainer:
                 device=self.device,
                 autocast=self.autocast,
                 exclude=self.options.exclude,
+                window=self.val_window,
                 check_stop=self._stop_or_save_in_validation,
                 ranks=self.ranks,
             )
@@ -328,10 +338,21 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if self.ranks.count == 1:
-                save_progress(self.state, self.out)
-        torch.cuda.empty_cache()  # not in the handler, where the error keeps the tensors of the failed attempt
-        return attempt()
+        # Not in the handler, where the error keeps the tensors of the failed attempt.
+        torch.cuda.empty_cache()
+        if self.ranks.count == 1:
+            save_progress(self.state, self.out)
+        if self.val_window is not None and self.val_window.above:
+            self.val_window = replace(self.val_window, above=0)
+            side = self.val_window.size[0]
+            _log.warning(
+                "memory ran out in the validation: images are now predicted in windows of %d pixels; "
+                "`val_window=%d` does so from the start",
+                side,
+                side,
+            )
+        with memory_errors_explained():
+            return attempt()
 
     def _save_or_stop_if_asked(self) -> None:
         state, options = self.state, self.options

@@ -1,20 +1,25 @@
 """Loss and scores on a validation set."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from segkit.labels import label_names
+from segkit.errors import MachineError, is_out_of_memory, sentence
+from segkit.labels import IGNORE_INDEX, label_names
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
+from segkit.sliding_window import SlidingWindow
 from segkit.training.distributed import ALONE, Ranks
-from segkit.training_scale import FULL_SIZE
+from segkit.training_scale import FULL_SIZE, Resizing
 from segkit.tta.merge import class_logits
 
 Precision = Callable[[], AbstractContextManager]
+# For photographs of more than 16 megapixels, which whole would need more memory than many machines have.
+AUTO_WINDOW = SlidingWindow(1024, above=2**24)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ def validate(
     device: torch.device,
     autocast: Precision,
     exclude: Sequence[int] = (),
+    window: SlidingWindow | None = None,
     check_stop: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Validation:
@@ -49,6 +55,9 @@ def validate(
         device: The device of the model.
         autocast: Returns the autocast context of a forward pass, see `segkit.training.autocast`.
         exclude: Classes that are excluded from the means of the scores.
+        window: Images that it cuts are predicted window by window, as a Predictor does. Their loss is the mean over
+            bands of rows, weighted by the valid pixels: the same for a loss that is a mean over pixels, close to it
+            for others, such as Dice.
         check_stop: Called before each batch. If it raises Interrupted in one process, all are interrupted at their
             next batch.
         ranks: The processes that share the images; all of them return the same result.
@@ -62,19 +71,89 @@ def validate(
             if check_stop is not None:
                 ranks.check_between(check_stop)
             images, target = images.to(device), target.to(device)
-            resizing = model.training_scale.of(*target.shape[-2:])
-            with autocast():
-                is_full_size = resizing == FULL_SIZE
-                inputs = images if is_full_size else resizing(images.float())
-                logits = model(model.preprocessing.normalise(inputs))
-            scores = class_logits(logits)
-            if not is_full_size:  # as a Predictor: probabilities are resized, not logits
-                scores = resizing.undo(scores.float().softmax(1), target.shape[-2:])
-                logits = resizing.undo(logits.float(), target.shape[-2:])
-            loss_sum += loss_fn(logits.float(), target).item() * len(images)
+            size = target.shape[-2:]
+            resizing = model.training_scale.of(*size)
+            factors = resizing.height, resizing.width
+            part = None if window is None else window.of(*size, factors=factors, reduce=resizing.reduce)
             count += len(images)
+            if part is not None:
+                for image, labels in zip(images, target, strict=True):
+                    loss_sum += _validate_in_windows(model, image, labels, loss_fn, autocast, part, resizing, confusion)
+                continue
+            logits, scores = _predict(model, images, resizing, autocast)
+            loss_sum += loss_fn(logits.float(), target).item() * len(images)
             confusion.update(scores, target)
             del images, target, logits, scores  # so that they are not in memory together with the next ones
     loss_sum, count = ranks.sum_numbers(loss_sum, count)
     confusion.counts = ranks.sum(confusion.counts)
     return Validation(loss_sum / max(1, count), confusion.compute())
+
+
+def validation_window(setting: int | Literal["auto"]) -> SlidingWindow | None:
+    """Return the window of the setting `val_window`: its side, 0 for none, or `auto` for large images only."""
+    if setting == "auto":
+        return AUTO_WINDOW
+    return SlidingWindow(setting) if setting else None
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """Say what helps if memory runs out in the validation: a smaller batch or crop does not.
+
+    Raises:
+        MachineError: Memory has run out in the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            "memory ran out while the validation images were predicted, each at its full size "
+            f"({sentence(error).splitlines()[0]:.200}); try `val_window=512`, which predicts them piece by piece"
+        ) from error
+
+
+def _predict(model: Segmenter, images: Tensor, resizing: Resizing, autocast: Precision) -> tuple[Tensor, Tensor]:
+    """Return logits and scores of the labels (N, C, H, W) for uint8 images (N, 3, H, W), at their size.
+
+    The scores are logits, or probabilities if the images are resized: as in a Predictor, these are resized.
+    """
+    with autocast():
+        is_full_size = resizing == FULL_SIZE
+        inputs = images if is_full_size else resizing(images.float())
+        logits = model(model.preprocessing.normalise(inputs))
+    scores = class_logits(logits)
+    if is_full_size:
+        return logits, scores
+    scores = resizing.undo(scores.float().softmax(1), images.shape[-2:])
+    return resizing.undo(logits.float(), images.shape[-2:]), scores
+
+
+def _validate_in_windows(
+    model: Segmenter,
+    image: Tensor,
+    target: Tensor,
+    loss_fn: nn.Module,
+    autocast: Precision,
+    window: SlidingWindow,
+    resizing: Resizing,
+    confusion: ConfusionMatrix,
+) -> float:
+    """Add the labels of an image (3, H, W) to `confusion`, and return its loss; only a band of rows is in memory."""
+
+    def predict(parts: Tensor) -> Tensor:  # logits for the loss, and the probabilities that are blended for the labels
+        logits, scores = _predict(model, parts, resizing, autocast)
+        probs = scores.float().softmax(1) if resizing == FULL_SIZE else scores
+        return torch.cat([logits.float(), probs], dim=1)
+
+    loss_sum, pixels = 0.0, 0
+    for top, band in window.bands(predict, image):
+        labels = target[None, top : top + band.shape[1]]
+        logits, probs = band[None].split([len(band) - len(confusion.class_names), len(confusion.class_names)], dim=1)
+        confusion.update(probs, labels)
+        valid = int((labels != IGNORE_INDEX).sum())
+        if valid:
+            loss_sum += loss_fn(logits, labels).item() * valid
+            pixels += valid
+    return loss_sum / max(1, pixels)

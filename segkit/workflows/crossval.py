@@ -27,6 +27,7 @@ from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
 from segkit.training.checkpoint import check_settings
+from segkit.training.validation import validation_window
 from segkit.workflows.datasets import data_digests, open_folds, rule_of_folds
 from segkit.workflows.parts import fixed_settings
 from segkit.workflows.predictors import pick_device
@@ -164,7 +165,7 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     runs = [run.fold(number) for number in range(config.folds)]
     data = [folds[number][1] for number in range(config.folds)]
     of_fold = [
-        score_best(fold, own, device, autocast(device, config.amp), console)
+        score_best(fold, own, device, autocast(device, config.amp), console, validation_window(config.val_window))
         for fold, own in zip(runs, data, strict=True)
     ]
     total = copy.deepcopy(of_fold[0])

@@ -34,6 +34,7 @@ from segkit.training import (
     create_scheduler,
     share_batch_norms,
 )
+from segkit.training.validation import validation_window
 from segkit.training_scale import TrainingScale
 from segkit.workflows.datasets import data_digests
 from segkit.workflows.predictors import pick_workers
@@ -41,7 +42,7 @@ from segkit.workflows.predictors import pick_workers
 # Settings that may change when a run is resumed. The data is compared by its content instead.
 FREE = {
     *("data", "val", "train_only", "images", "masks", "class_names", "palette", "mask_cache", "allow_outside_root"),
-    *("epochs", "early_stopping", "save_every", "log", "pretrained", "init_from", "nan_policy"),
+    *("epochs", "early_stopping", "val_window", "save_every", "log", "pretrained", "init_from", "nan_policy"),
     *("imports", "out", "resume", "allow_data_change", "device", "workers", "compile", "recipe", "sync_bn"),
 }
 
@@ -283,6 +284,7 @@ def build_options(config: TrainConfig, ignored_labels: Sequence[int]) -> TrainOp
         aux_weight=config.aux_weight,
         image_weight=config.image_weight,
         freeze_backbone=config.freeze_backbone,
+        val_window=validation_window(config.val_window),
         val_every=config.val_every,
         early_stopping=config.early_stopping,
         save_every=config.save_every,

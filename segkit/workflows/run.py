@@ -31,6 +31,7 @@ from segkit.models import Segmenter, load_model
 from segkit.report.gallery import Gallery
 from segkit.report.run import CELL, RunFacts, RunReport, RunResults
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
+from segkit.sliding_window import SlidingWindow
 from segkit.training import (
     EpochReport,
     Interrupted,
@@ -50,6 +51,7 @@ from segkit.training import (
 )
 from segkit.training.checkpoint import changed_data, match_best, random_states, save_progress
 from segkit.training.state import has_ended
+from segkit.training.validation import memory_errors_explained
 from segkit.workflows.datasets import rule_of_folds, sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
@@ -218,7 +220,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
             console.print(f"{counted(len(replaced), 'damaged training image')} replaced by others ({listed})")
         if ranks.is_first:
             gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
-            confusion = score_best(run, val_set, device, precision, console, gallery)
+            confusion = score_best(run, val_set, device, precision, console, trainer.val_window, gallery)
             if results.best_row() is None:
                 results = results._replace(iou=confusion.compute().iou.tolist())
             report.finish(results, confusion, gallery)
@@ -419,6 +421,7 @@ def score_best(
     device: torch.device,
     precision: Precision,
     console: Console,
+    window: SlidingWindow | None,
     gallery: Gallery | None = None,
 ) -> ConfusionMatrix:
     """Return the confusion matrix of the best model of a run.
@@ -429,14 +432,15 @@ def score_best(
         device: The device to run on.
         precision: Returns the autocast context that the run was validated in, so that the scores are the same.
         console: Shows the progress.
+        window: The window that the run was validated in.
         gallery: Is offered each image with its prediction.
     """
     # The memory format of the validation, too: the scores are the same to the last pixel.
     model = load_model(run.path).to(device, memory_format=torch.channels_last)
     names, options = data.class_names, {"class_names": data.class_names, "exclude": data.ignored_labels}
     total = ConfusionMatrix(len(names), **options)
-    with precision():
-        found = segment_dataset(data, Predictor(model, device=device, probs="none"))
+    with precision(), memory_errors_explained():
+        found = segment_dataset(data, Predictor(model, device=device, window=window, probs="none"))
         for index, one in enumerate(console.progress(found, total=len(data))):
             confusion = PerImageConfusion(len(names), **options)
             confusion.update(one.prediction.mask, one.target)

@@ -13,6 +13,7 @@ import torch
 from helpers.tiny_training import CPU, Drawn, build_state, forked, outcome, run, same
 
 from segkit.data import loaders
+from segkit.errors import MachineError
 from segkit.losses import create_loss
 from segkit.models import create_model, load_model, read_header
 from segkit.training import (
@@ -161,7 +162,7 @@ def test_a_validation_with_another_error_is_not_tried_again(tmp_path):
 
 def test_a_validation_that_runs_out_of_memory_twice_saves_the_epoch_first(tmp_path):
     run(tmp_path / "a", epochs=1)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MachineError, match="try `val_window=512`"):
         run(tmp_path / "b", epochs=1, loss_fn=OutOfMemory(2))
     assert read_checkpoint(tmp_path / "b")[0]["step"] == 5
     run(tmp_path / "b", epochs=1, resume=True)

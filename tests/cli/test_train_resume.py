@@ -411,7 +411,7 @@ def test_a_full_disk_at_the_end_exits_with_1(shapes, tmp_path, capsys, monkeypat
     monkeypatch.setattr(torch, "save", disk_full)
     assert fails(train, *train_arguments(shapes, tmp_path / "a", "--epochs", "2")) == 1
     error = capsys.readouterr().err
-    message = r"the run is finished, but could not be saved \(\d+ MB\): \[Errno 28\] No space left on device"
+    message = r"the run is finished, but could not be saved \(\d+ MB\): cannot write .*: No space left on device"
     assert re.search(message, error)
     assert "Traceback" not in error
 

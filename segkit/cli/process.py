@@ -8,12 +8,21 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TextIO
 
+from segkit.config import Setting
 from segkit.console import printable
-from segkit.errors import CheckpointError, DataWarning, NotFiniteError, as_segkit_error, is_out_of_memory, sentence
+from segkit.errors import (
+    CheckpointError,
+    DataWarning,
+    MissingFileError,
+    NotFiniteError,
+    as_segkit_error,
+    is_out_of_memory,
+    sentence,
+)
 
 SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
 INTERRUPTED = 130  # by Ctrl-C
@@ -191,6 +200,20 @@ class _Patient:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # also for buffered output and other writers
             os.close(nowhere)
+
+
+def rules_of_models(config: Any) -> Mapping[str, Setting]:
+    """Return the settings that say how images and labels are read, as the models of a command were trained.
+
+    Args:
+        config: The settings of the command, with `weights`.
+    """
+    from segkit.workflows.predictors import rules_of_models  # loads torch, which --help does without
+
+    try:
+        return rules_of_models(type(config), config.weights)
+    except MissingFileError:  # reported after what is wrong with the settings
+        return {}
 
 
 def is_first_process() -> bool:

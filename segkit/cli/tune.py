@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from segkit.cli.process import errors_as_sentences
+from segkit.cli.process import errors_as_sentences, rules_of_models
 from segkit.config import TuneConfig, parse_args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process."""
     with errors_as_sentences("tune", TuneConfig):
-        config = parse_args(TuneConfig, argv, prog="segkit tune")
+        config = parse_args(TuneConfig, argv, prog="segkit tune", start_from=rules_of_models)
         from segkit.workflows.tune import tune
 
         tune(**vars(config), verbose=True)

@@ -2,7 +2,7 @@
 
 from segkit.config.checks import default_of
 from segkit.config.command_line import parse_args
-from segkit.config.data import LabelConfig, SourceConfig
+from segkit.config.data import DATA_RULES, LabelConfig, SourceConfig
 from segkit.config.keywords import as_declared, from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.recipes import RECIPES, read_recipe
@@ -12,6 +12,7 @@ from segkit.config.train import TrainConfig, implied_settings
 from segkit.config.yaml_files import Setting, format_settings, read_settings, write_yaml
 
 __all__ = [
+    "DATA_RULES",
     "RECIPES",
     "CheckConfig",
     "EvaluateConfig",

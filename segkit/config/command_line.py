@@ -12,9 +12,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from segkit.config.checks import default_of
+from segkit.config.data import SHARED_WITH_TRAINING
 from segkit.config.help import PAGES, help_texts, in_groups
 from segkit.config.recipes import RECIPES, list_recipes, read_recipe
 from segkit.config.setting_types import ALSO_CALLED
+from segkit.config.train import TrainConfig
 from segkit.config.yaml_files import Setting, format_settings, read_settings
 from segkit.errors import UsageError
 from segkit.names import nearest
@@ -29,7 +31,8 @@ class FileOptions:
     """Options that every command has in addition to its settings."""
 
     config: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE|RUN ...")] = ()
-    """YAML files with settings, merged from left to right; the command line wins. RUN: the args.yaml of that run."""
+    """YAML files with settings, merged from left to right; the command line wins. RUN: the args.yaml of that run; other
+    commands than train take from it only how images and labels are read."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print all settings and where each comes from, as a file for --config, and exit."""
 
@@ -66,7 +69,7 @@ def parse_args(
         raise UsageError("--config needs at least one YAML file")
     found: dict[str, Setting] = {}
     for file in given.get("config", ()):
-        found.update(read_settings(cls, Path(file)))
+        found.update(_read_file(cls, Path(file)))
     # A file with most settings, such as the args.yaml of a run, which an older version may have written without the
     # newest ones, overrides all of the recipe that it names.
     recipe, origin = None, None
@@ -101,6 +104,23 @@ def parse_args(
         print(format_settings(settings, origins), end="")
         sys.exit(0)
     return settings
+
+
+def _read_file(cls: type, path: Path) -> dict[str, Setting]:
+    """Return the settings in a file; of a run, all for train, and for others how images and labels are read.
+
+    The rest of a run's settings is not for other commands: its data is what it was trained on.
+    """
+    if cls is TrainConfig or not path.is_dir():
+        return read_settings(cls, path)
+    known = {field.name for field in dataclasses.fields(cls)}
+    if known.isdisjoint(SHARED_WITH_TRAINING):
+        raise UsageError(f"--config {path}: this command has no setting in common with a training; give a YAML file")
+    return {
+        name: value
+        for name, value in read_settings(TrainConfig, path).items()
+        if name in SHARED_WITH_TRAINING and name in known
+    }
 
 
 def _given_options(cls: type, argv: Sequence[str]) -> dict[str, list[str]]:

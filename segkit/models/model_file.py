@@ -54,7 +54,9 @@ def model_bytes(model: Segmenter, **extra: Any) -> bytes:
 def describe_model(model: Segmenter) -> dict[str, Any]:
     """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing and scale.
 
-    A model with code of its own also has `modules`, see `modules_of`.
+    `data_rules` are the settings by which images and labels were read in training (`segkit.config.DATA_RULES`: overlap,
+    crowd, ignore_classes, exif ...); files of earlier versions lack them. A model with code of its own also has
+    `modules`, see `modules_of`.
     """
     modules = [] if model.config is None else modules_of(model.config["name"], model.config["backbone"])
     return {
@@ -62,6 +64,7 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
         "model": model.config,
         "class_names": list(model.class_names),
         "category_ids": dict(model.category_ids),
+        "data_rules": dict(model.data_rules),
         "preprocessing": asdict(model.preprocessing),
         "training_scale": model.training_scale.write(),
         **({"modules": modules} if modules else {}),
@@ -85,6 +88,7 @@ def load_model(path: str | os.PathLike) -> Segmenter:
         model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
         model.preprocessing = _read_preprocessing(header["preprocessing"], len(model.preprocessing.mean))
         model.category_ids = _read_category_ids(header.get("category_ids", {}))  # model files did not have it at first
+        model.data_rules = _read_data_rules(header.get("data_rules", {}))  # nor this
         model.training_scale = TrainingScale.read(header.get("training_scale"))
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
@@ -129,6 +133,12 @@ def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
 def _read_category_ids(stored: Any) -> dict[str, int | str]:
     if not isinstance(stored, dict) or not all(type(value) in (int, str) for value in stored.values()):
         raise UsageError(f"`category_ids` must be whole numbers or texts by class name, got {stored!r}")
+    return stored
+
+
+def _read_data_rules(stored: Any) -> dict[str, Any]:
+    if not isinstance(stored, dict):
+        raise UsageError(f"`data_rules` must be settings by name, got {stored!r}")
     return stored
 
 

@@ -53,6 +53,8 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
 
     Attributes:
         category_ids: The id of each class, by name, in the COCO JSON that the model was trained on; empty if unknown.
+        data_rules: The settings that made the labels that the model was trained on, such as `overlap`, by name; see
+            `segkit.config.DATA_RULES`. Empty if unknown.
         training_scale: The size at which training showed photographs to the model. `predict` and `Predictor` resize
             them alike; `model(images)` takes images that have this size already.
     """
@@ -78,6 +80,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         self.image_head = image_head
         self.class_names = tuple(class_names)
         self.category_ids: dict[str, int | str] = {}
+        self.data_rules: dict[str, Any] = {}
         self.preprocessing = preprocessing or backbone.preprocessing
         self.training_scale = TrainingScale()
         self.config = config

@@ -5,13 +5,14 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from segkit.config import CheckConfig, LabelConfig, ScoreConfig, SourceConfig, TrainConfig
+from segkit.config import DATA_RULES, CheckConfig, LabelConfig, ScoreConfig, SourceConfig, TrainConfig
 from segkit.console import Console
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.dataset import ImageFiles, checked_target
@@ -23,6 +24,7 @@ from segkit.folds.split import RULE, Folds, add_train_only, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 FIRST_MASKS = 8  # masks of a data set of the caller that are looked at before it is used
+OF_MASKS = ("ignore_classes", "exif")  # the rules that also hold for images with masks
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 
 
@@ -90,11 +92,26 @@ def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str
     Args:
         config: The settings.
         console: Prints what is remarkable about the files.
-        class_names: The classes of the model. The categories of JSON files are matched with them by name.
+        class_names: The classes of the model. The categories of JSON files are matched with them by name; masks have
+            them in this order, unless `class_names` or `palette` say otherwise.
     """
+    if config.masks and config.class_names is None and config.palette is None:
+        config = replace(config, class_names=tuple(class_names))
     source = Source("data", config.data, config.images, config.masks)
     names = class_names if class_names[0] == BACKGROUND else None
     return open_labelled(config, source, json_classes=names, is_scored=True, console=console)
+
+
+def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]:
+    """Return the settings by which the labels of a training were made, as plain values for the model file.
+
+    Those that had no effect are not among them: overlaps and the like are of JSON files, and a data set of the caller
+    has only its ignored classes.
+    """
+    if _is_own(config.data) or not config.data:
+        return {"ignore_classes": list(data.ignore_classes)}
+    values = {name: getattr(config, name) for name in (OF_MASKS if config.masks else DATA_RULES)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:

@@ -20,7 +20,13 @@ from segkit.report import label_picture
 from segkit.report.gallery import image_caption
 from segkit.runs import RunLock, create_run_folder
 from segkit.workflows.datasets import open_scored
-from segkit.workflows.predictors import ModelSource, find_members, load_scored_predictor
+from segkit.workflows.predictors import (
+    ModelSource,
+    find_members,
+    load_scored_predictor,
+    tell_rules,
+    with_rules_of_models,
+)
 
 Row = dict[str, Any]
 
@@ -65,10 +71,11 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
         DataError: An image or an annotation cannot be used, or a model has other classes than the data.
         NotFiniteError: A model returns NaN for an image.
     """
-    config = from_keywords(EvaluateConfig, settings)
+    config = from_keywords(EvaluateConfig, with_rules_of_models(EvaluateConfig, settings))
     import_modules(config.imports)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
+    tell_rules(config, [*members, *(find_members(config.compare) if config.compare else ())], console)
     data = open_scored(config, console, members[0].class_names)
     predictor = load_scored_predictor(config, members, data, console)
     other = None

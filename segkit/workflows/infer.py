@@ -39,7 +39,14 @@ from segkit.labels import background_of
 from segkit.models import import_modules
 from segkit.runs import DEMO, RunLock
 from segkit.training import ranks_of_torchrun
-from segkit.workflows.predictors import find_members, load_predictor, pick_device, pick_workers
+from segkit.workflows.predictors import (
+    find_members,
+    load_predictor,
+    pick_device,
+    pick_workers,
+    tell_rules,
+    with_rules_of_models,
+)
 from segkit.workflows.results_folder import KINDS, OF_ALL, RECORD, open_results
 
 WRITERS = 2  # threads
@@ -109,7 +116,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         UsageError: A setting cannot be used.
         DataError: The source does not exist, or has other classes than the model.
     """
-    config = from_keywords(InferConfig, settings)
+    config = from_keywords(InferConfig, with_rules_of_models(InferConfig, settings))
     import_modules(config.imports)
     members = find_members(config.weights, config.member_weights)
     source = write_demo(DEMO)[1] if config.source is None else config.source
@@ -125,6 +132,8 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         ids = check_sample(config.submission_sample, ids)
     with ranks_of_torchrun(None, timeout=WAIT) as ranks, RunLock() as lock:
         console = Console(verbose=verbose and ranks.is_first)
+        if ranks.is_first:
+            tell_rules(config, members, console)
         device = pick_device(config.device)
         if ranks.count > 1 and config.device == "auto" and device.type == "cuda":
             device = pick_device(f"cuda:{ranks.local_rank}")

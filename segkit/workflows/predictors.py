@@ -3,15 +3,16 @@
 import copy
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from segkit.config import PredictConfig, ScoreConfig
+from segkit.config import DATA_RULES, PredictConfig, ScoreConfig, Setting, as_declared, default_of
 from segkit.console import Console, counted
 from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
@@ -25,7 +26,9 @@ from segkit.models.model_file import describe_model
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
-from segkit.workflows.datasets import check_model_classes
+from segkit.workflows.datasets import OF_MASKS, check_model_classes
+
+_log = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
@@ -91,6 +94,14 @@ class ModelSource(NamedTuple):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @property
+    def data_rules(self) -> dict[str, Any]:
+        """The settings that made the labels of its training; empty for a model of an earlier segkit."""
+        if isinstance(self.model, Segmenter):
+            return self.model.data_rules
+        stored = read_header(self.model).get("data_rules", {})
+        return stored if isinstance(stored, dict) else {}  # `load` reports it
+
     def load(self, device: torch.device) -> Segmenter:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
         model = copy.deepcopy(self.model) if isinstance(self.model, Segmenter) else load_model(self.model)
@@ -121,6 +132,61 @@ def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = 
         weight = shares[number] / len(folds) if shares else 1.0
         members += [ModelSource(str(fold), find_model_file(fold), weight) for fold in folds]
     return members
+
+
+def rules_of_models(cls: type, weights: Sequence[Path | Segmenter]) -> dict[str, Setting]:
+    """Return the settings of a command that say how images and labels are read, as the first model was trained.
+
+    Args:
+        cls: The settings class of the command; settings that it lacks are not returned.
+        weights: See `find_members`.
+    """
+    first = find_members(weights)[0]
+    names = {field.name for field in fields(cls)}
+    try:
+        stored = as_declared(cls, {name: value for name, value in first.data_rules.items() if name in names})
+    except UsageError as error:
+        raise UsageError(f"the header of {first.name} cannot be used: {error}") from error
+    return {name: Setting(value, f"model {first.name}") for name, value in stored.items()}
+
+
+def with_rules_of_models(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a caller's settings, with the rules of the models where the caller gave none; see `rules_of_models`."""
+    settings = as_declared(cls, settings)
+    if any(isinstance(one, SegmentationDataset) for one in settings.get("data", ())):  # it makes its labels itself
+        return settings
+    if all(name in settings for name in DATA_RULES if hasattr(cls, name)):  # they were given, or found before
+        return settings
+    rules = rules_of_models(cls, settings.get("weights", ()))
+    return {**{name: setting.value for name, setting in rules.items()}, **settings}
+
+
+def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: Console) -> None:
+    """Print the rules for images and labels that are not the default, and warn of those that a training did not have.
+
+    Args:
+        config: The settings.
+        members: The models.
+        console: Prints the rules.
+    """
+    data = getattr(config, "data", ())
+    if any(isinstance(one, SegmentationDataset) for one in data):  # it makes its labels itself
+        return
+    names = OF_MASKS if getattr(config, "masks", ()) else DATA_RULES
+    rules = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    special = [f"{name} {_text(value)}" for name, value in rules.items() if value != default_of(config, name)]
+    if special:
+        console.print(f"rules  {', '.join(special)}")
+    for name, value in rules.items():
+        for member in members:
+            stored = member.data_rules.get(name, value)
+            if _text(stored) != _text(value):
+                _log.warning("`%s` is %s, but %s was trained with %s", name, _text(value), member.name, _text(stored))
+                break
+
+
+def _text(value: Any) -> str:
+    return " ".join(sorted(value)) or "none" if isinstance(value, list | tuple) else str(value).lower()
 
 
 def load_predictor(

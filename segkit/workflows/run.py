@@ -52,7 +52,7 @@ from segkit.training import (
 from segkit.training.checkpoint import changed_data, match_best, random_states, save_progress
 from segkit.training.state import has_ended
 from segkit.training.validation import memory_errors_explained
-from segkit.workflows.datasets import rule_of_folds, sources_of, write_data_report
+from segkit.workflows.datasets import data_rules, rule_of_folds, sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
@@ -165,6 +165,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
         scale = train_batches.dataset.training_scale
         model = build_model(config, train_set.class_names, device, ranks, console, scale=scale, is_resumed=is_resumed)
         model.category_ids = dict(train_set.category_ids)
+        model.data_rules = data_rules(config, train_set)
         state = build_state(config, model, (train_set, val_set), len(train_batches), device, rule)
         if is_resumed:
             resume_run(state, start.checkpoint, start.folder, ranks, allow_data_change=config.allow_data_change)

@@ -26,7 +26,14 @@ from segkit.models import import_modules
 from segkit.runs import RunLock, create_run_folder
 from segkit.tta import FLIPS, TTA
 from segkit.workflows.datasets import open_scored
-from segkit.workflows.predictors import ModelSource, build_crf, find_members, load_scored_predictor
+from segkit.workflows.predictors import (
+    ModelSource,
+    build_crf,
+    find_members,
+    load_scored_predictor,
+    tell_rules,
+    with_rules_of_models,
+)
 
 KEPT_BYTES = 2**30  # of mixtures in memory
 UNITS = 20  # units of weight per member, so that equal weights and halves, quarters, fifths of them are exact
@@ -91,10 +98,11 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
         DataError: An image or an annotation cannot be used, or a model has other classes than the data.
         NotFiniteError: A model returns NaN for an image.
     """
-    config = from_keywords(TuneConfig, settings)
+    config = from_keywords(TuneConfig, with_rules_of_models(TuneConfig, settings))
     import_modules(config.imports)
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
+    tell_rules(config, members, console)
     data = open_scored(config, console, members[0].class_names)
     crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
     if config.folds > len(data):

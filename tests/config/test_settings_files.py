@@ -14,6 +14,7 @@ from segkit.config import (
     TrainConfig,
     TuneConfig,
     format_settings,
+    parse_args,
     read_settings,
     write_yaml,
 )
@@ -185,3 +186,24 @@ def test_a_file_does_not_decide_which_code_runs(tmp_path):
     (tmp_path / "args.yaml").write_text("epochs: 1\nimports: [os]\n")
     with pytest.raises(UsageError, match=r"args\.yaml:2: imports runs code, so it is not taken from a file"):
         read_settings(TrainConfig, tmp_path / "args.yaml")
+
+
+@pytest.mark.parametrize("cls", [EvaluateConfig, TuneConfig, InferConfig, CheckConfig, FoldsConfig])
+def test_a_run_as_config_says_how_images_and_labels_are_read(cls, tmp_path):
+    # All else in it is of the training: its data, its seed, its folder.
+    run = TrainConfig(data=(Path("train.json"),), overlap="last", merge_same_name=True, exif="ignore", seed=7)
+    write_yaml(run, tmp_path / "args.yaml")
+    own = ["a.json", "--out", "x"] if cls is FoldsConfig else ["a.json"] if cls is CheckConfig else ["--data", "a.json"]
+    words = [*([] if cls is InferConfig else own), "--config", str(tmp_path)]
+    found, otherwise = parse_args(cls, words, prog="x"), parse_args(cls, words[:-2], prog="x")
+    changed = {name for name, value in vars(found).items() if value != getattr(otherwise, name)}
+    assert changed == {"overlap", "merge_same_name", "exif"} & set(vars(found))
+    assert changed
+    if hasattr(found, "overlap"):
+        assert parse_args(cls, [*words, "--overlap", "max-id"], prog="x").overlap == "max-id"
+
+
+def test_a_command_without_such_settings_takes_no_run_as_config(tmp_path):
+    write_yaml(TrainConfig(), tmp_path / "args.yaml")
+    with pytest.raises(UsageError, match="this command has no setting in common with a training"):
+        parse_args(ExportConfig, ["m.safetensors", "--config", str(tmp_path)], prog="x")

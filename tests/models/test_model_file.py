@@ -310,3 +310,19 @@ def test_a_model_defined_in_a_script_says_that_it_needs_a_module(tmp_path):
 def test_what_is_no_path_is_named(path):
     with pytest.raises(UsageError, match="a model file must be a path, got "):
         load_model(path)
+
+
+def test_the_rules_of_the_training_data_are_stored_and_older_files_lack_them(tmp_path):
+    model, path = small_model(), tmp_path / "m.safetensors"
+    model.data_rules = {"overlap": "last", "ignore_classes": ["tree"]}
+    save_model(model, path)
+    assert load_model(path).data_rules == read_header(path)["data_rules"] == model.data_rules
+    header = read_header(path)
+    for stored, expected in (({}, {}), ({"data_rules": None}, None), ({"data_rules": [1]}, None)):
+        other = {key: value for key, value in header.items() if key != "data_rules"} | stored
+        save_file(load_file(path), path, metadata={"segkit": json.dumps(other)})
+        if expected is None:
+            with pytest.raises(UsageError, match=r"the header of .* cannot be used: `data_rules` must be settings"):
+                load_model(path)
+        else:
+            assert load_model(path).data_rules == expected

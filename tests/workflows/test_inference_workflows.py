@@ -1,15 +1,19 @@
 """segkit.predict, evaluate, tune and export, as another program calls them."""
 
+import csv
 import inspect
 import json
 from contextlib import nullcontext
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+from helpers.shapes import rectangle, write_coco
 from PIL import Image
 
 import segkit
+from segkit.cli import evaluate
 from segkit.config import EvaluateConfig, InferConfig, TuneConfig
 from segkit.data import CocoSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
@@ -277,3 +281,80 @@ def test_the_workers_of_a_crf_end_with_the_command(workflow, file, shapes, tmp_p
     with pytest.raises(MachineError) if fails else nullcontext():
         workflow(weights=file, out=tmp_path / "a", crf=Watched(), device="cpu", **files)
     assert closed
+
+
+@pytest.fixture
+def overlapping(tmp_path):
+    """A photograph of 32 x 32 pixels, all in an object of class 1; one of class 2 with 100 pixels comes first."""
+    Image.fromarray(np.full((32, 32, 3), 128, np.uint8)).save(tmp_path / "a.png")
+    squares = [(7, 10), (3, 32)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": category, "segmentation": [rectangle(0, 0, side, side)]}
+        for i, (category, side) in enumerate(squares)
+    ]
+    return write_coco(tmp_path / "a.json", [{"id": 1, "file_name": "a.png", "height": 32, "width": 32}], annotations)
+
+
+def support(weights, data, out, **options):
+    result = segkit.evaluate(weights=weights, data=data, out=out, device="cpu", mask_cache="off", **options)
+    return [row["support"] for row in result.classes]
+
+
+def with_rules(file, path, **rules):
+    model = load_model(file)
+    model.data_rules = rules
+    save_model(model, path)
+    return path
+
+
+def test_labels_are_made_by_the_rules_of_the_models_training(file, overlapping, tmp_path, caplog):
+    last = with_rules(file, tmp_path / "last.safetensors", overlap="last", ignore_classes=["disc"])
+    assert support(file, overlapping, tmp_path / "1") == [0, 924, 100]  # the smallest object is on top
+    assert support(last, overlapping, tmp_path / "2") == [0, 1024, 0]
+    assert support(load_model(last), overlapping, tmp_path / "3") == [0, 1024, 0]
+    assert not caplog.messages
+    evaluate.main([f"--{k}={v}" for k, v in (("weights", last), ("data", overlapping), ("out", tmp_path / "4"))])
+    rows = list(csv.DictReader((tmp_path / "4" / "classes.csv").open()))
+    assert [(row["class"], row["support"]) for row in rows] == [("background", "0"), ("square", "1024"), ("disc", "0")]
+
+
+def test_other_rules_than_those_of_the_training_are_told(file, overlapping, tmp_path, caplog):
+    last = with_rules(file, tmp_path / "last.safetensors", overlap="last", ignore_classes=["disc"])
+    given = {"overlap": "smallest", "ignore_classes": ()}
+    assert support(last, overlapping, tmp_path / "1", **given) == [0, 924, 100]
+    assert caplog.messages == [
+        f"`overlap` is smallest, but {last} was trained with last",
+        f"`ignore_classes` is none, but {last} was trained with disc",
+    ]
+    caplog.clear()
+    assert support(file, overlapping, tmp_path / "2", compare=last) == [0, 924, 100]
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune", "infer"])
+def test_every_command_that_predicts_takes_the_rules_of_the_model(file, overlapping, tmp_path, command, capsys):
+    path = with_rules(file, tmp_path / "m.safetensors", overlap="last", exif="ignore", bbox_as_mask=True)
+    data = ["--source", "a.jpg"] if command == "infer" else ["--data", str(overlapping), "--no-bbox-as-mask"]
+    with pytest.raises(SystemExit):
+        import_module(f"segkit.cli.{command}").main(["--weights", str(path), *data, "--print-config"])
+    printed = capsys.readouterr().out
+    assert f"exif: ignore  # model {path}" in printed
+    if command != "infer":
+        assert f"overlap: last  # model {path}" in printed
+        assert "bbox_as_mask: false  # command line" in printed
+
+
+def test_rules_that_cannot_be_are_told_with_their_file(file, tmp_path):
+    path = with_rules(file, tmp_path / "m.safetensors", overlap="newest")
+    with pytest.raises(UsageError, match=r"the header of .*m.safetensors cannot be used: `overlap` must be"):
+        segkit.evaluate(weights=path, data="a.json")
+
+
+def test_masks_have_the_classes_of_the_model(file, tmp_path):
+    for name, picture in (
+        ("i", np.zeros((16, 16, 3), np.uint8)),
+        ("m", np.repeat(np.uint8([0, 2]), 128).reshape(16, 16)),
+    ):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture).save(tmp_path / name / "a.png")
+    assert support(file, tmp_path / "i", tmp_path / "out", masks=tmp_path / "m") == [128, 0, 128]

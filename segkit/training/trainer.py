@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from segkit.compat import compiled_for_training
 from segkit.data.batches import TrainBatches
-from segkit.data.loaders import Loader
 from segkit.errors import CheckpointError, Interrupted, NotFiniteError, UsageError, is_out_of_memory, os_error_text
 from segkit.labels import label_names
 from segkit.metrics import Scores
@@ -163,7 +162,8 @@ class Trainer:
             set_random_state(state.random)
             state.random = None
         for loader in (train, val):
-            if isinstance(loader, Loader) and ranks.count == 1:  # several processes would wait for the one that stops
+            # Only a segkit Loader has it. Several processes would wait for the one that stops.
+            if hasattr(loader, "while_waiting") and ranks.count == 1:
                 loader.while_waiting = self.stop.check
         not_saved = None
         state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)

@@ -1,10 +1,13 @@
 """segkit folds: divide a COCO JSON into training and validation JSONs of k folds."""
 
+import shlex
 from collections.abc import Sequence
+from itertools import chain
 
 from segkit.cli.process import errors_as_sentences
 from segkit.config import FoldsConfig, parse_args
 from segkit.console import Console
+from segkit.files import is_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,5 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = make_folds(**vars(config), verbose=True)
         console = Console(verbose=True)
         console.print(f"\n{made.folder}: {made.train[0].name}, {made.valid[0].name} ... {made.valid[-1].name}")
-        files = f"--data {made.train[0]} --val {made.valid[0]} --images {made.images}"
-        console.print(f"use it: python train.py {files}")
+        first = next(chain.from_iterable(made.names), "")
+        is_there = is_file(made.images / first)  # images are not read, so nobody may have said where they are
+        images = shlex.quote(str(made.images)) if is_there else "FOLDER_OF_THE_IMAGES"
+        files = (shlex.quote(str(file)) for file in (made.train[0], made.valid[0]))
+        console.print("use it: python train.py --data {} --val {} --images {}".format(*files, images))

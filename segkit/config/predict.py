@@ -98,7 +98,7 @@ class InferConfig(PredictConfig):
     pseudo_min_share: Annotated[float, arg(metavar="SHARE")] = 0.5
     """Write pseudo labels only for images with at least this share of labelled pixels, 0 to 1."""
     skip_existing: bool = False
-    """Continue in --out: skip images whose results exist."""
+    """Continue in --out, with the same models and settings: skip images whose results exist, unless they changed."""
     workers: Annotated[int | None, arg(metavar="N")] = None
     """Processes of the CRF. By default one per core, at most eight."""
 

@@ -169,6 +169,15 @@ def test_out_may_be_no_file_and_no_input_is_replaced(data, tmp_path, capsys):
     assert source.is_file()
 
 
+def test_the_command_to_train_has_the_folder_of_the_images_only_if_they_are_there(data, tmp_path, capsys):
+    run(data, "--k", 2, "--out", tmp_path / "the folds")
+    files = f"--data '{tmp_path}/the folds/train_data0.json' --val '{tmp_path}/the folds/valid_data0.json'"
+    assert capsys.readouterr().out.endswith(f"use it: python train.py {files} --images {tmp_path}\n")
+    (tmp_path / "labels").mkdir()
+    run(data.rename(tmp_path / "labels/all.json"), "--k", 2, "--out", tmp_path / "b")
+    assert capsys.readouterr().out.endswith(" --images FOLDER_OF_THE_IMAGES\n")
+
+
 def test_help_imports_no_torch():
     code = (
         "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules)); "

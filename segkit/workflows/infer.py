@@ -301,8 +301,12 @@ def _conclude(
     replaced = [result.name.as_posix() for result in results if result.was_replaced]
     if replaced:
         _log.warning("results of images that have changed since were made again: %s", _listed(replaced, "image"))
-    unread = _unread(config.source, out, [*KINDS, *OF_ALL, RECORD])
     old = sum(result.is_old for result in good)
+    earlier = [name for name in (*(f"{kind}/" for kind in KINDS), *OF_ALL) if (out / name).exists()]
+    stale = [name for name in earlier if name not in (*written, "failed.csv")]
+    if stale and old < len(good):
+        _log.warning("results of an earlier run, which lack what is new: %s; name them in `save`", ", ".join(stale))
+    unread = _unread(config.source, out, [*KINDS, *OF_ALL, RECORD])
     last = f"{len(good) - old} of {counted(len(results), 'image')} segmented"
     if old:
         last += f", {old} already there"

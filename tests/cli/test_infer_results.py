@@ -541,6 +541,18 @@ def test_an_image_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
         assert (row["source_bytes"], row["source_sha256"]) == (str(len(source)), hashlib.sha256(source).hexdigest())
 
 
+def test_results_that_are_not_made_again_are_named_if_something_is_new(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/a.png")
+    run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "overlay", "coco")
+    run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "--skip-existing")
+    assert "earlier run" not in capsys.readouterr().err
+    Image.new("RGB", (20, 30)).save(tmp_path / "in/b.png")
+    run(model, tmp_path / "in", tmp_path / "o", "--save", "mask", "--skip-existing")
+    stale = "overlay/, predictions.json; name them in --save"
+    assert f"warning: results of an earlier run, which lack what is new: {stale}" in capsys.readouterr().err
+
+
 def test_a_frame_that_was_replaced_is_segmented_again(model, tmp_path, capsys):
     def write(*values):
         writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))

@@ -21,6 +21,7 @@ _PUBLIC = {
     "read_image": "segkit.data.images",
     "signed_distance_maps": "segkit.data.rasterize",
     "train_loader": "segkit.data.loaders",
+    "training_scale": "segkit.data.transforms",
     "val_loader": "segkit.data.loaders",
     "write_demo": "segkit.demo",
     "write_image": "segkit.data.images",

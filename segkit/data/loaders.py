@@ -212,7 +212,8 @@ def train_loader(
         **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
 
     Returns:
-        A loader of (images (N, 3, H, W), target (N, H, W)), both uint8.
+        A loader of (images (N, 3, H, W), target (N, H, W)), both uint8. In a loop of your own, set
+        `model.training_scale = loader.dataset.training_scale`, so that the model is used at the scale of the crops.
 
     Raises:
         UsageError: The set has no images, or an argument cannot be used.

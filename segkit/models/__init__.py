@@ -13,6 +13,7 @@ _PUBLIC = {
     "Preprocessing": "segkit.models.preprocessing",
     "SegmentationHead": "segkit.models.segmenter",
     "Segmenter": "segkit.models.segmenter",
+    "TrainingScale": "segkit.training_scale",  # lives elsewhere, because the data needs it too
     "UNet": "segkit.models.unet",
     "create_model": "segkit.models.factory",
     "export_onnx": "segkit.models.export",

@@ -14,7 +14,7 @@ from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
 from segkit.sliding_window import SlidingWindow
 from segkit.training.distributed import ALONE, Ranks
-from segkit.training_scale import FULL_SIZE, Resizing
+from segkit.training_scale import FULL_SIZE, Resizing, training_scale_of
 from segkit.tta.merge import class_logits
 
 Precision = Callable[[], AbstractContextManager]
@@ -72,7 +72,7 @@ def validate(
                 ranks.check_between(check_stop)
             images, target = images.to(device), target.to(device)
             size = target.shape[-2:]
-            resizing = model.training_scale.of(*size)
+            resizing = training_scale_of(model).of(*size)
             factors = resizing.height, resizing.width
             part = None if window is None else window.of(*size, factors=factors, reduce=resizing.reduce)
             count += len(images)
@@ -119,12 +119,11 @@ def _predict(model: Segmenter, images: Tensor, resizing: Resizing, autocast: Pre
 
     The scores are logits, or probabilities if the images are resized: as in a Predictor, these are resized.
     """
+    prepare = model.preprocessing
     with autocast():
-        is_full_size = resizing == FULL_SIZE
-        inputs = images if is_full_size else resizing(images.float())
-        logits = model(model.preprocessing.normalise(inputs))
+        logits = model(prepare(images) if resizing == FULL_SIZE else prepare.normalise(resizing(images.float())))
     scores = class_logits(logits)
-    if is_full_size:
+    if resizing == FULL_SIZE:
         return logits, scores
     scores = resizing.undo(scores.float().softmax(1), images.shape[-2:])
     return resizing.undo(logits.float(), images.shape[-2:]), scores

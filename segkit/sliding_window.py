@@ -68,7 +68,10 @@ class SlidingWindow:
             max(1, math.ceil(side / factor / reduce)) * reduce for side, factor in zip(self.size, factors, strict=True)
         )
         is_large = height * factors[0] * width * factors[1] > self.above
-        return replace(self, size=size) if is_large and (height > size[0] or width > size[1]) else None
+        # The predictions of the windows of a batch are resized to the image: they may not take more memory than before.
+        batch_size = max(1, int(self.batch_size * min(1.0, factors[0] * factors[1])))
+        cut = replace(self, size=size, batch_size=batch_size)
+        return cut if is_large and (height > size[0] or width > size[1]) else None
 
     def __call__(self, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         """Return the blended prediction (C, H, W) float32 of an image (C_in, H, W).

@@ -245,6 +245,12 @@ def test_a_window_is_as_large_as_the_input_of_the_model():
     assert by_colour.sizes == [(64, 80)]
 
 
+def test_windows_that_show_more_of_the_image_are_predicted_fewer_at_once():
+    window = SlidingWindow(40, batch_size=8)
+    batches = [window.of(256, 320, factors=(f, f)).batch_size for f in (2.0, 1.0, 0.5, 0.25)]
+    assert batches == [8, 8, 2, 1]
+
+
 def test_of_members_of_different_scales_the_largest_input_decides_the_window():
     small, large = ByColour(TrainingScale(factor=(0.25, 0.25))), ByColour(TrainingScale())
     Predictor([small, large], window=SlidingWindow(40))(PHOTO)

@@ -57,11 +57,9 @@ class ImageNames:
         return f"; the folder has {shown}" + (", and it is not clear which one is meant" if len(files) > 1 else "")
 
     def _candidates(self, name: str) -> list[str]:
-        parts = _parts(name)
-        if ".." in parts:
+        if ".." in _parts(name):
             return []
-        ends = len(parts) if is_absolute(name) else 1
-        return [file for start in range(ends) for file in self._index().get("/".join(parts[start:]), [])]
+        return [file for end in _ends(name) for file in self._index().get(end, [])]
 
     def _index(self) -> dict[str, list[str]]:
         if self._files is None:
@@ -74,9 +72,30 @@ class ImageNames:
         return self._files
 
 
+def same_files(names: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the pairs (i, j) for which `names[i]` and `others[j]` can mean one file, without looking at the disk."""
+    with_path: dict[str, set[int]] = defaultdict(set)
+    with_end: dict[str, set[int]] = defaultdict(set)
+    for i, name in enumerate(names):
+        with_path[_ends(name)[0]].add(i)
+        for end in _ends(name):
+            with_end[end].add(i)
+    pairs = []
+    for j, name in enumerate(others):
+        path, *_ = ends = _ends(name)
+        pairs += [(i, j) for i in sorted(with_end.get(path, set()).union(*(with_path.get(e, ()) for e in ends)))]
+    return pairs
+
+
 def is_absolute(name: str) -> bool:
     """Return whether a name is an absolute path on any system."""
     return os.path.isabs(name) or PureWindowsPath(name).is_absolute()
+
+
+def _ends(name: str) -> list[str]:
+    """Return what a name can mean below a folder, in one spelling: all of it or, if it is absolute, the end of it."""
+    parts = _parts(name)
+    return ["/".join(parts[start:]) for start in range(len(parts) if is_absolute(name) else 1)]
 
 
 def _parts(name: str) -> list[str]:

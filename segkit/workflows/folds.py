@@ -1,6 +1,7 @@
 """segkit.make_folds: divide a COCO JSON into training and validation JSONs of k folds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from segkit.config import FoldsConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.data import SegmentationDataset
 from segkit.data.image_groups import group_images, hash_images, near_pairs
+from segkit.data.image_names import ImageNames, same_files
 from segkit.errors import DataError, UsageError
+from segkit.files import is_file
 from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
 from segkit.folds.files import check_fold_folder
 from segkit.folds.tables import describe_source, share_table, unevenness_table
@@ -122,5 +125,17 @@ def _group(config: FoldsConfig, source: FoldSource, root: Path) -> np.ndarray:
                     f"it has {has}"
                 )
             labels.append(None if value is None else json.dumps(value, sort_keys=True))
-    pairs = near_pairs(hash_images([root / name for name in names])) if config.near_duplicates else ()
+    # A file of pseudo labels may spell the names of the same images in another way.
+    count = np.count_nonzero(~source.train_only)  # of the images to divide, which come first
+    own, extra = names[:count], names[count:]
+    pairs = [(i, count + j) for i, j in same_files(own, extra)]
+    if config.near_duplicates:
+        pairs += near_pairs(hash_images([*_files(own, root), *_files(extra, root)]))
     return group_images(names, labels=labels, pairs=pairs)
+
+
+def _files(names: Sequence[str], root: Path) -> list[Path]:
+    """Return the files that names mean below a folder, as training finds them."""
+    lost = [name for name in names if not is_file(root / name)]
+    found = dict(zip(lost, ImageNames(root).find(lost, set(names).difference(lost)), strict=True))
+    return [root / (found.get(name) or name) for name in names]

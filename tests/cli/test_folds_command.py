@@ -126,6 +126,20 @@ def test_a_pseudo_label_of_a_validation_image_does_not_train(data, tmp_path):
         assert not set(names_in(tmp_path / f"train_data{fold}.json")) & set(validated(tmp_path, 5)[fold])
 
 
+def test_a_pseudo_label_of_a_validation_image_does_not_train_under_another_spelling(data, tmp_path):
+    content = json.loads(data.read_text())
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(content))
+    for image in content["images"]:  # as Windows writes it; infer names its results by the files
+        image["file_name"] = f"C:\\photographs\\{image['file_name'].upper()}"
+    data.write_text(json.dumps(content))
+    run(data, "--out", tmp_path, "--train-only", again, "--near-duplicates")
+    for fold, held_out in enumerate(validated(tmp_path, 5)):
+        plain = {name.rpartition("\\")[2].lower() for name in held_out}
+        assert held_out
+        assert not plain & set(names_in(tmp_path / f"train_data{fold}.json"))
+
+
 def test_older_folds_are_replaced_only_on_request_and_then_all(data, tmp_path, capsys):
     out = tmp_path / "folds"
     run(data, "--k", 4, "--out", out)

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from segkit.data.image_names import ImageNames
+from segkit.data.image_names import ImageNames, same_files
 
 FILES = ("a.jpg", "train/1.jpg", "train/b/2.png", "val/1.jpg", "caf\u00e9.png", "both.png", "BOTH.PNG")
 
@@ -44,3 +44,10 @@ def test_a_hint_names_the_files_with_the_same_last_part(names):
     assert names.hint("b/2.png") == "; the folder has train/b/2.png"
     assert names.hint("1.jpg") == "; the folder has train/1.jpg, val/1.jpg, and it is not clear which one is meant"
     assert names.hint("c.jpg") == ""
+
+
+def test_names_that_can_mean_one_file_are_pairs():
+    names = ["a.jpg", "train\\1.jpg", "/data/cats/2.jpg", "b/3.jpg"]
+    others = ["A.JPG", "train/1.jpg", "cats/2.jpg", "C:\\x\\b\\3.jpg", "3.jpg", "/other/cats/2.jpg"]
+    assert same_files(names, others) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert same_files(names, []) == []

@@ -37,7 +37,9 @@ class Folds:
         is_old = rule == 1 and isinstance(data, ImageFiles) and data.annotations is not None
         counts = count_classes(data.annotations, len(data.class_names)) if is_old else count_images(data)
         options = {"annotation_weights": (1.0,)} if rule == 1 else {}
-        self._fold_of = assign_folds(counts, k, groups=group_images(image_paths(data)), seed=seed, **options)
+        paths = image_paths(data)
+        groups = group_images(paths, labels=list(map(os.path.realpath, paths)))  # a path may lead through a link
+        self._fold_of = assign_folds(counts, k, groups=groups, seed=seed, **options)
 
     def by_rule(self, rule: int) -> "Folds":
         """Return the same images, divided by another rule."""

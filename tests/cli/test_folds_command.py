@@ -11,7 +11,7 @@ from PIL import Image
 
 from segkit.cli import folds, train
 from segkit.config import TrainConfig, parse_args
-from segkit.data import write_image
+from segkit.data import DataWarning, write_image
 from segkit.workflows.datasets import load_data
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +243,15 @@ def test_a_train_only_image_whose_file_validates_is_dropped(data, tmp_path, flag
     assert same == held_out
     assert joined[: len(names)] == names
     assert not set(joined) & set(held_out)
+
+
+def test_train_keeps_a_file_and_a_link_to_it_in_one_fold(data, tmp_path):
+    (tmp_path / "link").symlink_to(data.parent, target_is_directory=True)
+    roots = [data.parent, tmp_path / "link"]
+    with pytest.warns(DataWarning, match="listed as several images"):
+        names, held_out = loaded("--data", data, data, "--images", *roots, "--folds", 4, "--fold", 0)
+    assert held_out
+    assert not set(names) & set(held_out)
 
 
 def test_folds_of_image_and_mask_folders(tmp_path):

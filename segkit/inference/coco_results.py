@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from segkit.data.coco_file import id_value
 from segkit.errors import UsageError
 from segkit.files import write_json
 from segkit.inference.prediction import Prediction
@@ -114,19 +115,22 @@ def write_coco(
 
 
 def category_ids(class_names: Sequence[str], *known: Mapping[str, int | str]) -> dict[int, int | str]:
-    """Return the category id of each label, except background: the known one, else the next free number from 1.
+    """Return the category id of each label, except background: the known one, else the next number above all known ids.
 
     Args:
         class_names: The names of the labels, in their order.
-        *known: Ids by name; earlier ones come first, and no id is used twice.
+        *known: Ids by name; earlier ones come first. No id is used for two names, also not for a name that is no label,
+            such as another spelling of background.
     """
     ids: dict[int, int | str] = {}
+    taken: set[int | str] = set()
     for mapping in known:
         for label in foreground_of(class_names):
             found = mapping.get(class_names[label])
-            if found is not None and label not in ids and found not in ids.values():
+            if found is not None and label not in ids and found not in taken:
                 ids[label] = found
-    following = max([0, *(found for found in ids.values() if isinstance(found, int))]) + 1
+        taken.update(mapping.values())
+    following = max([0, *(value for value in map(id_value, taken) if isinstance(value, int))]) + 1
     for label in foreground_of(class_names):
         if label not in ids:
             ids[label], following = following, following + 1

@@ -7,7 +7,7 @@ from PIL import Image
 
 from segkit.data import CocoSegmentation
 from segkit.inference import Prediction, PseudoLabels, write_coco
-from segkit.inference.coco_results import annotations_of, image_record
+from segkit.inference.coco_results import annotations_of, category_ids, image_record
 from segkit.labels import background_of
 
 NAMES = ("background", "can", "paper", "glass")
@@ -94,9 +94,14 @@ def test_categories_keep_the_ids_of_the_source_then_of_the_model(tmp_path):
     write_coco(tmp_path / "a.json", NAMES, results, {"glass": 0, "other": 5}, {"glass": 9, "can": 0, "paper": "p"})
     content = json.loads((tmp_path / "a.json").read_text())
     # can has no id of the source, and the id that the model knows for it is glass here
-    expected = {"can": 1, "paper": "p", "glass": 0}
+    expected = {"can": 10, "paper": "p", "glass": 0}
     assert {category["name"]: category["id"] for category in content["categories"]} == expected
     assert [annotation["category_id"] for annotation in content["annotations"]] == list(expected.values())
+
+
+def test_no_category_gets_the_id_that_the_source_has_for_background():
+    names, source = ("background", "can", "box", "cup"), {"Background": 3, "can": "4"}
+    assert category_ids(names, source, {"can": 7, "box": 3}) == {1: "4", 2: 8, 3: 9}
 
 
 def test_annotations_have_area_box_and_mask_as_plain_json():

@@ -341,9 +341,12 @@ def load_state(
 
 
 def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
-    """Return which parts of the data (`train`, `val`) differ from those that the run began with."""
+    """Return which parts of the data (`train`, `val`) differ from those that the run began with.
+
+    A digest that the checkpoint lacks is not compared: an earlier version of segkit did not make it.
+    """
     before = content["data"]
-    return {name for name in {*before, *state.data} if before.get(name) != state.data.get(name)}
+    return {name.split()[0] for name, digest in state.data.items() if before.get(name, digest) != digest}
 
 
 def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -146,7 +146,8 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
         content = read_run(fold)
         check_settings({**content["settings"], "fold": now["fold"], "epochs": now["epochs"]}, now)
         digests = data_digests(config, fold_rule=rule_of_folds(content))
-        if content["data"] != digests and not config.allow_data_change:
+        is_changed = any(content["data"].get(part, digest) != digest for part, digest in digests.items())
+        if is_changed and not config.allow_data_change:
             raise UsageError(
                 f"cannot resume: the data is not what fold {number} was trained on (its files differ); "
                 "to resume it on the data of now, add `allow_data_change`"

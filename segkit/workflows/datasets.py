@@ -19,7 +19,7 @@ from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.findings import EXAMPLES, Note
 from segkit.data.mask_cache import default_folder
 from segkit.errors import DataError, DataWarning, UsageError
-from segkit.files import write_csv
+from segkit.files import fingerprint, write_csv
 from segkit.folds.split import RULE, Folds, add_train_only, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 
@@ -328,8 +328,9 @@ def data_digests(
 ) -> dict[str, str]:
     """Return digests of the training and the validation data, which a resumed run must share with its start.
 
-    They cover the content of annotation files, and the names and sizes of the files in folders. For data sets of the
-    caller, in `sets`, they cover the names of classes and images: to read all pixels could take long.
+    They cover the content of annotation files and of masks, and the names and sizes of photographs in folders. For data
+    sets of the caller, in `sets`, they cover the names of classes and images: to read all pixels could take long.
+    Checkpoints of earlier versions lack the digests of the content of masks, `train masks` and `val masks`.
     """
     if not config.data:
         digests = {}
@@ -344,6 +345,10 @@ def data_digests(
         "train": _digest(config.data, config.train_only, config.masks, labels),
         "val": _digest(scored, config.masks[first : first + len(scored)], labels),
     }
+    if config.masks:
+        of_val = slice(first, first + len(scored)) if config.val else slice(0)
+        digests["train masks"] = _digest_of_content([m for m in config.masks if m not in config.masks[of_val]])
+        digests["val masks"] = _digest_of_content(config.masks[of_val])
     if config.folds is None or fold_rule == 1:  # the digests of runs that began before rule 2 do not name it
         return digests
     return {part: f"{digest} folds {fold_rule}" for part, digest in digests.items()}
@@ -360,6 +365,16 @@ def _digest(*groups: Iterable[Path | None]) -> str:
                 digest.update(listed.encode(errors="surrogateescape"))
             else:
                 digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest_of_content(folders: Iterable[Path]) -> str:
+    """Return a digest of all files in folders: two classes may be exchanged without a change of any size."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            digest.update(f"\0{file.relative_to(folder)} ".encode(errors="surrogateescape"))
+            digest.update(fingerprint(file).sha256.encode())
     return digest.hexdigest()
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import at_forward, fails, signal_at_batch, train_arguments
+from helpers.commands import SMALL, at_forward, fails, signal_at_batch, train_arguments
+from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
 from segkit.cli import train
@@ -216,6 +217,30 @@ def test_changed_data_is_an_error_unless_it_is_allowed(shapes, tmp_path, capsys)
     train.main(["--resume", str(tmp_path / "a"), "--epochs", "2", "--allow-data-change"])
     assert "warning: the data has changed\n" in capsys.readouterr().err
     assert epochs(tmp_path / "a") == ["1", "2"]
+
+
+def test_masks_whose_classes_were_exchanged_are_changed_data(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(6):
+        Image.fromarray(random.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.repeat(np.uint8([0, 1, 2]), 768).reshape(48, 48)).save(tmp_path / "masks" / f"{i}.bmp")
+    (tmp_path / "names.txt").write_text("ground\nsquare\ndisc\n")
+    paths = ["--data", tmp_path / "images", "--masks", tmp_path / "masks", "--class-names", tmp_path / "names.txt"]
+    out = tmp_path / "a"
+    train.main([*map(str, paths), "--out", str(out), *SMALL, "--epochs", "1"])
+    sizes = {path: path.stat().st_size for path in (tmp_path / "masks").iterdir()}
+    for path in sizes:
+        Image.fromarray(np.uint8([0, 2, 1])[np.asarray(Image.open(path))]).save(path)
+    assert sizes == {path: path.stat().st_size for path in sizes}
+    assert fails(train, "--resume", out, "--epochs", "2") == 2
+    assert "the data files have changed since the run began" in capsys.readouterr().err
+    content = torch.load(out / "last.pt", weights_only=True)
+    older = {part: digest for part, digest in content["data"].items() if "masks" not in part}
+    torch.save({**content, "data": older}, out / "last.pt")
+    train.main(["--resume", str(out), "--epochs", "2"])  # an earlier version did not look into masks
+    assert epochs(out) == ["1", "2"]
 
 
 def test_after_a_change_of_the_data_the_rate_ends_at_zero_and_the_best_is_searched_again(shapes, tmp_path, capsys):

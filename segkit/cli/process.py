@@ -32,6 +32,12 @@ SMALLER_VIEW = "`window=512`, or fewer views"
 _ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
 
 
+def program(command: str) -> str:
+    """Return the name under which a command was started: its script in a checkout, or `segkit COMMAND`."""
+    script = f"{command}.py"
+    return script if os.path.basename(sys.argv[0]) == script else f"segkit {command}"
+
+
 @contextmanager
 def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[None]:
     """Print a SegkitError as one sentence and exit with its code; any other exception keeps its traceback.

@@ -186,7 +186,10 @@ def _parse(cls: type, argv: Sequence[str], found: Mapping[str, Setting], prog: s
         )
     except SystemExit as stop:
         if not stop.code:  # tyro has printed the help
-            print(f"\nexample:\n{textwrap.indent(page.example, '  ')}")
+            example = page.example
+            if not prog.endswith(".py"):
+                example = re.sub(r"python (\w+)\.py", r"python -m segkit \1", example)
+            print(f"\nexample:\n{textwrap.indent(example, '  ')}")
         raise
     values = {**vars(parsed)}
     for name in groups:

@@ -272,6 +272,23 @@ def test_help_comes_without_torch(script):
     assert "train" in result.stdout or "Segment photographs" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("started", "command", "usage", "example"),
+    [
+        ("train.py", train, "train.py", "python train.py --data"),
+        ("segkit/__main__.py", train, "segkit train", "python -m segkit train --data"),
+        ("segkit/__main__.py", infer, "segkit infer", "python -m segkit infer --weights"),
+    ],
+)
+def test_help_names_the_command_as_it_was_started(started, command, usage, example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / started)])
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: {usage} [")
+    assert f"\n  {example}" in out
+
+
 def test_an_unknown_command_is_named():
     result = subprocess.run([sys.executable, "-m", "segkit", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2

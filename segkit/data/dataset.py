@@ -20,6 +20,7 @@ from segkit.errors import DataError, UsageError
 from segkit.files import reduction
 from segkit.labels import IGNORE_INDEX
 
+CLASSES_SHOWN = 12  # by the repr of a data set
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
@@ -45,6 +46,14 @@ class SegmentationDataset:
     transform: Callable[..., Any] | None = None
     mask_cache: MaskCache | None = None
     notes: Sequence[Note] = ()
+
+    def __repr__(self) -> str:
+        names = self.class_names
+        more = ", ..." if len(names) > CLASSES_SHOWN else ""
+        return (
+            f"<{type(self).__name__}: {counted(len(self), 'image')}, {counted(len(names), 'class')}: "
+            f"{', '.join(names[:CLASSES_SHOWN])}{more}>"
+        )
 
     def __len__(self) -> int:
         raise NotImplementedError

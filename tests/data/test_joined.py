@@ -33,6 +33,13 @@ def test_images_come_one_set_after_the_other():
         joined.image(4)
 
 
+def test_a_data_set_shows_its_size_and_classes():
+    assert repr(Flat(5, 6)) == "<Flat: 2 images, 2 classes: a, b>"
+    many = Flat(5, class_names=[f"c{i}" for i in range(40)]).subset([0])
+    assert repr(many).startswith("<Subset: 1 image, 40 classes: c0, c1, ")
+    assert repr(many).endswith("c10, c11, ...>")
+
+
 def test_ignored_classes_stay_ignored():
     joined = JoinedDatasets([Flat(1, ignore_classes=("b",)), Flat(2, ignore_classes=("b",))])
     assert (joined[1][1] == 255).all()

@@ -202,7 +202,8 @@ def train_loader(
 
     Args:
         data: Images and masks.
-        transform: See `create_transform`.
+        transform: A pipeline of albumentations, see `create_transform`. With Normalize and ToTensorV2 at its end, the
+            images are float32, for a model that is called on them as they are.
         batch_size: Images in a batch, over all processes that train together.
         workers: Number of processes that load. It does not change what is loaded.
         seed: Seed of the order and the augmentations.
@@ -212,8 +213,9 @@ def train_loader(
         **options: `mix`, `mix_share`, `donors`, `on_bad`, `max_bad`, `decode_at_least`, see `Augmented`.
 
     Returns:
-        A loader of (images (N, 3, H, W), target (N, H, W)), both uint8. In a loop of your own, set
-        `model.training_scale = loader.dataset.training_scale`, so that the model is used at the scale of the crops.
+        A loader of (images (N, 3, H, W), target (N, H, W)), both uint8; images are float32 if `transform` normalises.
+        In a loop of your own, set `model.training_scale = loader.dataset.training_scale`, so that the model is used at
+        the scale of the crops.
 
     Raises:
         UsageError: The set has no images, or an argument cannot be used.

@@ -84,11 +84,11 @@ def _check_sizes(mask: np.ndarray, other: np.ndarray) -> None:
 class Augmented(Dataset):
     """Augmented samples: item (index, seed) is (image (3, H, W), mask (H, W)), both uint8.
 
-    The mask of an item (index, seed, PADDING) is 255 everywhere.
+    If the transform normalises, the image is float32. The mask of an item (index, seed, PADDING) is 255 everywhere.
 
     Args:
         data: Images and masks.
-        transform: An albumentations pipeline; it is seeded for each sample.
+        transform: An albumentations pipeline; it is seeded for each sample. It may end with Normalize and ToTensorV2.
         mix: Makes one sample out of two, such as `cutmix` or a `CopyPaste`.
         mix_share: Share of the samples that are mixed.
         donors: Indices of the images that the second sample is drawn from. By default all.
@@ -112,6 +112,11 @@ class Augmented(Dataset):
         decode_at_least: int = 0,
     ) -> None:
         check_known("`on_bad`", on_bad, ("error", "skip"))
+        if not hasattr(transform, "set_random_seed"):
+            raise UsageError(
+                "`transform` must be a pipeline of albumentations (A.Compose), or have a method `set_random_seed`, "
+                f"got a {type(transform).__name__}"
+            )
         self.data = data
         self.transform = transform
         self.mix = mix
@@ -148,12 +153,12 @@ class Augmented(Dataset):
         image, mask = result
         return _to_tensors(image, np.full_like(mask, IGNORE_INDEX) if padding else mask)
 
-    def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def _transformed(self, index: int, seed: int) -> Sample:
         with name_image_in_errors(self.data, index):
             image, mask = self._read(index, seed)
             self.transform.set_random_seed(seed)
             result = self.transform(image=image, mask=mask)
-        return result["image"], result["mask"]
+            return _as_arrays(result["image"], result["mask"])
 
     def _read(self, index: int, seed: int) -> Sample:
         """Return image and mask, or a substitute, which depends only on the seed and on which files can be read."""
@@ -163,7 +168,7 @@ class Augmented(Dataset):
                 try:
                     if self.decode_at_least:
                         return self.data.small_sample(index, self.decode_at_least)
-                    return self.data[index]
+                    return _as_arrays(*self.data[index])
                 except DataError as error:
                     if self.on_bad == "error":
                         raise
@@ -190,7 +195,7 @@ class Plain(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         with name_image_in_errors(self.data, index):
-            return _to_tensors(*self.data[index])
+            return _to_tensors(*_as_arrays(*self.data[index]))
 
 
 @contextmanager
@@ -207,6 +212,23 @@ def name_image_in_errors(data: SegmentationDataset, index: int) -> Iterator[None
         raise as_segkit_error(error) or error  # noqa: B904
     except Exception as error:
         raise RuntimeError(f"cannot load image {data.name(index)}: {type(error).__name__}: {error}") from error
+
+
+def _as_arrays(image: np.ndarray | Tensor, mask: np.ndarray | Tensor) -> Sample:
+    """Return an image (H, W, 3) and a mask (H, W), also of the tensors that ToTensorV2 makes, (3, H, W) and (H, W).
+
+    Raises:
+        UsageError: They have other shapes.
+    """
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1).numpy()
+    mask = np.asarray(mask)
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != mask.shape:
+        raise UsageError(
+            "an image must be an array (H, W, 3) or a tensor (3, H, W), and its mask (H, W) of the same size; after "
+            f"the transform they are (height, width, channels) {image.shape} and {mask.shape}"
+        )
+    return image, mask
 
 
 def _to_tensors(image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:

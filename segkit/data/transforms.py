@@ -6,6 +6,7 @@ To use an augmentation of your own in `create_transform` and `segkit.train(augme
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -265,7 +266,9 @@ def _shift_scale_rotate(p: float) -> A.Affine:
 
 
 def _sharpness() -> A.OneOf:
-    return A.OneOf([A.CLAHE(), A.Sharpen(alpha=(0.2, 0.3)), A.GaussianBlur(blur_limit=(3, 3), p=0.3)], p=1.0)
+    sigma = 1 / math.sqrt(2 * math.log(2))  # the kernel is [0.25, 0.5, 0.25], as it used to be in OpenCV
+    blur = A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(sigma, sigma), p=0.3)
+    return A.OneOf([A.CLAHE(), A.Sharpen(alpha=(0.2, 0.3)), blur], p=1.0)
 
 
 def _seed1(crop: int) -> Transforms:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segkit.errors import MachineError, is_out_of_memory, sentence
+from segkit.errors import MachineError, UsageError, is_out_of_memory, sentence
 from segkit.labels import IGNORE_INDEX, label_names
 from segkit.metrics import ConfusionMatrix, Scores
 from segkit.models import Segmenter
@@ -61,6 +61,9 @@ def validate(
         check_stop: Called before each batch. If it raises Interrupted in one process, all are interrupted at their
             next batch.
         ranks: The processes that share the images; all of them return the same result.
+
+    Raises:
+        UsageError: The images are not uint8.
     """
     model.eval()
     names = label_names(model.class_names)
@@ -70,6 +73,10 @@ def validate(
         for images, target in loader:
             if check_stop is not None:
                 ranks.check_between(check_stop)
+            if images.dtype != torch.uint8:
+                raise UsageError(
+                    f"validation images must be uint8 in 0..255, got {images.dtype}; are they normalised already?"
+                )
             images, target = images.to(device), target.to(device)
             size = target.shape[-2:]
             resizing = training_scale_of(model).of(*size)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
 from helpers.limits import no_more_files
 from helpers.shapes import write_coco, write_shapes
 from PIL import Image
@@ -34,7 +35,7 @@ from segkit.data.batches import TrainBatches
 from segkit.data.loaders import SIGNALS, Loader
 from segkit.data.samples import Augmented, CopyPaste, cutmix
 from segkit.data.transforms import strict_arguments
-from segkit.errors import MachineError
+from segkit.errors import MachineError, UsageError
 
 
 @pytest.fixture
@@ -89,6 +90,53 @@ def test_training_batches_are_uint8_crops(data):
     assert (target.shape, target.dtype) == ((5, 40, 40), torch.uint8)
 
 
+class Halves(SegmentationDataset):
+    """Images (32, 48, 3) whose left half is black, label 0, and whose right half is (255, 0, 51), label 1."""
+
+    class_names = ("left", "right")
+
+    def __len__(self):
+        return 4
+
+    def image(self, index):
+        return np.where(self.mask(index)[..., None] == 1, [255, 0, 51], [0, 0, 0]).astype(np.uint8)
+
+    def mask(self, index):
+        return np.tile(np.repeat([0, 1], 24), (32, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mix", [None, cutmix])
+def test_a_pipeline_may_end_with_normalize_and_to_tensor(mix):
+    transform = A.Compose([A.HorizontalFlip(p=0), A.Normalize(mean=(0, 0.5, 0.2), std=(1, 0.5, 0.1)), ToTensorV2()])
+    loader = train_loader(Halves(), transform, batch_size=4, mix=mix, mix_share=1.0)
+    images, target = next(iter(loader))
+    assert (images.shape, images.dtype) == ((4, 3, 32, 48), torch.float32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    right = torch.tensor([1.0, -1, 0]).expand(4, 32, 24, 3)
+    left = torch.tensor([0.0, -1, -2]).expand(4, 32, 24, 3)
+    torch.testing.assert_close(images.permute(0, 2, 3, 1), torch.cat([left, right], dim=2))
+    assert (target == torch.arange(48).ge(24).expand(4, 32, 48)).all()
+
+
+def test_a_data_set_that_makes_tensors_itself_is_loaded_alike():
+    data = Halves()
+    data.transform = A.Compose([A.Normalize(), ToTensorV2()])
+    images, target = next(iter(val_loader(data)))
+    assert (images.shape, images.dtype, target.shape) == ((1, 3, 32, 48), torch.float32, (1, 32, 48))
+
+
+def channels_first(image, mask):
+    return {"image": image.transpose(2, 0, 1), "mask": mask}
+
+
+def test_a_transform_that_cannot_be_used_is_one_sentence():
+    with pytest.raises(UsageError, match=r"`transform` must be a pipeline of albumentations .* got a function"):
+        train_loader(Halves(), channels_first, batch_size=4)
+    channels_first.set_random_seed = int
+    with pytest.raises(UsageError, match=r"image must be an array \(H, W, 3\) .* \(3, 32, 48\) and \(32, 48\)"):
+        next(iter(train_loader(Halves(), channels_first, batch_size=4)))
+
+
 def test_validation_is_every_image_at_full_size_in_order(data):
     items = list(val_loader(data))
     assert len(items) == len(data)
@@ -139,6 +187,17 @@ def test_the_seeds_pipelines_reflect_at_the_border_and_invent_no_label(name):
     for seed in range(20):
         transform.set_random_seed(seed)
         assert set(np.unique(transform(image=np.zeros((30, 40, 3), np.uint8), mask=mask)["mask"])) <= {3, 9}
+
+
+def test_the_blur_of_seed2_has_the_kernel_that_opencv_had():
+    blur = create_transform("seed2", crop=32).transforms[0].transforms[2]
+    blur.p = 1
+    point = np.zeros((9, 9, 3), np.uint8)
+    point[4, 4] = 240
+    for seed in range(3):
+        blur.set_random_seed(seed)
+        expected = np.outer([60, 120, 60], [0.25, 0.5, 0.25])
+        np.testing.assert_array_equal(blur(image=point)["image"][3:6, 3:6, 1], expected)
 
 
 def test_an_argument_that_albumentations_does_not_know_is_an_error():

@@ -13,7 +13,7 @@ import torch
 from helpers.tiny_training import CPU, Drawn, build_state, forked, outcome, run, same
 
 from segkit.data import loaders
-from segkit.errors import MachineError
+from segkit.errors import MachineError, UsageError
 from segkit.losses import create_loss
 from segkit.models import create_model, load_model, read_header
 from segkit.training import (
@@ -31,6 +31,7 @@ from segkit.training import (
     create_scheduler,
     read_checkpoint,
     seed_all,
+    validate,
 )
 
 
@@ -55,6 +56,13 @@ def scored(**mious):
             return {name: Validation(1.0, FixedScores(next(stream))) for name, stream in streams.items()}
 
     return Scored
+
+
+def test_normalised_images_are_refused_by_the_validation():
+    batch = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.uint8)
+    model = create_model("fpn", backbone="test_resnet", num_classes=2, pyramid_channels=8, channels=8)
+    with pytest.raises(UsageError, match=r"must be uint8 in 0\.\.255, got torch\.float32; are they normalised already"):
+        validate(model, [batch], create_loss("ce"), device=CPU, autocast=autocast(CPU, "off"))
 
 
 def test_training_stops_when_the_miou_has_not_risen_for_the_given_epochs(tmp_path):

@@ -128,6 +128,8 @@ def slowly(members, images, tta):
     def mean(maps):
         return (maps * weights).sum(0) / weights.sum()
 
+    if tta.merge == "logits-sum":
+        return (2 * mean(at_full_size(logits))).softmax(1)
     if tta.merge == "gmean":
         return mean(at_full_size(logits)).softmax(1)
     probs = at_full_size([x.softmax(1) for x in logits])
@@ -169,6 +171,49 @@ def test_the_hflip_preset_equals_the_seeds_own_function():
     expected = torch.from_numpy(total / 6).float().softmax(1)
     found = TTA.preset("seed_hflip_multiscale")(LocalModel(), images)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def as_ttach(models, images, turns, scales, factors=(1,)):
+    """Logits as ttach's wrapper returns them, summed over the models: turn, scale by nearest, multiply; then undo."""
+    total = 0
+    for turn, scale, factor in product(map(TURNS.get, turns), scales, factors):
+        turned = turn.apply(images)
+        size = [int(side * scale) for side in turned.shape[-2:]]
+        logits = sum(model(F.interpolate(turned, size=size) * factor) for model in models)
+        total = total + turn.undo(F.interpolate(logits, size=turned.shape[-2:]))
+    return (total / len(turns) / len(scales) / len(factors)).detach()
+
+
+@pytest.mark.parametrize("brightness", [(1,), (0.9, 1, 1.1)])
+def test_nearest_is_the_resizing_of_ttach(brightness):
+    images = torch.randn(2, 3, 16, 24)
+    options = {"scales": (0.75, 1, 1.25, 1.5), "flips": "d4", "brightness": brightness, "brightness_of": "input"}
+    found = TTA(**options, merge="logits", resize="nearest")(LocalModel(), images)
+    torch.testing.assert_close(found, as_ttach([LocalModel()], images, TURNS, options["scales"], brightness))
+
+
+def test_the_presets_of_ttach_equal_its_results():
+    images = torch.randn(1, 3, 16, 24)
+    models = [LocalModel(0), LocalModel(1)]
+    members = [Member(model, lambda x: x, 0.5) for model in models]
+    for name, turns in (("vflip", "identity v"), ("turns", "identity v rot180 rot270 h transpose")):
+        tta = TTA.preset(f"seed_{name}_multiscale")
+        expected = as_ttach(models, images, turns.split(), tta.scales).softmax(1)
+        torch.testing.assert_close(tta.ensemble(members, images), expected)
+    expected = as_ttach(models[:1], images, FLIPS["hv"], (0.75, 1, 1.25), (0.9, 1, 1.1)).softmax(1)
+    torch.testing.assert_close(TTA.preset("seed_flips_brightness")(models[0], images), expected)
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_nearest_with_multiples_keeps_places(fit):
+    images = torch.rand(1, 3, 13, 22)
+    tta = TTA(scales=(1, 2), flips="d4", merge="logits", resize="nearest", multiple=8, fit=fit)
+    model = PixelModel()
+    found = tta(model, images)
+    assert all(side % 8 == 0 for shape in model.calls for side in shape[2:])
+    if fit == "pad":  # sides of the image and of twice the image: nothing moves
+        torch.testing.assert_close(found, PixelModel()(images))
+    assert found.shape[2:] == images.shape[2:]
 
 
 def test_the_presets_run_each_different_view_once():
@@ -260,6 +305,7 @@ def test_no_graph_is_kept_and_half_precision_is_merged_in_float32():
 def test_the_plan_is_readable():
     assert str(TTA()) == "1 view: scale 1"
     assert str(TTA(scales=(0.5, 1), flips="v")) == "4 views: scales 0.5, 1 x turns identity, v; mean"
+    assert str(TTA(flips="v", resize="nearest")) == "2 views: turns identity, v; mean, resized by nearest"
 
 
 @pytest.mark.parametrize(
@@ -273,6 +319,8 @@ def test_the_plan_is_readable():
         ({"brightness": (-1,)}, "`brightness` must be positive"),
         ({"merge": "meen"}, "unknown merge 'meen'; did you mean 'mean'"),
         ({"fit": "crop"}, "unknown fit"),
+        ({"resize": "bicubic"}, "unknown resize 'bicubic'. Known: bilinear, nearest"),
+        ({"brightness_of": "output"}, "unknown brightness_of 'output'. Known: image, input"),
         ({"multiple": 0}, "at least 1"),
     ],
 )

@@ -32,8 +32,10 @@ class PredictConfig:
     """Run models on photographs at full size, even if they were trained on photographs that were shrunk first."""
     brightness: Annotated[tuple[float, ...], arg(metavar="FACTOR ...")] = (1.0,)
     """Test-time brightness factors."""
-    merge: Literal["mean", "gmean", "max", "min", "vote", "sharpened"] = "mean"
-    """How the probabilities of the test-time views are merged; gmean is the softmax of the mean logits."""
+    merge: Literal["mean", "gmean", "logits-sum", "max", "min", "vote", "sharpened"] = "mean"
+    """How the test-time views are merged. gmean: softmax of the mean logits. logits-sum: of their sum over models."""
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+    """How images are resized to --scales, and predictions back. nearest: as ttach, for its results."""
     window: Annotated[int, arg(metavar="PIXELS")] = 0
     """Predict larger images in sliding windows with sides of this length. 0: predict whole images."""
     window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
@@ -64,7 +66,9 @@ class PredictConfig:
                 f"`member_weights` needs one weight for each of the {len(self.weights)} `weights`, "
                 f"got {len(self.member_weights)}"
             )
-        changed = [n for n in ("flips", "scales", "brightness", "merge") if getattr(self, n) != default_of(self, n)]
+        changed = [
+            n for n in ("flips", "scales", "brightness", "merge", "resize") if getattr(self, n) != default_of(self, n)
+        ]
         if self.tta is not None and changed:
             raise UsageError(f"`tta` sets all test-time options, so it does not go with `{changed[0]}`")
 
@@ -184,4 +188,4 @@ class TuneConfig(ScoreConfig):
         check(self, "margin", self.margin >= 0, "0 or more")
 
 
-CHOSEN_BY_TUNE = ("tta", "member_weights", "brightness", "merge", "class_bias")
+CHOSEN_BY_TUNE = ("tta", "member_weights", "brightness", "merge", "resize", "class_bias")

@@ -67,14 +67,20 @@ class TTA:
             from `segkit.tta.TURNS`. The unchanged image is always a view, and no view occurs twice.
         brightness: Factors for the RGB values; the results are clipped at 255.
         merge: How the views are merged. `mean`: mean of the probabilities. `gmean`: their geometric mean,
-            which is the softmax of the mean logits. `max`, `min`: scaled to sum to 1. `vote`: share of the
+            which is the softmax of the mean logits. `logits-sum`: the same, but the logits of several models are
+            added up, so that the result is more certain. `max`, `min`: scaled to sum to 1. `vote`: share of the
             views in which the class is the most likely one. `sharpened`: mean of the squared probabilities,
             scaled to sum to 1. `logits`: mean of the logits.
-        align_corners: Option of the resizing, as in `torch.nn.functional.interpolate`.
+        align_corners: Option of the bilinear resizing, as in `torch.nn.functional.interpolate`.
         multiple: Make the sides of scaled images multiples of this, for models that need it.
         fit: How to reach a multiple: `resize` rounds the size, `pad` repeats the right and lower border.
         max_pixels: Largest batch, in pixels; more turns are split into several batches. By default 4 million on a
             GPU and 400,000 on a CPU, where a larger batch no longer fits the cache and takes longer.
+        resize: How images and predictions are resized to a scale and back: `bilinear` or `nearest`. `nearest` shifts
+            the prediction by up to a pixel and serves to repeat the results of ttach, whose default it is: each image
+            is turned first, then resized.
+        brightness_of: What the brightness factors multiply: the RGB values of the `image`, or the normalised `input` of
+            the model, as in ttach, which changes the contrast.
 
     Raises:
         UsageError: an unknown merge, fit, flip or turn, or a number that is out of range.
@@ -88,6 +94,8 @@ class TTA:
     multiple: int = 1
     fit: str = "resize"
     max_pixels: int | None = None
+    resize: str = "bilinear"
+    brightness_of: str = "image"
 
     def __post_init__(self) -> None:
         for name in ("scales", "brightness"):
@@ -96,7 +104,8 @@ class TTA:
             if not values or not all(isinstance(value, Real) and 0 < value < math.inf for value in values):
                 raise UsageError(f"`{name}` must be positive numbers, got {given!r}")
             object.__setattr__(self, name, tuple(dict.fromkeys(map(float, values))))
-        for name, known in (("merge", tuple(MERGES)), ("fit", ("resize", "pad"))):
+        choices = {"merge": tuple(MERGES), "fit": ("resize", "pad"), "resize": ("bilinear", "nearest")}
+        for name, known in {**choices, "brightness_of": ("image", "input")}.items():
             check_known(name, getattr(self, name), known)
         for name in ("multiple", "max_pixels"):
             value = getattr(self, name)
@@ -131,7 +140,8 @@ class TTA:
         parts = {"scales": scales, "brightness": brightness, "turns": self.turns}
         named = [f"{name} {', '.join(values)}" for name, values in parts.items() if len(values) > 1]
         count = len(self.views)
-        return f"{count} views: {' x '.join(named)}; {self.merge}" if count > 1 else f"1 view: scale {self.scales[0]:g}"
+        rule = f"{self.merge}, resized by nearest" if self.resize == "nearest" else self.merge
+        return f"{count} views: {' x '.join(named)}; {rule}" if count > 1 else f"1 view: scale {self.scales[0]:g}"
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Predict images with a single model.
@@ -163,7 +173,7 @@ class TTA:
         Returns:
             (N, C, H, W) float32 probabilities, or logits if `merge="logits"`.
         """
-        total = Accumulator(MERGES[self.merge])
+        total = Accumulator(MERGES[self.merge], len(members))
         with _in_eval_mode(members):
             for scores, weight in self._scores(members, images, each=not total.merge.linear):
                 total.add(scores, weight)
@@ -178,8 +188,8 @@ class TTA:
             images: (N, 3, H, W) RGB float32 in 0..255.
 
         Yields:
-            (N, C, H, W) float32 at the size of the images: probabilities, or logits if the merge is `gmean` or
-            `logits`.
+            (N, C, H, W) float32 at the size of the images: probabilities, or logits if the merge is `gmean`,
+            `logits-sum` or `logits`.
         """
         with _in_eval_mode([member]):
             for scores, _ in self._scores([member], images, each=True):
@@ -213,8 +223,8 @@ class TTA:
                 f"`images` must be a tensor (N, 3, H, W) float, normalised as the model expects, got {got}"
             )
         resizing = training_scale_of(model).of(*images.shape[-2:])
-        if self.brightness == (1.0,):
-            # everything except brightness commutes with the normalisation
+        if self.brightness == (1.0,) or self.brightness_of == "input":
+            # everything except the brightness of the image commutes with the normalisation
             return [Member(model, lambda x: x, resizing=resizing)], images
         if not hasattr(model, "preprocessing"):
             raise UsageError("`brightness` needs a model with `preprocessing`, to undo the normalisation of its images")
@@ -224,14 +234,18 @@ class TTA:
     def _scores(self, members: Sequence[Member], images: Tensor, *, each: bool) -> Iterator[tuple[Tensor, float]]:
         """Yield scores at the size of the images with their weight: of each view, or weighted sums of each scale."""
         size = tuple(images.shape[-2:])
-        unit = self.multiple if self.fit == "resize" else 1
+        is_nearest = self.resize == "nearest"
         for scale, resizing in product(self.scales, dict.fromkeys(member.resizing for member in members)):
             alike = [member for member in members if member.resizing == resizing]
-            scaled = resizing(images, scale, multiple=unit, align_corners=self.align_corners)
+            options = {} if is_nearest else {"scale": scale, "multiple": self._unit}
+            scaled = resizing(images, **options, align_corners=self.align_corners)
             whole, weights = None, 0.0
             for factor, member in product(self.brightness, alike):
-                inputs = member.prepare(scaled if factor == 1 else (scaled * factor).clamp(max=255))
-                for scores in self._turned(member.model, inputs):
+                if self.brightness_of == "input":
+                    inputs = member.prepare(scaled) * factor
+                else:
+                    inputs = member.prepare(scaled if factor == 1 else (scaled * factor).clamp(max=255))
+                for scores in self._turned(member.model, inputs, scale if is_nearest else 1.0):
                     if each:
                         yield resizing.undo(scores, size, align_corners=self.align_corners), member.weight
                         continue
@@ -240,9 +254,14 @@ class TTA:
             if not each:
                 yield resizing.undo(whole, size, align_corners=self.align_corners), weights
 
-    def _turned(self, model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-        """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), in batches of at most `max_pixels`."""
-        n, _, height, width = inputs.shape
+    def _turned(self, model: nn.Module, inputs: Tensor, scale: float) -> Iterator[Tensor]:
+        """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), in batches of at most `max_pixels`.
+
+        Each turn is resized to `scale` by nearest neighbour, and its scores back. A turn and such a resize do not
+        commute, while a turn and a bilinear one do: that one is done before, once for all turns.
+        """
+        n = len(inputs)
+        height, width = (max(self._unit, round(side * scale / self._unit) * self._unit) for side in inputs.shape[2:])
         spare = [-length % self.multiple if self.fit == "pad" else 0 for length in (height, width)]
         for transposed in (False, True):
             turns = [TURNS[name] for name in self.turns if TURNS[name].transposed == transposed]
@@ -250,13 +269,19 @@ class TTA:
             bottom, right = spare[::-1] if transposed else spare
             for start in range(0, len(turns), at_once):
                 part = turns[start : start + at_once]
-                batch = torch.cat([turn.apply(inputs) for turn in part])
+                turned = torch.cat([turn.apply(inputs) for turn in part])
+                batch = self._resized(turned, (width, height) if transposed else (height, width), "nearest")
                 padded = F.pad(batch, (0, right, 0, bottom), mode="replicate")
                 logits = self._run(model, padded)
-                if padded.shape != batch.shape:  # logits may be smaller than the images, but not to cut the padding
+                if (
+                    not padded.shape == batch.shape == turned.shape
+                ):  # logits may be smaller than the images, but not to cut the padding
                     logits = self._resized(logits, padded.shape[-2:])[..., : batch.shape[2], : batch.shape[3]]
                 for turn, of_turn in zip(part, logits.chunk(len(part)), strict=True):
-                    yield turn.undo(MERGES[self.merge].score(of_turn.float()))
+                    scores = MERGES[self.merge].score(of_turn.float())
+                    if batch.shape != turned.shape:
+                        scores = self._resized(scores, turned.shape[-2:], "nearest")
+                    yield turn.undo(scores)
 
     def _run(self, model: nn.Module, batch: Tensor) -> Tensor:
         rows = max(1, self._largest_batch(batch) // (batch.shape[2] * batch.shape[3]))
@@ -268,20 +293,38 @@ class TTA:
         """Return the largest number of pixels in a batch."""
         return self.max_pixels or (LARGEST_ON_CPU if images.device.type == "cpu" else LARGEST_ON_GPU)
 
-    def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    @property
+    def _unit(self) -> int:
+        """The number whose multiples the sides of resized images are."""
+        return self.multiple if self.fit == "resize" else 1
+
+    def _resized(self, x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
         if x.shape[-2:] == size:
             return x
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(x, size=size, mode=mode, align_corners=self.align_corners if mode == "bilinear" else None)
 
 
+# The test-time augmentations of two competition solutions, as they were: ttach's for all except the second one. For
+# results of one's own, `TTA(scales=(0.75, 1.0, 1.25), flips="v")` is better.
 PRESETS: dict[str, TTA] = {
-    "seed_vflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="v", merge="gmean"),
+    "seed_vflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="v", merge="logits-sum", resize="nearest"),
     "seed_hflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="h", merge="gmean", align_corners=True),
-    # A vertical flip times rotations by 0, 180 and 270 degrees makes six different turns.
+    # A vertical flip times rotations by 0, 180, 270 and 360 degrees makes six different turns. Differs: the solution
+    # counted the turns by 0 and 360 degrees, which are equal, as two.
     "seed_turns_multiscale": TTA(
-        scales=(0.75, 1.0, 1.25, 1.5), flips=("v", "rot180", "rot270", "h", "transpose"), merge="gmean"
+        scales=(0.75, 1.0, 1.25, 1.5),
+        flips=("v", "rot180", "rot270", "h", "transpose"),
+        merge="logits-sum",
+        resize="nearest",
     ),
-    "seed_flips_brightness": TTA(scales=(0.75, 1.0, 1.25), flips="hv", brightness=(0.9, 1.0, 1.1), merge="gmean"),
+    "seed_flips_brightness": TTA(
+        scales=(0.75, 1.0, 1.25),
+        flips="hv",
+        brightness=(0.9, 1.0, 1.1),
+        merge="gmean",
+        resize="nearest",
+        brightness_of="input",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ class Merge(NamedTuple):
         view: Maps the resized scores to the values that are combined.
         combine: How values are combined: `sum` (weighted), `max` or `min`.
         finish: Maps the weighted mean, the maximum or the minimum of the values to the result.
+        sums_members: Whether the members of an ensemble are added up before `finish`, instead of averaged.
         linear: True if nothing comes between `score` and the sum. Views of the same size can then be summed
             before the resize.
     """
@@ -32,6 +33,7 @@ class Merge(NamedTuple):
     view: Callable[[Tensor], Tensor]
     combine: str
     finish: Callable[[Tensor], Tensor]
+    sums_members: bool = False
 
     @property
     def linear(self) -> bool:
@@ -39,10 +41,16 @@ class Merge(NamedTuple):
 
 
 class Accumulator:
-    """Merge views one after another, in float32."""
+    """Merge views one after another, in float32.
 
-    def __init__(self, merge: Merge) -> None:
+    Args:
+        merge: The rule.
+        members: Number of models.
+    """
+
+    def __init__(self, merge: Merge, members: int = 1) -> None:
         self.merge = merge
+        self.factor = members if merge.sums_members else 1
         self.total: Tensor | None = None
         self.weight = 0.0
 
@@ -64,7 +72,7 @@ class Accumulator:
 
     def result(self) -> Tensor:
         """Return the merged prediction (N, C, H, W)."""
-        total = self.total / self.weight if self.merge.combine == "sum" else self.total
+        total = self.total * (self.factor / self.weight) if self.merge.combine == "sum" else self.total
         return self.merge.finish(total)
 
 
@@ -96,6 +104,8 @@ MERGES: dict[str, Merge] = {
     # A log-probability is the logit minus a constant that all classes share. The softmax of the mean logits is
     # therefore the geometric mean of the probabilities, and it cannot underflow.
     "gmean": Merge(class_logits, _same, "sum", _softmax),
+    # The same, but the members of an ensemble are added up: more certain than each of them.
+    "logits-sum": Merge(class_logits, _same, "sum", _softmax, sums_members=True),
     "logits": Merge(_same, _same, "sum", _same),
     "max": Merge(_softmax, _same, "max", _to_sum_1),
     "min": Merge(_softmax, _same, "min", _to_sum_1),

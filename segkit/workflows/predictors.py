@@ -212,7 +212,8 @@ def load_predictor(
     if config.tta is not None:
         tta = TTA.preset(config.tta) if isinstance(config.tta, str) else config.tta
     else:
-        tta = TTA(scales=config.scales, flips=config.flips, brightness=config.brightness, merge=config.merge)
+        names = ("scales", "flips", "brightness", "merge", "resize")
+        tta = TTA(**{name: getattr(config, name) for name in names})
     crf = build_crf(config.crf, crf_workers) if config.crf is None or isinstance(config.crf, Sequence) else config.crf
     predictor = Predictor(
         [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],

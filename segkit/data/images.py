@@ -269,6 +269,8 @@ def has_pages(image: Image.Image) -> bool:
 
 def _decodes_small(image: Image.Image, factor: int) -> bool:
     """Ask for a JPEG to be decoded at 1/factor, rounded up; returns whether the image now has that size."""
+    if min(image.size) < factor:
+        return False
     expected = tuple(-(-length // factor) for length in image.size)
     image.draft(None, (image.width // factor, image.height // factor))
     return image.size == expected

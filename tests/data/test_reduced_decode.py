@@ -42,6 +42,16 @@ def test_a_small_image_is_the_mean_of_squares_of_the_large_one_in_every_format(
     assert np.abs(small[inner] - means).max() < 4
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [(3, 20), (20, 3), (1, 1)])
+def test_an_image_smaller_than_a_square_is_reduced_to_its_mean(tmp_path, suffix, size):
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", size[::-1], (90, 90, 90)).save(path)
+    small = read_image(path, reduce=8)
+    assert small.shape == (-(-size[0] // 8), -(-size[1] // 8), 3)
+    assert np.abs(small.astype(int) - 90).max() < 4
+
+
 def test_the_label_comes_from_the_middle_of_the_square():
     mask = np.arange(35, dtype=np.uint8).reshape(5, 7)
     assert reduce_mask(mask, 2).tolist() == [[8, 10, 12, 13], [22, 24, 26, 27], [29, 31, 33, 34]]

@@ -110,8 +110,9 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
 
     It follows from `Resize`, `RandomResizedCrop`, `SmallestMaxSize`, `LongestMaxSize`, `RandomScale` and `Affine` of
     albumentations. Those that are not applied to every image do not count, because the model also learns without them.
-    If the scale of the image depends on what is cut out of it before, it is unknown: then a warning is logged, and
-    models work at full size. For such an augmentation, or a function of your own, set its attribute `training_scale`.
+    If the scale depends on what is cut out of the image before, or on which of several transforms is chosen, it is
+    unknown: then a warning is logged, and models work at full size. For such an augmentation, or a function of your
+    own, set its attribute `training_scale`.
     """
     stated = getattr(transform, "training_scale", None)
     if stated is not None:
@@ -119,7 +120,7 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
     scale, is_cut = TrainingScale(), False
     for step in _always_applied(transform):
         size = _size_after(step)
-        if isinstance(step, _UNKNOWN) or (size and is_cut):
+        if _is_unknown(step) or (size and is_cut):
             _log.warning(
                 "the scale at which %s shows images is unknown, so that the model is validated and used at full size; "
                 "to change that, set `training_scale` of the augmentation",
@@ -134,18 +135,28 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
 
 
 _CUTS = (BaseCrop, A.CropAndPad, A.Pad, A.PadIfNeeded)  # after them, sides are no longer those of the whole image
-_UNKNOWN = (A.BaseCompose, A.RandomSizedCrop, A.RandomSizedBBoxSafeCrop)
+_UNKNOWN = (A.RandomSizedCrop, A.RandomSizedBBoxSafeCrop)
 
 
 def _always_applied(step: Any) -> Iterator[A.BasicTransform | A.BaseCompose]:
-    """Yield the transforms that are applied to every image; of several to choose from, the choice if they resize."""
+    """Yield the transforms that are applied to every image, and the choices among several."""
     if getattr(step, "p", 0) < 1:
         return
     if isinstance(step, A.Compose | A.Sequential):
         for inner in step.transforms:
             yield from _always_applied(inner)
-    elif not isinstance(step, A.BaseCompose) or any(_size_after(inner) for inner in step.transforms):
+    else:
         yield step
+
+
+def _is_unknown(step: A.BasicTransform | A.BaseCompose) -> bool:
+    """Return whether a transform resizes images by no rule that a `TrainingScale` has; of several, whether one does."""
+    if isinstance(step, A.BaseCompose):
+        # Any of them may be chosen, no matter what its own probability is.
+        return any(_is_unknown(one) or _size_after(one) or _factors(one) != (1.0, 1.0) for one in step.transforms)
+    if isinstance(step, A.SmallestMaxSize | A.LongestMaxSize):
+        return not _size_after(step)
+    return isinstance(step, _UNKNOWN) or (isinstance(step, A.CropAndPad) and step.keep_size)
 
 
 def _size_after(step: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
@@ -154,9 +165,13 @@ def _size_after(step: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
         return {"size": (step.height, step.width)}
     if isinstance(step, A.RandomResizedCrop):
         return {"size": step.size, "fit": "crop", "share": step.scale, "ratio": step.ratio}
-    if isinstance(step, A.SmallestMaxSize | A.LongestMaxSize) and isinstance(step.max_size, int):
-        fit = "cover" if isinstance(step, A.SmallestMaxSize) else "contain"
-        return {"size": (step.max_size, step.max_size), "fit": fit}
+    if isinstance(step, A.SmallestMaxSize | A.LongestMaxSize):
+        size = step.max_size_hw
+        if step.max_size is not None:
+            sizes = step.max_size if isinstance(step.max_size, Sequence) else [step.max_size]  # one of them is drawn
+            size = (round(math.sqrt(min(sizes) * max(sizes))),) * 2
+        if None not in size:  # the rule for one side only
+            return {"size": size, "fit": "cover" if isinstance(step, A.SmallestMaxSize) else "contain"}
     return {}
 
 

@@ -142,7 +142,7 @@ def _tune(
         search = _search(config, data, lambda plan: deepcopy(counts[plan.crf]))
         refined, more = _try_all(config, search, search.fixed(plan), ("crf",), data, console)
         plan, gains = refined.final, gains | more
-    command = infer_command(plan, config, [member.name for member in members], data.class_names)
+    command = infer_command(plan, config, members, data.class_names)
     held_out = chosen.held_out.total().compute().miou
     numbers = {name: {k: float(v) for k, v in asdict(interval).items()} for name, interval in gains.items()}
     content = {"held_out_miou": held_out, "gains": numbers, "plan": asdict(plan), "command": command}
@@ -192,17 +192,17 @@ def crf_words(given: Sequence[str] | None) -> list[CrfWords]:
     return [None, *((name, *words) for name in PRESETS for words in ((), third[name]))]
 
 
-def infer_command(plan: Plan, config: TuneConfig, models: Sequence[str], class_names: Sequence[str]) -> str:
+def infer_command(plan: Plan, config: TuneConfig, models: Sequence[ModelSource], class_names: Sequence[str]) -> str:
     """Return the command that predicts by a plan.
 
     Args:
         plan: The plan; members without weight are not in the command.
         config: The settings that stay: windows, precision, reading.
-        models: The paths of the members.
+        models: The members.
         class_names: The classes of the models.
     """
-    members = [(path, units) for path, units in zip(models, plan.weights, strict=True) if units]
-    words = ["python", "infer.py", *import_words(config.imports), "--weights", *(path for path, _ in members)]
+    members = [(model, units) for model, units in zip(models, plan.weights, strict=True) if units]
+    words = ["python", "infer.py", *import_words(config.imports), "--weights", *(model.name for model, _ in members)]
     if len({units for _, units in members}) > 1:
         words += ["--member-weights", *(f"{units / sum(plan.weights):.4g}" for _, units in members)]
     if plan.flips != "none":
@@ -217,8 +217,12 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[str], class_n
         words += ["--window", str(config.window), "--window-overlap", f"{config.window_overlap:g}"]
     if config.full_size:
         words.append("--full-size")
-    for name in ("amp", "exif", "max_pixels"):
-        if getattr(config, name) != default_of(config, name):
+    taken = {name: default_of(config, name) for name in ("amp", "exif", "max_pixels")}
+    taken |= {name: value for name, value in members[0][0].data_rules.items() if name in taken}
+    if any(isinstance(one, SegmentationDataset) for one in config.data):  # it reads its images itself
+        del taken["exif"]
+    for name, value in taken.items():
+        if getattr(config, name) != value:
             words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
     return shlex.join([*words, "--source", "photographs/"])
 

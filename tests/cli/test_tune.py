@@ -13,6 +13,7 @@ from segkit.data import CocoSegmentation
 from segkit.inference import Predictor
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
+from segkit.workflows.predictors import ModelSource
 from segkit.workflows.tune import Plan, count_crfs, crf_words, first_plan, infer_command, steps_of
 
 NAMES = ("background", "square", "disc")
@@ -54,6 +55,10 @@ def models(tmp_path_factory):
         save_model(model.eval(), file)
     yield files
     del DECODERS["brightness"]
+
+
+def member(name):
+    return ModelSource(name, create_model("fpn", backbone="test_resnet", class_names=NAMES, pretrained=False), 1.0)
 
 
 def run(weights, data, out, *more):
@@ -140,13 +145,25 @@ def test_the_command_contains_everything_in_a_plan(tmp_path):
     options = {"window": 512, "full_size": True, "amp": "bf16", "exif": "ignore", "max_pixels": 1000}
     config = TuneConfig(data=(tmp_path,), **options)
     plan = Plan((15, 0, 45), "hv", (0.75, 1.25), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
-    read = infer_config(infer_command(plan, config, ["a", "b", "c d"], ("background", "a=b", "two words")))
+    members = [member(name) for name in ("a", "b", "c d")]
+    read = infer_config(infer_command(plan, config, members, ("background", "a=b", "two words")))
     assert [str(path) for path in read.weights] == ["a", "c d"]
     assert read.member_weights == (0.25, 0.75)
     assert (read.flips, read.scales, read.window, read.amp) == ("hv", (0.75, 1.25), 512, "bf16")
     assert (read.full_size, read.exif, read.max_pixels) == (True, "ignore", 1000)
     assert read.class_bias == {"a=b": 0.5, "two words": -0.25}
     assert read.crf == ("deeplab_v1", "iterations=3")
+
+
+@pytest.mark.parametrize("given", ["apply", "ignore"])
+@pytest.mark.parametrize("rules", [{}, {"exif": "apply", "overlap": "max-id"}, {"exif": "ignore"}])
+def test_the_command_reads_images_as_tune_did_not_as_the_model_was_trained(given, rules, tmp_path):
+    unused, used = (member(name) for name in ("a", "b"))
+    unused.model.data_rules, used.model.data_rules = {"exif": given}, rules
+    config = TuneConfig(data=(tmp_path,), exif=given)
+    command = infer_command(Plan((0, 40), "none", (1.0,), (0.0, 0.0)), config, [unused, used], ("a", "b"))
+    assert ("--exif" in command) == (given != rules.get("exif", "apply"))
+    assert infer_config(command.replace("infer.py", f"infer.py --exif {rules.get('exif', 'apply')}")).exif == given
 
 
 def test_every_step_returns_a_plan_that_can_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import bisect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -46,6 +47,7 @@ class SegmentationDataset:
     transform: Callable[..., Any] | None = None
     mask_cache: MaskCache | None = None
     notes: Sequence[Note] = ()
+    _worker_seed: int | None = None  # of the worker that has seeded the transform
 
     def __repr__(self) -> str:
         names = self.class_names
@@ -88,8 +90,22 @@ class SegmentationDataset:
         image, target = self.image(index), self.target(index)
         if self.transform is None:
             return image, target
+        self._seed_transform_of_worker()
         result = self.transform(image=image, mask=target)
         return result["image"], result["mask"]
+
+    def _seed_transform_of_worker(self) -> None:
+        """Seed the transform once in each worker of a torch DataLoader, by the worker's own seed.
+
+        All workers start with copies of one random state, in each epoch again, and would augment alike.
+        """
+        torch_data = sys.modules.get("torch.utils.data")  # data are also read without torch
+        worker = None if torch_data is None else torch_data.get_worker_info()
+        if worker is None or worker.seed == self._worker_seed:
+            return
+        self._worker_seed = worker.seed
+        if hasattr(self.transform, "set_random_seed"):
+            self.transform.set_random_seed(worker.seed % 2**32)
 
     def small_image(self, index: int, factor: int) -> np.ndarray:
         """Return the image at 1/`factor` of its size, rounded up. A source may decode only as much as that needs."""

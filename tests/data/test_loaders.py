@@ -18,6 +18,7 @@ from albumentations.pytorch import ToTensorV2
 from helpers.limits import no_more_files
 from helpers.shapes import write_coco, write_shapes
 from PIL import Image
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
 from segkit.data import (
@@ -123,6 +124,22 @@ def test_a_data_set_that_makes_tensors_itself_is_loaded_alike():
     data.transform = A.Compose([A.Normalize(), ToTensorV2()])
     images, target = next(iter(val_loader(data)))
     assert (images.shape, images.dtype, target.shape) == ((1, 3, 32, 48), torch.float32, (1, 32, 48))
+
+
+class Places(Halves):
+    """An image whose pixels all differ, to see which crop of it is drawn."""
+
+    def image(self, index):
+        return np.arange(32 * 48, dtype=np.uint16).view(np.uint8).reshape(32, 48, 2)[..., [0, 1, 1]]
+
+
+def test_the_transform_of_a_data_set_draws_anew_in_each_worker_and_epoch():
+    data = Places()
+    data.transform = A.Compose([A.RandomCrop(4, 4)])
+    loader = DataLoader(data, batch_size=2, num_workers=2, generator=torch.Generator().manual_seed(0))
+    corners = [tuple(image[0, 0].tolist()) for _ in range(2) for images, _ in loader for image in images]
+    assert len(corners) == 8
+    assert len(set(corners)) >= 6  # of 1,305 places; workers that draw alike, in each epoch again, have two
 
 
 def channels_first(image, mask):

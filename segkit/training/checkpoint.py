@@ -31,6 +31,7 @@ from segkit.training_scale import TrainingScale
 
 _log = logging.getLogger(__name__)
 FORMAT = 5
+PHOTOGRAPHS = " photographs"  # the digests `train photographs` and `val photographs` end so
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
     *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
@@ -343,10 +344,33 @@ def load_state(
 def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
     """Return which parts of the data (`train`, `val`) differ from those that the run began with.
 
-    A digest that the checkpoint lacks is not compared: an earlier version of segkit did not make it.
+    A digest that the checkpoint lacks is not compared: an earlier version of segkit did not make it. Nor are the
+    photographs, see `photographs_warning`.
     """
-    before = content["data"]
-    return {name.split()[0] for name, digest in state.data.items() if before.get(name, digest) != digest}
+    return {name.split()[0] for name in _differing(content["data"], state.data) if not name.endswith(PHOTOGRAPHS)}
+
+
+def photographs_warning(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> str | None:
+    """Return a warning if the photographs of a run have other names, sizes or times than before; None if not.
+
+    Only a warning, because a copy of the same photographs has other times.
+
+    Args:
+        before: The digests of the data in the checkpoint; older ones lack the photographs.
+        now: The digests of now.
+        folder: The run folder.
+    """
+    changed = sorted(name for name in _differing(before, now) if name.endswith(PHOTOGRAPHS))
+    if not changed:
+        return None
+    return (
+        f"{' and '.join(changed)} have other names, sizes or times than when {folder} was trained on them; if others "
+        "have replaced them, start a new run; if they were only copied, nothing is wrong"
+    )
+
+
+def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    return {name for name, digest in now.items() if before.get(name, digest) != digest}
 
 
 def random_states(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -26,9 +26,9 @@ from segkit.models import read_header
 from segkit.report.run import write_confusion
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
 from segkit.training import Interrupted, autocast, release_memory
-from segkit.training.checkpoint import check_settings
+from segkit.training.checkpoint import check_settings, photographs_warning
 from segkit.training.validation import validation_window
-from segkit.workflows.datasets import data_digests, open_folds, rule_of_folds
+from segkit.workflows.datasets import data_digests, open_folds, photograph_digests, rule_of_folds
 from segkit.workflows.parts import fixed_settings
 from segkit.workflows.predictors import pick_device
 from segkit.workflows.run import Session, Start, TrainResult, finished_result, read_run, score_best, train_run
@@ -79,7 +79,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     run = run_to_resume(config.resume, config.out)
     if run is not None:
         lock.take(run.path)
-        finished = _finished_folds(config, run)
+        finished, data_before = _finished_folds(config, run)
         if len(finished) == config.folds and _has_summary(run):
             console.print(f"{run} is already finished, all {config.folds} folds of {counted(config.epochs, 'epoch')}")
             return CrossValidationResult(run, tuple(finished), _read_summary(run), was_finished=True)
@@ -99,6 +99,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
                 f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored "
                 "on images they were trained on; start a new run with another `out`"
             )
+        _warn_of_photographs(data_before, folds, run)
         for file in (run.summary, run.out_of_fold_confusion, run.infer_command):  # They are about the models so far.
             file.unlink(missing_ok=True)
     write_yaml(replace(config, resume=False), run.args)
@@ -128,8 +129,11 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
     return CrossValidationResult(run, tuple(results), _read_summary(run))
 
 
-def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
-    """Check the folds of the run to resume, and return the results of those that are finished.
+def _finished_folds(config: TrainConfig, run: RunFolder) -> tuple[list[TrainResult], dict[int, Mapping[str, str]]]:
+    """Check the folds of the run to resume.
+
+    Returns:
+        The results of those that are finished, and by the number of the fold the digests of the data they had.
 
     Raises:
         MissingFileError: The folder is not one of a cross-validation.
@@ -137,7 +141,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
     """
     if not run.is_cross_validation:
         raise MissingFileError(f"nothing to resume: {run} is not a run of all folds, it has no {run.splits.name}")
-    finished, now = [], fixed_settings(config)
+    finished, data, now = [], {}, fixed_settings(config)
     for number in range(config.folds):
         fold = run.fold(number)
         if not fold.has_checkpoint:
@@ -154,7 +158,17 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> list[TrainResult]:
             )
         if Start(fold.path, content).is_finished(config.epochs, config.early_stopping):
             finished.append(finished_result(fold, content))
-    return finished
+            data[number] = content["data"]
+    return finished, data
+
+
+def _warn_of_photographs(data_before: Mapping[int, Mapping[str, str]], folds: Folds, run: RunFolder) -> None:
+    """Warn once if photographs have changed since a fold was finished; a fold that is continued warns itself."""
+    for number, before in data_before.items():
+        warning = photographs_warning(before, photograph_digests(folds[number]), run.fold(number).path)
+        if warning is not None:
+            _log.warning(warning)
+            break  # all folds have the same photographs
 
 
 def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console) -> None:

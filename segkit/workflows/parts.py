@@ -36,7 +36,7 @@ from segkit.training import (
 )
 from segkit.training.validation import validation_window
 from segkit.training_scale import TrainingScale
-from segkit.workflows.datasets import data_digests
+from segkit.workflows.datasets import data_digests, photograph_digests
 from segkit.workflows.predictors import pick_workers
 
 # Settings that may change when a run is resumed. The data is compared by its content instead.
@@ -145,7 +145,7 @@ def build_state(
         create_scaler(device, config.amp),
         create_ema(model, config.ema),
         settings=fixed_settings(config),
-        data=data_digests(config, sets, fold_rule=fold_rule),
+        data=data_digests(config, sets, fold_rule=fold_rule) | photograph_digests(sets),
         steps_per_epoch=steps,
     )
 

@@ -49,7 +49,7 @@ from segkit.training import (
     read_checkpoint,
     seed_all,
 )
-from segkit.training.checkpoint import changed_data, match_best, random_states, save_progress
+from segkit.training.checkpoint import changed_data, match_best, photographs_warning, random_states, save_progress
 from segkit.training.state import has_ended
 from segkit.training.validation import memory_errors_explained
 from segkit.workflows.datasets import data_rules, rule_of_folds, sources_of, write_data_report
@@ -351,6 +351,8 @@ def resume_run(
         steps = f"; an epoch now has {now} steps instead of {before}" if now != before else ""
         best = "; the best mIoU is searched again, since it was measured on other images" if "val" in changed else ""
         warnings.append(f"the data has changed{steps}{best}")
+    else:
+        warnings.append(photographs_warning(content["data"], state.data, out))
     if epochs_before != epochs:
         warnings.append(
             f"`epochs` was {epochs_before}, is {epochs}: from here on the learning rate follows the new number, unlike "

@@ -295,6 +295,21 @@ def test_other_settings_or_another_split_are_errors_before_the_training(out, sha
     assert not (out / "fold2").exists()
 
 
+def test_photographs_that_changed_since_the_folds_were_finished_are_one_warning(out, capsys):
+    (out / "summary.csv").unlink()
+    photograph = Path(splits(out)[1][0])  # validates in fold 1, and trains in the others
+    times = photograph.stat()
+    os.utime(photograph, (0, 0))
+    try:
+        train.main(["--resume", str(out)])
+    finally:
+        os.utime(photograph, ns=(times.st_atime_ns, times.st_mtime_ns))
+    warned = capsys.readouterr().err
+    assert warned.count("have other names, sizes or times") == 1
+    assert f"train photographs have other names, sizes or times than when {out / 'fold0'} was trained" in warned
+    assert len(read(out / "summary.csv")) == K + 2
+
+
 def test_a_cross_validation_that_began_by_the_earlier_rule_keeps_its_division(out, shapes, capsys, monkeypatch):
     def by_rule(folds, rule):
         assert rule == 1

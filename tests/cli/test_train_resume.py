@@ -243,6 +243,21 @@ def test_masks_whose_classes_were_exchanged_are_changed_data(tmp_path, capsys):
     assert epochs(out) == ["1", "2"]
 
 
+def test_a_photograph_with_other_content_and_the_same_name_is_a_warning(out, shapes, tmp_path, capsys):
+    folder = shutil.copytree(shapes[0].parent, tmp_path / "data")  # with the times of the files
+    name = json.loads((folder / "val.json").read_text())["images"][0]["file_name"]
+    with Image.open(folder / name) as image:
+        other = image.rotate(180)
+    other.save(folder / name)
+    os.utime(folder / name, (0, 0))  # the clock may not have gone on by a second
+    data = ["--data", folder / "train.json", "--val", folder / "val.json"]
+    train.main(list(map(str, ["--resume", out, "--epochs", "2", *data])))
+    warned = capsys.readouterr().err
+    assert f"warning: val photographs have other names, sizes or times than when {out} was trained on them" in warned
+    assert "train photographs" not in warned
+    assert epochs(out) == ["1", "2"]
+
+
 def test_after_a_change_of_the_data_the_rate_ends_at_zero_and_the_best_is_searched_again(shapes, tmp_path, capsys):
     folder = shutil.copytree(shapes[0].parent, tmp_path / "data")
     files = folder / "train.json", folder / "val.json"

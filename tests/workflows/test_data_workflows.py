@@ -2,17 +2,20 @@
 
 import inspect
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import segkit
 from segkit.config import CheckConfig, FoldsConfig, TrainConfig, from_keywords
-from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
 from segkit.errors import DataError, UsageError
-from segkit.workflows.datasets import data_digests, load_data, open_folds, rule_of_folds
+from segkit.training.checkpoint import photographs_warning
+from segkit.workflows.datasets import data_digests, load_data, open_folds, photograph_digests, rule_of_folds
 
 
 @pytest.mark.parametrize(("workflow", "config"), [(segkit.check, CheckConfig), (segkit.make_folds, FoldsConfig)])
@@ -183,3 +186,21 @@ def test_folds_read_each_json_once(shapes, monkeypatch):
     monkeypatch.setattr(Path, "open", counting)
     load_data(settings(data=shapes[0], train_only=shapes[1], folds=3, fold=0, mask_cache="off"))
     assert sorted(name for name in opened if name.endswith(".json")) == ["train.json", "val.json"]
+
+
+def test_the_digest_of_photographs_in_folders_changes_with_their_times_only_for_its_part(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            image = np.zeros((8, 8, 3) if folder == "images" else (8, 8), np.uint8)
+            Image.fromarray(image).save(tmp_path / folder / f"{name}.png")
+    data = FolderSegmentation(tmp_path / "images", tmp_path / "masks", class_names=("ground", "disc"))
+    sets = data.subset([0]), data.subset([1])
+    before = photograph_digests(sets)
+    assert photograph_digests(sets) == before
+    os.utime(tmp_path / "masks/b.png", (0, 0))
+    assert photograph_digests(sets) == before, "masks are compared by their content"
+    os.utime(tmp_path / "images/b.png", (0, 0))
+    after = photograph_digests(sets)
+    assert {name for name in after if after[name] != before[name]} == {"val photographs"}
+    assert photographs_warning({"train": "1"}, {"train": "1", **after}, tmp_path) is None, "older checkpoints lack them"

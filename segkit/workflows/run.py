@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import shlex
 import shutil
@@ -310,8 +311,9 @@ def read_run(run: RunFolder, file: Path | None = None) -> dict[str, Any]:
         except SegkitError as error:
             refused = [str(error)]
     for sentence in refused:
-        _log.warning("%s; it is renamed to %s, and the checkpoint before it is used", sentence, run.damaged.name)
-        run.last.replace(run.damaged)
+        aside = free_name(run.damaged) if os.path.lexists(run.damaged) else run.damaged
+        _log.warning("%s; it is renamed to %s, and the checkpoint before it is used", sentence, aside.name)
+        run.last.rename(aside)
     content["settings"] = {**fixed_settings(TrainConfig()), **content["settings"]}
     return content
 

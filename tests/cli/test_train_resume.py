@@ -323,6 +323,10 @@ def test_a_damaged_checkpoint_is_set_aside_if_the_one_before_is_named(out):
     train.main(["--resume", str(out / "last.prev.pt"), "--epochs", "2"])
     assert (out / "last.damaged.pt").read_bytes() == b"damaged"
     assert epochs(out) == ["1", "2"]
+    (out / "last.pt").write_bytes(b"again")
+    train.main(["--resume", str(out / "last.prev.pt"), "--epochs", "1"])
+    assert (out / "last.damaged.pt").read_bytes() == b"damaged"
+    assert (out / "last.damaged.old1.pt").read_bytes() == b"again"
 
 
 def test_settings_that_a_run_did_not_know_yet_have_their_defaults(out):

@@ -154,6 +154,7 @@ def test_other_validation_images_start_a_new_search_for_the_best(tmp_path):
     run(tmp_path, state=build_state(schedule="plateau"))
     content, _ = read_checkpoint(tmp_path)
     assert math.isfinite(content["scheduler"]["plateau"]["best"])
+    content["data"] = {"val": "first"}
     state = build_state(schedule="plateau")
     state.data = {"val": "others"}
     load_state(state, content, allow_data_change=True)

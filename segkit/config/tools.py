@@ -57,7 +57,7 @@ class FoldsConfig:
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the division, 0 or more."""
     overwrite: bool = False
-    """Replace the folds that are already in --out."""
+    """Replace the folds that segkit has written to --out."""
 
     def __post_init__(self) -> None:
         check(self, "k", self.k >= 2, "at least 2")

@@ -13,12 +13,13 @@ import numpy as np
 from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_records
 from segkit.data.findings import Note, raise_or_warn
 from segkit.data.rasterize import Annotation, rasterize
-from segkit.errors import UsageError
+from segkit.errors import UsageError, as_segkit_error
 from segkit.files import MAX_PIXELS, file_named, make_folder
 from segkit.labels import BACKGROUND
 from segkit.runs import RunLock
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
+_MARK = "segkit_fold"  # the first key of each file: what it is a part of, and that it may be replaced
 
 
 class FoldSource(NamedTuple):
@@ -97,6 +98,8 @@ def _highest_id(records: Iterable[Row]) -> int:
 def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *, overwrite: bool = False) -> None:
     """Write the 2 k files; everything else in the first COCO file, such as categories and info, goes into each.
 
+    The first key of each file, `segkit_fold`, has the number of the fold and k, and says that segkit wrote the file.
+
     All files are complete before the first gets its name, and older fold files are removed before that: the folder
     never has half a file, or the folds of two splits.
 
@@ -108,7 +111,8 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
         overwrite: Replace the fold files in the folder.
 
     Raises:
-        UsageError: The folder has fold files already, another process writes to it, or `out` is a file.
+        UsageError: The folder has fold files already, or files of such names that segkit did not write; another process
+            writes to it, or `out` is a file.
     """
     check_fold_folder(out, overwrite=overwrite)
     make_folder(out)
@@ -123,13 +127,14 @@ def _write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, 
     images = [json.dumps(image) for image in source.images]
     annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]
     other = {key: json.dumps(value) for key, value in source.content.items() if key not in ("images", "annotations")}
-    order = dict.fromkeys([*source.content, "images", "annotations"])
+    order = dict.fromkeys([_MARK, *source.content, "images", "annotations"])
     with tempfile.TemporaryDirectory(dir=out, prefix=".folds-") as scratch:
         for fold in range(k):
             for name, chosen in (("train", folds != fold), ("valid", (folds == fold) & ~source.train_only)):
                 rows = np.flatnonzero(chosen)
                 lists = {"images": [images[i] for i in rows], "annotations": [annotations[i] for i in rows]}
-                parts = other | {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
+                parts = other | {_MARK: json.dumps({"number": fold, "k": k})}
+                parts |= {key: f"[{', '.join(filter(None, values))}]" for key, values in lists.items()}
                 text = ", ".join(f"{json.dumps(key)}: {parts[key]}" for key in order)
                 file = f"{name}_data{fold}.json"
                 with file_named(out / file):
@@ -141,10 +146,25 @@ def _write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, 
 
 
 def check_fold_folder(out: Path, *, overwrite: bool) -> list[Path]:
-    """Return the fold files in the folder; raise UsageError if there are some and they may not be replaced."""
+    """Return the fold files in the folder; raise UsageError if there are some and they may not be replaced.
+
+    Only files that say that segkit wrote them may be.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"`out` {out} is a file, expected a folder")
     old = sorted(path for path in out.glob("*.json") if _FOLD_FILE.fullmatch(path.name))
     if old and not overwrite:
         raise UsageError(f"{old[0]} exists already; choose another `out`, or replace all folds in it by `overwrite`")
+    begin = f'{{"{_MARK}"'.encode()
+    for path in old:
+        try:
+            with path.open("rb") as file:
+                is_own = file.read(len(begin)) == begin
+        except OSError as error:
+            raise as_segkit_error(error) or UsageError(f"cannot read {path}: {error.strerror}") from error
+        if not is_own:
+            raise UsageError(
+                f"{path} has no mark that segkit wrote it, so that `overwrite` does not replace it; choose another "
+                "`out`, or remove it yourself (earlier versions of segkit did not mark their folds)"
+            )
     return old

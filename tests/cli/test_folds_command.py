@@ -177,10 +177,28 @@ def test_a_wrong_argument_ends_in_one_sentence_and_writes_nothing(
 def test_out_may_be_no_file_and_no_input_is_replaced(data, tmp_path, capsys):
     assert fails(folds, data, "--out", data) == 2
     assert "is a file, expected a folder" in capsys.readouterr().err
-    source = data.rename(tmp_path / "train_data0.json")
-    assert fails(folds, source, "--out", tmp_path, "--overwrite") == 2
+    run(data, "--k", 2, "--out", tmp_path)
+    source = tmp_path / "train_data0.json"
+    assert fails(folds, source, "--k", 2, "--out", tmp_path, "--overwrite") == 2
     assert "would be replaced; choose another --out" in capsys.readouterr().err
     assert source.is_file()
+
+
+def test_files_that_are_named_like_folds_but_are_not_of_segkit_stay(data, tmp_path, capsys):
+    run(data, "--k", 2, "--out", tmp_path)
+    mine = tmp_path / "valid_data7.json"
+    mine.write_bytes(data.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert fails(folds, data, "--k", 2, "--out", tmp_path, "--seed", 1, "--overwrite") == 2
+    assert f"{mine} has no mark that segkit wrote it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+
+
+def test_a_fold_can_be_divided_again(data, tmp_path):
+    run(data, "--k", 2, "--out", tmp_path / "a")
+    run(tmp_path / "a/train_data0.json", "--k", 5, "--images", data.parent, "--out", tmp_path / "b")
+    content = json.loads((tmp_path / "b/valid_data4.json").read_text())
+    assert content["segkit_fold"] == {"number": 4, "k": 5}
 
 
 def test_the_command_to_train_has_the_folder_of_the_images_only_if_they_are_there(data, tmp_path, capsys):

@@ -57,7 +57,8 @@ def test_the_files_load_again_with_the_masks_of_the_whole(tmp_path):
             assert all((data[i][1] == masks[data.name(i)]).all() for i in range(len(data)))
         validated += names[1]
         content = json.loads((tmp_path / "folds" / f"valid_data{fold}.json").read_text())
-        assert list(content) == ["info", "images", "annotations", "categories", "licenses"]
+        assert content["segkit_fold"] == {"number": fold, "k": 3}
+        assert list(content) == ["segkit_fold", "info", "images", "annotations", "categories", "licenses"]
         assert content["categories"] == CATEGORIES
         assert content["info"] == {"year": 2021}
     assert sorted(validated) == sorted(masks)

@@ -79,5 +79,7 @@ def _check_type(name: str, value: object, default: object) -> None:
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UsageError(f"`{name}` must be True or False, got {value!r}")
+    elif name == "ignore_index" and value is None:
+        return  # No label is ignored.
     elif isinstance(default, Real) and not (isinstance(value, Real) and math.isfinite(value)):
         raise UsageError(f"`{name}` must be a number, got {value!r}")

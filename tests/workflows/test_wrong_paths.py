@@ -55,7 +55,7 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path):
 
 
 def test_a_model_that_is_no_path_is_not_exported():
-    with pytest.raises(UsageError, match="`model` must be a path, got int"):
+    with pytest.raises(UsageError, match="`model` must be a path or a Segmenter, got int"):
         segkit.export(3)
 
 

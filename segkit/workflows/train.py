@@ -83,7 +83,15 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
     if own:  # the data of the file, such as a run's args.yaml, is replaced as a whole
         chosen = {name: setting for name, setting in chosen.items() if name not in (*OWN, "images", "masks")}
     below = {name: setting.value for name, setting in {**implied, **chosen}.items()}
-    config = from_keywords(TrainConfig, {**below, **settings})
+    every = {**below, **settings}
+    # TrainConfig knows nothing of the data sets in `own`, and would ask for data.
+    if own and ("data" not in own or any(every.get(name) for name in OWN)):
+        raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
+    if own and every.get("folds") is not None:
+        raise UsageError(
+            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
+        )
+    config = from_keywords(TrainConfig, every)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         return train_as_configured(config, own, verbose=verbose)
@@ -112,12 +120,6 @@ def train_as_configured(
     """
     import_modules(config.imports)
     own = own or {}
-    if own and ("data" not in own or config.data or config.val or config.train_only):
-        raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
-    if own and config.folds is not None:
-        raise UsageError(
-            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
-        )
     with save_signal_ignored(), ranks_of_torchrun(config.device) as ranks, RunLock() as lock:
         config = ranks.on_first(lambda config=config: config)  # Others may have read args.yaml a moment later.
         session = Session(ranks, Console(verbose=verbose and ranks.is_first), command, may_keep_memory)

@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the order in which test files run."""
 
 import gc
+import signal
 import socket
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from PIL import Image
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
 FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test process
+
+
+def pytest_configure():
+    """Let SIGINT and SIGHUP do what they do at a terminal: jobs in the background and `nohup` begin with both ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):

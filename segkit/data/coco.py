@@ -9,9 +9,9 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from segkit.data.coco_file import Allowed, CocoFile, ids_by_name, read_coco
-from segkit.data.coco_images import Item, find_shared_files
+from segkit.data.coco_images import Item
 from segkit.data.dataset import ImageFiles, Paths, as_paths
-from segkit.data.findings import Finding, raise_or_warn, summarise
+from segkit.data.findings import Finding, find_shared_files, raise_or_warn, summarise
 from segkit.data.images import Reading, create_reading
 from segkit.data.mask_cache import MaskCache
 from segkit.data.rasterize import OVERLAPS, rasterize
@@ -165,8 +165,8 @@ class CocoSegmentation(ImageFiles):
         self.class_names = (BACKGROUND, *parts[0].class_names)
         self.items: Packed[Item] = Packed(chain.from_iterable(part.items for part in parts))
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))
-        findings = [*chain.from_iterable(part.findings for part in parts), *find_shared_files(self.items)]
-        self.findings: Packed[Finding] = Packed(findings)
+        shared = find_shared_files(item.path for item in self.items)
+        self.findings: Packed[Finding] = Packed([*chain.from_iterable(part.findings for part in parts), *shared])
         return [part.digest for part in parts]
 
     def mask(self, index: int) -> np.ndarray:

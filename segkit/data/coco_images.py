@@ -1,7 +1,6 @@
 """The images of a COCO JSON: where their files are, and whether they have the size that it says."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,13 +160,3 @@ def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, 
         return None
     frames = (header.turned, header.stored)
     return next(((h, w) for h, w in frames if (h > w) == (height > width)), None)
-
-
-def find_shared_files(items: Sequence[Item]) -> list[Finding]:
-    """Return a finding for each file that is listed as several images, in one JSON or in several."""
-    counts = Counter(os.path.realpath(item.path) for item in items)
-    return [
-        Finding("shared-file", Path(path).name, f"{path} is listed as {count} images")
-        for path, count in counts.items()
-        if count > 1
-    ]

@@ -1,7 +1,9 @@
 """Findings: what is wrong or remarkable in a data set, to be raised, reported or put into tables."""
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -258,3 +260,13 @@ def find_oddities(
     if header.animated:
         kinds.append("animated")
     return [Finding(kind, name, f"{path}: {KINDS[kind].title}") for kind in kinds]
+
+
+def find_shared_files(paths: Iterable[str | os.PathLike]) -> list[Finding]:
+    """Return a finding for each file that occurs as several images of a data set."""
+    counts = Counter(map(os.path.realpath, paths))
+    return [
+        Finding("shared-file", Path(path).name, f"{path} is listed as {count} images")
+        for path, count in counts.items()
+        if count > 1
+    ]

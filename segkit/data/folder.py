@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from segkit.data.dataset import ImageFiles, Paths, as_paths
-from segkit.data.findings import FEW, Finding, find_oddities, raise_or_warn, summarise
+from segkit.data.findings import FEW, Finding, find_oddities, find_shared_files, raise_or_warn, summarise
 from segkit.data.images import (
     AS_USUAL,
     IMAGE_SUFFIXES,
@@ -146,6 +146,7 @@ class FolderSegmentation(ImageFiles):
             for folder, mask_folder in zip(folders, mask_folders, strict=True)
             for item in read_folder(folder, mask_folder, reader, self.findings, wanted, reading)
         ]
+        self.findings += find_shared_files(item.path for item in self.items)
 
     def mask(self, index: int) -> np.ndarray:
         return self._reader.read(self.items[index].mask_path)

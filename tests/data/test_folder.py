@@ -297,6 +297,14 @@ def test_images_that_cannot_be_used_are_skipped_if_asked(tmp_path):
         load(tmp_path, on_bad="ignore")
 
 
+def test_a_file_that_comes_twice_is_warned_of(tmp_path):
+    save_image(tmp_path / "images/a/0.jpg")
+    save_mask(tmp_path / "masks/a/0.png", LABELS)
+    images, masks = [tmp_path / "images", tmp_path / "images/a"], [tmp_path / "masks", tmp_path / "masks/a"]
+    with pytest.warns(DataWarning, match="files that are listed as several images"):
+        assert len(FolderSegmentation(images, masks, class_names=NAMES)) == 2
+
+
 def test_two_images_with_the_same_name_are_an_error(tmp_path):
     load(tmp_path)
     save_image(tmp_path / "images/0.png")

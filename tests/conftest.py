@@ -16,7 +16,7 @@ FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test proc
 
 
 def pytest_configure():
-    """Let SIGINT and SIGHUP do what they do at a terminal: jobs in the background and `nohup` begin with both ignored."""
+    """Let SIGINT and SIGHUP act as at a terminal: jobs in the background and under `nohup` begin with them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # Windows has none
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -87,7 +87,9 @@ class SegmentationDataset:
         return labels[mask]
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, target = self.image(index), self.target(index)
+        return self._transformed(self.image(index), self.target(index))
+
+    def _transformed(self, image: np.ndarray, target: np.ndarray) -> tuple[Any, Any]:
         if self.transform is None:
             return image, target
         self._seed_transform_of_worker()
@@ -112,12 +114,15 @@ class SegmentationDataset:
         return np.asarray(Image.fromarray(self.image(index)).reduce(factor))
 
     def small_sample(self, index: int, at_least: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return image and target at 1, 1/2, 1/4 or 1/8 of their size: the smallest with both sides >= `at_least`."""
+        """Return the item at 1, 1/2, 1/4 or 1/8 of its size: the smallest with both sides >= `at_least`.
+
+        The transform is applied to the small image and target.
+        """
         target = self.target(index)
         factor = reduction(target.shape, at_least)
         if factor == 1:
-            return self.image(index), target
-        return self.small_image(index, factor), reduce_mask(target, factor)
+            return self._transformed(self.image(index), target)
+        return self._transformed(self.small_image(index, factor), reduce_mask(target, factor))
 
     @property
     def ignored_labels(self) -> tuple[int, ...]:

@@ -167,7 +167,7 @@ class Augmented(Dataset):
             if not self._bad[index]:
                 try:
                     if self.decode_at_least:
-                        return self.data.small_sample(index, self.decode_at_least)
+                        return _as_arrays(*self.data.small_sample(index, self.decode_at_least))
                     return _as_arrays(*self.data[index])
                 except DataError as error:
                     if self.on_bad == "error":

@@ -95,3 +95,10 @@ def test_a_custom_data_set_is_reduced_by_default():
     image, target = Own().small_sample(0, 20)
     assert (image.shape, target.shape) == ((25, 35, 3), (25, 35))
     assert Own().small_sample(0, 40)[0].shape == (50, 70, 3)
+    data = Own()
+    data.transform = lambda image, mask: {"image": image[:, ::-1], "mask": mask[:, ::-1]}
+    for at_least in (20, 40):
+        flipped, labels = data.small_sample(0, at_least)
+        image, target = Own().small_sample(0, at_least)
+        assert (flipped[:, ::-1] == image).all()
+        assert (labels[:, ::-1] == target).all()

@@ -149,7 +149,7 @@ def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_new
             lost = f"there is no {run.best}, the model of epoch {state.best_epoch}; {again}"
             return nothing, lost if state.best_epoch else None
         try:
-            found = _read_best(run.best, state.model)
+            found = _read_best(run.best, state.model.config, state.model.class_names)
         except UsageError as error:
             aside = free_name(run.best)
             run.best.rename(aside)
@@ -167,16 +167,38 @@ def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_new
     return problem
 
 
-def _read_best(path: Path, model: Segmenter) -> tuple[int, float, str]:
+def foreign_best(content: Mapping[str, Any], run: RunFolder) -> str | None:
+    """Return what is wrong with the best.safetensors of a finished run, in words; None if it is of its best epoch.
+
+    Args:
+        content: The checkpoint of the run.
+        run: The run folder; nothing in it changes.
+    """
+    known = (content["best_epoch"], content["best_miou"], content["best_weights"])
+    if not run.best.is_file():
+        return f"there is no {run.best}, the model of epoch {known[0]}" if known[0] else None
+    try:
+        found = _read_best(run.best, content["config"], content["class_names"])
+    except UsageError as error:
+        return str(error)
+    if found == known:
+        return None
+    return (
+        f"{run.best} is of epoch {found[0]} with an mIoU of {found[1]:.4f}, but by the checkpoint the best is epoch "
+        f"{known[0]} with {known[1]:.4f}"
+    )
+
+
+def _read_best(path: Path, config: Mapping[str, Any], class_names: Sequence[str]) -> tuple[int, float, str]:
     """Return epoch, mIoU and kind of the weights in best.safetensors.
 
     Raises:
-        UsageError: The file is damaged, or a training of `model` did not write it.
+        UsageError: The file is damaged, or a training of such a model did not write it.
     """
     header = read_header(path)
     extra = header.get("extra") or {}
     epoch, miou, weights = (extra.get(name) for name in ("epoch", "miou", "weights"))
-    is_of_run = header["model"] == model.config and header["class_names"] == list(model.class_names)
+    is_of_run = header["model"] == config and header["class_names"] == list(class_names)
     is_best = type(epoch) is int and epoch >= 1 and isinstance(miou, float) and weights in ("raw", "ema")
     if not (is_of_run and is_best):
         raise UsageError(f"{path} was not written by this run")

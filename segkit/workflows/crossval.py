@@ -57,7 +57,7 @@ class CrossValidationResult:
     @property
     def command(self) -> str:
         """The infer command that uses the models of all folds together."""
-        return infer_command(self.folder)
+        return ensemble_command(self.folder)
 
 
 def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> CrossValidationResult:
@@ -187,10 +187,11 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     for confusion in of_fold[1:]:
         total += confusion
     values = np.stack([_values(confusion) for confusion in of_fold])
-    epochs = [read_header(fold.best)["extra"]["epoch"] for fold in runs]
+    # A model that somebody has put there may lack its epoch.
+    epochs = [(read_header(fold.best).get("extra") or {}).get("epoch", "") for fold in runs]
     rows = summary_rows(total.class_names, epochs, list(map(_identity, runs)), values)
     write_confusion(run.out_of_fold_confusion, total)
-    write_whole(run.infer_command, f"{infer_command(run)}\n")
+    write_whole(run.infer_command, f"{ensemble_command(run)}\n")
     write_records(run.summary, rows)
     written = (run.summary, run.out_of_fold_confusion, run.splits, run.infer_command)
     console.print(
@@ -200,7 +201,7 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     )
 
 
-def infer_command(run: RunFolder) -> str:
+def ensemble_command(run: RunFolder) -> str:
     """Return the shell command that segments photographs with the models of all folds."""
     return f"python infer.py --weights {shlex.quote(str(run))}/fold* --source photographs/"
 
@@ -223,13 +224,13 @@ def _identity(run: RunFolder) -> str:
 
 
 def summary_rows(
-    class_names: Sequence[str], best_epochs: Sequence[int], models: Sequence[str], values: np.ndarray
+    class_names: Sequence[str], best_epochs: Sequence[int | str], models: Sequence[str], values: np.ndarray
 ) -> list[Row]:
     """Return a row for each fold, one for their mean and one for their standard deviation.
 
     Args:
         class_names: C names.
-        best_epochs: The best epoch of each fold.
+        best_epochs: The best epoch of each fold; empty if its model does not say it.
         models: The digest of each fold's model.
         values: (k, C + 1) mIoU and the IoU of each class; NaN for a class that a fold does not have.
     """

@@ -50,10 +50,17 @@ from segkit.training import (
     read_checkpoint,
     seed_all,
 )
-from segkit.training.checkpoint import changed_data, match_best, photographs_warning, random_states, save_progress
+from segkit.training.checkpoint import (
+    changed_data,
+    foreign_best,
+    match_best,
+    photographs_warning,
+    random_states,
+    save_progress,
+)
 from segkit.training.state import has_ended
 from segkit.training.validation import memory_errors_explained
-from segkit.workflows.datasets import data_rules, rule_of_folds, sources_of, write_data_report
+from segkit.workflows.datasets import check_model_classes, data_rules, rule_of_folds, sources_of, write_data_report
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
@@ -146,6 +153,9 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
                 console.print(f"{run} is already finished, at {done}/{config.epochs} epochs")
             else:
                 console.print(f"{run} was stopped early, after {counted(stale, 'epoch')} without a better mIoU")
+            problem = ranks.on_first(partial(foreign_best, start.checkpoint, run))
+            if problem and ranks.is_first:
+                _log.warning("%s; nothing was changed", problem)
             return finished_result(run, start.checkpoint)
         console.print(f"{run} is finished, but its pictures are missing: they are drawn now")
     ranks.on_first(start.check_folder)
@@ -439,9 +449,13 @@ def score_best(
         console: Shows the progress.
         window: The window that the run was validated in.
         gallery: Is offered each image with its prediction.
+
+    Raises:
+        DataError: The model has other classes than the data; somebody has put it there.
     """
     # The memory format of the validation, too: the scores are the same to the last pixel.
     model = load_model(run.path).to(device, memory_format=torch.channels_last)
+    check_model_classes(model.class_names, data, str(run.best))
     names, options = data.class_names, {"class_names": data.class_names, "exclude": data.ignored_labels}
     total = ConfusionMatrix(len(names), **options)
     with precision(), memory_errors_explained():

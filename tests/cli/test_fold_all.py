@@ -261,6 +261,24 @@ def test_a_summary_of_another_model_is_made_again_and_times_do_not_matter(out, c
     assert first["model"] == second["model"] != ""
 
 
+def test_a_model_without_its_epoch_is_scored_and_named(out, capsys):
+    model = load_model(out / "fold1")
+    save_model(model, out / "fold1/best.safetensors")
+    train.main(["--resume", str(out)])
+    assert (
+        f"warning: {out / 'fold1/best.safetensors'} was not written by this run; nothing was" in capsys.readouterr().err
+    )
+    assert [row["best_epoch"] for row in read(out / "summary.csv")][1] == ""
+
+
+def test_a_model_of_other_classes_is_not_scored(out, capsys):
+    model = load_model(out / "fold1")
+    model.class_names = ("background", "disc", "square")
+    save_model(model, out / "fold1/best.safetensors", epoch=1, miou=0.5, weights="raw")
+    assert fails(train, "--resume", out) == 3
+    assert "best.safetensors are background, disc, square, but the classes of --data are" in capsys.readouterr().err
+
+
 def test_a_summary_that_is_damaged_is_made_again(out):
     (out / "summary.csv").write_text("fold\n")
     train.main(["--resume", str(out)])

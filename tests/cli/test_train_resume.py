@@ -80,6 +80,26 @@ def test_the_checkpoint_decides_whether_a_run_is_finished(out, capsys):
     assert epochs(out) == ["1"]
 
 
+def test_a_finished_run_warns_of_a_best_model_that_is_not_its_own(out, capsys):
+    train.main(["--resume", str(out)])
+    assert "best.safetensors" not in capsys.readouterr().err
+    best = out / "best.safetensors"
+    model = load_model(out)
+    for change, words in (
+        (
+            lambda: save_model(model, best, epoch=7, miou=0.25, weights="raw"),
+            "is of epoch 7 with an mIoU of 0.2500, but",
+        ),
+        (lambda: save_model(model, best), "was not written by this run"),
+        (best.unlink, f"there is no {best}, the model of epoch 1"),
+    ):
+        change()
+        train.main(["--resume", str(out)])
+        printed = capsys.readouterr()
+        assert words in printed.err
+        assert "is already finished" in printed.out
+
+
 def test_a_finished_run_without_its_pictures_gets_them(out):
     (out / "val_predictions.png").unlink()
     weights = (out / "best.safetensors").read_bytes()

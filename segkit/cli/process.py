@@ -27,8 +27,12 @@ from segkit.errors import (
 SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
 INTERRUPTED = 130  # by Ctrl-C
 BUG = "This is a bug in segkit, not a mistake of yours. Please report it with the lines above."
-SMALLER_STEP = "half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`"
-SMALLER_VIEW = "`window=512`, or fewer views"
+# What helps if memory runs out, by a setting of the command; commands that lack all three have nothing to set.
+SMALLER = {
+    "accumulate": "half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`",
+    "window": "`window=512`, or fewer views",
+    "max_pixels": "a lower `max_pixels`, above which images are not decoded",
+}
 _ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
 
 
@@ -72,8 +76,9 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
         is_shared = isinstance(reported, NotFiniteError | CheckpointError)
         if not (reported.is_reported or (is_shared and not is_first_process())):
             text = sentence(reported)
-            if is_out_of_memory(error):
-                text += f"; try {SMALLER_STEP if command == 'train' else SMALLER_VIEW}"
+            advice = next((SMALLER[name] for name in SMALLER if name in flags), None)
+            if is_out_of_memory(error) and advice is not None:
+                text += f"; try {advice}"
             print(printable(f"segkit {command}: error: {with_flags(text, flags)}"), file=sys.stderr)
         sys.exit(reported.exit_code)
 

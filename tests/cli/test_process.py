@@ -19,7 +19,7 @@ from helpers.commands import fails, train_arguments
 from segkit import errors
 from segkit.cli import COMMANDS, train
 from segkit.cli.process import BUG, errors_as_sentences, first_process_prints, output_may_close, with_flags
-from segkit.config import TrainConfig
+from segkit.config import CheckConfig, EvaluateConfig, FoldsConfig, TrainConfig
 from segkit.console import Console, table
 
 FULL = Path("/dev/full")
@@ -152,6 +152,21 @@ def test_memory_that_runs_out_in_a_worker_is_a_sentence(capsys):
     error = capsys.readouterr().err
     assert "memory ran out (DefaultCPUAllocator: can't allocate memory); try half the --batch-size" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (EvaluateConfig, "; try --window 512, or fewer views"),
+        (CheckConfig, "; try a lower --max-pixels, above which images are not decoded"),
+        (FoldsConfig, ""),
+    ],
+)
+def test_advice_about_memory_names_only_settings_of_the_command(settings, advice, capsys):
+    with pytest.raises(SystemExit) as stop, errors_as_sentences("x", settings):
+        raise MemoryError
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"segkit x: error: memory ran out{advice}\n"
 
 
 def test_a_full_disk_is_a_sentence_whoever_was_writing(capsys):

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Callable
 
@@ -33,6 +34,14 @@ def release_memory() -> bool:
         return False
     gc.collect()  # a model and its optimizer may be in a reference cycle
     return bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+def machine_memory() -> int | None:
+    """Return the memory of this machine in bytes; None if the system does not say it, such as Windows."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _glibc_function(name: str) -> Callable[..., int] | None:

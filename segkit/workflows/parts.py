@@ -34,6 +34,7 @@ from segkit.training import (
     create_scheduler,
     share_batch_norms,
 )
+from segkit.training.memory import machine_memory
 from segkit.training.validation import validation_window
 from segkit.training_scale import TrainingScale
 from segkit.workflows.datasets import data_digests, photograph_digests
@@ -94,6 +95,27 @@ def rare_classes(counts: ClassCounts) -> tuple[int, ...]:
     pixels = counts.pixels.sum(0)
     occurring = pixels[pixels > 0]
     return tuple(c for c, n in enumerate(pixels) if 0 < n < occurring.mean() / 2) if len(occurring) else ()
+
+
+def check_batch_memory(config: TrainConfig, images: int, ranks: Ranks) -> None:
+    """Raise UsageError if the pixels of one batch, as float32, are more than the memory of this machine.
+
+    A training needs many times as much, but how much depends on the model. Here are refused only values that no model
+    can train with, such as a crop with a digit too many: the system would kill the process in the first step.
+
+    Args:
+        config: The settings.
+        images: Number of training images; no batch is larger.
+        ranks: The processes. Each has its share of the batch.
+    """
+    memory = machine_memory()
+    here = min(config.batch_size, images) * ranks.count_here // ranks.count
+    needed = 4 * 3 * here * config.crop**2
+    if memory is not None and needed > memory:
+        raise UsageError(
+            f"one batch needs {needed // 10**9:,} GB for its pixels alone, and this machine has {memory // 10**9:,} GB "
+            "of memory; try a smaller `crop` or `batch_size`"
+        )
 
 
 def build_loaders(

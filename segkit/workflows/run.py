@@ -67,6 +67,7 @@ from segkit.workflows.parts import (
     build_model,
     build_options,
     build_state,
+    check_batch_memory,
     check_names,
     fixed_settings,
     measure_rarity,
@@ -170,6 +171,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
         check_names(config)
         rule = rule_of_folds(start.checkpoint)
         train_set, val_set = open_sets(rule)
+        check_batch_memory(config, len(train_set), ranks)
         rarity = measure_rarity(config, train_set, console)
         train_batches, val_batches = build_loaders(config, train_set, val_set, rarity, ranks)
         loss = build_loss(config, rarity).to(device)

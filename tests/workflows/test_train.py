@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers.commands import signal_at_batch, train_arguments
+from helpers.commands import fails, signal_at_batch, train_arguments
 from helpers.tiny_training import NAMES, Drawn
 from PIL import Image
 
@@ -24,11 +24,11 @@ from segkit.errors import DataError, DataWarning, UsageError
 from segkit.models import create_model, save_model
 from segkit.training import Interrupted, Ranks
 from segkit.training_scale import TrainingScale
-from segkit.workflows import datasets
+from segkit.workflows import datasets, parts
 from segkit.workflows import train as workflow
 from segkit.workflows.crossval import CrossValidationResult
 from segkit.workflows.datasets import load_data
-from segkit.workflows.parts import build_model
+from segkit.workflows.parts import build_model, check_batch_memory
 
 SETTINGS = {
     **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 48},
@@ -353,3 +353,21 @@ def test_full_size_is_trained_for_by_a_setting_of_its_name():
         options = {"scale": scale, "is_resumed": False}
         built = build_model(config, names, torch.device("cpu"), Ranks(), Console(), **options)
         assert built.training_scale == (TrainingScale() if full_size else scale)
+
+
+def test_a_batch_larger_than_the_memory_is_refused_and_usual_ones_are_not(monkeypatch):
+    monkeypatch.setattr(parts, "machine_memory", lambda: 2 * 10**9)
+    crops = TrainConfig(data=(Path("a.json"),), crop=4000, batch_size=16)  # 12 bytes x 16 million pixels each
+    check_batch_memory(crops, 10, Ranks())  # 10 x 0.192 GB
+    with pytest.raises(UsageError, match=r"one batch needs 2 GB for its pixels alone, and this machine has 2 GB"):
+        check_batch_memory(crops, 11, Ranks())
+    check_batch_memory(crops, 16, Ranks(count=2, count_here=1))  # half of the batch is on another machine
+    check_batch_memory(replace(crops, crop=512, batch_size=512), 10**6, Ranks())
+    monkeypatch.setattr(parts, "machine_memory", lambda: None)
+    check_batch_memory(crops, 11, Ranks())
+
+
+def test_a_crop_with_digits_too_many_ends_before_the_first_step(shapes, tmp_path, capsys):
+    assert fails(train, *train_arguments(shapes, tmp_path / "a", "--crop", "10" * 50)) == 2
+    assert "of memory; try a smaller --crop or --batch-size\n" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

@@ -49,7 +49,8 @@ class FolderSegmentation(ImageFiles):
     Args:
         images: Folder of the images, or several; subfolders are included.
         masks: Folder of the masks, one for each of `images`.
-        class_names: In label order: a sequence, or a text file with one name per line. By default the palette's.
+        class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
+            skipped. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`; black-and-white masks can have one, too.
         names: The images to use if not all: a sequence, or a text file with one per line (VOC's
             ImageSets/Segmentation/train.txt); paths below the folder, best without suffix.

@@ -1,6 +1,7 @@
 """MaskReader: label maps that are image files."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from segkit.labels import IGNORE_INDEX
 PathLike = str | os.PathLike
 _SPREAD = {"L;2": 85, "L;4": 17}  # factor by which Pillow spreads gray of 2 and 4 bits to 8
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")  # formats of masks that are refused
+_NUMBERED = re.compile(r"([0-9]+)(?: *([:;,\t])| )")  # a line such as "1: wall" or "1 wall"
 LISTED = 8  # most values that a message lists
 BINARY_HINT = (
     "if 255 is white and means a class, give a palette file with the lines 'background 0 0 0' and 'NAME 255 255 255'"
@@ -30,7 +32,8 @@ class MaskReader:
     """Reads masks whose pixel values are labels or, with a palette, whose colours are classes.
 
     Args:
-        class_names: In label order: a sequence, or a text file with one name per line. By default the palette's.
+        class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
+            skipped. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`.
         max_pixels: Larger masks are refused before they are decoded.
 
@@ -53,7 +56,7 @@ class MaskReader:
         known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
         if class_names is None and colours is None:
             raise DataError("masks do not name their classes; give `class_names` or a `palette`")
-        names = known if class_names is None else read_lines(class_names, "file of class names")
+        names = known if class_names is None else _read_class_names(class_names)
         if len(names) == 1:
             raise DataError(
                 f"{names[0]!r} is the only class, so there is nothing to learn; name the class of each pixel value, "
@@ -97,6 +100,30 @@ class MaskReader:
         if unknown:
             raise WrongValues(f"{path} has colours that are not in the palette: {_listed(unknown)}")
         return labels
+
+
+def _read_class_names(source: PathLike | Sequence[str]) -> list[str]:
+    """Return a sequence unchanged, or the lines of a text file that are neither empty nor begin with `#`.
+
+    Raises:
+        DataError: The lines are numbered, and in another way than the pixel values that they name.
+    """
+    names = read_lines(source, "file of class names")
+    if not isinstance(source, str | os.PathLike):
+        return names
+    names = [name for name in names if not name.startswith("#")]
+    found = [_NUMBERED.match(name) for name in names]
+    if not all(found):
+        return names
+    numbers = [int(one[1]) for one in found]
+    # "1 euro" and "2 euro" may be names; a separator, or a count of three or more from 1, makes it a number.
+    is_count = all(one[2] for one in found) or (len(names) > 2 and numbers == [*range(1, len(names) + 1)])
+    if is_count and numbers != [*range(len(names))]:
+        raise DataError(
+            f"{source} numbers the classes {_listed(numbers)}, but its lines name the pixel values from 0 on, one line "
+            "for each; add the missing lines, such as one for 0, or remove the numbers"
+        )
+    return names
 
 
 def read_lines(source: PathLike | Sequence[str], what: str) -> list[str]:

@@ -297,6 +297,26 @@ def test_images_that_cannot_be_used_are_skipped_if_asked(tmp_path):
         load(tmp_path, on_bad="ignore")
 
 
+@pytest.mark.parametrize("text", ["# classes\n{}", "\n{}\n# end"])
+def test_comments_in_a_file_of_class_names_are_no_classes(tmp_path, text):
+    (tmp_path / "names.txt").write_text(text.format("\n".join(NAMES)))
+    assert load(tmp_path, class_names=tmp_path / "names.txt").class_names == NAMES
+
+
+@pytest.mark.parametrize("lines", ["1 wall,2 door,3 sky", "1: wall,2: door", "7:road,8:sidewalk,11:building"])
+def test_class_names_that_are_numbered_unlike_the_pixel_values_are_an_error(tmp_path, lines):
+    (tmp_path / "names.txt").write_text(lines.replace(",", "\n"))
+    with pytest.raises(DataError, match=r"names.txt numbers the classes (1, 2|7, 8).*the pixel values from 0 on"):
+        load(tmp_path, class_names=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize("lines", ["0: wall,1: door,2: sky", "1 euro,2 euro,5 cent", "1 euro,2 euro", "2d,3d,4d"])
+def test_class_names_may_begin_with_a_number(tmp_path, lines):
+    (tmp_path / "names.txt").write_text(lines.replace(",", "\n"))
+    data = load(tmp_path, [LABELS % 255 % 2], class_names=tmp_path / "names.txt")
+    assert data.class_names == tuple(lines.split(","))
+
+
 def test_a_file_that_comes_twice_is_warned_of(tmp_path):
     save_image(tmp_path / "images/a/0.jpg")
     save_mask(tmp_path / "masks/a/0.png", LABELS)

@@ -30,7 +30,7 @@ def unknown(what: str, name: str, known: Collection[str], also_called: Mapping[s
     """
     near = nearest(name, known, also_called) if isinstance(name, str) else None
     hint = f"; did you mean {near!r}?" if near else "."
-    return UsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
+    return UsageError(f"unknown {what} {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
 def check_known(what: str, name: str, known: Collection[str]) -> None:

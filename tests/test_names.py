@@ -18,6 +18,7 @@ def test_other_words_lead_to_the_known_name_if_it_is_known():
 def test_the_error_lists_the_known_names_and_suggests_one():
     assert str(unknown("loss", "dise", ["ce", "dice"])) == "unknown loss 'dise'; did you mean 'dice'? Known: ce, dice"
     assert str(unknown("loss", "qqq", ["ce", "dice"])) == "unknown loss 'qqq'. Known: ce, dice"
+    assert str(unknown("loss", "qqq", [])) == "unknown loss 'qqq'. Known: none"
     check_known("loss", "ce", ["ce"])
     with pytest.raises(UsageError, match="did you mean 'ce'"):
         check_known("loss", "cee", ["ce"])

@@ -74,6 +74,8 @@ def create_model(
     if align_corners and "align_corners" in known:
         decoder_options["align_corners"] = True
     for option in decoder_options:
+        if option not in known and option in [parameter.name for parameter in parameters][2:]:
+            raise UsageError(f"`{option}` of {name} is no option: only keyword-only arguments are, those after *")
         check_known(f"option of {name}", option, known)
     decoder_options = {option: _as_list(value) for option, value in decoder_options.items()}
     names = _resolve_class_names(num_classes, class_names)

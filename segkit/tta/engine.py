@@ -69,8 +69,8 @@ class TTA:
         merge: How the views are merged. `mean`: mean of the probabilities. `gmean`: their geometric mean,
             which is the softmax of the mean logits. `logits-sum`: the same, but the logits of several models are
             added up, so that the result is more certain. `max`, `min`: scaled to sum to 1. `vote`: share of the
-            views in which the class is the most likely one. `sharpened`: mean of the squared probabilities,
-            scaled to sum to 1. `logits`: mean of the logits.
+            views in which the class is the most likely one. `sharpened`: the probabilities of each view are
+            squared and scaled to sum to 1; then their mean. `logits`: mean of the logits.
         align_corners: Option of the bilinear resizing, as in `torch.nn.functional.interpolate`.
         multiple: Make the sides of scaled images multiples of this, for models that need it.
         fit: How to reach a multiple: `resize` rounds the size, `pad` repeats the right and lower border.

@@ -39,6 +39,18 @@ def test_a_wrong_argument_is_one_sentence_that_names_the_remedy(arguments, messa
         create_model(**arguments)
 
 
+def test_an_option_of_a_decoder_that_is_no_keyword_only_argument_is_explained(monkeypatch):
+    class Narrow(nn.Module):
+        def __init__(self, in_channels, strides, channels=8):
+            super().__init__()
+
+    monkeypatch.setitem(DECODERS, "narrow", Narrow)
+    with pytest.raises(UsageError, match=r"`channels` of narrow is no option: only keyword-only .* after \*"):
+        create_model("narrow", num_classes=2, channels=16)
+    with pytest.raises(UsageError, match=r"unknown option of narrow 'width'. Known: none"):
+        create_model("narrow", num_classes=2, width=16)
+
+
 def test_a_decoder_sets_the_kernel_of_its_head(monkeypatch):
     def kernel(name):
         return create_model(name, backbone="test_resnet", num_classes=2).head.kernel_size

@@ -86,16 +86,17 @@ class TrainingScale:
     def __post_init__(self) -> None:
         if not isinstance(self.decode_at_least, Integral) or self.decode_at_least < 0:
             raise UsageError(f"`decode_at_least` must be a whole number of 0 or more, got {self.decode_at_least!r}")
+        object.__setattr__(self, "decode_at_least", int(self.decode_at_least))
         check_known("fit", self.fit, FITS)
         for name in ("size", "share", "ratio", "factor"):
             value = getattr(self, name)
             if name == "size" and value is None:
                 continue
-            kind, what = (Integral, "whole numbers") if name == "size" else (Real, "numbers")
+            kind, plain, what = (Integral, int, "whole numbers") if name == "size" else (Real, float, "numbers")
             pair = tuple(value) if isinstance(value, list | tuple) else ()
             if len(pair) != 2 or not all(isinstance(x, kind) and 0 < x < math.inf for x in pair):
                 raise UsageError(f"`{name}` of the training scale must be two positive {what}, got {value!r}")
-            object.__setattr__(self, name, pair)
+            object.__setattr__(self, name, tuple(map(plain, pair)))  # JSON takes no numbers of numpy
 
     @classmethod
     def read(cls, stored: Any) -> "TrainingScale":

@@ -290,6 +290,13 @@ def test_a_model_file_keeps_the_scale(tmp_path):
     assert load_model(tmp_path / "m.safetensors").training_scale == scale
 
 
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    scale = TrainingScale(np.int64(64), tuple(np.array([32, 48])), factor=tuple(np.float32([0.5, 0.75])))
+    save_model(model(scale), tmp_path / "m.safetensors")
+    stored = load_model(tmp_path / "m.safetensors").training_scale
+    assert stored == scale == TrainingScale(64, (32, 48), factor=(0.5, 0.75))
+
+
 def test_a_model_file_of_an_older_segkit_is_used_at_full_size(tmp_path):
     content = model_bytes(model())
     older = content.replace(b', \\"training_scale\\": null', b" " * 26)

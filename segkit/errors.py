@@ -64,6 +64,10 @@ class MachineError(SegkitError):
     exit_code = 1
 
 
+class UnreadableFileError(MachineError):
+    """The disk or the network share cannot read a file (EIO), which says nothing about other files. Exit code 1."""
+
+
 class CheckpointError(MachineError, OSError):
     """The last state of a run could not be saved. Exit code 1."""
 
@@ -113,7 +117,7 @@ def as_segkit_error(error: BaseException) -> SegkitError | None:
     if isinstance(error, SegkitError):
         return error
     if isinstance(error, OSError) and error.errno in _MACHINE_CODES:
-        return MachineError(_of_machine(error))
+        return (UnreadableFileError if error.errno == errno.EIO else MachineError)(_of_machine(error))
     if is_out_of_memory(error):
         return MachineError(f"memory ran out ({sentence(error).splitlines()[0]})" if str(error) else "memory ran out")
     if isinstance(error, OSError | RuntimeError):

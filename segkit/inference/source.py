@@ -19,7 +19,7 @@ from segkit.data.coco_file import Allowed, ids_by_name, read_coco
 from segkit.data.findings import UNUSABLE_IMAGES, Finding, raise_errors, summarise
 from segkit.data.image_names import ImageNames
 from segkit.data.images import AS_USUAL, Reading
-from segkit.errors import DataError, DataWarning, UsageError, as_segkit_error
+from segkit.errors import DataError, DataWarning, UnreadableFileError, UsageError, as_segkit_error
 from segkit.files import Fingerprint, check_readable, fingerprint, is_file
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -33,7 +33,8 @@ class SourceImage:
 
     Attributes:
         name: Relative path; its results are named after it.
-        read: Returns the image, (H, W, 3) uint8 RGB, or raises DataError if it cannot be read.
+        read: Returns the image, (H, W, 3) uint8 RGB; raises DataError if it is no image, UnreadableFileError if the
+            disk cannot read it.
         path: The file, or None for a frame of a video and an image of a data set.
         ids: Its ids in a COCO JSON, which may list a file several times.
     """
@@ -54,11 +55,11 @@ class SourceImage:
                 return fingerprint(self.path)
             pixels = np.ascontiguousarray(self.read())
             return Fingerprint(pixels.nbytes, hashlib.sha256(pixels).hexdigest())
-        except DataError:
+        except (DataError, UnreadableFileError):
             return None
         except OSError as error:
             fault = as_segkit_error(error)
-            if fault is not None:
+            if fault is not None and not isinstance(fault, UnreadableFileError):
                 raise fault from error
             return None
 

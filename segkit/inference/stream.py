@@ -14,7 +14,7 @@ import torch
 
 from segkit.data import SegmentationDataset
 from segkit.data.dataset import checked_target
-from segkit.errors import DataError, NotFiniteError, SegkitError
+from segkit.errors import DataError, NotFiniteError, SegkitError, UnreadableFileError
 from segkit.inference.prediction import Prediction
 from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
@@ -138,16 +138,16 @@ def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stag
 def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Clock) -> Iterator[_Predicted]:
     """Read images ahead, and run the models on each that can be read and is not too large for the CRF."""
 
-    def read(source: SourceImage) -> np.ndarray | DataError:
+    def read(source: SourceImage) -> np.ndarray | SegkitError:
         try:
             return source.read()
-        except DataError as error:
+        except (DataError, UnreadableFileError) as error:
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
         reading = ((source, pool.submit(read, source)) for source in images)
         for source, image in ahead(reading, 2 * READERS, clock, "reading"):
-            if isinstance(image, DataError):
+            if isinstance(image, SegkitError):
                 yield Segmented(source, None, None, image), None
                 continue
             try:

@@ -1,9 +1,10 @@
 """predict: segment photographs and write masks, overlays and everything that is made of them."""
 
+import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -18,7 +19,7 @@ from segkit.console import Console, counted
 from segkit.data.findings import EXAMPLES
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
-from segkit.errors import DataError, MissingFileError
+from segkit.errors import DataError, MissingFileError, SegkitError, UnreadableFileError
 from segkit.files import Fingerprint, is_file, write_records
 from segkit.inference import (
     Clock,
@@ -156,11 +157,18 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         )
         clock = Clock()
         todo, seen = _divide(ranks.share(images), writer, config.skip_existing)
-        with (
-            closing(predictor),
-            console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar,
-        ):
-            written = list(_write(bar, writer, seen, pseudo, clock, reading))
+        written: list[_Result] = []
+        try:
+            with (
+                closing(predictor),
+                console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar,
+            ):
+                _write(bar, writer, seen, pseudo, clock, reading, written)
+        except BaseException:
+            if ranks.is_first:
+                with suppress(SegkitError, OSError, csv.Error):  # the reason for the stop matters more
+                    _write_tables(writer, [*seen.done, *written], is_whole=False)
+            raise
         results = ranks.gather_on_first([*seen.done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
@@ -194,7 +202,7 @@ def _divide(
         for source in images:
             try:
                 row = writer.row(source.name) if skip_existing and writer.is_done(source.name) else None
-            except DataError:  # the mask is damaged: make it again
+            except (DataError, UnreadableFileError):  # the mask is damaged: make it again
                 row = None
             if row is not None and row["source_sha256"]:  # masks of older versions do not say it
                 now = source.fingerprint()
@@ -216,11 +224,23 @@ def _divide(
 
 
 def _write(
-    bar: tqdm, writer: PredictionWriter, seen: _Seen, pseudo: PseudoLabels | None, clock: Clock, reading: Reading
-) -> Iterator[_Result]:
-    """Write the files of the images under a progress bar, which names what takes longest, in threads."""
+    bar: tqdm,
+    writer: PredictionWriter,
+    seen: _Seen,
+    pseudo: PseudoLabels | None,
+    clock: Clock,
+    reading: Reading,
+    written: list[_Result],
+) -> None:
+    """Write the files of the images under a progress bar, which names what takes longest, in threads.
 
-    def write(one: Segmented) -> _Result:
+    Each result is added to `written` as soon as its files are there, so that it is known if a later image stops all.
+    """
+
+    def write(one: Segmented) -> None:
+        written.append(write_one(one))
+
+    def write_one(one: Segmented) -> _Result:
         if one.error is not None:
             return _Result(one.source.name, one.source.ids, None, str(one.error))
         row = writer.write(one.source.name, one.image, one.prediction, seen.made_of.pop(one.source.name))
@@ -237,8 +257,37 @@ def _write(
             yield None, pool.submit(write, one)
 
     with ThreadPoolExecutor(WRITERS) as pool:
-        for _, result in ahead(submitted(), 2 * WRITERS, clock, "writing"):
-            yield result
+        for _ in ahead(submitted(), 2 * WRITERS, clock, "writing"):
+            pass
+
+
+def _write_tables(writer: PredictionWriter, results: Iterable[_Result], *, is_whole: bool = True) -> list[Failure]:
+    """Write manifest.csv and failed.csv, and return the rows of the latter; without rows there is no file.
+
+    If the run was stopped (not `is_whole`), images that it did not reach keep the rows of an earlier run.
+    """
+    order = {name: number for number, name in enumerate(writer.targets)}
+    results = sorted(results, key=lambda result: order[result.name])
+    failures = [Failure(r.name.as_posix(), r.error) for r in results if r.error is not None]
+    reached = {result.name.as_posix() for result in results}
+    for name, records in (
+        ("manifest.csv", [result.row for result in results if result.row is not None]),
+        ("failed.csv", [failure._asdict() for failure in failures]),
+    ):
+        file = writer.out / name
+        if not is_whole and file.is_file():
+            with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+                earlier = [row for row in csv.DictReader(stream) if row.get("image") not in reached]
+            if name == "manifest.csv":
+                kept = ([writer.out / (row.get(kind) or "") for kind in writer.kinds] for row in earlier)
+                earlier = [row for row, files in zip(earlier, kept, strict=True) if all(map(is_file, files))]
+            records += earlier
+            records = [row for row in records if row.keys() == records[0].keys()]
+        if records:
+            write_records(file, records)
+        else:
+            file.unlink(missing_ok=True)  # of an earlier run
+    return failures
 
 
 def _conclude(
@@ -254,7 +303,6 @@ def _conclude(
     results = sorted(results, key=lambda result: order[result.name])
     good = [result for result in results if result.row is not None]
     rows = [result.row for result in good]
-    failures = [Failure(r.name.as_posix(), r.error) for r in results if r.error is not None]
     out = writer.out
     files = [writer.file(kind, result.name) for result in good for kind in writer.kinds]
     lost = [file for file in files if not is_file(file)]
@@ -263,9 +311,7 @@ def _conclude(
             f"results were removed while others were written: {len(lost)} of {len(files)}, such as {lost[0]}; "
             "`skip_existing` makes them again"
         )
-    for name, records in (("manifest.csv", rows), ("failed.csv", [failure._asdict() for failure in failures])):
-        (out / name).unlink(missing_ok=True)  # of an earlier run, if this one has no records for it
-        write_records(out / name, records)
+    failures = _write_tables(writer, results)
     written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"] if good else []
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
     # `skip_existing` the masks of the earlier run exist only there.

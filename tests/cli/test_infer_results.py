@@ -1,4 +1,5 @@
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from helpers.commands import at_forward
 from PIL import Image, features
 from pycocotools import mask as coco_mask
 
+import segkit
 from segkit.cli import infer, train
 from segkit.config import InferConfig
 from segkit.crf import DenseCRF
@@ -432,6 +434,68 @@ def test_images_that_cannot_be_decoded_are_listed_and_the_others_segmented(model
     assert [row["image"] for row in listed] == bad
     assert "convert it to JPEG" in listed[1]["error"]
     assert [row["image"] for row in csv.DictReader((tmp_path / "out/manifest.csv").open())] == ["good.png"]
+
+
+@pytest.fixture
+def fails_to_open(monkeypatch):
+    """Let the opening of a file fail with a code of the system, until another file and code are named."""
+
+    def fail(path, code):
+        def opening(file, *mode, **options):
+            if file == path:
+                raise OSError(code, os.strerror(code), str(file))
+            return open(file, *mode, **options)
+
+        for module in (segkit.data.images, segkit.files):
+            monkeypatch.setattr(module, "open", opening, raising=False)
+
+    return fail
+
+
+def write_photographs(folder, names):
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 256, (30, 20, 3), np.uint8)).save(
+            folder / f"{name}.png"
+        )
+
+
+def images_in(table):
+    return [row["image"] for row in csv.DictReader(table.open())]
+
+
+def test_a_file_that_the_disk_cannot_read_fails_and_the_others_are_segmented(model, tmp_path, fails_to_open, capsys):
+    write_photographs(tmp_path / "in", "abc")
+    out = tmp_path / "out"
+    for more in ((), ("--skip-existing",)):
+        fails_to_open(tmp_path / "in/b.png", errno.EIO)
+        assert fails(model, tmp_path / "in", out, "--save", "mask", *more) == 5
+        assert images_in(out / "manifest.csv") == ["a.png", "c.png"]
+        assert images_in(out / "failed.csv") == ["b.png"]
+        assert "Input/output error; this is a fault of the machine" in (out / "failed.csv").read_text()
+    fails_to_open(out / "mask/a.png", errno.EIO)  # a mask that cannot be read is made again
+    run(model, tmp_path / "in", out, "--save", "mask", "--skip-existing")
+    assert images_in(out / "manifest.csv") == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC])
+def test_a_machine_that_fails_stops_the_command_and_the_manifest_has_what_was_done(
+    model, tmp_path, fails_to_open, code
+):
+    write_photographs(tmp_path / "in", "abc")
+    out = tmp_path / "out"
+    fails_to_open(tmp_path / "in/b.png", code)
+    assert fails(model, tmp_path / "in", out, "--save", "mask") == 1
+    assert images_in(out / "manifest.csv") == ["a.png"]
+    assert not (out / "failed.csv").exists()
+    fails_to_open(None, 0)
+    run(model, tmp_path / "in", out, "--save", "mask", "--skip-existing")
+    whole = (out / "manifest.csv").read_text()
+    (out / "mask/c.png").unlink()
+    fails_to_open(tmp_path / "in/a.png", code)
+    assert fails(model, tmp_path / "in", out, "--save", "mask", "--skip-existing") == 1
+    assert (out / "manifest.csv").read_text() == "".join(whole.splitlines(keepends=True)[:3])  # a and b are there
+    assert sorted(path.name for path in (out / "mask").iterdir()) == ["a.png", "b.png"]
 
 
 def test_damaged_and_empty_results_are_made_again(model, shapes, tmp_path):

@@ -231,7 +231,7 @@ def load_predictor(
         console.print(f"model  {name}" + (f", weight {weight:.3f}" if len(members) > 1 else ""))
     for scale in dict.fromkeys(model.training_scale for model in predictor.members):
         if not scale.is_full_size and not config.full_size:
-            console.print(f"scale  photographs are resized as in training: {scale} (unless full_size is set)")
+            console.print(f"scale  photographs are resized as in training: {scale} (not with full_size)")
     console.print(f"views  {tta}" + (f"; windows of {config.window} pixels" if config.window else ""))
     if config.class_bias:
         console.print("bias   " + ", ".join(f"{name} {value:+g}" for name, value in config.class_bias.items()))

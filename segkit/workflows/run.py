@@ -618,7 +618,7 @@ def plan_text(
     ]
     if not model.training_scale.is_full_size:
         scale = model.training_scale
-        lines.append(f"scale  photographs are resized as in training to validate: {scale} (unless full_size is set)")
+        lines.append(f"scale  photographs are resized as in training to validate: {scale} (not with full_size)")
     if len(train_set) < config.batch_size:
         few = len(train_set)
         lines.append(f"note   there are fewer images than a batch holds: each step takes all {few} of them")

@@ -93,14 +93,28 @@ def _check_same(out: Path, made: dict[str, Any]) -> None:
             "content, order or share); choose another `out`"
         )
     if settings != made["settings"]:
+        before, now = (
+            {name: _in_words(value) for name, value in some.items()} for some in (settings, made["settings"])
+        )
         raise UsageError(
-            f"cannot continue in {out}: other settings made its results: {differences(settings, made['settings'])}; "
-            "choose another `out`"
+            f"cannot continue in {out}: other settings made its results: {differences(before, now)}; choose another "
+            "`out`"
         )
 
 
 def _default(name: str) -> Any:
     return json.loads(json.dumps(default_of(InferConfig, name)))
+
+
+def _in_words(value: Any) -> Any:
+    """Return a setting as one would type it: `crf` alone is an empty list, and without it None."""
+    if isinstance(value, dict):
+        value = [f"{name}={number}" for name, number in value.items()]
+    elif value is None:
+        return "off"
+    elif value == []:
+        return "on"
+    return (" ".join(map(str, value)) or "not set") if isinstance(value, list) else value
 
 
 def _is_used(path: Path) -> bool:

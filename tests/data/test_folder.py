@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from segkit.data import DataError, FolderSegmentation
 from segkit.data.findings import DataWarning
@@ -431,9 +431,10 @@ def test_labels_of_a_pgm_are_its_values_whichever_value_is_white(tmp_path, kind,
 def test_a_mask_may_have_a_preview(tmp_path):
     load(tmp_path)
     (tmp_path / "masks/0.png").unlink()
-    preview = Image.fromarray(LABELS[:1, :2])
-    preview.encoderinfo = {"tiffinfo": {254: 1}}
-    Image.fromarray(LABELS).save(tmp_path / "masks/0.tif", save_all=True, append_images=[preview])
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "masks/0.tif"), new=True) as pages:
+        Image.fromarray(LABELS).save(pages, format="TIFF")
+        pages.newFrame()
+        Image.fromarray(LABELS[:1, :2]).save(pages, format="TIFF", tiffinfo={254: 1})
     assert np.array_equal(load_again(tmp_path).mask(0), LABELS)
 
 

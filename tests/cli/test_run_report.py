@@ -98,6 +98,7 @@ def test_env_json_has_no_environment_variables(run):
     assert "PATH" not in json.dumps(content)
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_trains_on_after_early_stopping(shapes, tmp_path, capsys):
     out = tmp_path / "a"
     train.main(train_arguments(shapes, out, "--epochs", "2", "--early-stopping", "1"))

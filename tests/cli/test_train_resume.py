@@ -109,7 +109,14 @@ def test_a_finished_run_without_its_pictures_gets_them(out):
     assert epochs(out) == ["1"]
 
 
-@pytest.mark.parametrize("words", [["--resume", "OUT"], ["--resume", "OUT/last.pt"], ["--out", "OUT", "--resume"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--resume", "OUT"],
+        pytest.param(["--resume", "OUT/last.pt"], marks=pytest.mark.slow),
+        pytest.param(["--out", "OUT", "--resume"], marks=pytest.mark.slow),
+    ],
+)
 def test_an_extended_run_takes_its_settings_from_the_folder(out, capsys, words):
     train.main([*(word.replace("OUT", str(out)) for word in words), "--epochs", "2"])
     printed = capsys.readouterr()
@@ -515,6 +522,7 @@ def test_a_full_disk_at_the_start_exits_with_1(shapes, tmp_path, capsys, monkeyp
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_training_continues_when_nobody_reads_its_output(shapes, tmp_path):
     arguments = train_arguments(shapes, tmp_path / "a", "--epochs", "2")
     command = [sys.executable, "-m", "segkit", "train", *arguments]

@@ -399,6 +399,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_with_a_loader_alive_does_end(shapes, tmp_path):
     (tmp_path / "x.py").write_text(LEAVES_A_LOADER_BEHIND)
     command = [sys.executable, tmp_path / "x.py", shapes[0]]

@@ -171,7 +171,7 @@ def test_wrong_arguments_are_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), pytest.param((2000, 3), marks=pytest.mark.slow)])
 def test_views_windows_and_the_crf_work_for_extreme_image_sizes(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     tta = TTA(scales=(0.5, 1.0), flips="d4")

@@ -166,7 +166,13 @@ def with_a_class_ruled_out(logits, target):
 
 @pytest.mark.parametrize(("name", "mode", "options"), OF_SOFTMAX)
 @pytest.mark.parametrize(
-    "change", [with_nothing_ignored, with_all_ignored, with_infinity_at_ignored, with_nan_at_all_ignored]
+    "change",
+    [
+        pytest.param(with_nothing_ignored, marks=pytest.mark.slow),
+        pytest.param(with_all_ignored, marks=pytest.mark.slow),
+        with_infinity_at_ignored,
+        with_nan_at_all_ignored,
+    ],
 )
 def test_computed_as_on_a_gpu_a_loss_and_its_gradient_are_those_of_the_cpu(name, mode, options, change):
     inputs, loss = change(*example()), build(name, mode, **options)

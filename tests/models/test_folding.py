@@ -42,7 +42,7 @@ def fold(model):
         ("deeplabv3plus", {"aspp_separable": False, "aspp_refine": True}),
     ],
 )
-@pytest.mark.parametrize("size", [(96, 64), (41, 50), (1, 1)])
+@pytest.mark.parametrize("size", [pytest.param((96, 64), marks=pytest.mark.slow), (41, 50), (1, 1)])
 def test_a_folded_model_returns_the_same_logits(name, options, size):
     model = trained_like(name, **options)
     folded, images = fold(copy.deepcopy(model)), torch.randn(2, 3, *size)

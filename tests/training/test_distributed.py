@@ -136,7 +136,8 @@ def test_only_the_first_process_writes_and_all_end_with_the_same_weights_and_ave
     assert list(names) == list(read_checkpoint(tmp_path / "alone")[0]["model"])
 
 
-@pytest.mark.parametrize("before", [1, 3, 6])  # in a step, in validation, in the next epoch
+# In a step, in validation, in the next epoch.
+@pytest.mark.parametrize("before", [pytest.param(1, marks=pytest.mark.slow), 3, 6])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, before):
     def train(ranks):
         state = build_state()
@@ -208,7 +209,7 @@ def test_a_stop_in_a_validation_does_not_wait_for_all_images_of_the_other_proces
     assert second == ([0, 1], False)
 
 
-@pytest.mark.parametrize(("asked", "epoch", "step"), [(2, 0, 2), (5, 1, 2)])
+@pytest.mark.parametrize(("asked", "epoch", "step"), [pytest.param(2, 0, 2, marks=pytest.mark.slow), (5, 1, 2)])
 def test_the_first_process_saves_if_any_process_is_asked_to(tmp_path, asked, epoch, step):
     def train(ranks):
         calls = iter(range(1, 99))

@@ -19,7 +19,8 @@ def whole(tmp_path_factory):
     return outcome(out)
 
 
-@pytest.mark.parametrize("stop_after", [1, 6, 9, 12])  # in a step, in validation, between epochs, in the next one
+# In a step, in validation, between epochs, in the next one.
+@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=pytest.mark.slow), 6, 9, 12])
 def test_a_run_interrupted_anywhere_equals_an_uninterrupted_one(whole, tmp_path, stop_after):
     assert interrupted(tmp_path, stop_after)
     run(tmp_path, resume=True)
@@ -59,7 +60,9 @@ def test_accumulation_resumes_exactly(tmp_path):
         ({"amp": "fp16"}, {"amp": "fp16"}),
     ],
 )
-@pytest.mark.parametrize("stop_after", [1, 9])  # in the first epoch and in the second
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(1, marks=pytest.mark.slow), 9]
+)  # in the first epoch, in the second
 def test_other_options_resume_exactly(tmp_path, options, parts, stop_after):
     run(tmp_path / "a", state=build_state(**parts), **options)
     assert interrupted(tmp_path / "b", stop_after, state=build_state(**parts), **options)

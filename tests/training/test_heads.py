@@ -96,7 +96,7 @@ def test_a_weight_needs_its_head():
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"sam": 0.05}])
-@pytest.mark.parametrize("stop_after", [2, 9])
+@pytest.mark.parametrize("stop_after", [pytest.param(2, marks=pytest.mark.slow), 9])
 def test_a_run_with_heads_resumes_exactly(tmp_path, options, stop_after):
     run(tmp_path / "a", state=build_state(heads=HEADS), **WEIGHTS, **options)
     assert interrupted(tmp_path / "b", stop_after, state=build_state(heads=HEADS), **WEIGHTS, **options)
@@ -113,7 +113,7 @@ def test_the_saved_model_predicts_without_its_heads(tmp_path):
     assert torch.equal(model(images), expected)
 
 
-@pytest.mark.parametrize("heads", [HEADS, ["aux_head"]])
+@pytest.mark.parametrize("heads", [HEADS, pytest.param(["aux_head"], marks=pytest.mark.slow)])
 def test_processes_train_the_heads_together(tmp_path, heads):
     options = {name.replace("head", "weight"): 0.5 for name in heads}
 

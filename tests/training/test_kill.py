@@ -94,7 +94,10 @@ def assert_resumes(out, whole):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("name", "number"), [("fsync", 0), ("write", 1), ("replace", 1), ("link", 0)])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("fsync", 0), pytest.param("write", 1, marks=pytest.mark.slow), ("replace", 1), ("link", 0)],
+)
 def test_a_run_killed_while_it_writes_resumes(whole, tmp_path, name, number):
     assert forked(lambda: run_killed_at(tmp_path, name, number, before=True)) == -signal.SIGKILL
     assert_resumes(tmp_path, whole)

@@ -328,7 +328,10 @@ class SaveAsked(StopSignals):
         return self.calls == self.call
 
 
-@pytest.mark.parametrize(("call", "epoch", "step"), [(2, 0, 2), (6, 0, 5), (11, 1, 2)])  # the second in validation
+@pytest.mark.parametrize(
+    ("call", "epoch", "step"),
+    [pytest.param(2, 0, 2, marks=pytest.mark.slow), (6, 0, 5), pytest.param(11, 1, 2, marks=pytest.mark.slow)],
+)  # the second in validation
 def test_a_requested_save_can_be_resumed_and_changes_nothing(tmp_path, call, epoch, step):
     run(tmp_path / "a")
     run(tmp_path / "b", stop=SaveAsked(call, tmp_path / "b", tmp_path / "c"))

@@ -267,6 +267,7 @@ def test_ctrl_c_is_an_error_that_names_the_run_to_resume(tmp_path):
     assert len(segkit.train(data=Drawn(8), val=Drawn(2), resume=stop.value.run).history) == 2
 
 
+@pytest.mark.slow
 def test_all_folds_are_one_call(shapes, tmp_path):
     result = segkit.train(data=shapes[0], folds=2, fold="all", out=tmp_path / "a", epochs=1, **SETTINGS)
     assert isinstance(result, CrossValidationResult)

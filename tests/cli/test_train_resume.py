@@ -196,7 +196,7 @@ def nan_in(steps):
         handle.remove()
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_after_a_loss_that_is_not_finite_a_run_restarts_once_at_half_the_rate(shapes, tmp_path, capsys, workers):
     options = ["--epochs", "3", "--nan-policy", "restart", "--schedule", "constant", "--warmup-epochs", "0"]
     with nan_in({3, 4, 5}):  # the whole second epoch of three

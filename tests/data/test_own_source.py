@@ -9,6 +9,7 @@ import segkit
 README = Path(__file__).parents[2] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_source_in_the_readme_trains(tmp_path, monkeypatch):
     """Run the lines of the README next to the folder that they read."""
     random = np.random.default_rng(0)

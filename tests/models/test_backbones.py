@@ -6,7 +6,7 @@ from segkit.models import DECODERS, Backbone, create_model
 from segkit.models.segmenter import pad_to_multiple
 
 
-@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("stride", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_dilated_backbone_computes_the_same_features_more_densely(stride):
     # The à-trous identity. Squeeze-excite would see another mean, TF-"same" padding another phase.
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_any_number_of_channels_goes_in(name, channels):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 def test_half_precision_returns_nearly_the_same_logits(name, dtype):
     torch.manual_seed(0)
     model = create_model(name, backbone="resnet18", num_classes=3).eval()

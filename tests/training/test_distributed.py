@@ -247,7 +247,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(tmp_path):
     assert same(outcome(tmp_path / "broken"), outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_another_number_of_processes_takes_each_remaining_sample_once(tmp_path, before, after):
     def train(**options):
         def on_this_rank(ranks):

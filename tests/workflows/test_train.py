@@ -251,6 +251,7 @@ def test_the_arguments_of_another_program_are_not_recorded(tmp_path, monkeypatch
     assert "torch" in json.loads(text)
 
 
+@pytest.mark.slow
 def test_only_the_command_changes_how_the_process_keeps_memory(shapes, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("segkit.workflows.run.keep_memory", lambda: calls.append(1))

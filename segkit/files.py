@@ -235,7 +235,7 @@ def with_home(path: str | os.PathLike) -> str:
 
 
 class Fingerprint(NamedTuple):
-    """What tells a file from another one.
+    """Size and digest of a file, which identify its content.
 
     Attributes:
         bytes: Its size.

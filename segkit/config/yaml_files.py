@@ -54,7 +54,7 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
             near = nearest(name, names, ALSO_CALLED)
             raise UsageError(f"{where}: unknown setting {name!r}" + (f", did you mean {near}?" if near else ""))
         if name in NOT_IN_FILES:
-            raise UsageError(f"{where}: {name} runs code, so it is not taken from a file; give `{name}` itself")
+            raise UsageError(f"{where}: {name} runs code, so it is not read from a file; set `{name}` directly")
         if name in found:
             raise UsageError(f"{where}: {name} occurs twice, first in {found[name].origin}")
         try:

@@ -147,7 +147,7 @@ def _open(path: Path, max_pixels: int, *, rgb: bool = False) -> np.ndarray:
         if rgb and is_deep:
             raise DataError(f"the mask {path} has gray values of 16 or 32 bits, but the palette has colours of 8 bits")
         image.load()
-    # Writers of GIF number the colours anew, so its indices are no labels.
+    # Programs that write GIF renumber the colours, so the indices in the file are not labels.
     if rgb or image.format == "GIF":
         return np.array(to_rgb(image))
     values = np.array(image)

@@ -364,7 +364,7 @@ def load_state(
 
 
 def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
-    """Return which parts of the data (`train`, `val`) differ from those that the run began with.
+    """Return which parts of the data (`train`, `val`) have changed since the run began.
 
     A digest that the checkpoint lacks is not compared: an earlier version of segkit did not make it. Nor are the
     photographs, see `photographs_warning`.

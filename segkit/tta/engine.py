@@ -305,7 +305,7 @@ class TTA:
 
 
 # The test-time augmentations of two competition solutions, as they were: ttach's for all except the second one. For
-# results of one's own, use `TTA(scales=(0.75, 1.0, 1.25), flips="v")`.
+# your own results, use `TTA(scales=(0.75, 1.0, 1.25), flips="v")`.
 PRESETS: dict[str, TTA] = {
     "seed_vflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="v", merge="logits-sum", resize="nearest"),
     "seed_hflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="h", merge="gmean", align_corners=True),

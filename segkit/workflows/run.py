@@ -596,7 +596,7 @@ def plan_text(
         f"{', '.join(names)}",
     ]
     categories = next((part.categories for part in sources_of(train_set) if hasattr(part, "categories")), {})
-    # A category that is no class of its own is background, in another spelling.
+    # A category that is not among the class names is background in another spelling.
     labels = {category: names.index(name) if name in names else 0 for category, name in categories.items()}
     if any(category != label for category, label in labels.items()):
         listed = (f"{label} {names[label]} (category {category})" for category, label in labels.items())

@@ -205,5 +205,5 @@ def test_a_run_as_config_says_how_images_and_labels_are_read(cls, tmp_path):
 
 def test_a_command_without_such_settings_takes_no_run_as_config(tmp_path):
     write_yaml(TrainConfig(), tmp_path / "args.yaml")
-    with pytest.raises(UsageError, match="this command has no setting in common with a training"):
+    with pytest.raises(UsageError, match="this command shares no setting with training"):
         parse_args(ExportConfig, ["m.safetensors", "--config", str(tmp_path)], prog="x")

@@ -115,7 +115,7 @@ def _read_file(cls: type, path: Path) -> dict[str, Setting]:
         return read_settings(cls, path)
     known = {field.name for field in dataclasses.fields(cls)}
     if known.isdisjoint(SHARED_WITH_TRAINING):
-        raise UsageError(f"--config {path}: this command shares no setting with training; give a YAML file of its settings")
+        raise UsageError(f"--config {path}: this command shares no setting with training; give a YAML file")
     return {
         name: value
         for name, value in read_settings(TrainConfig, path).items()

@@ -184,7 +184,7 @@ def test_a_file_does_not_decide_which_code_runs(tmp_path):
     write_yaml(TrainConfig(imports=("mine",)), tmp_path / "args.yaml")
     assert "imports" not in (tmp_path / "args.yaml").read_text()
     (tmp_path / "args.yaml").write_text("epochs: 1\nimports: [os]\n")
-    with pytest.raises(UsageError, match=r"args\.yaml:2: imports runs code, so it is not taken from a file"):
+    with pytest.raises(UsageError, match=r"args\.yaml:2: imports runs code, so it is not read from a file"):
         read_settings(TrainConfig, tmp_path / "args.yaml")
 
 

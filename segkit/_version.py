@@ -1,3 +1,3 @@
-"""The version, alone in a file so that packaging can read it without importing torch."""
+"""The version, in a separate file so that packaging can read it without importing torch."""
 
 __version__ = "0.1.0"

@@ -51,7 +51,7 @@ def end_workers(loader: DataLoader) -> None:
 def abandon_unfinished_iterator(error: BaseException) -> None:
     """Keep a DataLoader's iterator silent whose workers could not all start, see the traceback of `error`.
 
-    Private, because torch's `__del__` fails on such an iterator, and prints a traceback of its own.
+    Private, because torch's `__del__` fails on such an iterator, and prints a second traceback.
     """
     step = error.__traceback__
     while step is not None:
@@ -142,9 +142,9 @@ def _recompile_limit() -> str:
 def compiled_for_training(model: nn.Module) -> nn.Module:
     """Return `model` with its forward and backward pass compiled.
 
-    torch 2.7 fails to compile some backward passes, that of an FPN with group norms among them, with a KeyError that
+    torch 2.7 fails to compile some backward passes, such as the one of an FPN with group norms, with a KeyError that
     names an operation ("op42"): it looks for a saved activation that a result may overwrite, and does not expect that
-    an operation which reads this activation has been removed from the graph. Without such overwriting these passes
+    an operation that reads this activation has been removed from the graph. Without such overwriting these passes
     compile. torch 2.6 does not have this fault, and torch 2.8 corrected it.
     """
     return torch.compile(model, options={"inplace_buffers": False} if torch.__version__.startswith("2.7.") else None)

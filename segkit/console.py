@@ -1,4 +1,4 @@
-"""Console: what a workflow shows while it works, if it is asked to; tables and percentages as text."""
+"""Console: what a workflow shows while it works, if it is verbose; tables and percentages as text."""
 
 import math
 import re
@@ -6,17 +6,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Except for tab and new line. The last two groups turn the direction in which a terminal writes.
+# All but tab and new line. The last two groups change the direction in which a terminal writes.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """Escape control characters, with which the name of a file or a class could command the terminal."""
+    """Escape control characters, by which the name of a file or a class could control the terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Console:
-    """Prints lines and progress bars, or nothing.
+    """Print lines and progress bars, or nothing.
 
     Args:
         verbose: False to print nothing: a workflow that another program calls is silent by default.

@@ -1,4 +1,4 @@
-"""Errors that are addressed to the user; every other exception, except Interrupted, is a bug.
+"""Errors that the user can act on; every other exception, except Interrupted, is a bug.
 
 The command line prints the message of a `SegkitError` as one sentence and exits with its `exit_code`. Any other
 exception keeps its traceback.
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class SegkitError(ValueError):
-    """Base of all errors about what the user gave: settings, files, data, a machine that is too small.
+    """Base of all errors that are not bugs: settings, files or data that cannot be used, a machine that is too small.
 
     Attributes:
         exit_code: The exit code of a command that ends with this error.
@@ -49,7 +49,7 @@ class DataError(SegkitError):
 
 
 class DataWarning(UserWarning):
-    """Something about the data is remarkable, but usable."""
+    """The data can be used, but something about it may be a mistake."""
 
 
 class NotFiniteError(SegkitError, FloatingPointError):
@@ -92,7 +92,7 @@ class Interrupted(Exception):
         self.run: Path | None = None
 
 
-# Codes of an OSError about the machine, the disk or the network share, whichever file it happens to name.
+# Codes of an OSError that the machine, the disk or the network share causes, and not the file that it names.
 _MACHINE_CODES = {
     *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
@@ -110,9 +110,9 @@ _LIMITS = {
 def as_segkit_error(error: BaseException) -> SegkitError | None:
     """Return `error` as a SegkitError, or None if it is a bug.
 
-    Translates what the machine is to blame for, whichever library raised it: a full or failing disk, too many open
-    files or processes, memory that ran out, and a DataLoader worker that was killed. Where a file of the user cannot
-    be read or written, `raise as_segkit_error(error) or DataError(...)` never blames the file for these.
+    Errors that the machine causes become a MachineError, no matter which library raised them: a full or failing disk,
+    too many open files or processes, memory that ran out, and a DataLoader worker that was killed. If a file of the
+    user cannot be read or written, `raise as_segkit_error(error) or DataError(...)` does not blame the file for these.
     """
     if isinstance(error, SegkitError):
         return error

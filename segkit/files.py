@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, even if the process is killed or the machine stops meanwhile."""
+"""Write files whole or not at all, even if the process is killed or the machine stops in between."""
 
 import csv
 import errno
@@ -78,7 +78,7 @@ def write_whole(
 
 @contextmanager
 def file_named(path: str | os.PathLike) -> Iterator[None]:
-    """Name `path` in an OSError of the block that writes it: the one of a full disk names no file, or a temporary one.
+    """Name `path` in an OSError of the block that writes it: for a full disk, the error names no or a temporary file.
 
     Raises:
         MissingFileError: The folder of `path` does not exist; somebody may have removed it since the command started.
@@ -95,19 +95,18 @@ def file_named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def reserve(file: BinaryIO, size: int, folder: str | os.PathLike, what: str) -> None:
-    """Make an open, empty file `size` bytes long, and reserve its room on the disk.
+    """Make an open, empty file `size` bytes long, and reserve its space on the disk.
 
-    Without the room, a process that writes to the file through its memory is killed by the system (bus error) as soon
-    as the disk is full.
+    Otherwise the system kills a process that writes to the memory-mapped file (bus error) as soon as the disk is full.
 
     Args:
         file: The file.
         size: Its new size in bytes.
-        folder: Where it is, for the message.
-        what: What it holds, for the message.
+        folder: Its folder, for the message.
+        what: Its content in words, for the message.
 
     Raises:
-        MachineError: The disk has not as much room.
+        MachineError: The disk has less free space.
     """
     try:
         if hasattr(os, "posix_fallocate") and size:
@@ -143,7 +142,7 @@ def write_csv(
 
 
 def write_records(path: str | os.PathLike, records: Sequence[Mapping[str, object]], *, durable: bool = False) -> None:
-    """Write records with the same keys as CSV, see `write_csv`; writes no file if there are none."""
+    """Write records with the same keys as CSV, see `write_csv`; without records no file is written."""
     if records:
         header = list(records[0])
         write_csv(path, header, ([record[name] for name in header] for record in records), durable=durable)
@@ -160,7 +159,7 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         MissingFileError: The file does not exist.
         UsageError: It cannot be read, or is not text in UTF-8.
-        MachineError: The machine is to blame, see `segkit.errors.as_segkit_error`.
+        MachineError: The machine causes the error, see `segkit.errors.as_segkit_error`.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -173,12 +172,12 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(content: bytes | str, path: str | os.PathLike, error: type[SegkitError] = UsageError) -> Any:
-    """Return the values in a JSON.
+    """Return the content of a JSON file.
 
     Args:
         content: The JSON, in UTF-8 with or without a byte order mark.
         path: The file that it comes from, for messages.
-        error: What is raised.
+        error: The class of the error to raise.
 
     Raises:
         SegkitError: `content` is no JSON, or Python cannot read it.
@@ -197,7 +196,7 @@ def is_file(path: str | os.PathLike) -> bool:
     """Return whether a file exists, as `os.path.isfile`.
 
     Raises:
-        MachineError: The machine cannot tell.
+        MachineError: The machine cannot say whether it exists.
     """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
@@ -273,13 +272,13 @@ def make_folder(path: str | os.PathLike) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """Return the first free name for setting a file aside: best.old1.safetensors, best.old2.safetensors ..."""
+    """Return the first free name to rename a file to: best.old1.safetensors, best.old2.safetensors ..."""
     names = (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what killed writers of the files `names` left in `folder`, and nothing else."""
+    """Remove the temporary files that killed writers of the files `names` left in `folder`, and nothing else."""
     for name in names:
         for path in folder.glob(f".{glob.escape(name)}.*"):
             if is_leftover(path, name):
@@ -287,9 +286,9 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 def is_leftover(path: Path, name: str = "") -> bool:
-    """Return whether a path is a file that a killed `write_whole` of the file `name` has left; by default of any file.
+    """Return whether a path is a temporary file that a killed `write_whole` of `name` has left; by default of any file.
 
-    Users invent no such names: the name of the file, two numbers, "tmp", and the suffix of the file.
+    No user would choose such a name: the name of the file, two numbers, "tmp", and the suffix of the file.
     """
     of_file = rf"\.{re.escape(name)}" if name else r"(\..*)?"
     return bool(re.fullmatch(rf"{of_file}\.\d+(\.\d+)?\.tmp(\..*)?", path.name, re.DOTALL)) and path.is_file()
@@ -303,13 +302,13 @@ def _temporary(path: Path) -> Path:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    # A second name for the old file costs nothing, and leaves no moment without `path`.
+    # A second name (hard link) for the old file costs nothing, and `path` exists at every moment.
     temporary = _temporary(previous)
     try:
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
-        except (OSError, NotImplementedError):  # the file system has no links; each one says so in another way
+        except (OSError, NotImplementedError):  # a file system without links may raise either
             shutil.copyfile(path, temporary)
         os.replace(temporary, previous)
     finally:
@@ -325,7 +324,7 @@ def _checksum(path: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the new name to the disk: a power failure could lose it although the content of the file is there."""
+    """Force the new name to the disk: a power failure could lose it even if the content of the file is written."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     handle = os.open(folder, os.O_RDONLY)

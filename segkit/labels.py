@@ -17,7 +17,7 @@ def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_ignore_index(num_classes: int, ignore_index: int | None) -> None:
-    """Raise UsageError if the usual label of ignored pixels, 255, is a class: its pixels would silently not count."""
+    """Raise UsageError if the usual label of ignored pixels, 255, is a class: its pixels would be ignored silently."""
     if ignore_index == IGNORE_INDEX < num_classes:
         raise UsageError(
             f"`ignore_index` is {IGNORE_INDEX}, but with {num_classes} classes that is the label of a class; give "
@@ -31,11 +31,11 @@ def is_background(name: str) -> bool:
 
 
 def background_of(class_names: Sequence[str]) -> int | None:
-    """Return the label of the class called background; None if every class is something to see, such as road or sky."""
+    """Return the label of the class called background; None if there is none, as with the classes road and sky."""
     return next((label for label, name in enumerate(class_names) if is_background(name)), None)
 
 
 def foreground_of(class_names: Sequence[str]) -> list[int]:
-    """Return all labels but the one of background."""
+    """Return all labels except background."""
     background = background_of(class_names)
     return [label for label in range(len(class_names)) if label != background]

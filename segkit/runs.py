@@ -16,7 +16,7 @@ DEMO = RUNS / "demo-data"
 class RunFolder:
     """The files of a training run, or of a cross-validation with a run for each fold.
 
-    Only the names: none of the files need exist.
+    It only holds the names: the files need not exist.
 
     Args:
         path: The folder.
@@ -31,7 +31,7 @@ class RunFolder:
         self.previous = self.path / "last.prev.pt"  # the checkpoint before it
         self.damaged = self.path / "last.damaged.pt"  # a checkpoint that could not be read, set aside
         self.environment = self.path / "env.json"  # versions, device and command
-        self.data_report = self.path / "data_report.csv"  # everything remarkable about the data
+        self.data_report = self.path / "data_report.csv"  # findings about the data
         self.report = self.path / "report.html"
         self.curves = self.path / "curves.png"
         self.class_iou = self.path / "class_iou.png"
@@ -148,7 +148,7 @@ def create_run_folder(
     Args:
         out: The folder; None for the next free one.
         prefix: First part of the names below runs/.
-        lock: Reserves the folder, so that of two processes with the same new `out` one is refused.
+        lock: Reserves the folder, so that two processes cannot use the same new `out`.
         may_have_begun: `out` may hold the settings of a run that has saved nothing yet.
         can_resume: Whether the caller has an argument `resume`, for the message.
 
@@ -226,7 +226,7 @@ def newest_run() -> Path:
 
 
 class RunLock:
-    """Reserves run folders for this process until it exits the context, or ends in any other way.
+    """Reserve run folders for this process until it exits the context, or ends in any other way.
 
     Has no effect if the system or the file system has no such locks.
     """
@@ -266,7 +266,8 @@ class RunLock:
             return  # the file system has no locks
         self._own.append(handle)
         _handles.add(handle)
-        # Forks close the handles: a DataLoader worker would keep the folder reserved after its parent died.
+        # A forked process closes the handles: otherwise a DataLoader worker would keep the folder reserved after this
+        # process died.
         if hasattr(os, "register_at_fork") and not _forks_release:
             os.register_at_fork(after_in_child=_close_handles)
             _forks_release.append(True)

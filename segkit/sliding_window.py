@@ -26,8 +26,7 @@ class SlidingWindow:
     Args:
         size: Height and width of the window in pixels, or one number for both.
         overlap: Smallest share of a window that the next window covers again, 0 <= overlap < 1.
-        blend: `gaussian` gives the middle of a window more weight than its border, `constant` gives all pixels the
-            same weight.
+        blend: `gaussian` weights the middle of a window more than its border, `constant` weights all pixels equally.
         batch_size: Number of windows that are predicted at once.
         above: Images whose input to the model has at most this many pixels are not cut.
 
@@ -68,7 +67,8 @@ class SlidingWindow:
             max(1, math.ceil(side / factor / reduce)) * reduce for side, factor in zip(self.size, factors, strict=True)
         )
         is_large = height * factors[0] * width * factors[1] > self.above
-        # The predictions of the windows of a batch are resized to the image: they may not take more memory than before.
+        # The predictions of a batch of windows are resized to pixels of the image: a smaller batch keeps their memory
+        # the same.
         batch_size = max(1, int(self.batch_size * min(1.0, factors[0] * factors[1])))
         cut = replace(self, size=size, batch_size=batch_size)
         return cut if is_large and (height > size[0] or width > size[1]) else None

@@ -183,7 +183,7 @@ def check_loss(
 
 @dataclass(frozen=True)
 class _Examples:
-    """Makes logits and targets for one kind of loss; the same ones for the same size."""
+    """Make logits and targets for one kind of loss; the same ones for the same size."""
 
     num_classes: int
     mode: str

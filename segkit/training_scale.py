@@ -60,17 +60,18 @@ FULL_SIZE = Resizing()
 class TrainingScale:
     """A rule for the size at which training shows a photograph to a model. By default its own size.
 
-    It is stored in the model file. `Predictor`, and the validation in training, resize photographs by it. Changes of
-    the size at random, such as the ones of `light` and `standard`, do not count if the own size is among them.
+    It is stored in the model file. `Predictor`, and the validation in training, resize photographs by it. Random
+    changes of the size, such as the ones of `light` and `standard`, are ignored if their range includes the original
+    size.
 
     Attributes:
-        decode_at_least: A photograph is first reduced to 1/2, 1/4 or 1/8: the smallest with both sides >= this. 0: not.
+        decode_at_least: A photograph is first reduced to 1/2, 1/4 or 1/8: the smallest with both sides >= this. 0: off.
         size: (height, width) that it is then resized to, or None.
         fit: How it is resized to `size`: `stretch` both sides; keep their ratio and `cover` or `contain` the size;
             `crop` a part of its area at random and stretch that.
         share: Smallest and largest share of the area that `crop` cuts.
         ratio: Smallest and largest ratio of width to height that `crop` cuts.
-        factor: Factors of height and width, after all of it.
+        factor: Factors of height and width, applied last.
 
     Raises:
         UsageError: A value has another type or is out of range.
@@ -100,10 +101,10 @@ class TrainingScale:
 
     @classmethod
     def read(cls, stored: Any) -> "TrainingScale":
-        """Return the scale in the header of a model file; a file of an older segkit has none: None.
+        """Return the scale in the header of a model file; full size for None, as in files of an older segkit.
 
         Raises:
-            UsageError: It is something else.
+            UsageError: `stored` is not a training scale.
         """
         if stored is None:
             return cls()
@@ -113,7 +114,7 @@ class TrainingScale:
         return cls(**stored)
 
     def write(self) -> dict[str, Any] | None:
-        """Return what `read` takes, in plain types."""
+        """Return the scale in plain types, for `read`."""
         return None if self.is_full_size else asdict(self)
 
     @property

@@ -27,7 +27,7 @@ from segkit.errors import (
 SOME_FAILED = 5  # exit code of a command that finished, but had to skip images
 INTERRUPTED = 130  # by Ctrl-C
 BUG = "This is a bug in segkit, not a mistake of yours. Please report it with the lines above."
-# What helps if memory runs out, by a setting of the command; commands that lack all three have nothing to set.
+# Advice for when memory runs out, by the setting that a command must have for it; without one there is no advice.
 SMALLER = {
     "accumulate": "half the `batch_size` with twice the `accumulate`, a smaller `crop` or backbone, or `amp=bf16`",
     "window": "`window=512`, or fewer views",
@@ -72,7 +72,7 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
             else:  # Python 3.10
                 print(BUG, file=sys.stderr)
             raise
-        # All processes see a loss that is not finite, or an end that is not saved; the first one reports it.
+        # If the loss is not finite, or the end of a run cannot be saved, all processes fail; the first one reports it.
         is_shared = isinstance(reported, NotFiniteError | CheckpointError)
         if not (reported.is_reported or (is_shared and not is_first_process())):
             text = sentence(reported)
@@ -144,7 +144,7 @@ def _warnings_as_sentences(names: Collection[str]) -> Iterator[None]:
     def formatted(message: Warning | str, category: type[Warning], *where: Any) -> str:
         if issubclass(category, DataWarning):
             return printable(f"warning: {with_flags(str(message), names)}\n")
-        return printable(before(message, category, *where))  # matplotlib's name what they cannot draw
+        return printable(before(message, category, *where))  # matplotlib's show characters that it cannot draw
 
     handler = _Sentences(names)
     log = logging.getLogger("segkit")
@@ -161,7 +161,7 @@ def _warnings_as_sentences(names: Collection[str]) -> Iterator[None]:
 
 
 class _Sentences(logging.Handler):
-    """Prints log records of the library on the standard error that is current."""
+    """Print log records of the library on the current standard error."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(logging.INFO)
@@ -178,7 +178,7 @@ def output_may_close() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
     sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)  # None without a console
     try:
         yield
@@ -189,7 +189,7 @@ def output_may_close() -> Iterator[None]:
 
 
 class _Patient:
-    """A text stream that writes to nowhere as soon as its file takes nothing any more."""
+    """A text stream that drops its output as soon as its file cannot be written to any more."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -223,7 +223,7 @@ def rules_of_models(config: Any) -> Mapping[str, Setting]:
 
     try:
         return rules_of_models(type(config), config.weights)
-    except MissingFileError:  # reported after what is wrong with the settings
+    except MissingFileError:  # reported later, after mistakes in the settings
         return {}
 
 

@@ -107,9 +107,10 @@ def parse_args(
 
 
 def _read_file(cls: type, path: Path) -> dict[str, Setting]:
-    """Return the settings in a file; of a run, all for train, and for others how images and labels are read.
+    """Return the settings in a file that a command takes.
 
-    The rest of a run's settings is not for other commands: its data is what it was trained on.
+    Of a run, train takes all settings. Other commands take only how images and labels are read: the rest is about the
+    training, such as its data.
     """
     if cls is TrainConfig or not path.is_dir():
         return read_settings(cls, path)

@@ -12,7 +12,7 @@ from segkit.config.yaml_values import TextOrPath, parse_any
 from segkit.errors import UsageError
 from segkit.files import with_home
 
-# Names of our settings in other tools, for hints; too different from ours to be found by spelling.
+# Names that other tools have for our settings, for hints; their spelling is too different to find ours by it.
 ALSO_CALLED = {
     "learning_rate": "lr",
     "lr0": "lr",

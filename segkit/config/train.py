@@ -16,13 +16,13 @@ from segkit.errors import UsageError
 from segkit.files import with_home
 from segkit.runs import run_to_resume
 
-# Arguments of `create_model` that are no options of a decoder, and the settings that stand for them.
+# Arguments of `create_model` that are not options of a decoder, and the settings that set them.
 NOT_OF_DECODER = {
     **{"name": "`model`", "backbone": "`backbone`", "output_stride": "`output_stride`", "pretrained": "`pretrained`"},
     **{"aux_head": "`aux_weight`", "image_head": "`image_weight`"},
     **{"class_names": "the data", "num_classes": "the data", "in_channels": "the photographs, which have 3 channels"},
 }
-# Options of losses that are no entry of `loss_option`.
+# Options of losses that `loss_option` does not take, and what sets them.
 NOT_OF_LOSS = {
     **{"label_smoothing": "set by `label_smoothing`", "class_weights": "set by `class_weights`"},
     **{"mode": "multiclass in training", "ignore_index": "255 in training"},
@@ -246,7 +246,7 @@ def implied_settings(
 ) -> dict[str, Setting]:
     """Return the settings that others imply: the run to resume, the model of `init_from`, or the demo.
 
-    Settings that the user sets, and recipes and files, win over them.
+    Settings from the user, recipes and files win over them.
 
     Args:
         given: Settings by name; absent ones are the default.

@@ -14,10 +14,10 @@ from segkit.files import read_text, write_whole
 from segkit.names import nearest
 from segkit.runs import RunFolder
 
-# Settings that only the command line and keywords have: a file, such as the args.yaml of a run from elsewhere, must not
-# decide which code runs.
+# Settings that can only be set on the command line and by keywords: a file, such as the args.yaml of somebody else's
+# run, must not decide which code runs.
 NOT_IN_FILES = ("imports",)
-DEEPEST = 50  # levels of lists and mappings; what reads and shows them calls itself once per level
+DEEPEST = 50  # levels of lists and mappings; the functions that read and show them recurse once per level
 
 
 class Setting(NamedTuple):

@@ -25,25 +25,25 @@ from segkit.data.dataset import SegmentationDataset
 from segkit.data.samples import Augmented, Plain
 from segkit.errors import MachineError, UsageError, as_segkit_error
 
-# They are sent to every process of a group, but only the main one handles them. Windows has no SIGUSR1.
+# Signals that reach every process of a group, but that only the main process handles. Windows has no SIGUSR1.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-# While a loader waits for a batch, `while_waiting` is called as often as this, in seconds.
+# Seconds between two calls of `while_waiting` while a loader waits for a batch.
 PATIENCE = 1
-_ROOM = 12  # files that a process opens beside those of its loader: images, checkpoints, modules
+_ROOM = 12  # files that a process opens in addition to its loader's: images, checkpoints, modules
 _SHARED_MEMORY = Path("/dev/shm")
 _log = logging.getLogger(__name__)
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers fit the machine, do not outlive the program, and do not make it deaf while it waits.
+    """A DataLoader that can be interrupted while it waits; its workers fit the machine and end with the program.
 
     The workers are killed when the program ends, because they ignore the signals that end programs. Otherwise a
     program that ends before its loader would wait for the workers, and the workers for work.
 
-    Fewer workers start, with a warning, if the limit of open files or /dev/shm does not allow all. If /dev/shm or the
-    limit does not suffice for the batches, these are sent through pipes, which is slower. The batches are the same.
+    If the limit of open files or /dev/shm does not allow all workers, fewer start, with a warning. If the limit or
+    /dev/shm is too small for the batches, they are sent through pipes, which is slower. The batches are the same.
 
     Attributes:
         while_waiting: Called each second while a batch is waited for; it may raise, to stop waiting.
@@ -138,7 +138,7 @@ class Loader(DataLoader):
     def start(self) -> None:
         """Start the workers now instead of at the first pass.
 
-        Each worker is a copy of this process, which after the first training step has gigabytes more.
+        Each worker is a copy of this process, and the process grows by gigabytes in the first training step.
         """
         if self.num_workers and not has_workers(self):
             self._start()
@@ -175,7 +175,7 @@ class TrainLoader(Loader):
         return super().__iter__()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Let the next pass be this epoch, without its first `start` batches, to resume a training.
+        """Make this epoch the next pass, without its first `start` batches, to resume a training.
 
         Passes after it continue with the next epochs.
         """
@@ -196,7 +196,7 @@ def train_loader(
 ) -> TrainLoader:
     """Return a loader of augmented training batches.
 
-    Each pass over the loader is another epoch, with another order and other augmentations: pass i is always the same.
+    Each pass over the loader is a new epoch, with a new order and new augmentations; pass i is the same in each run.
     `loader.set_epoch(i)` continues a training with epoch i. The workers stay between passes: `loader.start()` starts
     them early, and `loader.close()` ends them.
 
@@ -278,10 +278,10 @@ def _begin_worker(worker: int) -> None:
 
 
 class Stack:
-    """Stacks samples to a batch whose images are channels last, the fastest layout for models, without moving pixels.
+    """Stack samples into a batch whose images are channels last, the fastest layout for models, without moving pixels.
 
-    A worker returns arrays, which are sent through a pipe, if /dev/shm has no room for its tensors: a full /dev/shm
-    would end the worker.
+    If /dev/shm has no room for the tensors of a worker, it returns arrays, which are sent through a pipe: a full
+    /dev/shm would end the worker.
 
     Args:
         workers: Number of all processes that may write to /dev/shm at the same time.

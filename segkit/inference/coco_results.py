@@ -115,12 +115,12 @@ def write_coco(
 
 
 def category_ids(class_names: Sequence[str], *known: Mapping[str, int | str]) -> dict[int, int | str]:
-    """Return the category id of each label, except background: the known one, else the next number above all known ids.
+    """Return the category id of each label except background: the known id, or the next number above all known ids.
 
     Args:
         class_names: The names of the labels, in their order.
-        *known: Ids by name; earlier ones come first. No id is used for two names, also not for a name that is no label,
-            such as another spelling of background.
+        *known: Ids by name; earlier mappings win. No id is used for two names, even if one of them is not a label, such
+            as another spelling of background.
     """
     ids: dict[int, int | str] = {}
     taken: set[int | str] = set()

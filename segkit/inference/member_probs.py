@@ -32,7 +32,7 @@ class MemberProbs:
 
     Raises:
         UsageError: The disk is too small.
-        MachineError: The room cannot be reserved, because another process fills the disk.
+        MachineError: The space cannot be reserved, because another process fills the disk.
     """
 
     def __init__(self, predictor: Predictor, pixels: Sequence[np.ndarray], folder: Path) -> None:
@@ -68,7 +68,7 @@ class MemberProbs:
 
         Args:
             data: The images.
-            progress: Iterates over their indices, and may show how far it is.
+            progress: Wraps the iteration over their indices, for example in a progress bar.
 
         Raises:
             NotFiniteError: A model returns NaN at a pixel that is kept.

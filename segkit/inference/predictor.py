@@ -65,7 +65,7 @@ class Predictor:
         tta: Test-time augmentation.
         window: Run images that are larger than this window piece by piece. Its size is in pixels of the models' input:
             a window of 512 of a model that was trained on photographs at a quarter of their size shows 2,048 pixels.
-        full_size: Run the models on images at their full size, no matter at which scale they were trained.
+        full_size: Run the models on images at full size, even if the models were trained at another scale.
         class_bias: `{class: number}` to add to its log-probability; probabilities are then normalised again. Above 0 a
             class is predicted more often. `python -m segkit tune` finds values.
         crf: Refinement by the colours of the image. It is called with a tensor on `device`, so that a DenseCRF runs
@@ -400,7 +400,7 @@ def _labels(probs: Tensor) -> Tensor:
 
 
 def _label_dtype(num_classes: int) -> torch.dtype:
-    """Return the type of labels on the device; torch computes little with uint16, as which wide ones leave it."""
+    """Return the dtype of labels on the device: int32 instead of uint16, with which torch computes little."""
     return torch.uint8 if num_classes <= IGNORE_INDEX else torch.int32
 
 

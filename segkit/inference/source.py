@@ -23,7 +23,7 @@ from segkit.errors import DataError, DataWarning, UnreadableFileError, UsageErro
 from segkit.files import Fingerprint, check_readable, fingerprint, is_file
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-# The headers of these count frames. Other headers have the length in time, and the sound may be longer than the frames.
+# Files whose headers count the frames. Other headers have the duration, and the sound may be longer than the frames.
 COUNTED = (".mp4", ".m4v", ".mov", ".avi")
 
 
@@ -142,7 +142,7 @@ def _count_frames(path: Path) -> tuple[int, bool]:
 
 
 def _count_packets(path: Path) -> int:
-    """Return the number of frames in the file, including those that a trimmed video does not show."""
+    """Return the number of frames in the file, including frames that a trimmed video does not show."""
     video = _open_video(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     count = 0
     while video.grab():

@@ -60,7 +60,7 @@ class Labelled(NamedTuple):
 
 
 class Clock:
-    """Measures how long a loop works at each stage, or waits for it, in seconds."""
+    """Measure how long a loop works at each stage, or waits for it, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | 
     Args:
         images: See `open_source`.
         predictor: Models, test-time augmentation and CRF.
-        clock: Takes the time of reading, models and CRF.
+        clock: Measures the time of reading, models and CRF.
     """
     clock = clock or Clock()
     predicted = _run_models(images, predictor, clock)

@@ -78,7 +78,7 @@ class PredictionWriter:
             source: Size and digest of the file of the image.
 
         Raises:
-            MissingFileError: The folder was removed or renamed meanwhile; it is not made again.
+            MissingFileError: The folder was removed or renamed in the meantime; it is not made again.
         """
         if not (os.path.exists(self.out) and os.path.samestat(os.stat(self.out), self._place)):
             raise MissingFileError(f"the folder {self.out} was removed or renamed while results were written to it")

@@ -31,7 +31,7 @@ from segkit.training_scale import TrainingScale
 
 _log = logging.getLogger(__name__)
 FORMAT = 5
-PHOTOGRAPHS = " photographs"  # the digests `train photographs` and `val photographs` end so
+PHOTOGRAPHS = " photographs"  # end of the names of two digests: `train photographs`, `val photographs`
 PARTS = ("model", "ema", "optimizer", "scheduler", "scaler")
 VALUES = (
     *("epoch", "step", "updates", "overflows", "left_out", "loss_sum", "image_count", "seconds"),
@@ -52,8 +52,8 @@ def prepare_folder(state: TrainState, out: Path) -> None:
 def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError | None:
     """Write last.pt and results.csv; if last.pt cannot be written, log and return the error.
 
-    last.pt also holds the rows of results.csv, so a failure to write the latter is only logged. With several processes
-    the first one writes its own buffers and the random states of all.
+    last.pt also holds the rows of results.csv, so a failure to write results.csv is only logged. With several
+    processes, the first one writes its own buffers and the random states of all.
     """
     # Until the first batch of a resumed run is drawn, its random states are those of the file.
     randoms = ranks.gather(state.random or random_state())
@@ -75,7 +75,7 @@ def save_progress(state: TrainState, out: Path, ranks: Ranks = ALONE) -> OSError
 
 
 def save_on_request(state: TrainState, out: Path, ranks: Ranks = ALONE) -> None:
-    """Write the files of `save_progress`, and log that a request to save was granted."""
+    """Write the files of `save_progress`, and log that they were saved on request."""
     if save_progress(state, out, ranks) is None and ranks.is_first:
         _log.info("saved %s, as asked; training continues", RunFolder(out).last)
 
@@ -83,7 +83,7 @@ def save_on_request(state: TrainState, out: Path, ranks: Ranks = ALONE) -> None:
 def save_if_best(
     state: TrainState, validations: Mapping[str, Validation], out: Path, ranks: Ranks = ALONE
 ) -> tuple[bool, OSError | None]:
-    """Write best.safetensors if the weights have a better mIoU than all before.
+    """Write best.safetensors if the weights have the best mIoU so far.
 
     Weights that could not be written do not become the best ones. With several processes the first one writes.
 
@@ -125,20 +125,20 @@ def save_if_best(
 
 
 def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_newer: bool = True) -> str | None:
-    """Bring the best validation of a resumed state in line with best.safetensors, which may be of another moment.
+    """Set the best validation of a resumed state to what best.safetensors says, if the two differ.
 
-    A run that is killed between the two files has a best.safetensors of an epoch that last.pt does not know; with an
-    older checkpoint, or a file that somebody has put there, it may be of any other. The file counts: it is what the
-    run hands out.
+    If a run is killed after best.safetensors was written and before last.pt, last.pt does not have that epoch. If an
+    older checkpoint is resumed, or somebody has replaced best.safetensors, it may be of any epoch. The state follows
+    best.safetensors, because that file is the result of the run.
 
     Args:
         state: The state; its `best_...` values are changed.
         out: The run folder. A best.safetensors that is not of this run, or is damaged, is renamed.
         ranks: The processes that train together.
-        may_be_newer: Take over a file of a later epoch than the state, even if the state knows no best epoch.
+        may_be_newer: Accept a file of a later epoch than the state, even if the state has no best epoch.
 
     Returns:
-        What was wrong, in words; None if both agree.
+        A sentence that says how the two differ; None if they agree.
     """
 
     def compare() -> tuple[tuple[int, float, str], str | None]:
@@ -168,11 +168,11 @@ def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_new
 
 
 def foreign_best(content: Mapping[str, Any], run: RunFolder) -> str | None:
-    """Return what is wrong with the best.safetensors of a finished run, in words; None if it is of its best epoch.
+    """Return what is wrong with the best.safetensors of a finished run, as text; None if it is of the best epoch.
 
     Args:
         content: The checkpoint of the run.
-        run: The run folder; nothing in it changes.
+        run: The run folder; it is not changed.
     """
     known = (content["best_epoch"], content["best_miou"], content["best_weights"])
     if not run.best.is_file():
@@ -193,7 +193,7 @@ def _read_best(path: Path, config: Mapping[str, Any], class_names: Sequence[str]
     """Return epoch, mIoU and kind of the weights in best.safetensors.
 
     Raises:
-        UsageError: The file is damaged, or a training of such a model did not write it.
+        UsageError: The file is damaged, or a training of this model did not write it.
     """
     header = read_header(path)
     extra = header.get("extra") or {}
@@ -236,7 +236,7 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         try:
             torch.save(content, buffer)
         except (RuntimeError, MemoryError) as error:
-            # After a MemoryError of the buffer, torch complains about its position in it.
+            # If the buffer raises MemoryError, torch may raise an error about the position in the buffer instead.
             if not is_out_of_memory(error) and "inline_container" not in str(error):
                 raise
             raise OSError(errno.ENOMEM, "memory ran out") from error
@@ -353,7 +353,7 @@ def load_state(
         if name not in ("settings", "data", "steps_per_epoch"):
             setattr(state, name, content[name])
     for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
-        model.preprocessing = Preprocessing(**content["preprocessing"])  # `init_from` may bring one of another backbone
+        model.preprocessing = Preprocessing(**content["preprocessing"])  # `init_from` may have set another backbone's
         model.training_scale = TrainingScale.read(content["training_scale"])  # older runs validated at full size
     if "val" in changed:
         state.forget_best()
@@ -366,8 +366,8 @@ def load_state(
 def changed_data(content: Mapping[str, Any], state: TrainState) -> set[str]:
     """Return which parts of the data (`train`, `val`) have changed since the run began.
 
-    A digest that the checkpoint lacks is not compared: an earlier version of segkit did not make it. Nor are the
-    photographs, see `photographs_warning`.
+    A digest that the checkpoint lacks is not compared: earlier versions of segkit did not compute all of them. The
+    photographs are not compared either, see `photographs_warning`.
     """
     return {name.split()[0] for name in _differing(content["data"], state.data) if not name.endswith(PHOTOGRAPHS)}
 
@@ -379,15 +379,15 @@ def photographs_warning(before: Mapping[str, str], now: Mapping[str, str], folde
 
     Args:
         before: The digests of the data in the checkpoint; older ones lack the photographs.
-        now: The digests of now.
+        now: The digests of the current data.
         folder: The run folder.
     """
     changed = sorted(name for name in _differing(before, now) if name.endswith(PHOTOGRAPHS))
     if not changed:
         return None
     return (
-        f"{' and '.join(changed)} have other names, sizes or times than when {folder} was trained on them; if others "
-        "have replaced them, start a new run; if they were only copied, nothing is wrong"
+        f"{' and '.join(changed)} have other names, sizes or times than when {folder} was trained on them; if they "
+        "were replaced by other photographs, start a new run; if they were only copied, nothing is wrong"
     )
 
 

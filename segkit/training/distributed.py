@@ -1,4 +1,4 @@
-"""Ranks: this process among those that torchrun starts to work together."""
+"""Ranks: this process among the processes that torchrun starts."""
 
 import logging
 import os
@@ -31,15 +31,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that work together; a single process never uses torch.distributed.
+    """This process among the processes that work together; a single process never uses torch.distributed.
 
-    All processes call the same methods in the same order, so that what they must agree on is decided here.
+    All processes must call the same methods in the same order. Everything that they must agree on is decided here.
 
     Attributes:
         rank: Number of this process, from 0.
         count: Number of processes.
         count_here: Number of processes on this machine.
-        local_rank: Number of this process among those on this machine, from 0.
+        local_rank: Number of this process among the processes on this machine, from 0.
         store: Holds messages that one process leaves for the others.
     """
 
@@ -189,7 +189,7 @@ ALONE = Ranks()
 
 @contextmanager
 def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes described by torchrun's environment variables; without WORLD_SIZE > 1 there is only this one.
+    """Join the processes that torchrun's environment variables describe; unless WORLD_SIZE > 1, this is the only one.
 
     Args:
         device: Name of the device on which the processes train one model: on GPUs each process uses the GPU of its
@@ -215,7 +215,7 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     is_broken = False
     try:
-        name = [uuid.uuid4().hex]  # of an empty part of the store, which may outlive the processes
+        name = [uuid.uuid4().hex]  # of a new part of the store: the store may have messages of earlier processes
         dist.broadcast_object_list(name)
         yield Ranks(rank, count, count_here, local_rank, dist.PrefixStore(name[0], store))
     except RuntimeError as error:
@@ -230,7 +230,7 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
 
 
 def _rendezvous_store() -> "Store":
-    """Return the store with the processes' addresses, separate for each start.
+    """Return the store with the processes' addresses; each start of the processes has its own.
 
     torchrun keeps its store when it restarts processes, so that a process may find the address of one that has ended
     (PyTorch issues 135712 and 167288). On one machine the number of the start distinguishes them. On several machines

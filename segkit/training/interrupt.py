@@ -12,7 +12,7 @@ from segkit.errors import Interrupted
 
 @contextmanager
 def save_signal_ignored() -> Iterator[None]:
-    """Ignore SIGUSR1, which would end the process, while there is nothing to save. For a whole command."""
+    """Ignore SIGUSR1, which would otherwise end the process, while a command has nothing to save yet."""
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,7 +24,7 @@ def save_signal_ignored() -> Iterator[None]:
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a request to stop that `check` reports; a second signal stops at once.
+    """Turn Ctrl-C and SIGTERM into a request to stop that `check` reports; a second signal stops at once.
 
     SIGUSR1, which schedulers such as Slurm send when the time is almost over, makes `save_asked` return True once.
     The handlers of the process are replaced only while the object is open as a context manager, and only in the main

@@ -12,7 +12,7 @@ _STEP = 2**26  # bytes
 
 
 def keep_memory() -> bool:
-    """Make glibc keep freed memory instead of returning it to the system. Returns whether that was possible.
+    """Make glibc keep freed memory instead of returning it to the system; return whether that is possible.
 
     This setting holds for the whole process, so only a workflow calls it. A training step on a CPU frees and requests
     gigabytes. By default the system provides each large block and clears it page by page: a quarter of the step's time.
@@ -25,7 +25,7 @@ def keep_memory() -> bool:
 
 
 def release_memory() -> bool:
-    """Return the memory that is free now to the system. Returns whether there was any.
+    """Give free memory back to the system; return whether there was any.
 
     Memory that is freed later is kept as before. Only a workflow calls this.
     """
@@ -37,7 +37,7 @@ def release_memory() -> bool:
 
 
 def machine_memory() -> int | None:
-    """Return the memory of this machine in bytes; None if the system does not say it, such as Windows."""
+    """Return the memory of this machine in bytes; None on systems that do not report it, such as Windows."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -79,7 +79,7 @@ class Plateau:
 
 
 class Schedule:
-    """Sets the learning rate of every parameter group before each update; groups may have an `lr_scale`.
+    """Set the learning rate of every parameter group before each update; groups may have an `lr_scale`.
 
     Args:
         shape: A scheduler of timm that counts updates.

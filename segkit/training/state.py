@@ -22,7 +22,7 @@ class TrainState:
         ema: The moving average of the weights, or None.
         epoch: Number of finished epochs.
         step: Number of finished batches of the current epoch.
-        updates: Number of steps since the start, including those that changed nothing.
+        updates: Number of steps since the start, including skipped ones.
         overflows: Number of steps in a row that fp16 skipped.
         left_out: Number of steps of the current epoch that were skipped because they were not finite.
         loss_sum: Sum of the loss over the images of the current epoch so far.
@@ -121,7 +121,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set the random states of the process to those of `random_state`; GPUs that this machine lacks are skipped."""
+    """Set the random states that `random_state` returned; GPUs that this machine lacks are skipped."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

@@ -19,7 +19,7 @@ Row = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """Shows a run in another program. Any call may raise; `Tracking` handles that."""
+    """Show a run in another program. Any call may raise; `Tracking` handles the error."""
 
     def log(self, row: Row) -> None:
         """Log a row of results.csv."""
@@ -32,7 +32,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes event files to `out`/tensorboard, for `tensorboard --logdir`."""
+    """Write event files to `out`/tensorboard, for `tensorboard --logdir`."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], history: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +54,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Logs to a run of Weights & Biases, whose id is kept in the run folder. Never asks the user anything.
+    """Log to a run of Weights & Biases; its id is kept in the run folder. The user is never asked anything.
 
     `WANDB_MODE`, `WANDB_PROJECT` and its other environment variables are respected. Without an account the run is
     stored on the disk.
@@ -102,7 +102,7 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], Sequence[Row]], Tracker]]
 
 
 class Tracking:
-    """Passes rows and pictures on to trackers. One that raises is named in a warning, and not used any more.
+    """Pass rows and pictures on to trackers. A tracker that raises is named in a warning, and not used any more.
 
     Args:
         names: Names of `TRACKERS`.

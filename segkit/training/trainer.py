@@ -38,7 +38,7 @@ class TrainOptions:
     """The settings of a training loop.
 
     Attributes:
-        epochs: Number of epochs, including those that a resumed run has finished already.
+        epochs: Number of epochs, including the epochs that a resumed run has finished already.
         accumulate: Number of batches whose gradients make one step.
         clip_grad: Largest norm of the gradient; 0 for no limit.
         sam: Distance from the weights at which the gradient is computed, see `at_sam_point`; 0 for plain steps.
@@ -87,16 +87,16 @@ class EpochReport:
 
 
 class Trainer:
-    """Trains a model, and writes its run folder.
+    """Train a model, and write its run folder.
 
     `best.safetensors` (the weights with the best validation mIoU, raw or averaged), `last.pt` (all that is needed to
     resume) and `results.csv` are each written whole or not at all. On a CPU, a run that is interrupted and resumed
     equals a run that is not, bit for bit. With several processes all of them yield the same results, and the first
     one writes.
 
-    A step whose loss or gradient is not finite changes neither weights nor statistics. It is logged with its images;
-    the third one of an epoch (in epochs of 300 steps and more: beyond 1 %) raises NotFiniteError. In fp16 the scaler
-    expects such steps, and 20 of them in a row are an error. A step waits for the GPU once.
+    A step whose loss or gradient is not finite changes neither weights nor statistics. It is logged with its images.
+    More than two such steps in an epoch (more than 1 % of the steps in epochs of 300 and more) raise NotFiniteError.
+    In fp16 the scaler expects such steps, and 20 of them in a row are an error. A step waits for the GPU once.
 
     Args:
         state: Model, optimizer, schedule and progress, the same in all processes; changed in place.
@@ -132,7 +132,7 @@ class Trainer:
         self.ranks = ranks
         self.stop = stop or StopSignals()
         self.progress = progress
-        self.val_window = options.val_window  # without its `above` once memory has run out
+        self.val_window = options.val_window  # changed in `validate` if memory runs out
         weights = {"aux_head": options.aux_weight, "image_head": options.image_weight}
         self.heads = tuple(name for name, weight in weights.items() if weight)
         if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:
@@ -143,7 +143,7 @@ class Trainer:
     def epochs(self, train: DataLoader, val: DataLoader) -> Iterator[EpochReport]:
         """Train until the last epoch, or until the mIoU does not rise any more; yield the results of each epoch.
 
-        Nothing is trained before the results are asked for: `for report in trainer.epochs(train, val): ...`.
+        Each epoch is trained when its results are requested: `for report in trainer.epochs(train, val): ...`.
 
         Args:
             train: Yields images (N, 3, H, W) and target (N, H, W), both uint8. `batch_sampler.epoch` is set to the
@@ -153,7 +153,7 @@ class Trainer:
         Raises:
             NotFiniteError: Several steps of an epoch, or the weights, are not finite; the files are those of the last
                 finite state.
-            Interrupted: `stop` asked for it; `last.pt` is written first.
+            Interrupted: `stop` received a request to stop; `last.pt` is written first.
             CheckpointError: The end of the run could not be saved.
         """
         state, options, ranks = self.state, self.options, self.ranks
@@ -162,7 +162,8 @@ class Trainer:
             set_random_state(state.random)
             state.random = None
         for loader in (train, val):
-            # Only a segkit Loader has it. Several processes would wait for the one that stops.
+            # Only a segkit Loader has `while_waiting`. Several processes stop together, after a step: if one stopped
+            # while it waits for a batch, the others would wait for it.
             if hasattr(loader, "while_waiting") and ranks.count == 1:
                 loader.while_waiting = self.stop.check
         not_saved = None
@@ -205,7 +206,7 @@ class Trainer:
 
         Raises:
             NotFiniteError: Too many steps are not finite.
-            Interrupted: `stop` asked for it, after a whole step.
+            Interrupted: `stop` received a request to stop, after a whole step.
         """
         state, options = self.state, self.options
         state.model.train()
@@ -377,7 +378,7 @@ class Trainer:
             raise
 
     def _row(self, train_loss: float, validations: dict[str, Validation], seconds: float) -> dict[str, float]:
-        """Return the epoch's row of results.csv, NaN if there was no validation; averaged weights have own columns."""
+        """Return the epoch's row of results.csv, with NaN if it was not validated; `ema_...` is of averaged weights."""
         state = self.state
         classes = [f"iou/{name}" for name in label_names(state.model.class_names)]
         row = {"epoch": state.epoch + 1, "train_loss": train_loss}

@@ -18,7 +18,7 @@ class CheckResult:
     Attributes:
         sets: Each data set with its counts (`measures`) and its `findings`, worst first.
         folder: The folder of the tables and pictures.
-        files: Their names.
+        files: The names of the tables and pictures in `folder`.
     """
 
     sets: tuple[CheckedSet, ...]

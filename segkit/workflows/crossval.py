@@ -68,7 +68,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
 
     Args:
         config: The settings.
-        session: What this process is.
+        session: The process that trains.
         lock: Locks the folder of all folds.
 
     Raises:
@@ -133,7 +133,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> tuple[list[TrainResu
     """Check the folds of the run to resume.
 
     Returns:
-        The results of those that are finished, and by the number of the fold the digests of the data they had.
+        The results of the finished folds, and by the number of each such fold the digests of its data.
 
     Raises:
         MissingFileError: The folder is not one of a cross-validation.
@@ -187,7 +187,7 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     for confusion in of_fold[1:]:
         total += confusion
     values = np.stack([_values(confusion) for confusion in of_fold])
-    # A model that somebody has put there may lack its epoch.
+    # If somebody has replaced the file of a model, its epoch may be missing.
     epochs = [(read_header(fold.best).get("extra") or {}).get("epoch", "") for fold in runs]
     rows = summary_rows(total.class_names, epochs, list(map(_identity, runs)), values)
     write_confusion(run.out_of_fold_confusion, total)
@@ -230,7 +230,7 @@ def summary_rows(
 
     Args:
         class_names: C names.
-        best_epochs: The best epoch of each fold; empty if its model does not say it.
+        best_epochs: The best epoch of each fold; empty if its model file lacks it.
         models: The digest of each fold's model.
         values: (k, C + 1) mIoU and the IoU of each class; NaN for a class that a fold does not have.
     """

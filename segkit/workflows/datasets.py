@@ -53,8 +53,8 @@ def load_data(
     `data`, `val` and `train_only` name files, or hold one data set of the caller's each.
 
     Args:
-        config: The settings; of the folds, if there are any, `fold` says which one validates.
-        console: Prints what is remarkable about the files.
+        config: The settings; with folds, `fold` is the one that validates.
+        console: Prints remarks about the files.
         fold_rule: How images are divided into folds, see `Folds`.
 
     Raises:
@@ -92,7 +92,7 @@ def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str
 
     Args:
         config: The settings.
-        console: Prints what is remarkable about the files.
+        console: Prints remarks about the files.
         class_names: The classes of the model. The categories of JSON files are matched with them by name; masks have
             them in this order, unless `class_names` or `palette` say otherwise.
     """
@@ -106,8 +106,8 @@ def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str
 def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]:
     """Return the settings by which the labels of a training were made, as plain values for the model file.
 
-    Those that had no effect are not among them: overlaps and the like are of JSON files, and a data set of the caller
-    has only its ignored classes.
+    Settings without effect are not included: `overlap`, for example, is only for JSON files, and a data set of the
+    caller has only its ignored classes.
     """
     if _is_own(config.data) or not config.data:
         return {"ignore_classes": list(data.ignore_classes)}
@@ -116,7 +116,7 @@ def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]
 
 
 def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
-    """Return the data sets of `data` by name, to be checked: faults of images and annotations are their findings.
+    """Return the data sets of `data` by name, to be checked: faults of images and annotations become findings.
 
     Raises:
         DataError: A file is not a COCO JSON, or the sets have different classes.
@@ -168,7 +168,7 @@ def open_labelled(
     is_scored: bool = False,
     console: Console | None = None,
 ) -> SegmentationDataset:
-    """Return the images and masks of a source, and print what is remarkable about them.
+    """Return the images and masks of a source, and print remarks about them.
 
     Args:
         config: The settings that say how labels are read.
@@ -179,7 +179,7 @@ def open_labelled(
         max_bad: Largest share of the images that `skip` drops.
         allow_unlabelled: Accept a source in which no image has an annotation.
         is_scored: Whether each image counts in a score, so that no file may occur twice.
-        console: Prints what is remarkable.
+        console: Prints remarks about the files.
 
     Raises:
         DataError: There are no images, none has an annotation, or a scored file occurs twice.
@@ -293,7 +293,7 @@ def check_model_classes(class_names: Sequence[str], data: SegmentationDataset, m
 
 
 def write_data_report(sets: Mapping[str, SegmentationDataset], file: Path) -> None:
-    """Write everything that is wrong or remarkable about the data as CSV, if anything is.
+    """Write all findings about the data as CSV; without findings no file is written.
 
     Args:
         sets: The data sets by the name that the first column shows.
@@ -330,8 +330,8 @@ def data_digests(
     """Return digests of the training and the validation data, which a resumed run must share with its start.
 
     They cover the content of annotation files and of masks, and the names and sizes of photographs in folders; see also
-    `photograph_digests`. For data sets of the caller, in `sets`, they cover the names of classes and images: to read
-    all pixels could take long.
+    `photograph_digests`. For data sets of the caller, in `sets`, they cover only the names of classes and images,
+    because reading all pixels could take long.
     Checkpoints of earlier versions lack the digests of the content of masks, `train masks` and `val masks`.
     """
     if not config.data:
@@ -359,8 +359,8 @@ def data_digests(
 def photograph_digests(sets: Sequence[SegmentationDataset]) -> dict[str, str]:
     """Return digests of the names, sizes and times of the image files that train and that validate.
 
-    Other content under the same name is a change that `data_digests` does not see. To read all photographs could take
-    long. An image that is no file has only its name.
+    They detect photographs that were replaced under the same name, which `data_digests` does not see. The content of
+    the photographs is not read, because that could take long. An image that is not a file has only its name.
     """
     digests = {}
     for part, data in zip(("train", "val"), sets, strict=True):
@@ -389,8 +389,8 @@ def _digest(*groups: Iterable[Path | None]) -> str:
 
 
 def _digest_of_content(folders: Iterable[Path]) -> str:
-    """Return a digest of all files in folders: two classes may be exchanged without a change of any size."""
-    # To read 1,000 masks of 1024 x 1024 takes 0.06 s, so that no record of earlier digests is worth its file.
+    """Return a digest of the content of all files in folders, because a mask may change while its size does not."""
+    # Reading 1,000 masks of 1024 x 1024 takes 0.06 s, so the digests are not stored for later.
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):

@@ -179,7 +179,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is known of the images that were iterated so far.
+    """What is known about the images that were iterated so far.
 
     Attributes:
         done: The results that existed.
@@ -195,7 +195,7 @@ class _Seen:
 def _divide(
     images: Iterable[SourceImage], writer: PredictionWriter, skip_existing: bool
 ) -> tuple[Iterator[SourceImage], _Seen]:
-    """Return the images to segment, and what is filled in while they are iterated and read."""
+    """Return the images to segment, and a record that is filled while they are iterated and read."""
     seen = _Seen()
 
     def todo() -> Iterator[SourceImage]:
@@ -232,9 +232,9 @@ def _write(
     reading: Reading,
     written: list[_Result],
 ) -> None:
-    """Write the files of the images under a progress bar, which names what takes longest, in threads.
+    """Write the files of the images in threads; a progress bar names the stage that takes longest.
 
-    Each result is added to `written` as soon as its files are there, so that it is known if a later image stops all.
+    Each result is added to `written` as soon as its files exist, so that none is lost if a later image stops the run.
     """
 
     def write(one: Segmented) -> None:

@@ -100,8 +100,8 @@ def rare_classes(counts: ClassCounts) -> tuple[int, ...]:
 def check_batch_memory(config: TrainConfig, images: int, ranks: Ranks) -> None:
     """Raise UsageError if the pixels of one batch, as float32, are more than the memory of this machine.
 
-    A training needs many times as much, but how much depends on the model. Here are refused only values that no model
-    can train with, such as a crop with a digit too many: the system would kill the process in the first step.
+    A training needs many times as much, but how much depends on the model. Only values with which no model can train
+    are refused here, such as a crop with a digit too many: the system would kill the process in the first step.
 
     Args:
         config: The settings.
@@ -113,8 +113,8 @@ def check_batch_memory(config: TrainConfig, images: int, ranks: Ranks) -> None:
     needed = 4 * 3 * here * config.crop**2
     if memory is not None and needed > memory:
         raise UsageError(
-            f"one batch needs {needed // 10**9:,} GB for its pixels alone, and this machine has {memory // 10**9:,} GB "
-            "of memory; try a smaller `crop` or `batch_size`"
+            f"the pixels of one batch need {needed // 10**9:,} GB, and this machine has {memory // 10**9:,} GB of "
+            "memory; try a smaller `crop` or `batch_size`"
         )
 
 
@@ -184,7 +184,7 @@ def build_model(
 ) -> Segmenter:
     """Return the model on `device`, with pretrained weights or the weights of `init_from`.
 
-    A resumed run takes its weights and its scale from the checkpoint, so that none of these is read.
+    A resumed run takes its weights and its scale from the checkpoint, so it loads neither of them.
     """
     check_optimizer(config.optimizer)  # before pretrained weights are downloaded
     pretrained = {"true": True, "false": False}.get(config.pretrained, config.pretrained)

@@ -81,7 +81,7 @@ class ModelSource(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the model's labels; a file is not loaded for it."""
+        """The names of the model's labels; of a model file only the header is read."""
         stored = self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
         return label_names(stored)
 
@@ -151,7 +151,7 @@ def rules_of_models(cls: type, weights: Sequence[Path | Segmenter]) -> dict[str,
 
 
 def with_rules_of_models(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a caller's settings, with the rules of the models where the caller gave none; see `rules_of_models`."""
+    """Return a caller's settings, with the rules of the models as defaults, see `rules_of_models`."""
     settings = as_declared(cls, settings)
     if any(isinstance(one, SegmentationDataset) for one in settings.get("data", ())):  # it makes its labels itself
         return settings
@@ -162,7 +162,7 @@ def with_rules_of_models(cls: type, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: Console) -> None:
-    """Print the rules for images and labels that are not the default, and warn of those that a training did not have.
+    """Print the rules for images and labels that are not the default; warn if a model was trained with other rules.
 
     Args:
         config: The settings.
@@ -206,7 +206,7 @@ def load_predictor(
         device: The device of the models.
         crf_workers: Number of processes of a CRF on the CPU.
         probs: See `Predictor`.
-        console: Prints what is joined.
+        console: Prints the models and the options.
     """
     dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
     if config.tta is not None:

@@ -107,7 +107,7 @@ def _default(name: str) -> Any:
 
 
 def _in_words(value: Any) -> Any:
-    """Return a setting as one would type it: `crf` alone is an empty list, and without it None."""
+    """Return a setting as a user would type it: `--crf` without words is an empty list, no `--crf` is None."""
     if isinstance(value, dict):
         value = [f"{name}={number}" for name, number in value.items()]
     elif value is None:

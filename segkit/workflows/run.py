@@ -84,11 +84,11 @@ Sets = tuple[SegmentationDataset, SegmentationDataset]
 
 @dataclass(frozen=True)
 class Session:
-    """What this process is while it trains.
+    """The process that trains, and what it may do.
 
     Attributes:
-        ranks: This process among those that train one model together.
-        console: Prints what is going on, in the first process.
+        ranks: This process among the processes that train one model together.
+        console: Prints the progress, in the first process.
         command: The command line that env.json records; empty in a program that calls segkit.
         may_keep_memory: Whether `keep_memory` may set up the process for a training on a CPU.
     """
@@ -135,7 +135,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
         config: The settings.
         open_sets: Takes the rule of folds, see `segkit.folds.Folds`, and returns the training and the validation
             images; not called if there is nothing to do.
-        session: What this process is.
+        session: The process that trains.
         lock: Locks the run folder.
 
     Raises:
@@ -313,8 +313,8 @@ def find_start(config: TrainConfig, lock: RunLock) -> Start:
 def read_run(run: RunFolder, file: Path | None = None) -> dict[str, Any]:
     """Return the newest checkpoint of a run that is whole, or the one in `file`.
 
-    A damaged last.pt is set aside: at the next save it would replace the whole checkpoint before it. Settings that
-    segkit did not have yet when the checkpoint was written have their defaults in it.
+    A damaged last.pt is renamed: at the next save it would replace last.prev.pt, which is whole. Settings that segkit
+    did not have yet when the checkpoint was written are added with their defaults.
     """
     content, refused = read_checkpoint(file or run.path)
     if file is not None and file.name != run.last.name and run.last.is_file():
@@ -343,10 +343,10 @@ def load_run(
 def resume_run(
     state: TrainState, content: Mapping[str, Any], out: Path, ranks: Ranks, *, allow_data_change: bool
 ) -> None:
-    """Bring `state` to what a checkpoint holds; the first process warns of each thing that is not as it was.
+    """Bring `state` to what a checkpoint holds; the first process warns of each difference to the run so far.
 
     Args:
-        state: Of a new run with the settings and the data of now.
+        state: The state of a new run with the current settings and data.
         content: The checkpoint.
         out: The run folder.
         ranks: The processes.
@@ -377,7 +377,7 @@ def resume_run(
 
 
 def position(state: TrainState) -> str:
-    """Return how far a run is, in words."""
+    """Return how far a run is, as text."""
     return f"after epoch {state.epoch}" + (f" and {state.step} batches of the next" if state.step else "")
 
 
@@ -393,7 +393,7 @@ def _begin_folder(run: RunFolder, config: TrainConfig, state: TrainState) -> Non
 
 @contextmanager
 def _folder_in_interrupts(run: RunFolder) -> Iterator[None]:
-    """Note the run folder in an Interrupted that passes, for the message that says how to resume."""
+    """Add the run folder to an Interrupted from the block, for the message that says how to resume."""
     try:
         yield
     except Interrupted as stop:
@@ -453,9 +453,9 @@ def score_best(
         gallery: Is offered each image with its prediction.
 
     Raises:
-        DataError: The model has other classes than the data; somebody has put it there.
+        DataError: The model has other classes than the data, because somebody has replaced the file.
     """
-    # The memory format of the validation, too: the scores are the same to the last pixel.
+    # Use the memory format of the validation, so that the scores are the same to the last pixel.
     model = load_model(run.path).to(device, memory_format=torch.channels_last)
     check_model_classes(model.class_names, data, str(run.best))
     names, options = data.class_names, {"class_names": data.class_names, "exclude": data.ignored_labels}
@@ -493,7 +493,7 @@ def _create_report(
     command: str,
 ) -> RunReport:
     """Write env.json and train_batch.png, and return the report for the epochs."""
-    texts = {}  # each setting as one would type it
+    texts = {}  # each setting as a user would type it
     for setting in fields(config):
         value = getattr(config, setting.name)
         if isinstance(value, Segmenter):
@@ -533,15 +533,14 @@ def _create_report(
 
 
 def write_environment(file: Path, device: torch.device, command: str = "") -> dict[str, Any]:
-    """Write env.json and return what it says; a resumed run keeps what it ran on before under `earlier`.
+    """Write env.json and return its content; a resumed run keeps the earlier content under `earlier`.
 
     It has versions, device and time, but never environment variables, which may hold secrets.
 
     Args:
         file: The JSON file.
         device: The device of the model.
-        command: The command line of a command. A program that calls segkit has none here: its arguments are its own,
-            and may hold secrets.
+        command: The command line; empty if a program calls segkit, because its arguments may hold secrets.
     """
     is_cuda = device.type == "cuda"
     now = {
@@ -588,7 +587,7 @@ def plan_text(
     device: torch.device,
     ranks: Ranks,
 ) -> str:
-    """Return what is going to be trained on what, in a few lines."""
+    """Return the plan of the training in a few lines: folder, data, masks, model, loss."""
     names = list(model.class_names)
     lines = [
         f"run    {run}",

@@ -84,7 +84,7 @@ class TuneResult:
 
 @takes_settings(TuneConfig)
 def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
-    """Find what helps on images held out, as `python -m segkit tune` does.
+    """Find weights, views, class biases and a CRF that help on held-out images, as `python -m segkit tune` does.
 
     The models run once; member weights, flips, scales and class biases are then tried on their kept probabilities.
 
@@ -256,7 +256,7 @@ def _raise(plan: Plan, label: int, by: float) -> Plan:
 
 
 class PlanCounter:
-    """Counts the confusion of every image under a plan, at the pixels whose probabilities are kept."""
+    """Count the confusion of every image under a plan, at the pixels whose probabilities are kept."""
 
     def __init__(self, probs: MemberProbs, targets: Sequence[np.ndarray], data: SegmentationDataset) -> None:
         self.probs, self.targets, self.data = probs, targets, data

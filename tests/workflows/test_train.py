@@ -361,7 +361,7 @@ def test_a_batch_larger_than_the_memory_is_refused_and_usual_ones_are_not(monkey
     monkeypatch.setattr(parts, "machine_memory", lambda: 2 * 10**9)
     crops = TrainConfig(data=(Path("a.json"),), crop=4000, batch_size=16)  # 12 bytes x 16 million pixels each
     check_batch_memory(crops, 10, Ranks())  # 10 x 0.192 GB
-    with pytest.raises(UsageError, match=r"one batch needs 2 GB for its pixels alone, and this machine has 2 GB"):
+    with pytest.raises(UsageError, match=r"the pixels of one batch need 2 GB, and this machine has 2 GB"):
         check_batch_memory(crops, 11, Ranks())
     check_batch_memory(crops, 16, Ranks(count=2, count_here=1))  # half of the batch is on another machine
     check_batch_memory(replace(crops, crop=512, batch_size=512), 10**6, Ranks())

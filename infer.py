@@ -1,4 +1,4 @@
-"""Segments photographs with a trained model: `python infer.py --help`."""
+"""Segment photographs with a trained model: `python infer.py --help`."""
 
 from segkit.cli import infer
 

@@ -1,4 +1,4 @@
-"""Trains a segmentation model: `python train.py --help`."""
+"""Train a segmentation model: `python train.py --help`."""
 
 from segkit.cli import train
 

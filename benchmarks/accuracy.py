@@ -20,8 +20,8 @@ Results are appended to benchmarks/accuracy.csv. The recipe had two earlier form
 --class-weights sqrt --ema 0.99 --lr 1e-3 --backbone-lr-factor 1`, `fast 2` is `--class-weights none --lr 1e-3
 --backbone-lr-factor 1`. Rows whose side begins with `by hand:` or `on a GPU:` come from searches around `fast 2`:
 `train.py --recipe fast --class-weights none --lr 1e-3 --backbone-lr-factor 1 --seed 0` plus the options of the row.
-The rows by hand used `--workers 1` on cores of different speed that were not always idle (those of 2026-11-26 were half
-as fast as the others), and validated every second to fifth epoch or only at the end. The rows on a GPU used bf16 and
+The rows by hand used `--workers 1` on cores of different speed that were not always idle (on 2026-11-26 the cores were
+half as fast), and validated every second to fifth epoch or only at the end. The rows on a GPU used bf16 and
 torch 2.11, eight trainings at a time on one H200, and validated once or twice. If a row says `ended after` or `after`
 N of more epochs, its score was read from a longer training. In the row of the waste with 12 epochs of the script in
 2821 s, only the script's process ran (`--script MASKS`). `strong` was run by hand with `--workers 1 --seed 0`, next to
@@ -74,7 +74,7 @@ class Change(NamedTuple):
     changes_pace: bool = False
 
 
-# Each entry changes one ingredient of the recipe; `changes_pace` marks those that also change the time of an epoch.
+# Each entry changes one ingredient of the recipe; `changes_pace` marks changes of the time of an epoch.
 ABLATION = {
     "recipe": Change([]),
     "without class weights": Change(["--class-weights", "none"]),
@@ -273,7 +273,7 @@ class SegkitJob(Job):
             return list(csv.DictReader(file))
 
     def mious(self) -> list[float]:
-        """Return the validation scores so far, those of the averaged weights included."""
+        """Return the validation scores so far, including the scores of the averaged weights."""
         return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
 
     def pace(self) -> Pace:

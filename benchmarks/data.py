@@ -3,8 +3,8 @@
 For each item, the class by hand asks pycocotools for the annotations, rasterises them one by one, converts the image
 to float32, augments and normalises it. `by hand, uint8` is faster: it stays in uint8 until the normalisation. All
 sides use the same augmentation (`seed2`). segkit's loader returns uint8 batches, which the model normalises: on a GPU
-this costs nothing, on a CPU it costs what the last line shows. The sides take turns, epoch by epoch; the first epoch,
-in which segkit draws its masks, is reported separately.
+this costs nothing, and the last line shows what it costs on a CPU. The sides take turns, epoch by epoch; the first
+epoch, in which segkit draws its masks, is reported separately.
 
     python benchmarks/data.py --data facade/train.json
     python benchmarks/data.py --data facade/train.json --profile

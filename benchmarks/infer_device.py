@@ -27,7 +27,7 @@ CLASSES = 12
 
 
 class HostBytes(TorchDispatchMode):
-    """Counts the bytes of all copies from a GPU to the host."""
+    """Count the bytes of all copies from a GPU to the host."""
 
     def __init__(self) -> None:
         super().__init__()

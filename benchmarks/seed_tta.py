@@ -1,7 +1,7 @@
 """Compare the test-time augmentation of the recycled-waste solutions with what segkit recommends.
 
-For each preset of `segkit.tta.engine.PRESETS`: how many labels differ from those of the same views with bilinear
-resizing and the mean of the probabilities, without and with a dense CRF, and the mIoU of both.
+For each preset of `segkit.tta.engine.PRESETS`, the same views are also merged with bilinear resizing and the mean of
+the probabilities. Prints how many labels differ, without and with a dense CRF, and the mIoU of both.
 
     python benchmarks/seed_tta.py --weights runs/a runs/b --data val.json --images photographs/
 """

@@ -35,7 +35,7 @@ def check_decoder(
         strides: Stride of each level.
 
     Raises:
-        AssertionError: Says which of these does not hold, what was expected and what was found.
+        AssertionError: One of these does not hold; the message says which, what was expected and what was found.
     """
     if not isinstance(decoder, nn.Module):
         decoder = decoder(in_channels, strides)
@@ -162,7 +162,7 @@ def check_loss(
         ignore_index: The label to ignore that the loss was built with, one of the classes or not; None for none.
 
     Raises:
-        AssertionError: Says in a sentence what does not hold.
+        AssertionError: One of these does not hold; the message says which.
         UsageError: An unknown mode.
     """
     if mode not in MODES:

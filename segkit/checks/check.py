@@ -31,7 +31,7 @@ class CheckedSet:
         name: What tables call the set.
         data: The set.
         measures: What its images hold of each class.
-        findings: Everything wrong or remarkable, worst first.
+        findings: All errors, warnings and notes, worst first.
         twins: For images that repeat an earlier one, by index: the number of its set and its index there.
     """
 
@@ -54,9 +54,9 @@ def check_sets(
     Nothing is changed.
 
     Args:
-        sets: Data sets by name, such as training and validation; best read by their `inspect`, which keeps what is
-            wrong with them as findings instead of raising.
-        full: Whether every image is decoded: it finds images that are damaged, of one colour, or look alike.
+        sets: Data sets by name, such as training and validation; best read by their `inspect`, which keeps faults as
+            findings instead of raising.
+        full: Decode every image, to find images that are damaged, have one colour, or look alike.
         console: Shows the progress.
 
     Raises:
@@ -85,7 +85,7 @@ def check_sets(
 
 
 def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], console: Console) -> dict[int, np.ndarray]:
-    """Decode the images; adds findings, and returns the hash of each image, by index, that has more than one colour."""
+    """Decode the images and add findings; return the hash, by index, of each image with more than one colour."""
 
     def look(item: ImageFile) -> np.ndarray | Finding:
         try:
@@ -116,7 +116,7 @@ def _look_at_images(name: str, data: ImageFiles, findings: list[Finding], consol
 
 
 def _look_at_sizes_and_masks(set_name: str, data: ImageFiles, measures: Measures) -> Iterator[Finding]:
-    """Yield what is remarkable about the sizes of the images and about the masks."""
+    """Yield findings about the sizes of the images and about the masks."""
     for item in data.items:
         height, width = item.size
         size = f"{item.file_name} is {height} x {width} pixels (height x width)"

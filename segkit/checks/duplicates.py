@@ -28,7 +28,7 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
 
     Returns:
         Position of the image, position of the earlier image, and the finding. The same file twice in one set is not
-        reported: the reader of the set does that.
+        among them: the reader of the set reports it.
     """
     digests: list[str | None] = [None] * len(images)  # only files of the same length can have the same bytes
     for group in _grouped([os.path.getsize(image.path) for image in images]):

@@ -65,7 +65,7 @@ def measure(data: ImageFiles, indices: Iterable[int] | None = None) -> Measures:
 def _measure_annotations(
     result: Measures, index: int, annotations: Sequence[Annotation], size: tuple[int, int]
 ) -> np.ndarray:
-    """Count the annotations and overlaps of an image; returns its label map."""
+    """Count the annotations and overlaps of an image; return its label map."""
     encoded = [a._replace(shape=encode(a.shape, size)) for a in annotations if a.shape is not None]
     regions: dict[int, list[dict[str, Any]]] = {}
     for annotation in encoded:

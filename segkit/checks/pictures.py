@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 def save_pictures(checked: Sequence[CheckedSet], out: Path) -> list[str]:
-    """Write the pictures that have something to show; returns their names."""
+    """Write the pictures that have something to show; return their names."""
     painted = sum(part.measures.pixels.sum(0) for part in checked)
     background = background_of(checked[0].data.class_names)
     labels = [label for label in np.argsort(painted, kind="stable").tolist() if label != background and painted[label]]

@@ -82,7 +82,7 @@ def finding_lines(checked: Sequence[CheckedSet]) -> str:
 
 
 def write_tables(checked: Sequence[CheckedSet], out: Path) -> list[str]:
-    """Write classes, overlaps and findings as CSV; returns the names of the files."""
+    """Write classes, overlaps and findings as CSV; return the names of the files."""
     classes: list[tuple] = []
     overlaps: list[tuple] = []
     for part in checked:

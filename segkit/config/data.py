@@ -9,8 +9,8 @@ from tyro.conf import arg
 from segkit.config.setting_types import Folders, PathOrWord, Sources
 from segkit.files import MAX_PIXELS
 
-# The settings that decide which pixels and labels come of the same files: a model keeps those of its training, and the
-# commands that use the model take them from there.
+# The settings that decide how images and labels are read from the files. A model stores the settings of its training,
+# and the commands that use the model take them from it.
 DATA_RULES = ("overlap", "crowd", "ignore_classes", "exif", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 # The settings that commands other than train take from the args.yaml of a run.
 SHARED_WITH_TRAINING = (*DATA_RULES, "class_names", "palette", "max_pixels", "allow_outside_root")

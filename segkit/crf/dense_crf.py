@@ -121,7 +121,7 @@ class DenseCRF(CRFParameters):
         return _like_input(device, torch.stack([future.result() for future in futures]) if futures else values)
 
     def runs_on(self, device: torch.device) -> torch.device:
-        """Return where the CRF runs: CUDA for CUDA input and the torch backend, else the CPU."""
+        """Return the device of the CRF: CUDA for CUDA input and the torch backend, otherwise the CPU."""
         return device if device.type == "cuda" and self.backend != "pydensecrf" else torch.device("cpu")
 
     def submit(self, probs: Array, image: Array) -> "Future[Array]":

@@ -63,7 +63,7 @@ class Lattice:
         self._normalise(weight)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Filter values (N, C); returns (N, C)."""
+        """Filter values (N, C), and return (N, C)."""
         points = self._splat(values)
         for blur in self._blurs:
             points = blur(points)

@@ -59,7 +59,7 @@ class TrainBatches(Sampler[list[tuple[int, ...]]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Let the next pass be this epoch, without its first `start` batches."""
+        """Make this epoch the next pass, without its first `start` batches."""
         self.epoch = epoch
         self.start = start
 

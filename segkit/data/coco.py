@@ -31,7 +31,7 @@ class CocoSegmentation(ImageFiles):
 
     Args:
         annotations: A COCO JSON file, or several: the first one has the classes, the others may lack some. Categories
-            are matched by name, whatever their ids.
+            are matched by name, so their ids may differ.
         root: Folder of the images, one for all files or one for each. By default the folder of each JSON.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations; returns a mapping with `image`
             and `mask`.
@@ -46,7 +46,7 @@ class CocoSegmentation(ImageFiles):
             these images.
         max_bad: Largest share of the images that `skip` drops; it may always drop one.
         crowd: `paint` treats crowds (iscrowd) like other objects; `ignore` paints them 255, below other objects.
-        exif: `apply` turns images as their EXIF orientation says, if that fits the sizes in the JSON; `ignore` turns
+        exif: `apply` rotates images by their EXIF orientation, if that fits the sizes in the JSON; `ignore` rotates
             none.
         max_pixels: Larger images are refused before they are decoded.
         allow_outside_root: Whether images may lie outside `root`, by absolute paths, `..` or links.
@@ -61,11 +61,11 @@ class CocoSegmentation(ImageFiles):
         category_ids: The id of each category by name, as in the first file that has the category.
         items: Path, name, size and id of each image.
         annotations: The regions of each image.
-        findings: Everything wrong or remarkable, one by one.
+        findings: All errors, warnings and notes about the files, one by one.
         notes: The findings, summed up in one line per kind.
 
     Raises:
-        DataError: Something is wrong with the files; the message lists all of it.
+        DataError: The files have errors; the message lists all of them.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class CocoSegmentation(ImageFiles):
         merge_same_name: bool = False,
         bbox_as_mask: bool = False,
     ) -> "CocoSegmentation":
-        """Read files as the constructor does, but leave faults to `findings` instead of raising or warning.
+        """Read files as the constructor does, but add faults to `findings` instead of raising or warning.
 
-        The data set has the images that can be used; the annotations that cannot be read are dropped.
+        The data set has the images that can be used; annotations that cannot be read are dropped.
 
         Args:
             annotations: See the class, as for all other arguments.
@@ -148,7 +148,7 @@ class CocoSegmentation(ImageFiles):
         allowed: Allowed,
         class_names: Sequence[str] | None = None,
     ) -> list[str]:
-        """Read the files; returns the digest of each."""
+        """Read the files; return the digest of each."""
         files = as_paths(annotations)
         roots = [file.parent for file in files] if root is None else as_paths(root)
         if len(roots) == 1:

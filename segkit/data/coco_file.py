@@ -29,7 +29,7 @@ _WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")
 
 
 class Allowed(NamedTuple):
-    """What is accepted in a COCO JSON although it is an error, or paints nothing, by default.
+    """What is accepted in a COCO JSON that by default is an error, or paints nothing.
 
     Attributes:
         allow_outside_root: Images outside their folder, by absolute paths, `..` or links.
@@ -53,13 +53,13 @@ class CocoRecords:
 
     Attributes:
         file: The JSON.
-        content: All of it, as it was written.
+        content: The whole JSON, unchanged.
         categories: Names by id, in id order.
         class_names: The names of the labels 1, 2 ...; each name once.
         labels: The label of each category id; 0 for a category called background.
         images: The image records by id. If an id occurs twice, the first record.
         annotations: The annotations of each image id, as pairs of the category id and the record.
-        findings: Everything wrong or remarkable.
+        findings: All errors, warnings and notes about the file.
         digest: SHA-256 of the file.
     """
 
@@ -76,14 +76,14 @@ class CocoRecords:
 
 @dataclass
 class CocoFile:
-    """A COCO JSON with those of its images that can be used.
+    """A COCO JSON, with the images that can be used.
 
     Attributes:
         categories: Names by id, in id order.
         class_names: The names of the labels 1, 2 ...; each name once.
         items: The images that can be used.
         annotations: The regions of each of these images.
-        findings: Everything wrong or remarkable.
+        findings: All errors, warnings and notes about the file and its images.
         digest: Changes with everything that the masks depend on.
     """
 
@@ -109,7 +109,7 @@ def read_coco(
         file: The JSON.
         root: Folder of the images. By default the folder of the JSON.
         reading: How the images are read.
-        allowed: What is not an error.
+        allowed: What to accept that by default is an error.
         names: See `read_records`.
 
     Raises:
@@ -192,7 +192,7 @@ def read_regions(
     fit_to: tuple[int, int] | None = None,
     bbox_as_mask: bool = False,
 ) -> list[Annotation]:
-    """Return the regions of an image; what is wrong with its annotations is added to `records.findings`.
+    """Return the regions of an image; add the faults of its annotations to `records.findings`.
 
     Args:
         records: The JSON.
@@ -238,7 +238,7 @@ def read_regions(
 def read_all_regions(
     records: CocoRecords, *, bbox_as_mask: bool = False
 ) -> tuple[list[list[Annotation]], list[tuple[int, int] | None]]:
-    """Return the regions of all images without their files, and the (H, W) that the JSON says; None if it says none.
+    """Return the regions of all images, and the (H, W) of each in the JSON or None; the image files are not read.
 
     Args:
         records: The JSON.
@@ -258,9 +258,9 @@ def read_all_regions(
 
 
 def find_faults_of_all(records: CocoRecords, regions: Sequence[Sequence[Annotation]]) -> None:
-    """Add to `records.findings` what all or most annotations have in common, so that their masks are wrong.
+    """Add faults that all or most annotations share to `records.findings`, because their masks would be wrong.
 
-    No annotation may paint a class, the coordinates may be no pixels, or pixels of an image of another size.
+    For example, no annotation paints a class, or the coordinates are not in pixels, or in pixels of another size.
     """
     annotations = list(chain.from_iterable(regions))
     where, found = records.file.name, records.findings
@@ -326,7 +326,7 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
 def _labels(
     categories: Mapping[Id, str], class_names: Sequence[str], file: Path, found: list[Finding]
 ) -> dict[Id, int]:
-    """Return the label of each category; a category that is background and classes that are missing are found."""
+    """Return the label of each category; a background category and missing classes become findings."""
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
     background = {category: name for category, name in categories.items() if is_background(name)}
     background = {category: name for category, name in background.items() if name not in label_of}
@@ -347,7 +347,7 @@ def _labels(
 def _annotations_by_image(
     content: Row, file: Path, images: Mapping[Id, Row], categories: Mapping[Id, str], found: list[Finding]
 ) -> dict[Id, list[tuple[Id, Row]]]:
-    """Return the category and the record of each image's annotations, without those of no image or no category."""
+    """Return the category and the record of each image's annotations; drop annotations of no image or no category."""
     rows = content.get("annotations") or []
     by_image: dict[Id, list[tuple[Id, Row]]] = {image: [] for image in images}
     image_ids, category_ids = _Ids(images), _Ids(categories)
@@ -376,7 +376,7 @@ def _annotations_by_image(
 
 
 def ids_by_name(categories: Sequence[Mapping[Id, str]]) -> dict[str, Id]:
-    """Return the first id of each name in several files, each with its names by id; no id stands for two names."""
+    """Return the first id of each name, from the names by id of several files; no id is used for two names."""
     ids: dict[str, Id] = {}
     for of_file in categories:
         for category, name in of_file.items():
@@ -386,7 +386,7 @@ def ids_by_name(categories: Sequence[Mapping[Id, str]]) -> dict[str, Id]:
 
 
 class _Ids:
-    """Finds the id that a reference means: the same one, or the only one with the same value ("7", 7.0 and 7)."""
+    """Find the id that a reference means: the same id, or the only one with the same value ("7", 7.0 and 7)."""
 
     def __init__(self, known: Iterable[Id]) -> None:
         self._known = set(known)
@@ -402,7 +402,7 @@ def read_flag(row: Mapping[str, Any], key: str) -> bool:
     """Return whether a field such as `iscrowd` is set: by a number, a truth value, or a text such as "1" or "true".
 
     Raises:
-        DataError: It is something else.
+        DataError: The field has another value.
     """
     value = row.get(key)
     if value is None or isinstance(value, int | float):
@@ -420,6 +420,6 @@ def as_id(value: Any) -> Id | None:
 
 
 def id_value(key: Id) -> Id:
-    """Return the whole number that a text says, such as "7" or "7.0"; otherwise the id itself."""
+    """Return the whole number in a text such as "7" or "7.0"; otherwise the id itself."""
     number = _WHOLE_NUMBER.fullmatch(key.strip()) if isinstance(key, str) else None
     return int(number[1]) if number else key

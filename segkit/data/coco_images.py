@@ -1,4 +1,4 @@
-"""The images of a COCO JSON: where their files are, and whether they have the size that it says."""
+"""The images of a COCO JSON: where their files are, and whether they have the size in the JSON."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class Item(NamedTuple):
     file_name: str
     size: tuple[int, int]  # (H, W)
     id: Any = None
-    drawn: tuple[int, int] | None = None  # (H, W) that its annotations were drawn at, if it is another size
+    drawn: tuple[int, int] | None = None  # (H, W) at which its annotations were drawn, if it differs
 
 
 def read_items(
@@ -38,8 +38,8 @@ def read_items(
 
     Args:
         images: The id and the record of each image of a COCO JSON.
-        root: Their folder.
-        found: Everything wrong or remarkable is added to it.
+        root: Folder of the images.
+        found: A list to which findings are added.
         reading: How the files are read.
         allow_outside_root: Whether they may lie outside `root`.
         rescale: Whether a file may have another size than the JSON says.
@@ -50,7 +50,7 @@ def read_items(
     faults = [_path_fault(root, real_root, name, allow_outside_root) for name in names]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
         headers = list(pool.map(lambda path, fault: fault or _header_or_fault(path, reading), paths, faults))
-    # Names that are no files here may come from another system.
+    # A name without a file may come from another system.
     files = ImageNames(root)
     lost = [i for i, header in enumerate(headers) if header is None or _is_elsewhere(header, names[i])]
     taken = {name for name, header in zip(names, headers, strict=True) if isinstance(header, ImageHeader)}
@@ -119,7 +119,7 @@ def _is_elsewhere(fault: object, name: str) -> bool:
 
 
 def _header_or_fault(path: Path, reading: Reading) -> ImageHeader | DataError | None:
-    """Return the header, or what is wrong with it; None if there is no file."""
+    """Return the header, or the error if it cannot be read; None if there is no file."""
     if not is_file(path):
         return None
     try:
@@ -132,7 +132,7 @@ def json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (H, W) of an image record; None if it has none.
 
     Raises:
-        DataError: It is not a pair of numbers.
+        DataError: Height and width are not two numbers.
     """
     values = row.get("height"), row.get("width")
     if not all(values):
@@ -144,7 +144,7 @@ def json_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _looks_swapped(header: ImageHeader, drawn: tuple[int, int]) -> bool:
-    """Return whether height and width of a JSON have the shape of the image in the other order."""
+    """Return whether the JSON seems to have height and width of the image in the wrong order."""
     height, width = header.turned
     if header.stored != header.turned or height == width:
         return False
@@ -154,7 +154,7 @@ def _looks_swapped(header: ImageHeader, drawn: tuple[int, int]) -> bool:
 
 
 def _annotated_frame(header: ImageHeader, drawn: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the size of the file, turned or stored, that lies as the annotations do; None if they are square."""
+    """Return the size of the file, rotated or stored, with the orientation of the annotations; None if square."""
     height, width = drawn
     if height == width:
         return None

@@ -38,7 +38,7 @@ class SegmentationDataset:
         transform: Called as `transform(image=image, mask=target)`, as in albumentations; returns a mapping with
             `image` and `mask`.
         mask_cache: Keeps masks that are slow to make.
-        notes: What is remarkable about the files, for people to read.
+        notes: Errors, warnings and notes about the files, as text.
     """
 
     class_names: Sequence[str]
@@ -97,9 +97,9 @@ class SegmentationDataset:
         return result["image"], result["mask"]
 
     def _seed_transform_of_worker(self) -> None:
-        """Seed the transform once in each worker of a torch DataLoader, by the worker's own seed.
+        """Seed the transform once in each worker of a torch DataLoader, by the worker's seed.
 
-        All workers start with copies of one random state, in each epoch again, and would augment alike.
+        All workers start with copies of one random state, in each epoch again, and would draw the same augmentations.
         """
         torch_data = sys.modules.get("torch.utils.data")  # data are also read without torch
         worker = None if torch_data is None else torch_data.get_worker_info()
@@ -184,7 +184,7 @@ class Subset(SegmentationDataset):
 def checked_target(data: SegmentationDataset, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the target of an image, to score a prediction.
 
-    Metrics would skip labels that are no classes; a data set of a program may have some by mistake.
+    Metrics would skip labels that are not a class; a custom data set may have such labels by mistake.
 
     Args:
         data: The data set.
@@ -192,7 +192,7 @@ def checked_target(data: SegmentationDataset, index: int, size: tuple[int, int] 
         size: (H, W) of the image, if it is known.
 
     Raises:
-        DataError: The target is no array (H, W) of integers, has another size, or a label that is neither a class
+        DataError: The target is not an array (H, W) of integers, has another size, or a label that is neither a class
             nor 255.
     """
     target = data.target(index)
@@ -226,7 +226,7 @@ class ImageFiles(SegmentationDataset):
     Attributes:
         items: Path, name and size of each image.
         annotations: The regions of each image, if masks are drawn from them; None if masks are files.
-        findings: Everything wrong or remarkable about the files, one by one.
+        findings: All errors, warnings and notes about the files, one by one.
         reading: How the image files are read.
     """
 

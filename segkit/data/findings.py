@@ -1,4 +1,4 @@
-"""Findings: what is wrong or remarkable in a data set, to be raised, reported or put into tables."""
+"""Findings: errors, warnings and notes about a data set, to be raised, reported or put into tables."""
 
 import os
 import warnings
@@ -13,11 +13,11 @@ from segkit.errors import DataError, DataWarning
 Severity = Literal["error", "warning", "note"]
 LISTED = 20  # findings of a kind that an error lists
 EXAMPLES = 3  # findings of a kind that a note names
-FEW = 5  # images or annotations, of which fewer do not show what all of them have in common
+FEW = 5  # fewer images or annotations than this are too few to conclude anything about all of them
 
 
 class Finding(NamedTuple):
-    """One fault or oddity.
+    """One error, warning or note about an image or an annotation.
 
     Attributes:
         kind: A key of `KINDS`.
@@ -167,16 +167,16 @@ SKIPPABLE = (*UNUSABLE_IMAGES, "no-mask", "no-image", "unreadable-mask", "mask-s
 
 
 def raise_or_warn(findings: Sequence[Finding], on_bad: str, max_bad: float, good: int) -> list[Note]:
-    """Raise the findings that are errors, warn of the doubtful ones, and return a summary of all.
+    """Raise the errors among the findings, warn of the warnings, and return a summary of all.
 
     Args:
-        findings: Everything wrong or remarkable in a data set.
-        on_bad: `error`; or `skip` if images that cannot be used are to be skipped.
-        max_bad: Largest share of the images that may be skipped; one always may.
+        findings: All findings about a data set.
+        on_bad: `error`; or `skip` to skip images that cannot be used.
+        max_bad: Largest share of the images that may be skipped; one may always be skipped.
         good: Number of images that can be used.
 
     Raises:
-        DataError: It names the first 20 of each kind, and how many there are.
+        DataError: There are errors; the message lists the first 20 of each kind, and their number.
     """
     skipped = [f for f in findings if on_bad == "skip" and f.kind in SKIPPABLE]
     raise_errors([f for f in findings if f.severity == "error" and not (on_bad == "skip" and f.kind in SKIPPABLE)])
@@ -232,7 +232,7 @@ def _paragraph(kind: str, group: Sequence[Finding]) -> str:
 def find_oddities(
     path: Path, name: str, header: ImageHeader, size: tuple[int, int] | None, reading: Reading
 ) -> list[Finding]:
-    """Return what is remarkable about an image file, from its header.
+    """Return findings about an image file, from its header.
 
     Args:
         path: The file.

@@ -43,8 +43,8 @@ class FolderSegmentation(ImageFiles):
 
     A mask is an index PNG whose pixel values are the labels, with colours (as in VOC) or gray (as in ADE20K); 255 is
     ignored. With a palette file it is a picture whose colours are the classes. TIFF, BMP, PPM, TGA, lossless WebP and
-    GIF (gray, or with a palette file) are read, too, but no format that changes values. Each mask is read once at the
-    start, so that a wrong value is found before the training begins.
+    GIF (gray, or with a palette file) are read, too, but no lossy format. Each mask is read once at the start, so that
+    a wrong value is found before the training begins.
 
     Args:
         images: Folder of the images, or several; subfolders are included.
@@ -59,16 +59,16 @@ class FolderSegmentation(ImageFiles):
         on_bad: `error` raises if an image or a mask is missing, unreadable or of another size than its partner; `skip`
             drops both.
         max_bad: Largest share of the images that `skip` drops; it may always drop one.
-        exif: `apply` turns images as their EXIF orientation says, if the mask has that size; `ignore` turns none.
+        exif: `apply` rotates images by their EXIF orientation, if the mask has that size; `ignore` rotates none.
         max_pixels: Larger images are refused before they are decoded.
 
     Attributes:
         items: Path, name, size and mask of each image.
-        findings: Everything wrong or remarkable, one by one.
+        findings: All errors, warnings and notes about the files, one by one.
         notes: The findings, summed up in one line per kind.
 
     Raises:
-        DataError: Something is wrong with the files, such as a value that is not a label; the message lists all of it.
+        DataError: The files have errors, such as a value that is not a label; the message lists all of them.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FolderSegmentation(ImageFiles):
         exif: Literal["apply", "ignore"] = "apply",
         max_pixels: int = MAX_PIXELS,
     ) -> "FolderSegmentation":
-        """Read folders as the constructor does, but leave faults to `findings` instead of raising or warning.
+        """Read folders as the constructor does, but add faults to `findings` instead of raising or warning.
 
         The data set has the images and masks that can be used.
 
@@ -161,13 +161,13 @@ def read_folder(
     wanted: Sequence[str] | None = None,
     reading: Reading = AS_USUAL,
 ) -> list[MaskedImage]:
-    """Return the images whose masks can be used; reads every mask, and the headers of the images.
+    """Return the images whose masks can be used; every mask and the headers of the images are read.
 
     Args:
         images: Folder of the images.
         masks: Folder of the masks.
         reader: Reads the masks.
-        found: Everything wrong or remarkable is added to it.
+        found: A list to which findings are added.
         wanted: Paths of the images to use, without suffix. By default all.
         reading: How the images are read.
     """
@@ -190,7 +190,7 @@ def read_folder(
 def _check_pair(
     path: Path, name: str, mask_path: Path, reader: MaskReader, reading: Reading
 ) -> tuple[MaskedImage, set[int], list[Finding]] | Finding:
-    """Return the item, the labels in its mask and what is remarkable; or what is wrong with its files."""
+    """Return the item, the labels in its mask and its notes; or the finding if its files cannot be used."""
     try:
         mask = reader.read(mask_path)
     except WrongValues as error:
@@ -222,7 +222,7 @@ def find_pairs(
         images: Folder of the images.
         masks: Folder of the masks.
         wanted: The paths to use, in order. By default all.
-        found: Images without a mask are added to it and, if all are wanted, masks without an image.
+        found: A list to which images without a mask are added and, if `wanted` is None, masks without an image.
 
     Raises:
         DataError: A folder does not exist, two files have the same name, or a wanted image does not exist.
@@ -264,7 +264,7 @@ def _stem(path: Path, folder: Path) -> str:
 
 
 def _wanted_stem(name: str, known: Mapping[str, Path]) -> str:
-    """Return the stem that a list means: as it is written, else with slashes, else without the suffix of an image."""
+    """Return the stem that a name in a list means: the name itself, or with slashes, or without an image suffix."""
     stem = unicodedata.normalize("NFC", Path(name).as_posix())
     slashed = stem.replace("\\", "/")
     shortened = slashed[: -len(Path(slashed).suffix)] if slashed.lower().endswith(IMAGE_SUFFIXES) else slashed
@@ -272,5 +272,5 @@ def _wanted_stem(name: str, known: Mapping[str, Path]) -> str:
 
 
 def _unread_hints(folder: Path) -> dict[str, str]:
-    """Return a hint for each name that a file has whose format is not read."""
+    """Return a hint for the name of each file whose format is not read."""
     return {_stem(path, folder): f"; the format of {path} is not read" for path in list_other_files(folder)}

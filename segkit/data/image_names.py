@@ -13,7 +13,7 @@ HINTS = 3  # files that a hint names
 
 
 class ImageNames:
-    """Finds the images below a folder by names that are spelt in another way.
+    """Find the images below a folder by names that are spelt in another way.
 
     Such names have backslashes, other capitals (`.JPG` for `.jpg`), accents as another system writes them, or begin
     with the folders of another machine.
@@ -30,12 +30,12 @@ class ImageNames:
     def find(self, names: Sequence[str], taken: Collection[str] = ()) -> list[str | None]:
         """Return for each name the only file that it can mean, relative to the folder, or None.
 
-        A relative name must be the whole path of the file. Of an absolute one, the end must be. A file that two
-        different names can mean is found for neither.
+        A relative name must match the whole path of the file, an absolute name must end with it. If two different names
+        can mean the same file, neither gets it.
 
         Args:
-            names: The names that are no files here.
-            taken: Names of other images that are files.
+            names: The names for which there is no file.
+            taken: Names of the images whose files exist.
         """
         candidates = {name: self._candidates(name) for name in dict.fromkeys(names)}
         meant_by: dict[str, set[str]] = defaultdict(set)
@@ -93,7 +93,7 @@ def is_absolute(name: str) -> bool:
 
 
 def _ends(name: str) -> list[str]:
-    """Return what a name can mean below a folder, in one spelling: all of it or, if it is absolute, the end of it."""
+    """Return the paths below a folder that a name can mean, in one spelling: the name or, if absolute, its ends."""
     parts = _parts(name)
     return ["/".join(parts[start:]) for start in range(len(parts) if is_absolute(name) else 1)]
 

@@ -1,4 +1,4 @@
-"""Reading and writing of all image files."""
+"""Read and write image files."""
 
 import os
 import struct
@@ -29,7 +29,7 @@ FORMATS = {
     "AVIF": (".avif",),
     "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c"),
     "TGA": (".tga",),
-    "HEIF": (".heic", ".heif", ".hif"),  # read only if the package pillow-heif is registered; else they fail by name
+    "HEIF": (".heic", ".heif", ".hif"),  # read only if the package pillow-heif is registered; otherwise an error
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -59,7 +59,7 @@ class Reading(NamedTuple):
     """How image files are read.
 
     Attributes:
-        exif: `apply` turns images as their EXIF orientation says, `ignore` leaves them as they are stored.
+        exif: `apply` rotates images by their EXIF orientation, `ignore` leaves them as they are stored.
         max_pixels: Larger images are refused before they are decoded.
     """
 
@@ -161,7 +161,7 @@ def read_image_header(path: str | os.PathLike, reading: Reading = AS_USUAL) -> I
 
 
 class _UnlimitedPillow:
-    """Lets Pillow open files of any size while a thread is in this context; `open_image` checks our limit itself."""
+    """Let Pillow open files of any size while a thread is in this context; `open_image` checks our limit itself."""
 
     def __init__(self) -> None:
         self._lock, self._inside, self._limit = threading.Lock(), 0, None
@@ -252,7 +252,7 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
 
 
 def has_pages(image: Image.Image) -> bool:
-    """Return whether a file has several pages or frames; previews and the picture of a second lens are none."""
+    """Return whether a file has several pages or frames; previews and the image of a second lens do not count."""
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return False
     if image.format != "TIFF":
@@ -268,7 +268,7 @@ def has_pages(image: Image.Image) -> bool:
 
 
 def _decodes_small(image: Image.Image, factor: int) -> bool:
-    """Ask for a JPEG to be decoded at 1/factor, rounded up; returns whether the image now has that size."""
+    """Ask for a JPEG to be decoded at 1/factor, rounded up; return whether the image now has that size."""
     if min(image.size) < factor:
         return False
     expected = tuple(-(-length // factor) for length in image.size)

@@ -24,11 +24,12 @@ MAKER = "1"  # raise it if the same annotations become other masks
 
 
 class MaskCache:
-    """Keeps label maps as PNG, in a folder that several processes may share, or in memory.
+    """Keep label maps as PNG, in a folder that several processes may share, or in memory.
 
     Files are written whole or not at all. A file that cannot be read is made again; if the folder cannot be written,
-    the masks are made each time. Masks of other keys that nobody has opened for 60 days are removed, and files that a
-    killed process has left half-written. Nothing else is: a folder without the tag of the cache is never touched.
+    the masks are made each time. Masks of other keys that were not opened for 60 days are removed, and so are files
+    that a killed process has left half-written. Nothing else is removed: a folder without the tag of the cache is
+    never touched.
 
     Args:
         folder: The files are below it, in a folder named after `key`. None to keep them in memory.
@@ -54,11 +55,11 @@ class MaskCache:
                 if _has_tag(other) and time.time() - other.stat().st_mtime > UNUSED:
                     _remove([*_own_files(other), other / TAG])
                     for empty in (*_parts(other), other):
-                        with suppress(OSError):  # it holds a file of somebody else
+                        with suppress(OSError):  # it has a file that the cache did not write
                             empty.rmdir()
 
     def get(self, index: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the mask (H, W) uint8 of image `index`; calls `make()` if the cache does not have it."""
+        """Return the mask (H, W) uint8 of image `index`; call `make()` if the cache does not have it."""
         path = None if self.folder is None else self.folder / f"{index // 1000}" / f"{index}.png"
         png = self._kept.get(index)
         if path is not None:

@@ -29,7 +29,7 @@ class WrongValues(DataError):
 
 
 class MaskReader:
-    """Reads masks whose pixel values are labels or, with a palette, whose colours are classes.
+    """Read masks whose pixel values are labels or, with a palette, whose colours are classes.
 
     Args:
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
@@ -106,7 +106,7 @@ def _read_class_names(source: PathLike | Sequence[str]) -> list[str]:
     """Return a sequence unchanged, or the lines of a text file that are neither empty nor begin with `#`.
 
     Raises:
-        DataError: The lines are numbered, and in another way than the pixel values that they name.
+        DataError: The lines are numbered, but the numbers are not the pixel values.
     """
     names = read_lines(source, "file of class names")
     if not isinstance(source, str | os.PathLike):

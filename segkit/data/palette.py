@@ -21,8 +21,8 @@ def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
     tabs, commas or semicolons. A first line with the names of the columns, empty lines and lines that begin with `#`
     are skipped. A JSON file is one object, `{"name": [red, green, blue], ...}`. The name `ignore` is not a class: its
     pixels become 255. A name may occur several times, with one colour each. A fourth number, alpha, is dropped.
-    Between spaces, where a name may end in a number (`lane 1 0 0 142`), the last number is alpha only if all lines have
-    four numbers, and no two lines the same name in front of these.
+    If the separators are spaces, a name may end in a number (`lane 1 0 0 142`). The last number is then alpha only if
+    all lines have four numbers, and no two lines have the same name before them.
 
     Raises:
         DataError: The file is missing, has another form, or has one colour for two classes.
@@ -93,7 +93,7 @@ def _is_number(word: str) -> bool:
 
 
 class ColourCode:
-    """Converts colour-coded masks to labels.
+    """Convert colour-coded masks to labels.
 
     Args:
         palette: Class names by colour; `ignore` becomes 255.

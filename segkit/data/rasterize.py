@@ -58,10 +58,10 @@ OVERLAP_TEXTS = {
 def rasterize(
     annotations: Sequence[Annotation], size: tuple[int, int], *, overlap: str = "smallest", crowd: str = "paint"
 ) -> np.ndarray:
-    """Draw annotations as a label map; each region has exactly the pixels that pycocotools gives it.
+    """Draw annotations as a label map; each region has exactly the same pixels as with pycocotools.
 
     Args:
-        annotations: What to paint; all other pixels are 0.
+        annotations: The regions to paint; all other pixels are 0.
         size: (H, W) of the map.
         overlap: Which region lies on top, a key of `OVERLAPS`; among equals, the later one. A region with label 255
             lies on top of all others.

@@ -126,7 +126,7 @@ class Augmented(Dataset):
         self.max_bad = max_bad
         self.decode_at_least = decode_at_least
         self._bad = torch.zeros(len(data), dtype=torch.bool)
-        with suppress(RuntimeError):  # /dev/shm is full; each worker then has its own
+        with suppress(RuntimeError):  # /dev/shm is full; each worker then has its own copy
             self._bad.share_memory_()  # all workers see it
 
     @property

@@ -109,10 +109,10 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
     """Return how an augmentation resizes whole images, so that a model can be used at the scale it was trained at.
 
     It follows from `Resize`, `RandomResizedCrop`, `SmallestMaxSize`, `LongestMaxSize`, `RandomScale` and `Affine` of
-    albumentations. Those that are not applied to every image do not count, because the model also learns without them.
-    If the scale depends on what is cut out of the image before, or on which of several transforms is chosen, it is
-    unknown: then a warning is logged, and models work at full size. For such an augmentation, or a function of your
-    own, set its attribute `training_scale`.
+    albumentations. Transforms that are not applied to every image are ignored, because the model also learns without
+    them. If the scale depends on an earlier crop, or on which of several transforms is chosen, it is unknown: a warning
+    is logged, and models work at full size. For such an augmentation, or a function of your own, set its attribute
+    `training_scale`.
     """
     stated = getattr(transform, "training_scale", None)
     if stated is not None:
@@ -150,7 +150,7 @@ def _always_applied(step: Any) -> Iterator[A.BasicTransform | A.BaseCompose]:
 
 
 def _is_unknown(step: A.BasicTransform | A.BaseCompose) -> bool:
-    """Return whether a transform resizes images by no rule that a `TrainingScale` has; of several, whether one does."""
+    """Return whether a transform, or one of several, resizes images by a rule that `TrainingScale` does not have."""
     if isinstance(step, A.BaseCompose):
         # Any of them may be chosen, no matter what its own probability is.
         return any(_is_unknown(one) or _size_after(one) or _factors(one) != (1.0, 1.0) for one in step.transforms)
@@ -176,7 +176,7 @@ def _size_after(step: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
 
 
 def _factors(step: A.BasicTransform | A.BaseCompose) -> tuple[float, float]:
-    """Return the factors of height and width that stand for those that a transform draws."""
+    """Return typical factors of height and width for a transform that draws them at random."""
     if isinstance(step, A.RandomScale):
         low, high = step.scale_limit
         return (middle(1 + low, 1 + high),) * 2
@@ -269,7 +269,7 @@ def _standard(crop: int) -> Transforms:
 
 
 def _shift_scale_rotate(p: float) -> A.Affine:
-    """Return what used to be ShiftScaleRotate, with its old defaults."""
+    """Return the former ShiftScaleRotate of albumentations, with its defaults."""
     return A.Affine(
         scale=(0.9, 1.1),
         translate_percent=(-0.0625, 0.0625),

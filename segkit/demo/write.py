@@ -37,7 +37,7 @@ def write_demo(
         The paths of `train.json` and `val.json`; their images lie below `root/images`.
 
     Raises:
-        UsageError: `root` exists and holds anything else than this data set.
+        UsageError: `root` exists and is not this data set.
     """
     root = Path(root)
     settings = {"drawing": DRAWING, "train": train, "val": val, "size": size, "seed": seed}
@@ -74,7 +74,7 @@ def publish(draft: Path, root: Path, settings: dict[str, int]) -> None:
     try:
         os.replace(draft, root)
     except OSError:
-        # Another process may have written the same demo meanwhile; it is as good as ours.
+        # Another process may have written the same demo in the meantime; the two are equal.
         if not is_written(root, settings):
             raise
 

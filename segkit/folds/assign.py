@@ -46,7 +46,7 @@ def assign_folds(
         groups: (N,) integers; images of a group stay in one fold. By default each image is a group. The result depends
             on these numbers, not on the order of the images.
         train_only: (N,) bool, images that never validate.
-        seed: Another seed gives another split.
+        seed: Seed of the split.
         annotation_weights: Weights of annotations, which are tried one after the other.
 
     Returns:

@@ -19,7 +19,7 @@ from segkit.labels import BACKGROUND
 from segkit.runs import RunLock
 
 _FOLD_FILE = re.compile(r"(train|valid)_data\d+\.json")
-_MARK = "segkit_fold"  # the first key of each file: what it is a part of, and that it may be replaced
+_MARK = "segkit_fold"  # the first key of each file: its fold, and that segkit wrote it, so that it may be replaced
 
 
 class FoldSource(NamedTuple):
@@ -32,7 +32,7 @@ class FoldSource(NamedTuple):
     regions: list[list[Annotation]]  # the annotations as training reads them
     sizes: list[tuple[int, int] | None]  # (H, W) of each image, None if its file does not say it
     train_only: np.ndarray  # (N,) bool
-    notes: list[Note]  # everything remarkable about the files
+    notes: list[Note]  # errors, warnings and notes about the files
 
     def masks(self, *, overlap: str = "smallest", crowd: str = "paint") -> Iterator[np.ndarray | None]:
         """Yield the label map (H, W) of each image, None if no image has such a size; `rasterize` has the arguments."""
@@ -148,7 +148,7 @@ def _write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, 
 def check_fold_folder(out: Path, *, overwrite: bool) -> list[Path]:
     """Return the fold files in the folder; raise UsageError if there are some and they may not be replaced.
 
-    Only files that say that segkit wrote them may be.
+    Only files with the mark of segkit may be replaced.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"`out` {out} is a file, expected a folder")

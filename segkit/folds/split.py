@@ -19,7 +19,7 @@ class Folds:
         data: The images to divide.
         extra: Images that only train; dropped from a fold in which the same file validates.
         k: Number of folds.
-        seed: Another seed gives another split.
+        seed: Seed of the split.
         rule: 2; or 1, by which images were divided before: pixels are the areas of the annotations, and annotations
             weigh as much as pixels.
     """

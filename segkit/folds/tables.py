@@ -14,7 +14,7 @@ RANDOM_SPLITS = 10
 
 
 def describe_source(file: Path, source: FoldSource, groups: np.ndarray) -> str:
-    """Describe in a few lines what is divided: images, annotations, classes, groups, and what is remarkable.
+    """Describe in a few lines what is divided: images, annotations, classes and groups, with the notes about them.
 
     Args:
         file: The JSON that is divided.

@@ -43,7 +43,7 @@ class Inputs:
             each class.
         ignore_index: Target value to ignore; None to ignore nothing. In float targets of mode `multiclass` a pixel is
             ignored if it holds this value in all classes.
-        traits: How to compute; by default as is best on the device of the logits.
+        traits: How to compute; by default the fastest way on the device of the logits.
 
     Raises:
         UsageError: The mode, a shape or a type is wrong, labels are outside the classes, or `ignore_index` is 255 with
@@ -188,7 +188,7 @@ def reduce(losses: Tensor, total: Tensor | int, reduction: Reduction, shape: tor
 
 
 def divide(a: Tensor, b: Tensor | int) -> Tensor:
-    """Return `a / b`, and `a`, which is 0 then but has a graph, if `b` is 0."""
+    """Return `a / b`; if `b` is 0, return `a`, which is then 0 and has a graph."""
     if isinstance(b, int):
         return a / max(b, 1)
     if b.is_floating_point():
@@ -197,7 +197,7 @@ def divide(a: Tensor, b: Tensor | int) -> Tensor:
 
 
 def check_options(**options: Any) -> None:
-    """Raise UsageError if an option that means the same in all losses has a wrong value.
+    """Raise UsageError if an option with the same meaning in all losses has a wrong value.
 
     Args:
         **options: `mode`, `reduction`, `absent`, `label_smoothing` and `threshold` are checked.

@@ -143,7 +143,7 @@ def _backward(
         if block_valid is not None:
             g = g * block_valid
             scale = scale * block_valid.unsqueeze(1)
-        factor = g.unsqueeze(1) * scale  # What exps is multiplied by: the bracket of the formula times scale.
+        factor = g.unsqueeze(1) * scale  # exps is multiplied by this: the bracket of the formula times scale.
         if e is not None:
             block_e = e[image].unsqueeze(2)
             factor -= block_e.sum(1, keepdim=True) * scale

@@ -128,7 +128,7 @@ class _Extension(Function):
 def _running_count(mask: Tensor) -> Tensor:
     """Return how many values of each row (..., P) are true up to each place, int32.
 
-    All rows are counted as one, because on a GPU torch gives each row of a cumsum to a single block of threads.
+    All rows are counted as one, because on a GPU torch computes each row of a cumsum in a single block of threads.
     """
     if mask.ndim == 1:
         return mask.cumsum(0, dtype=torch.int32)

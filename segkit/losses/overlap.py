@@ -44,7 +44,7 @@ def dice_loss(
         mode: `multiclass` (softmax), `binary` or `multilabel` (sigmoid).
         ignore_index: Target value to ignore; None to ignore nothing.
         smooth: Added to numerator and denominator.
-        absent: What to do with a class that has no pixel in the target. `skip`: leave it out of the mean; its false
+        absent: What to do with a class that has no pixel in the target. `skip`: exclude it from the mean; its false
             positives still count as false negatives of other classes. `penalise`: include its loss, which is
             1 - smooth / (FP + smooth) and needs `smooth` > 0. `zero`: include a loss of 0, as SMP does. On an image
             without any object (mode `binary`), `skip` and `zero` return 0 with a gradient of 0, `penalise` pushes all
@@ -94,7 +94,8 @@ def tversky_loss(
         target: See `dice_loss`.
         alpha: Weight of false positives.
         beta: Weight of false negatives.
-        gamma: Above 0; above 1 it puts more weight on classes that overlap well, below 1 on those that do not.
+        gamma: Above 0. Values above 1 put more weight on classes that overlap well, values below 1 on classes that
+            overlap little.
 
     Returns:
         A scalar, in [0, 1] without `log`; float32 for half-precision logits.
@@ -196,7 +197,7 @@ def mcc_loss(
     hits, predicted, true = counts.true_positive / total, counts.prob_sum / total, counts.support / total
     variances = predicted * (1 - predicted) * true * (1 - true)
     scores = (hits - predicted * true) / (variances.clamp_min(0) + SMALLEST_SHARE**2).sqrt()
-    # A class with every pixel is skipped as one without a pixel is.
+    # A class with every pixel is skipped, like a class without a pixel.
     counts.support = counts.support * (counts.support < counts.pixels)
     return _mean(1 - scores.clamp_max(1), counts, "skip", 0.0).to(inputs.dtype)
 

@@ -26,7 +26,7 @@ def check_classes(
 
 
 def read_arrays(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return both as tensors on one device: the accelerator if one of them is there, else the CPU."""
+    """Return both as tensors on one device: the accelerator if one of them is on it, otherwise the CPU."""
     prediction, target = _to_tensor(prediction), _to_tensor(target)
     if target.is_floating_point() or target.is_complex():
         raise UsageError(f"`target` must be integer labels, got {target.dtype}")

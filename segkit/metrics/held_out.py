@@ -19,7 +19,7 @@ Step = Callable[[Choice], Choice]  # maps a setting to a neighbour, or to itself
 
 @dataclass(frozen=True)
 class Chosen(Generic[Choice]):
-    """Hold the settings chosen without each fold, and those chosen on all images.
+    """Hold the settings chosen without each fold, and the settings chosen on all images.
 
     Attributes:
         of_fold: For each fold, the settings chosen without its images.

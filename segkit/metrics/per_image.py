@@ -1,4 +1,4 @@
-"""PerImageConfusion: a confusion matrix for each image, for what the sum over all images hides."""
+"""PerImageConfusion: a confusion matrix for each image, for scores that the sum over all images hides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

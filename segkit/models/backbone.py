@@ -165,7 +165,8 @@ def _find_on_hub(name: str) -> dict[str, dict[str, str]]:
     """Return the options that point timm to the weights in the cache, or none if the hub can be reached.
 
     Raises:
-        OfflineError: Neither is the case. It is raised within seconds; timm itself would retry for 45.
+        OfflineError: The weights are not in the cache, and the hub does not answer. It is raised within seconds; timm
+            itself would retry for 45 seconds.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
@@ -242,7 +243,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
 
     Args:
         weights: Tensors by name.
-        where: What holds them, for the message.
+        where: The file or object that holds them, for the message.
     """
     for name, tensor in weights.items():
         if not tensor.isfinite().all():

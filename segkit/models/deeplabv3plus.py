@@ -84,8 +84,8 @@ class DeepLabV3Plus(nn.Module):
         align_corners: How the output of the ASPP is upsampled; see `segkit.models.layers.resize`.
 
     Raises:
-        UsageError: The pyramid has no level of stride 4, no default rates exist for its output stride, or an option
-            cannot be.
+        UsageError: The pyramid has no level of stride 4, no default rates exist for its output stride, or an option has
+            an invalid value.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class FPN(nn.Module):
         align_corners: How the branches are upsampled; see `segkit.models.layers.resize`.
 
     Raises:
-        UsageError: The pyramid has no level of stride 4 or more, or an option cannot be.
+        UsageError: The pyramid has no level of stride 4 or more, or an option has an invalid value.
     """
 
     def __init__(

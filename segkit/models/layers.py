@@ -50,7 +50,7 @@ def check_options(
     dropout: Any = 0.0,
     switches: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise UsageError if an option of a decoder cannot be; torch would accept some of them, and fail later.
+    """Raise UsageError if an option of a decoder has an invalid value; torch would accept some and fail later.
 
     Args:
         sizes: Widths and numbers of layers by the name of their option: whole numbers of at least 1.

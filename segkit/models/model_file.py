@@ -55,8 +55,8 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
     """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing and scale.
 
     `data_rules` are the settings by which images and labels were read in training (`segkit.config.DATA_RULES`: overlap,
-    crowd, ignore_classes, exif ...); files of earlier versions lack them. A model with code of its own also has
-    `modules`, see `modules_of`.
+    crowd, ignore_classes, exif ...); files of earlier versions lack them. A model with custom code also has `modules`,
+    see `modules_of`.
     """
     modules = [] if model.config is None else modules_of(model.config["name"], model.config["backbone"])
     return {
@@ -97,7 +97,7 @@ def load_model(path: str | os.PathLike) -> Segmenter:
 
 
 def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a model file; those of the model, `own`, say which there must be."""
+    """Return the tensors of a model file; they must have the names, shapes and types of the model's tensors, `own`."""
     try:
         weights = load_file(file)
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:  # such as a type that torch does not have
@@ -120,7 +120,7 @@ def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
-    """Return the preprocessing in the header of a file; a default in place of a missing value would be a wrong one."""
+    """Return the preprocessing in the header of a file; a missing value has no default, which could be wrong."""
     names = [field.name for field in fields(Preprocessing)]
     if not isinstance(stored, dict) or sorted(stored) != sorted(names):
         raise UsageError(f"`preprocessing` must have {', '.join(names)}, got {stored!r}")
@@ -171,7 +171,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     - `category_ids`: the id of each class in the COCO JSON, by name; files of older versions lack it
     - `preprocessing`: the fields of `Preprocessing`
     - `training_scale`: the fields of `TrainingScale`, or None for full size; files of older versions lack it
-    - `extra`: what was passed to `save_model`
+    - `extra`: the extra data that was passed to `save_model`
 
     Raises:
         UsageError: The file was not written by segkit, or is damaged.
@@ -196,7 +196,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _why_unreadable(path: Path) -> str | None:
-    """Return what a file of torch.save is, and what to do with it; None for another file."""
+    """Return an explanation if a file was written by torch.save, and how to load it; None for other files."""
     with path.open("rb") as file:
         is_of_torch = file.read(4) == b"PK\x03\x04" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".tar")
     best = RunFolder(path.parent).best
@@ -206,7 +206,7 @@ def _why_unreadable(path: Path) -> str | None:
 
 
 def _check_fields(values: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]], where: str) -> None:
-    """Raise UsageError if a value is not what it can be; a field may be missing, as in files of older versions."""
+    """Raise UsageError if a field has an invalid value; a field may be missing, as in files of older versions."""
     for name, value in values.items():
         if name in known and not known[name](value):
             raise UsageError(f"{where} has {name}={repr(value)[:80]}")
@@ -240,8 +240,8 @@ def _is_never(value: Any) -> bool:
     return False
 
 
-# What the fields of a header can be. The rest is checked where it is used: class names and options of the decoder by
-# `create_model`, preprocessing and category ids by `load_model`.
+# Checks of the fields of a header. Other values are checked when they are used: class names and options of the decoder
+# by `create_model`, preprocessing and category ids by `load_model`.
 _FIELDS = {
     "format": _is_count,
     "model": lambda value: _is_object(value) and {"name", "backbone"} <= value.keys(),

@@ -30,7 +30,7 @@ class UNet(nn.Module):
             3x3 convolutions too.
 
     Raises:
-        UsageError: The first level is not the image, or `channels` has another length or a value that cannot be.
+        UsageError: The first level is not the image, or `channels` has another length or an invalid value.
     """
 
     head_kernel_size = 3

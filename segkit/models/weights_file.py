@@ -1,4 +1,4 @@
-"""Weights files of other libraries: safetensors, or what torch.save wrote. No code in them is run."""
+"""Weights files of other libraries, in the format of safetensors or torch.save. No code in them is run."""
 
 import pickle
 import re
@@ -22,7 +22,8 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
 
     Raises:
         MissingFileError: There is no such file.
-        UsageError: It is damaged, is no such file, holds no dict, or holds Python objects, whose loading runs code.
+        UsageError: The file is damaged, has another format, holds no dict, or holds Python objects, whose loading runs
+            code.
     """
     if not path.is_file():
         raise MissingFileError(f"there is no weights file {path}")

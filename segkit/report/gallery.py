@@ -26,7 +26,7 @@ class GalleryRow(NamedTuple):
 
 @dataclass
 class Highest:
-    """The rows with the highest ranks among all that were offered, at most `size` of them."""
+    """Keep the rows with the highest ranks among all that are added, at most `size` of them."""
 
     size: int
     _heap: list[tuple[tuple[float, ...], int, GalleryRow]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Highest:
 
 
 class Gallery:
-    """The images with the lowest mIoU, those with the highest, and some evenly spaced ones.
+    """The images with the lowest mIoU, the images with the highest mIoU, and some evenly spaced ones.
 
     Args:
         length: Number of images that will be offered.
@@ -79,7 +79,7 @@ class Gallery:
         index, self._offered = self._offered, self._offered + 1
         scores = confusion.compute()
         miou, classes = float(scores.of_image[0]), int(np.isfinite(scores.iou[0]).sum())
-        # Among images with equal mIoU, such as 100 %, those with more classes are the better ones to look at.
+        # Among images with equal mIoU, such as 100 %, images with more classes are more interesting.
         ranks = [(self.worst, (-miou,)), (self.best, (miou, classes))]
         takers = [] if np.isnan(miou) else [(kept, rank) for kept, rank in ranks if kept.accepts(rank)]
         if not takers and index not in self._evenly:

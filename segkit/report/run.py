@@ -82,8 +82,8 @@ class RunResults(NamedTuple):
     def best_row(self) -> Mapping[str, float] | None:
         """Return the row of the best epoch.
 
-        None if there is none: before the first validation, or if the best weights are of an epoch that was trained
-        once more and turned out otherwise, after the run was killed.
+        None if there is none: before the first validation; or if the run was killed after the best weights were saved,
+        and their epoch was trained again with another result.
         """
         row = self.history[self.best_epoch - 1] if 1 <= self.best_epoch <= len(self.history) else {}
         return row if row.get(f"{self._prefix}miou") == self.best_miou else None
@@ -148,7 +148,7 @@ class RunReport:
 
         Args:
             results: What the run has reached.
-            confusion: Of the best model on the validation images.
+            confusion: Confusion matrix of the best model on the validation images.
             gallery: The validation images to show, with the predictions of the best model.
         """
         run, names, matrix = self.run, self.facts.class_names, confusion.matrix

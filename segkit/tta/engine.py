@@ -75,7 +75,7 @@ class TTA:
         multiple: Make the sides of scaled images multiples of this, for models that need it.
         fit: How to reach a multiple: `resize` rounds the size, `pad` repeats the right and lower border.
         max_pixels: Largest batch, in pixels; more turns are split into several batches. By default 4 million on a
-            GPU and 400,000 on a CPU, where a larger batch no longer fits the cache and takes longer.
+            GPU, and 400,000 on a CPU, because larger batches do not fit the cache of a CPU and take longer.
         resize: How images and predictions are resized to a scale and back: `bilinear` or `nearest`. `nearest` shifts
             the prediction by up to a pixel and serves to repeat the results of ttach, whose default it is: each image
             is turned first, then resized.
@@ -258,7 +258,7 @@ class TTA:
         """Yield the scores (N, C, h, w) of each turn of (N, 3, h, w), in batches of at most `max_pixels`.
 
         Each turn is resized to `scale` by nearest neighbour, and its scores back. A turn and such a resize do not
-        commute, while a turn and a bilinear one do: that one is done before, once for all turns.
+        commute, but a turn and a bilinear resize do: the bilinear resize is done before, once for all turns.
         """
         n = len(inputs)
         height, width = (max(self._unit, round(side * scale / self._unit) * self._unit) for side in inputs.shape[2:])
@@ -295,7 +295,7 @@ class TTA:
 
     @property
     def _unit(self) -> int:
-        """The number whose multiples the sides of resized images are."""
+        """The sides of resized images are multiples of this number."""
         return self.multiple if self.fit == "resize" else 1
 
     def _resized(self, x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
@@ -304,8 +304,8 @@ class TTA:
         return F.interpolate(x, size=size, mode=mode, align_corners=self.align_corners if mode == "bilinear" else None)
 
 
-# The test-time augmentations of two competition solutions, as they were: ttach's for all except the second one. For
-# your own results, use `TTA(scales=(0.75, 1.0, 1.25), flips="v")`.
+# The test-time augmentations of two competition solutions, unchanged; all except the second one used ttach. For your
+# own results, use `TTA(scales=(0.75, 1.0, 1.25), flips="v")`.
 PRESETS: dict[str, TTA] = {
     "seed_vflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="v", merge="logits-sum", resize="nearest"),
     "seed_hflip_multiscale": TTA(scales=(0.75, 1.0, 1.25), flips="h", merge="gmean", align_corners=True),

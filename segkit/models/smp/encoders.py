@@ -31,7 +31,8 @@ class Variant:
 
     Attributes:
         timm_name: The network of timm.
-        stages: Names of the modules at stride 16, and of those at stride 32; the last of each returns the map.
+        stages: Names of the modules at stride 16, and names of the modules at stride 32; the last of each returns the
+            map.
         options: Arguments of the network of timm.
         frozen_size: Image size for which TensorFlow's `same` padding was fixed; None for symmetric padding.
     """

@@ -177,7 +177,7 @@ def free_sizes() -> Iterator[None]:
     pads its images to whole strides, so that padding is a constant, and the trace takes seconds instead of minutes.
 
     Raises:
-        MissingPackageError: torch is older than 2.7.
+        MissingPackageError: Torch is older than 2.7.
     """
     # Loaders use this module as well, and need neither.
     import timm.layers.padding

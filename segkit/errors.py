@@ -3,7 +3,7 @@
 The command line prints the message of a `SegkitError` as one sentence and exits with its `exit_code`. Any other
 exception keeps its traceback.
 
-A message that speaks of an argument names it in backticks, such as `batch_size` or `on_bad="skip"`. The command line
+A message about an argument names it in backticks, such as `batch_size` or `on_bad="skip"`. The command line
 shows such a name as its flag: --batch-size, --on-bad skip.
 """
 

@@ -29,7 +29,7 @@ class RunFolder:
         self.best = self.path / "best.safetensors"  # the model with the best validation mIoU
         self.last = self.path / "last.pt"  # everything that is needed to resume
         self.previous = self.path / "last.prev.pt"  # the checkpoint before it
-        self.damaged = self.path / "last.damaged.pt"  # a checkpoint that could not be read, set aside
+        self.damaged = self.path / "last.damaged.pt"  # a checkpoint that could not be read
         self.environment = self.path / "env.json"  # versions, device and command
         self.data_report = self.path / "data_report.csv"  # findings about the data
         self.report = self.path / "report.html"
@@ -186,7 +186,7 @@ def check_free(out: Path | None, *, may_have_begun: bool = False, can_resume: bo
         return
     run = RunFolder(out)
     has_begun = run.args.is_file() or any(is_leftover(path, run.args.name) for path in inside)
-    # Results are written after the first checkpoint: without one, somebody removed it, and the model is worth keeping.
+    # Results are written after the first checkpoint. If it is missing, somebody has removed it; the model is kept.
     lost_checkpoint = run.results.is_file() and not run.has_checkpoint
     if not (may_have_begun and has_begun) or lost_checkpoint:
         is_saved = run.last.is_file() or run.is_cross_validation

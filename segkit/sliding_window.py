@@ -21,7 +21,7 @@ class SlidingWindow:
     """Cut an image into overlapping windows, and blend the predictions of the windows.
 
     Only one band of rows is in memory at a time, as high as a window and as wide as the image. Windows are cut from the
-    image as it is: only `Predictor(model, window=...)` knows the scale that a model was trained at.
+    image at its own size: only `Predictor(model, window=...)` uses the scale that a model was trained at.
 
     Args:
         size: Height and width of the window in pixels, or one number for both.

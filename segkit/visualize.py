@@ -10,8 +10,9 @@ from segkit.errors import UsageError
 from segkit.labels import foreground_of
 
 _IGNORED = (255, 255, 255)
-# Each one is the colour (in steps of 17; not too dark, bright or gray) that is farthest from black, white and those
-# before it: its least CIEDE2000 to them is largest, for normal eyes, with protanopia and with deuteranopia.
+# Each one is the colour (in steps of 17; not too dark, bright or gray) that is farthest from black, white and the
+# colours before it: it has the largest minimum CIEDE2000 distance to them, for normal eyes, with protanopia and with
+# deuteranopia.
 _COLOURS = np.frombuffer(
     bytes.fromhex(
         "dd0066 1199ff ffbb00 005500 1111ff 00ccaa cc7722 88ffaa 880077 cc66aa ff7788 00ddff "
@@ -24,11 +25,11 @@ _CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
 
 
 def create_palette(num_classes: int, background: int | None = 0) -> np.ndarray:
-    """Return a colour for each label, (256, 3) uint8 RGB: black for background, white for labels that are no class.
+    """Return a colour for each label, (256, 3) uint8 RGB: black for background, white for other labels.
 
-    The colours of the first eleven classes besides background are at least 30 apart in CIELAB, those of the first 24
-    at least 13; for people with protanopia or deuteranopia at least 17 and 10. A label has the same colour in a palette
-    of any size. With more than 24 classes, some of the further colours are similar.
+    The colours of the first eleven classes besides background are at least 30 apart in CIELAB, the colours of the first
+    24 at least 13; for people with protanopia or deuteranopia at least 17 and 10. A label has the same colour in a
+    palette of any size. With more than 24 classes, some of the further colours are similar.
 
     Args:
         num_classes: Number of classes, background included. With more than 256, the palette has more rows.

@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it: counts, findings, duplicates, tables and pictures."""
+"""Check data sets: class counts, findings, duplicates, tables and pictures."""
 
 from segkit.checks.check import CheckedSet, check_sets
 from segkit.checks.duplicates import find_duplicates

@@ -30,7 +30,7 @@ class CheckedSet:
     Attributes:
         name: What tables call the set.
         data: The set.
-        measures: What its images hold of each class.
+        measures: How much of each class its images have.
         findings: All errors, warnings and notes, worst first.
         twins: For images that repeat an earlier one, by index: the number of its set and its index there.
     """

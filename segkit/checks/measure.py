@@ -1,4 +1,4 @@
-"""What a data set holds of each class, and where its annotations contradict each other."""
+"""How much of each class a data set has, and the pixels that annotations of several classes claim."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ COVERING = 0.995  # an annotation with this share of the pixels covers the whole
 
 @dataclass
 class Measures:
-    """What N images hold of C classes.
+    """How much of C classes N images have.
 
     Attributes:
         pixels: (N, C) pixels of each class in the label maps.

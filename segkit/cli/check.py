@@ -1,4 +1,4 @@
-"""segkit check: what is in data sets and what is wrong with them, as tables, CSV files and pictures."""
+"""segkit check: count the classes of data sets and find faults, as tables, CSV files and pictures."""
 
 import sys
 from collections.abc import Sequence

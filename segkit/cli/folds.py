@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console = Console(verbose=True)
         console.print(f"\n{made.folder}: {made.train[0].name}, {made.valid[0].name} ... {made.valid[-1].name}")
         first = next(chain.from_iterable(made.names), "")
-        is_there = is_file(made.images / first)  # images are not read, so nobody may have said where they are
+        is_there = is_file(made.images / first)  # images are not read, so `images` need not be set
         images = shlex.quote(str(made.images)) if is_there else "FOLDER_OF_THE_IMAGES"
         files = (shlex.quote(str(file)) for file in (made.train[0], made.valid[0]))
         console.print("use it: python train.py --data {} --val {} --images {}".format(*files, images))

@@ -247,7 +247,7 @@ def first_process_prints() -> Iterator[None]:
 def crashes_reported_to_torchrun() -> Iterator[None]:
     """Let torchrun show the traceback of the first process that crashed, as torch's decorator `record` does.
 
-    A SegkitError is no crash: its sentence is on the standard error.
+    A SegkitError is not a crash: its sentence is on the standard error.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield

@@ -58,7 +58,7 @@ def parse_args(
         recipes: Folder of the recipes.
 
     Raises:
-        UsageError: an option, a recipe or a setting does not exist, or a value is invalid.
+        UsageError: An option, a recipe or a setting does not exist, or a value is invalid.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     given = _given_options(cls, argv)
@@ -128,7 +128,7 @@ def _given_options(cls: type, argv: Sequence[str]) -> dict[str, list[str]]:
     """Return the options of a command line by setting, with the words that follow them.
 
     Raises:
-        UsageError: an option does not exist.
+        UsageError: An option does not exist.
     """
     fields = [*dataclasses.fields(cls), *dataclasses.fields(FileOptions)]
     known = {name: name for name in ("help", *(field.name for field in fields))}
@@ -199,7 +199,7 @@ def _parse(cls: type, argv: Sequence[str], found: Mapping[str, Setting], prog: s
 
 
 def _with_help(text: str) -> object:
-    """Return the help of an option, with "By default ..." only as long as it is true: a recipe may set a value."""
+    """Return the help of an option, with "By default ..." only if that is true: a recipe may set a value."""
     text, by_default, meaning = text.partition("By default")
 
     def hint(default: str) -> str:

@@ -19,7 +19,7 @@ def read_recipe(cls: type, name: str, origin: str, folder: Path = RECIPES) -> di
         folder: Folder of the recipes.
 
     Raises:
-        UsageError: there is no recipe of that name; the message lists all recipes.
+        UsageError: There is no recipe of that name; the message lists all recipes.
     """
     names = recipe_names(folder)
     if name not in names:

@@ -53,7 +53,7 @@ class FoldsConfig:
     """Object whose pixels count where objects overlap, as in training: the smallest, the last in the file, or the
     highest category id."""
     crowd: Literal["paint", "ignore"] = "paint"
-    """Crowd annotations (iscrowd), as in training: count their pixels like those of other objects, or not."""
+    """Crowd annotations (iscrowd), as in training: count their pixels like other objects, or ignore them."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the division, 0 or more."""
     overwrite: bool = False

@@ -36,7 +36,7 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
         origin: Origin of the values, for messages. By default file and line.
 
     Raises:
-        UsageError: the file cannot be read, is not YAML, has an unknown or repeated name, a value of the wrong type, a
+        UsageError: The file cannot be read, is not YAML, has an unknown or repeated name, a value of the wrong type, a
             tag such as `!!python/object`, or an alias.
     """
     path = RunFolder(path).args if path.is_dir() else path

@@ -84,7 +84,7 @@ def read_mapping(node: yaml.Node) -> dict[str, yaml.Node]:
 
     Raises:
         Mismatch: the node is not a mapping of names.
-        UsageError: a name occurs twice.
+        UsageError: A name occurs twice.
     """
     if not isinstance(node, yaml.MappingNode):
         raise Mismatch

@@ -14,7 +14,7 @@ def check_probs(probs: np.ndarray | Tensor) -> Tensor:
     """Return probabilities (C, H, W) or (N, C, H, W) as a float32 tensor on their device.
 
     Raises:
-        UsageError: the shape or type is wrong, the image is too large, or the values are not probabilities.
+        UsageError: The shape or type is wrong, the image is too large, or the values are not probabilities.
     """
     if not isinstance(probs, np.ndarray | Tensor):
         raise UsageError(f"`probs` must be a numpy array or a tensor, got {type(probs).__name__}")
@@ -41,7 +41,7 @@ def check_image(image: np.ndarray | Tensor, probs: Tensor) -> Tensor:
     """Return the image (H, W, 3), or images (N, H, W, 3), that belong to `probs` as a uint8 tensor.
 
     Raises:
-        UsageError: the shape or type is wrong.
+        UsageError: The shape or type is wrong.
     """
     expected = (*probs.shape[:-3], *probs.shape[-2:], 3)
     if not isinstance(image, np.ndarray | Tensor):
@@ -59,5 +59,5 @@ def check_image(image: np.ndarray | Tensor, probs: Tensor) -> Tensor:
 
 
 def _as_tensor(values: np.ndarray | Tensor) -> Tensor:
-    # Only arrays that torch cannot share are copied: read-only ones, and those with negative strides.
+    # Only arrays that torch cannot share are copied: read-only arrays, and arrays with negative strides.
     return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements="CW"))

@@ -55,7 +55,7 @@ class DenseCRF(CRFParameters):
 
     Raises:
         MissingPackageError: `backend="pydensecrf"` and pydensecrf is not installed.
-        UsageError: a parameter is outside its range.
+        UsageError: A parameter is outside its range.
     """
 
     max_pixels: ClassVar[int] = MAX_CRF_PIXELS
@@ -93,7 +93,7 @@ class DenseCRF(CRFParameters):
             changes: Arguments of DenseCRF that replace the values of the preset.
 
         Raises:
-            UsageError: there is no preset of that name.
+            UsageError: There is no preset of that name.
         """
         check_known("preset", name, PRESETS)
         return cls(**{**vars(PRESETS[name]), **changes})
@@ -109,8 +109,8 @@ class DenseCRF(CRFParameters):
             Refined probabilities, float32, with the shape and kind (numpy or torch) of `probs`.
 
         Raises:
-            UsageError: the shape or type is wrong, or the values are not probabilities.
-            MachineError: a worker died.
+            UsageError: The shape or type is wrong, or the values are not probabilities.
+            MachineError: A worker died.
         """
         values = check_probs(probs)
         pixels = check_image(image, values)
@@ -134,7 +134,7 @@ class DenseCRF(CRFParameters):
             image: (H, W, 3) uint8 RGB.
 
         Raises:
-            UsageError: as for `__call__`.
+            UsageError: As for `__call__`.
         """
         values = check_probs(probs)
         if values.ndim != 3:

@@ -45,7 +45,7 @@ class Lattice:
         weight: Factor for the filtered values.
 
     Raises:
-        UsageError: the coordinates are too far apart for 64-bit keys.
+        UsageError: The coordinates are too far apart for 64-bit keys.
     """
 
     def __init__(self, features: Tensor, weight: float = 1.0) -> None:

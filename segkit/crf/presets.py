@@ -12,7 +12,7 @@ class CRFParameters:
     """Number of steps, and the smoothness and appearance kernels; `DenseCRF` explains each parameter.
 
     Raises:
-        UsageError: a parameter is outside its range.
+        UsageError: A parameter is outside its range.
     """
 
     iterations: int = 10

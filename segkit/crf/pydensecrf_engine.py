@@ -21,7 +21,7 @@ class PydensecrfEngine:
         tolerance: Stop when a step changes less than this share of the labels; 0 never stops early.
 
     Raises:
-        MissingPackageError: pydensecrf is not installed.
+        MissingPackageError: Pydensecrf is not installed.
     """
 
     def __init__(self, parameters: CRFParameters, tolerance: float = 0.0) -> None:

@@ -13,7 +13,7 @@ _PUBLIC = {
     "DataWarning": "segkit.errors",
     "FolderSegmentation": "segkit.data.folder",
     "SegmentationDataset": "segkit.data.dataset",
-    # assign_folds, count_classes and write_demo live elsewhere; they stay public here, as they were.
+    # assign_folds, count_classes and write_demo have moved to other packages; they stay public here.
     "assign_folds": "segkit.folds",
     "count_classes": "segkit.folds",
     "create_transform": "segkit.data.transforms",

@@ -13,7 +13,7 @@ PADDING = 1  # marks a sample that is neither trained on nor counted
 class TrainBatches(Sampler[list[tuple[int, ...]]]):
     """Batches of (index, seed of the augmentation), shuffled again in each epoch.
 
-    The batches are those of `epoch`, from number `start` on; iterating does not change either. The loader calls
+    Yields the batches of `epoch`, from number `start` on; iterating changes neither of these. The loader calls
     `begin_pass`, which goes to the next epoch. A last batch of one sample is dropped if there are others, because
     batch normalisation cannot learn from it.
 

@@ -37,7 +37,7 @@ class CocoSegmentation(ImageFiles):
             and `mask`.
         overlap: Which object lies on top if objects overlap: the `smallest`, the `last` annotation in the file, or the
             category with the highest id (`max-id`).
-        class_names: The classes in label order, such as those of another data set or of a model; the files may lack
+        class_names: The classes in label order, such as the classes of another data set or a model; the files may lack
             some. By default the categories of the first file.
         ignore_classes: Names of classes that are 255 in the target.
         mask_cache: A folder, which several processes may share, or `memory`: each mask is drawn once and kept there.

@@ -84,7 +84,7 @@ def read_items(
             if _looks_swapped(header, size):
                 kind, hint = "swapped-size", "; height and width look swapped in the JSON"
                 if header.orientation in ROTATED:  # and it is not applied
-                    kind, hint = "unturned-size", ", the size after the turn by its EXIF orientation"
+                    kind, hint = "unturned-size", ", the size after the rotation by its EXIF orientation"
             found.append(Finding(kind, name, f"{error}{hint}"))
             if kind != "rescaled":
                 continue

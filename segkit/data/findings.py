@@ -73,8 +73,8 @@ KINDS = {
     ),
     "unturned-size": Kind(
         "error",
-        "images that have the size in the JSON only after the turn by their EXIF orientation",
-        f'`exif="apply"` turns them; {_SKIP}',
+        "images that have the size in the JSON only after the rotation by their EXIF orientation",
+        f'`exif="apply"` rotates them; {_SKIP}',
     ),
     "outside-root": Kind("error", "images outside the image folder", "`allow_outside_root` allows them"),
     "bad-name": Kind("error", "images with names that no file can have"),
@@ -83,15 +83,15 @@ KINDS = {
     "respelt": Kind("warning", "images whose names are spelt in another way, or with other folders, than their files"),
     "shared-file": Kind("warning", "files that are listed as several images, which a split may put on both sides"),
     "size-from-file": Kind("note", "images without a size in the JSON, read from the file"),
-    "turned": Kind("note", "images turned as their EXIF orientation says, because their annotations have that size"),
+    "turned": Kind("note", "images rotated by their EXIF orientation, because their annotations have that size"),
     "left-unturned": Kind(
-        "note", "images not turned by their EXIF orientation, because their annotations have the stored size"
+        "note", "images not rotated by their EXIF orientation, because their annotations have the stored size"
     ),
     "turned-without-proof": Kind(
         "warning",
-        'images turned as their EXIF orientation says, although no size proves it; `exif="ignore"` turns none',
+        'images rotated by their EXIF orientation, although no size proves it; `exif="ignore"` rotates none',
     ),
-    "exif-ignored": Kind("note", "images not turned, although they have an EXIF orientation"),
+    "exif-ignored": Kind("note", "images not rotated, although they have an EXIF orientation"),
     "rescaled": Kind("note", "images of another size than the JSON says, whose annotations were scaled"),
     "gray": Kind("note", "gray images, converted to RGB"),
     "alpha": Kind("note", "images with transparency, which is dropped"),

@@ -83,14 +83,14 @@ def read_image(
     reduce: int = 1,
     reading: Reading = AS_USUAL,
 ) -> np.ndarray:
-    """Read an image file of one of `FORMATS` as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Read an image file of one of `FORMATS` as (H, W, 3) uint8 RGB, rotated by its EXIF orientation.
 
     Of several pages or frames, the first is read. Values of more than 8 bits are scaled, see `to_rgb`.
 
     Args:
         path: The file.
-        size: The (H, W) that its annotations have. If the file has this size only before it is turned, it is not
-            turned, because the annotations were drawn on it like that.
+        size: The (H, W) that its annotations have. If the file has this size only before the rotation, it is not
+            rotated, because the annotations were drawn on the stored image.
         reduce: Factor 1, 2, 4 or 8 by which the image is made smaller: each pixel is the mean of a square; sizes are
             rounded up. A JPEG is then decoded faster, without the details.
         reading: Whether EXIF orientations are applied, and which images are too large.
@@ -103,13 +103,13 @@ def read_image(
     with open_image(path, reading.max_pixels) as image:
         header = _header(image, reading.exif)
         header.check_size(path, size)
-        # A JPEG is reduced in squares from its stored corner; after a turn, only whole squares are the same ones.
+        # A JPEG is reduced in squares from its stored corner; after a rotation, only whole squares are the same ones.
         whole = header.orientation == 1 or not any(length % reduce for length in image.size)
         is_small = reduce == 1 or (whole and _decodes_small(image, reduce))
         image.load()
     turn = reading.exif == "apply" and (size is None or size == header.turned)
     rgb = to_rgb(image, header.bits, path)
-    if header.orientation != 1 and turn != (image.format == "TIFF"):  # Pillow has turned a TIFF already
+    if header.orientation != 1 and turn != (image.format == "TIFF"):  # Pillow has rotated a TIFF already
         rgb = rgb.transpose(_TURNS[header.orientation if turn else _BACK.get(header.orientation, header.orientation)])
     return np.array(rgb if is_small else rgb.reduce(reduce))
 
@@ -125,7 +125,7 @@ class ImageHeader(NamedTuple):
 
     Attributes:
         stored: (H, W) of the stored pixels.
-        turned: (H, W) after it is turned as its EXIF orientation says; same as `stored` if that is ignored.
+        turned: (H, W) after the rotation by its EXIF orientation; same as `stored` if that is ignored.
         orientation: EXIF orientation, 1 for an upright image.
         mode: Pillow's name of its channels.
         bits: Bits of each value: 8, 16, 32 (also for float), or another number of up to 16 that the file states.
@@ -142,7 +142,7 @@ class ImageHeader(NamedTuple):
     animated: bool
 
     def check_size(self, path: str | os.PathLike, size: tuple[int, int] | None) -> None:
-        """Raise DataError unless the image has this size, turned or not."""
+        """Raise DataError unless the image has this size, rotated or not."""
         if size is not None and size not in (self.stored, self.turned):
             raise DataError(
                 f"{path} is {self.turned[0]} x {self.turned[1]} pixels (height x width), but its annotations say "
@@ -198,7 +198,7 @@ def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") ->
         MachineError: The machine cannot read it, for example because too many files are open.
     """
     try:
-        # With a path, Pillow maps the file into memory, and then reads turned TIFFs wrongly.
+        # With a path, Pillow maps the file into memory, and then reads rotated TIFFs wrongly.
         with _unlimited_pillow, open(path, "rb") as file, _identify(file, Path(path)) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
@@ -238,7 +238,7 @@ def _header(image: Image.Image, exif: str) -> ImageHeader:
     orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     size = (image.height, image.width)
     other = size[::-1] if orientation in ROTATED else size
-    # Pillow reports the size of a TIFF, and later its pixels, after the turn.
+    # Pillow reports the size of a TIFF, and later its pixels, after the rotation.
     stored, turned = (other, size) if image.format == "TIFF" else (size, other)
     return ImageHeader(
         stored,
@@ -306,7 +306,7 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
     Of gray values with more than 8 bits, these are read from black to white:
 
     - float: 0 to 1; or 0 to 255 if all are whole numbers, or one is at least 64, which brightness from 0 to 1 with
-      highlights is not.
+      highlights never is.
     - 32 bits: 0 to 255.
     - 16 bits: 0 to 65535; or 0 to 255 if none is greater. If none is above 4095, they are most likely of 10 or 12 bits.
     - A number of bits that the file states, such as 12: all values of so many bits.
@@ -326,7 +326,7 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
         if image.format == "PNG" and not isinstance(name, str):
             bits = _significant_bits(name, values) or bits
         gray = _gray_of_8_bits(values, bits, is_scaled, name)
-        if image.format == "TIFF" and image.tag_v2.get(_WHITE_TAG) == 0:  # Pillow inverts only those of 8 bits
+        if image.format == "TIFF" and image.tag_v2.get(_WHITE_TAG) == 0:  # Pillow inverts only images of 8 bits
             gray = 255 - gray
         return Image.fromarray(gray).convert("RGB")
     if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first

@@ -203,7 +203,7 @@ def train_loader(
     Args:
         data: Images and masks.
         transform: A pipeline of albumentations, see `create_transform`. With Normalize and ToTensorV2 at its end, the
-            images are float32, for a model that is called on them as they are.
+            images are float32, for a model that is called on them directly.
         batch_size: Images in a batch, over all processes that train together.
         workers: Number of processes that load. It does not change what is loaded.
         seed: Seed of the order and the augmentations.

@@ -24,7 +24,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int] | None) -> tuple[
         size: (H, W) of the image. None if it is unknown: it is then not compared with the segmentation.
 
     Raises:
-        DataError: It is neither polygons nor RLE, or it is damaged.
+        DataError: The segmentation is neither polygons nor RLE, or it is damaged.
     """
     if isinstance(segmentation, Mapping):
         return _read_rle(segmentation, size), []
@@ -50,7 +50,7 @@ def box_shape(box: Any) -> Shape:
     """Return the rectangle of an annotation's `bbox`: x, y, width and height in pixels.
 
     Raises:
-        DataError: It is not such a box.
+        DataError: `box` is not such a rectangle.
     """
     if not isinstance(box, list) or len(box) != 4:
         raise DataError(f"its bbox must be [x, y, width, height], got {box!r:.40}")
@@ -104,14 +104,14 @@ def _read_polygon(part: Any) -> np.ndarray:
         raise DataError(f"expected a polygon as a list of numbers, got {part!r:.40}")
     if not set(map(type, part)) <= _NUMBERS:
         wrong = next(value for value in part if type(value) not in _NUMBERS)
-        raise DataError(f"{wrong!r:.40} is no coordinate")
+        raise DataError(f"{wrong!r:.40} is not a coordinate")
     try:
         polygon = np.array(part, dtype=np.float64)
     except OverflowError:
         raise DataError("a coordinate is too large") from None
     if len(polygon) and not -FARTHEST < polygon.min() <= polygon.max() < FARTHEST:  # True for NaN, too
         wrong = ~(np.abs(polygon) < FARTHEST)
-        raise DataError(f"{polygon[wrong][0]:g} is no coordinate in an image")
+        raise DataError(f"{polygon[wrong][0]:g} is not a coordinate in an image")
     return polygon
 
 

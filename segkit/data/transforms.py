@@ -134,7 +134,7 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
     return scale
 
 
-_CUTS = (BaseCrop, A.CropAndPad, A.Pad, A.PadIfNeeded)  # after them, sides are no longer those of the whole image
+_CUTS = (BaseCrop, A.CropAndPad, A.Pad, A.PadIfNeeded)  # after them, the sides are not the sides of the whole image
 _UNKNOWN = (A.RandomSizedCrop, A.RandomSizedBBoxSafeCrop)
 
 

@@ -31,10 +31,10 @@ def assign_folds(
 
     Each group of images is a vector: its share of all images, and of the images, annotations and pixels of each class.
     The method minimises the squared distance between the sum of each fold and 1/k. It first puts the groups one by one,
-    large shares first, into the fold where they add least; then pairs of groups swap folds as long as that helps. An
+    large shares first, into the fold where they add least; then pairs of groups swap folds until no swap helps. An
     image of a rare class has a large share of it, so rare classes come first. Annotations get more weight until the
-    split is as even in images, in annotations and in pixels as the greedy one of `one_by_one_folds`, which only looks
-    at annotations, or uneven by less than 3 %; if no weight reaches that, the nearest split is taken. 3,272 images take
+    split is as even in images, in annotations and in pixels as the greedy split of `one_by_one_folds`, which only uses
+    annotations, or uneven by less than 3 %; if no weight reaches that, the nearest split is taken. 3,272 images take
     a third of a second to two seconds.
 
     Source: Sechidis et al., "On the Stratification of Multi-Label Data", 2011, which places one image at a time, rare
@@ -193,7 +193,7 @@ def one_by_one_folds(annotations: np.ndarray, groups: np.ndarray, k: int) -> np.
     """
     names, member = np.unique(groups, return_inverse=True)
     classes = annotations.shape[1]
-    counts = np.zeros((len(names), max(1, classes)))  # there is no mean over no class
+    counts = np.zeros((len(names), max(1, classes)))  # at least one column, because a mean over no classes is undefined
     np.add.at(counts[:, :classes], member, annotations)
     shares = counts / np.maximum(counts.sum(0), 1)
     sums, squares, total = np.zeros((k, shares.shape[1])), np.zeros(shares.shape[1]), np.zeros(shares.shape[1])

@@ -12,7 +12,7 @@ from segkit.labels import IGNORE_INDEX
 
 
 class ClassCounts(NamedTuple):
-    """What N images hold of C classes, each (N, C) float64: whole numbers, so that no order changes a sum."""
+    """How much of C classes N images have, each (N, C) float64: whole numbers, so that no order changes a sum."""
 
     images: np.ndarray  # 1 if the class occurs in the image
     annotations: np.ndarray

@@ -68,7 +68,7 @@ class PseudoLabels:
 
 
 def annotations_of(mask: np.ndarray, background: int | None = 0, where: np.ndarray | None = None) -> list[Record]:
-    """Return one annotation per class of a label map, still without id; the label stands for the id of the category.
+    """Return one annotation per class of a label map, still without id; `category_id` is the label.
 
     Args:
         mask: (H, W) labels.

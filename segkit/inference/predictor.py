@@ -319,7 +319,7 @@ def predict_photo(model: nn.Module, photo: Photo, **options: object) -> Predicti
 
 
 def read_photo(photo: Photo) -> np.ndarray:
-    """Return a file or a PIL image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says; an array as it is.
+    """Return a file or a PIL image as (H, W, 3) uint8 RGB, rotated by its EXIF orientation; an array unchanged.
 
     Raises:
         UsageError: `photo` is something else.

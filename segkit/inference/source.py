@@ -33,8 +33,8 @@ class SourceImage:
 
     Attributes:
         name: Relative path; its results are named after it.
-        read: Returns the image, (H, W, 3) uint8 RGB; raises DataError if it is no image, UnreadableFileError if the
-            disk cannot read it.
+        read: Returns the image, (H, W, 3) uint8 RGB; raises DataError if the file is not an image, UnreadableFileError
+            if the disk cannot read it.
         path: The file, or None for a frame of a video and an image of a data set.
         ids: Its ids in a COCO JSON, which may list a file several times.
     """

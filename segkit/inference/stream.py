@@ -107,8 +107,8 @@ def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Cloc
     """Segment every image of a data set, in its order; only a few of them are in memory at a time.
 
     Raises:
-        DataError: An image cannot be read, or is too large for the CRF; none is skipped. Or the labels of an image do
-            not fit it, or are no classes.
+        DataError: An image cannot be read, or is too large for the CRF; none is skipped. Or the labels of an image have
+            another size, or are not classes.
         NotFiniteError: The models return NaN for an image.
     """
     images = (SourceImage(Path(data.name(i)), partial(data.image, i)) for i in range(len(data)))

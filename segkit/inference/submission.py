@@ -60,7 +60,7 @@ def check_sample(sample: Path, names: Sequence[str]) -> list[str]:
     if missing or extra or len(set(ids)) != len(ids):
         parts = [
             f"{len(found)} {what}: {', '.join(found[:LISTED])}{', ...' if len(found) > LISTED else ''}"
-            for found, what in ((missing, "of its ids are no images of the source"), (extra, "images are not in it"))
+            for found, what in ((missing, "of its ids are not images of the source"), (extra, "images are not in it"))
             if found
         ]
         raise UsageError(f"{sample} does not fit the images: {'; '.join(parts) or 'it has an id twice'}")

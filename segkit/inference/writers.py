@@ -84,7 +84,7 @@ class PredictionWriter:
             raise MissingFileError(f"the folder {self.out} was removed or renamed while results were written to it")
         whole = replace(prediction, image=image, class_names=self.class_names)
         text = None if source is None else {MADE_OF: json.dumps({**source._asdict(), "kinds": self.kinds})}
-        for kind in sorted(self.kinds, key="mask".__eq__):  # the mask comes last: it vouches for the other files
+        for kind in sorted(self.kinds, key="mask".__eq__):  # the mask comes last: if it exists, so do the other files
             whole.save(self.file(kind, name), text=text)
         return self._row(name, prediction.mask, source)
 

@@ -130,7 +130,7 @@ def jaccard_loss(
 ) -> Tensor:
     """Compute 1 - Jaccard index (IoU) of each class and return the mean over the classes.
 
-    The index of a class is (TP + smooth) / (TP + FP + FN + smooth). Arguments, result and errors are those of
+    The index of a class is (TP + smooth) / (TP + FP + FN + smooth). Arguments, result and errors are the same as of
     `dice_loss`.
 
     Source: Rahman & Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
@@ -152,7 +152,7 @@ def generalized_dice_loss(
 ) -> Tensor:
     """Compute 1 - one Dice coefficient for all classes, each with weight 1 / (number of its pixels)^2.
 
-    Arguments, result and errors are those of `dice_loss`.
+    Arguments, result and errors are the same as of `dice_loss`.
 
     Source: Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly
     Unbalanced Segmentations", 2017, section 2.
@@ -182,7 +182,7 @@ def mcc_loss(
     """Compute 1 - Matthews' correlation coefficient of each class against the rest; return the mean over the classes.
 
     Skips a class that has no pixel or every pixel in the target, because its coefficient is undefined. Arguments and
-    errors are those of `dice_loss`.
+    errors are the same as of `dice_loss`.
 
     Source: Abhishek & Hamarneh, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks",
     2021, section 2.

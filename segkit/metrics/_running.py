@@ -78,7 +78,7 @@ class RunningCounts:
         """Continue from a `state_dict()` of a metric with the same settings.
 
         Raises:
-            UsageError: the state has other keys, or counts of another shape.
+            UsageError: The state has other keys, or counts of another shape.
         """
         if set(state) != {"counts"} or not self._fits(state["counts"]):
             shapes = {name: tuple(value.shape) for name, value in state.items()}

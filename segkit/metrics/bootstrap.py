@@ -61,7 +61,7 @@ def bootstrap_interval(
         seed: Seed of the draws.
 
     Raises:
-        UsageError: an unknown score, a level outside (0, 1), no images, or no resamples.
+        UsageError: An unknown score, a level outside (0, 1), no images, or no resamples.
     """
     function = _as_function(score)
     estimate = function(score_counts(_matrices(images).sum(0), images.class_names, images.included))
@@ -89,7 +89,7 @@ def bootstrap_difference(
         second: Confusion matrices of the second model, for the same images in the same order.
 
     Raises:
-        UsageError: the two have counted different targets; also the errors of `bootstrap_interval`.
+        UsageError: The two have counted different targets; also the errors of `bootstrap_interval`.
     """
     if not np.array_equal(_target_pixels(first), _target_pixels(second)):
         raise UsageError("`first` and `second` must have counted the same targets in the same order")

@@ -31,7 +31,7 @@ class CalibrationScores:
         accuracy: (bins,) share of the pixels in each bin that are right.
         share: (bins,) share of all pixels that are in each bin.
         ignored: Number of pixels whose target is `ignore_index`.
-        out_of_range: Number of pixels skipped because their target is no class, or a probability is NaN or
+        out_of_range: Number of pixels skipped because their target is not a class, or a probability is NaN or
             outside [0, 1].
     """
 
@@ -98,7 +98,7 @@ class CalibrationError(RunningCounts):
             target: (N, H, W) or (H, W) labels of any integer type.
 
         Raises:
-            UsageError: the prediction is not floating, or the shapes do not fit.
+            UsageError: The prediction is not floating, or the shapes do not fit.
         """
         prediction, target = read_arrays(prediction, target)
         if is_logits(prediction, target, 1):

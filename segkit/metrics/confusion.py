@@ -47,7 +47,7 @@ class ConfusionMatrix(RunningCounts):
             target: (N, H, W) or (H, W) labels of any integer type.
 
         Raises:
-            UsageError: the shapes do not fit, or labels are not integers.
+            UsageError: The shapes do not fit, or labels are not integers.
         """
         prediction, target = read_labels(prediction, target, self.num_classes)
         self._add(count_pairs(prediction, target, self.num_classes, self.ignore_index))

@@ -16,7 +16,7 @@ def argmax_channels(logits: Tensor) -> Tensor:
 
     Returns:
         (..., H, W) labels, in the smallest integer type that holds C. A pixel with a NaN gets the label C,
-        which is no class.
+        which is not a class.
 
     Raises:
         UsageError: `logits` has fewer than three dimensions, or no channels.

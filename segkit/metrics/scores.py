@@ -20,7 +20,7 @@ class Scores:
         foreground_miou: Mean IoU over the classes that occur, without class 0.
         pixel_accuracy: Share of the counted pixels that are right.
         ignored: Number of pixels whose target is `ignore_index`.
-        out_of_range: Number of labels, in targets and predictions, that are no class. Such a prediction is a
+        out_of_range: Number of labels, in targets and predictions, that are not a class. Such a prediction is a
             miss. A pixel with such a target is skipped.
         dice: 2 IoU / (1 + IoU), also known as F1.
         precision: Share of the pixels predicted as the class that are right; NaN if there are none.
@@ -99,7 +99,7 @@ def margins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the true positives, target pixels and predicted pixels of each class, all (..., C).
 
     Args:
-        counts: (..., C + 2, C + 1). Predictions on pixels whose target is no class are skipped.
+        counts: (..., C + 2, C + 1). Predictions on pixels whose target is not a class are skipped.
     """
     c = counts.shape[-1] - 1
     hits = np.diagonal(counts[..., :c, :c], axis1=-2, axis2=-1)

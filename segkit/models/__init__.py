@@ -13,12 +13,12 @@ _PUBLIC = {
     "Preprocessing": "segkit.models.preprocessing",
     "SegmentationHead": "segkit.models.segmenter",
     "Segmenter": "segkit.models.segmenter",
-    "TrainingScale": "segkit.training_scale",  # lives elsewhere, because the data needs it too
+    "TrainingScale": "segkit.training_scale",  # in another module, because the data needs it too
     "UNet": "segkit.models.unet",
     "create_model": "segkit.models.factory",
     "export_onnx": "segkit.models.export",
     "export_program": "segkit.models.export",
-    "find_folds": "segkit.runs",  # lives elsewhere; stays public here, as it was
+    "find_folds": "segkit.runs",  # has moved to another module; it stays public here
     "find_model_file": "segkit.models.model_file",
     "import_modules": "segkit.models.factory",
     "load_model": "segkit.models.model_file",

@@ -37,7 +37,7 @@ def export_program(model: Segmenter) -> ExportedProgram:
     Raises:
         UsageError: The backbone works only at some sizes, such as one with windows of attention, which `export_onnx`
             may still accept; or the program differs from the model.
-        MissingPackageError: torch is older than 2.7.
+        MissingPackageError: Torch is older than 2.7.
     """
     model = _prepare(model)
     program = _trace(model)

@@ -75,7 +75,7 @@ def create_model(
         decoder_options["align_corners"] = True
     for option in decoder_options:
         if option not in known and option in [parameter.name for parameter in parameters][2:]:
-            raise UsageError(f"`{option}` of {name} is no option: only keyword-only arguments are, those after *")
+            raise UsageError(f"`{option}` of {name} is not an option: options are keyword-only arguments, after `*`")
         check_known(f"option of {name}", option, known)
     decoder_options = {option: _as_list(value) for option, value in decoder_options.items()}
     names = _resolve_class_names(num_classes, class_names)

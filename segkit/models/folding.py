@@ -90,8 +90,8 @@ def _compose(conv: nn.Conv2d, lateral: nn.Conv2d) -> nn.Conv2d:
 def _convolve_upsampled(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a 2x2 convolution of a map for a 3x3 `conv` of the map doubled by copying, see `_interleave`.
 
-    In a row of copies (.. a a b b ..) the taps (l, m, r) around the first b meet (a, b, b), those around the second
-    b meet (b, b, c): two values each, with taps (l, m + r) and (l + m, r).
+    In a row of copies (.. a a b b ..) the taps (l, m, r) around the first b meet (a, b, b), and the taps around the
+    second b meet (b, b, c): two values each, with taps (l, m + r) and (l + m, r).
     """
     left, middle, right = conv.weight.cpu().double().unbind(-1)  # each (O, M, 3)
     across = [torch.stack([left, middle + right], -1), torch.stack([left + middle, right], -1)]

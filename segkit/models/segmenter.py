@@ -56,7 +56,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         data_rules: The settings that made the labels that the model was trained on, such as `overlap`, by name; see
             `segkit.config.DATA_RULES`. Empty if unknown.
         training_scale: The size at which training showed photographs to the model. `predict` and `Predictor` resize
-            them alike; `model(images)` takes images that have this size already.
+            photographs to it; `model(images)` takes images that have this size already.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
-    except Exception as error:  # torch and safetensors raise errors of many kinds for what is no weights file
+    except Exception as error:  # torch and safetensors raise errors of many kinds for other files
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused or (is_zip and isinstance(error, pickle.UnpicklingError)):
             raise UsageError(_how_to_extract(path, refused and refused[1])) from error

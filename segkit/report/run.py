@@ -103,7 +103,8 @@ class RunResults(NamedTuple):
 class RunReport:
     """Draw the pictures of a run and write report.html.
 
-    A picture that fails is logged and skipped: none is worth a training. Without matplotlib there are no charts.
+    A picture that fails is logged and skipped, because a picture must not end a training. Without matplotlib there are
+    no charts.
 
     Args:
         run: The run folder.

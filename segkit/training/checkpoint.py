@@ -160,7 +160,7 @@ def match_best(state: TrainState, out: Path, ranks: Ranks = ALONE, *, may_be_new
         other = f"of epoch {known[0]} with {known[1]:.4f}" if known[0] else "of no epoch"
         return found, (
             f"{run.best} is of epoch {found[0]} with an mIoU of {found[1]:.4f}, but by the checkpoint it is {other}; "
-            "the file counts, so a later epoch has to be better than it"
+            "the file is taken as the best, so only a later epoch with a higher mIoU replaces it"
         )
 
     (state.best_epoch, state.best_miou, state.best_weights), problem = ranks.on_first(compare)

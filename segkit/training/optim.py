@@ -39,7 +39,7 @@ def create_optimizer(
         decay_norms: Apply weight decay to norms and biases too, as torch's optimizers do by default.
 
     Raises:
-        UsageError: timm has no such optimizer, or it cannot be used here.
+        UsageError: Timm has no such optimizer, or it cannot be used here.
     """
     check_optimizer(name)
     if layer_decay is None:

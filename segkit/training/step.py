@@ -32,7 +32,7 @@ def pixel_shares(
     """Return the weight of each batch's mean loss in its window: its share of the window's valid pixels.
 
     The mean over all pixels of a window is not the mean of the batches' means if the batches ignore different numbers
-    of pixels; with these weights it is. For losses that are no mean over valid pixels (Dice, or a cross entropy with
+    of pixels; with these weights it is. For losses that are not a mean over valid pixels (Dice, or a cross entropy with
     class weights) the weighted sum is an approximation.
 
     Args:
@@ -119,7 +119,7 @@ def at_sam_point(model: nn.Module, rho: float) -> Iterator[None]:
     On exit, weights and buffers (such as the statistics of batch norms) are bit for bit what they were, and the
     gradient is the one computed inside. The norm is over all parameters, equation 2 of the paper for p = 2. The scale
     of g, such as the one that fp16 needs, does not matter. If g is zero or not finite, the weights do not move. Random
-    numbers, such as those of dropout, are drawn again inside. Nothing here waits for the GPU.
+    numbers, such as the ones of dropout, are drawn again inside. Nothing here waits for the GPU.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021, algorithm 1.
 

@@ -151,8 +151,8 @@ class Trainer:
             val: Yields validation images and targets.
 
         Raises:
-            NotFiniteError: Several steps of an epoch, or the weights, are not finite; the files are those of the last
-                finite state.
+            NotFiniteError: Several steps of an epoch, or the weights, are not finite; the files keep the last finite
+                state.
             Interrupted: `stop` received a request to stop; `last.pt` is written first.
             CheckpointError: The end of the run could not be saved.
         """
@@ -202,7 +202,7 @@ class Trainer:
             batches: The batches; in each process its share of every batch.
 
         Returns:
-            The mean loss over the epoch's images, including those before a resume.
+            The mean loss over the epoch's images, including images before a resume.
 
         Raises:
             NotFiniteError: Too many steps are not finite.

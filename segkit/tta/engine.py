@@ -58,8 +58,8 @@ class TTA:
 
     The views are all combinations of scales, brightness factors and turns. Each scale is resized from the
     original image, and its prediction is resized back to the exact size of the image. The turns of one scale
-    run as one batch. A model that was trained on shrunk photographs gets them shrunk alike, see `TrainingScale`.
-    `print(tta)` lists the views.
+    run as one batch. A model that was trained on shrunk photographs gets images that are shrunk by the same rule, see
+    `TrainingScale`. `print(tta)` lists the views.
 
     Args:
         scales: Factors for height and width, on top of the model's training scale.
@@ -83,7 +83,7 @@ class TTA:
             the model, as in ttach, which changes the contrast.
 
     Raises:
-        UsageError: an unknown merge, fit, flip or turn, or a number that is out of range.
+        UsageError: An unknown merge, fit, flip or turn, or a number that is out of range.
     """
 
     scales: Sequence[float] = (1.0,)
@@ -118,7 +118,7 @@ class TTA:
         """Return one of the test-time augmentations in `segkit.tta.engine.PRESETS`.
 
         Raises:
-            UsageError: there is no preset of that name.
+            UsageError: There is no preset of that name.
         """
         check_known("preset", name, PRESETS)
         return PRESETS[name]
@@ -157,7 +157,7 @@ class TTA:
             are (N, 2, H, W): of the background and of its class.
 
         Raises:
-            UsageError: The images are no such tensor, the model returns something else, or `brightness` is set but the
+            UsageError: `images` is not such a tensor, the model returns something else, or `brightness` is set but the
                 model has no `preprocessing`, which defines white.
         """
         return self.ensemble(*self._as_single_member(model, images))
@@ -204,7 +204,7 @@ class TTA:
             images: (N, 3, H, W) float, normalised as the model expects.
 
         Raises:
-            UsageError: as for `__call__`.
+            UsageError: As for `__call__`.
         """
         members, images = self._as_single_member(model, images)
         mean, squares, count = 0, 0, len(self.views)

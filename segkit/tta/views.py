@@ -69,7 +69,7 @@ def turns_of(flips: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the turns, without repetition and with `identity` first.
 
     Raises:
-        UsageError: a name is unknown.
+        UsageError: A name is unknown.
     """
     if isinstance(flips, str):
         check_known("flips", flips, FLIPS)

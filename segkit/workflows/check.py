@@ -1,4 +1,4 @@
-"""segkit.check: what is in data sets, and what is wrong with them."""
+"""segkit.check: count the classes of data sets, and find faults."""
 
 from dataclasses import dataclass
 from pathlib import Path

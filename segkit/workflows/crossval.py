@@ -154,7 +154,7 @@ def _finished_folds(config: TrainConfig, run: RunFolder) -> tuple[list[TrainResu
         if is_changed and not config.allow_data_change:
             raise UsageError(
                 f"cannot resume: the data is not what fold {number} was trained on (its files differ); "
-                "to resume it on the data of now, add `allow_data_change`"
+                "to resume it on the current data, add `allow_data_change`"
             )
         if Start(fold.path, content).is_finished(config.epochs, config.early_stopping):
             finished.append(finished_result(fold, content))

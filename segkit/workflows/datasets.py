@@ -82,7 +82,7 @@ def load_data(
 
 
 def open_folds(config: TrainConfig, console: Console | None = None, rule: int = RULE) -> Folds:
-    """Return the images of `data`, divided into `folds`, together with those of `train_only`; see `load_data`."""
+    """Return the images of `data`, divided into `folds`, and the images of `train_only`; see `load_data`."""
     data, extra = _open_training(config, console)
     return Folds(data, extra, k=config.folds, seed=config.seed, rule=rule)
 
@@ -449,7 +449,7 @@ def _warn_of_shared_images(train_set: SegmentationDataset, val_set: Segmentation
     if train_set is not val_set:
         sources = [*sources_of(train_set), *sources_of(val_set)]
         if not all(isinstance(source, ImageFiles) for source in sources):
-            return  # the images are no files that could be compared
+            return  # the images are not files, so they cannot be compared
         trained = set(map(os.path.realpath, image_paths(train_set)))
         shared = [
             name for name, path in zip(shared, image_paths(val_set), strict=True) if os.path.realpath(path) in trained

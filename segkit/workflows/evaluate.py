@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The scores of models, and where they are written. Shares are in 0..1; NaN for a class without a score.
+    """The scores of models, and the folder of their files. Shares are in 0..1; NaN for a class without a score.
 
     Attributes:
         folder: The folder with scores.json, classes.csv, images.csv and pictures.

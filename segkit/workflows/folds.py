@@ -33,7 +33,7 @@ class FoldsResult:
         valid: The validation JSON of each fold.
         names: The file names that validate in each fold.
         class_names: The C classes.
-        counts: What the N images of `data` hold of each class, (N, C) each.
+        counts: How much of each class the N images of `data` have, (N, C) each.
         folds: (N,) the fold in which each of these images validates.
         images: The folder from which the file names of the images start.
     """

@@ -76,7 +76,7 @@ class PredictResult:
         folder: The folder of the results.
         rows: The rows of manifest.csv, one per segmented image: its name, its files, its size, the share of each class.
         failures: The images that could not be segmented, as in failed.csv.
-        unread: What lies in the source folder and is no image of a format that is read, except for these results.
+        unread: Files in the source folder that are not images of a known format, except for these results.
     """
 
     folder: Path
@@ -262,7 +262,7 @@ def _write(
 
 
 def _write_tables(writer: PredictionWriter, results: Iterable[_Result], *, is_whole: bool = True) -> list[Failure]:
-    """Write manifest.csv and failed.csv, and return the rows of the latter; without rows there is no file.
+    """Write manifest.csv and failed.csv, and return the rows of failed.csv; without rows there is no such file.
 
     If the run was stopped (not `is_whole`), images that it did not reach keep the rows of an earlier run.
     """
@@ -298,7 +298,7 @@ def _conclude(
     console: Console,
     *category_ids: Mapping[str, int | str],
 ) -> PredictResult:
-    """Write what is made of all images together: tables, COCO JSON, pseudo labels, submission."""
+    """Write the results of all images together: tables, COCO JSON, pseudo labels, submission."""
     order = {name: number for number, name in enumerate(writer.targets)}
     results = sorted(results, key=lambda result: order[result.name])
     good = [result for result in results if result.row is not None]
@@ -365,7 +365,7 @@ def _conclude(
 
 
 def _unread(source: str | Path | None, out: Path, written: Sequence[str]) -> list[Path]:
-    """Return what is in a source folder besides images, except for the results, which `out` may add to it."""
+    """Return the files in a source folder that are not images, except for results, which `out` may add to it."""
     if source is None or not Path(source).is_dir():
         return []
     own = {(out / name).resolve() for name in written} | ({out.resolve()} - {Path(source).resolve()})

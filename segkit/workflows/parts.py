@@ -54,7 +54,7 @@ class Rarity:
 
     Attributes:
         weights: (C,) weights of the classes in the loss; None for no weights.
-        shares: How often each image is shown in an epoch; None to show all alike.
+        shares: How often each image is shown in an epoch; None to show each image once.
         classes: Labels of the rare classes, which crops are drawn around.
         mixing: The options of `train_loader` that mix two samples into one.
     """

@@ -564,7 +564,7 @@ def write_environment(file: Path, device: torch.device, command: str = "") -> di
 
 
 def _now() -> datetime:
-    """Return the time in the local time zone, or in UTC if the variable TZ is no time zone."""
+    """Return the time in the local time zone, or in UTC if the variable TZ is not a time zone."""
     try:
         return datetime.now().astimezone()
     except ValueError:  # an offset of more than a day

@@ -194,7 +194,7 @@ def test_a_sample_submission_that_does_not_fit_is_a_wrong_setting(shapes, model,
     (tmp_path / "sample.csv").write_text("image_id,PredictionString\nelsewhere.jpg,0\n")
     options = ("--save", "submission", "--submission-sample", tmp_path / "sample.csv")
     assert fails(model, shapes[1], tmp_path / "o", *options) == 2
-    assert "1 of its ids are no images of the source: elsewhere.jpg" in " ".join(capsys.readouterr().err.split())
+    assert "1 of its ids are not images of the source: elsewhere.jpg" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "o").exists()
 
 

@@ -281,7 +281,7 @@ def test_the_size_after_a_turn_that_is_not_applied_is_told_as_such(tmp_path, wri
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PICTURE).save(tmp_path / "t.png", exif=exif)
-    with pytest.raises(DataError, match=r't\.png is 20 x 30 .* EXIF orientation; `exif="apply"` turns them'):
+    with pytest.raises(DataError, match=r't\.png is 20 x 30 .* EXIF orientation; `exif="apply"` rotates them'):
         CocoSegmentation(file, exif="ignore", rescale_annotations=rescale)
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers.many_ranks import on_ranks
 
-from segkit.compat import leave_process_group
 from segkit.metrics import BoundaryIoU, CalibrationError, ConfusionMatrix, PerImageConfusion
 from segkit.metrics._inputs import histogram, scatter_histogram
 
@@ -74,34 +73,27 @@ def test_without_a_process_group_all_reduce_does_nothing(kind):
 SHARES = {1: [slice(0, 7)], 2: [slice(0, 5), slice(5, 7)], 3: [slice(0, 6), slice(6, 6), slice(6, 7)]}
 
 
-def run_rank(rank, folder):
-    """Counts as one of 3, then of 2, then alone, and writes the scores."""
-    torch.set_num_threads(1)
-    for world in (3, 2, 1):
-        if rank >= world:
-            return
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group{world}", rank=rank, world_size=world)
-        results = {}
-        for kind in METRICS:
-            metric = counted(kind, SHARES[world][rank])
-            metric.all_reduce()
-            results[kind.__name__] = {"counts": metric.counts, **metric.compute().to_dict()}
-        torch.save(results, folder / f"{world}-{rank}.pt")
-        leave_process_group()
+def scores_of_rank(ranks):
+    """Return the counts and scores of each kind after `all_reduce`."""
+    results = {}
+    for kind in METRICS:
+        metric = counted(kind, SHARES[ranks.count][ranks.rank])
+        metric.all_reduce()
+        results[kind] = {"counts": metric.counts, **metric.compute().to_dict()}
+    return results
 
 
 @pytest.fixture(scope="module")
 def over_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (folder,), nprocs=3)
-    return folder
+    return {world: on_ranks(world, scores_of_rank, folder / str(world)) for world in SHARES}
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
 @pytest.mark.parametrize("kind", METRICS)
 @pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 def test_every_rank_has_the_scores_of_the_whole_set(over_ranks, world, rank, kind):
-    got = torch.load(over_ranks / f"{world}-{rank}.pt", weights_only=True)[kind.__name__]
+    got = over_ranks[world][rank][kind]
     whole = counted(kind)
     assert torch.allclose(got.pop("counts"), whole.counts, rtol=1e-12)
     assert got == pytest.approx(whole.compute().to_dict(), rel=1e-9)

@@ -19,15 +19,15 @@ def whole(tmp_path_factory):
     return outcome(out)
 
 
-# In a step, in validation, between epochs, in the next one.
-@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=pytest.mark.slow), 6, 9, 12])
+# In validation, in the second epoch, in a step, between epochs.
+@pytest.mark.parametrize("stop_after", [6, 12, *(pytest.param(calls, marks=pytest.mark.slow) for calls in (1, 9))])
 def test_a_run_interrupted_anywhere_equals_an_uninterrupted_one(whole, tmp_path, stop_after):
     assert interrupted(tmp_path, stop_after)
     run(tmp_path, resume=True)
     assert same(outcome(tmp_path), whole)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_interrupted_many_times_equals_an_uninterrupted_one(whole, tmp_path, workers):
     stops = np.random.default_rng(workers).integers(1, 9, 40).tolist()
     resume = False
@@ -54,9 +54,9 @@ def test_accumulation_resumes_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"val_every": 2}, {}),
+        pytest.param({"val_every": 2}, {}, marks=pytest.mark.slow),
         ({"freeze_backbone": 1}, {}),
-        ({}, {"layer_decay": 0.9, "backbone_lr_factor": 0.5}),
+        pytest.param({}, {"layer_decay": 0.9, "backbone_lr_factor": 0.5}, marks=pytest.mark.slow),
         ({"amp": "fp16"}, {"amp": "fp16"}),
     ],
 )

@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,9 +130,9 @@ def test_a_list_of_one_own_data_set_is_that_data_set(tmp_path):
     assert result.class_names == NAMES
 
 
-def test_a_resumed_run_has_the_settings_of_its_folder(result, shapes, tmp_path):
-    first = segkit.train(data=shapes[0], val=shapes[1], out=tmp_path / "a", epochs=1, **SETTINGS)
-    longer = segkit.train(resume=str(first.folder), epochs=2)
+def test_a_resumed_run_has_the_settings_of_its_folder(result, out, tmp_path):
+    folder = shutil.copytree(out, tmp_path / "a")
+    longer = segkit.train(resume=str(folder), epochs=2)
     assert len(longer.history) == 2
     again = segkit.train(out=tmp_path / "a", resume="auto", epochs=2)
     assert again.was_finished

@@ -262,11 +262,36 @@ def test_windows_that_show_more_of_the_image_are_predicted_fewer_at_once():
     assert batches == [8, 8, 2, 1]
 
 
-def test_of_members_of_different_scales_the_largest_input_decides_the_window():
-    small, large = ByColour(TrainingScale(factor=(0.25, 0.25))), ByColour(TrainingScale())
-    Predictor([small, large], window=SlidingWindow(40))(PHOTO)
-    assert set(large.sizes) == {(40, 40)}
-    assert set(small.sizes) == {(10, 10)}
+class MeanColour(ByColour):
+    """Predicts the mean colour of its input, so that each window has another prediction."""
+
+    def forward(self, images):
+        super().forward(images)
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+
+
+@pytest.mark.parametrize("probs", ["memory", "disk"])
+@pytest.mark.parametrize("merge", ["mean", "vote", "sharpened"])
+def test_the_windows_of_a_model_do_not_depend_on_the_other_members(merge, probs):
+    scales = [TrainingScale(factor=(0.5, 0.5)), TrainingScale(factor=(0.1, 0.1)), TrainingScale(), TrainingScale()]
+    members, weights = [MeanColour(scale) for scale in scales], (0.5, 0.25, 0.25, 0)
+    options = {"tta": TTA(flips="h", merge=merge), "window": SlidingWindow(24), "probs": probs}
+    found = Predictor(members, member_weights=weights, **options)(PHOTO)
+    assert {size for member in members for size in member.sizes} == {(24, 24), (8, 10)}
+    expected = sum(
+        weight * Predictor(one, **options)(PHOTO).probs for one, weight in zip(members, weights, strict=True)
+    )
+    np.testing.assert_allclose(found.probs, expected, atol=1e-6)
+    if merge == "mean":
+        assert np.array_equal(found.mask, expected.argmax(0))
+
+
+@pytest.mark.parametrize("merge", ["gmean", "max"])
+def test_a_merge_that_compares_models_runs_them_in_the_same_windows(merge):
+    small, large = ByColour(TrainingScale(decode_at_least=32)), ByColour(TrainingScale())
+    Predictor([small, large], tta=TTA(merge=merge), window=SlidingWindow(37))(PHOTO)
+    assert set(large.sizes) == {(38, 38)}  # of whole squares of 2 x 2 pixels
+    assert set(small.sizes) == {(19, 19)}
 
 
 @pytest.mark.parametrize("window", [None, SlidingWindow(24)])
@@ -279,6 +304,9 @@ def test_kept_probabilities_are_the_ones_of_the_predictor(window, tmp_path):
     for i in range(2):
         found = Predictor(members, window=window)(data.image(i)).probs.reshape(3, -1)[:, pixels[i]]
         np.testing.assert_allclose(kept.mixture(i, (0.5, 0.5), [0]), found, atol=2e-3)
+        for member, weights in zip(members, ((1, 0), (0, 1)), strict=True):
+            alone = Predictor(member, window=window)(data.image(i)).probs.reshape(3, -1)[:, pixels[i]]
+            np.testing.assert_allclose(kept.mixture(i, weights, [0]), alone, atol=2e-3)
 
 
 # The model file

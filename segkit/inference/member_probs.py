@@ -96,7 +96,7 @@ class MemberProbs:
 
     def _keep(self, kept: np.ndarray, member: Member, image: Tensor, pixels: np.ndarray) -> None:
         """Write the probabilities of all views at some pixels into `kept` (V, C, P)."""
-        window, width = self.predictor.window_for(*image.shape[1:]), image.shape[2]
+        window, width = self.predictor.window_for(member, *image.shape[1:]), image.shape[2]
         if window is None:
             for of_view, scores in zip(kept, self._views(member, image[None]), strict=True):
                 of_view[:] = _at(scores[0], pixels)

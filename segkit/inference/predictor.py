@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from segkit.names import check_known
 from segkit.sliding_window import SlidingWindow
 from segkit.training_scale import FULL_SIZE, training_scale_of
 from segkit.tta import TTA, Member
+from segkit.tta.merge import MERGES
 
 # A function such as DenseCRF: probabilities (C, H, W) on their device and image (H, W, 3) uint8 -> (C, H, W).
 Refine = Callable[[Tensor, np.ndarray], Tensor | np.ndarray]
@@ -194,14 +196,11 @@ class Predictor:
                 "predict it without `crf`"
             )
         pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
-        predict, window = partial(self._predict, self.members_for(height, width)), self.window_for(height, width)
-        if window is None:
-            probs = self._biased(predict(pixels[None])[0])
-            if self.probs != "disk":
-                return RawPrediction(probs, None if crfs else _labels(probs))
-            bands: Iterable[tuple[int, Tensor]] = [(0, probs)]
-        else:
-            bands = ((top, self._biased(band)) for top, band in window.bands(predict, pixels))
+        members = [member for member in self.members_for(height, width) if member.weight > 0]
+        bands = ((top, self._biased(band)) for top, band in self._bands(members, pixels))
+        if self.probs != "disk" and all(self.window_for(member, height, width) is None for member in members):
+            ((_, probs),) = bands
+            return RawPrediction(probs, None if crfs else _labels(probs))
         return self._gathered(bands, (height, width), for_crf=bool(crfs))
 
     def refine(self, raw: RawPrediction, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
@@ -241,19 +240,43 @@ class Predictor:
         members = zip(self.members, self.member_weights, sizes, strict=True)
         return [Member(model, partial(_normalised, model), weight, resizing) for model, weight, resizing in members]
 
-    def window_for(self, height: int, width: int) -> SlidingWindow | None:
-        """Return the window for an image of this size, in pixels of the image; None if the image fits into it."""
+    def window_for(self, member: Member, height: int, width: int) -> SlidingWindow | None:
+        """Return a member's window for an image of this size, in pixels of the image; None if the image fits into it.
+
+        It does not depend on the other members, so that `segkit tune` can run each of them once.
+        """
         if self.window is None:
             return None
-        # Of models with different scales, the one with the largest input decides: a window limits the memory.
-        sizes = [member.resizing for member in self.members_for(height, width) if member.weight > 0]
-        factors = max(r.height for r in sizes), max(r.width for r in sizes)
-        reduce = max(r.reduce for r in sizes)  # windows of whole squares
-        return self.window.of(height, width, factors=factors, reduce=reduce)
+        resizing = member.resizing
+        return self.window.of(height, width, factors=(resizing.height, resizing.width), reduce=resizing.reduce)
+
+    def _bands(self, members: Sequence[Member], pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield what members predict for an image (3, H, W) in bands of rows: (first row, (C, rows, W))."""
+        groups: dict[SlidingWindow | None, list[Member]] = {}
+        for member in members:
+            groups.setdefault(self.window_for(member, *pixels.shape[1:]), []).append(member)
+        if len(groups) > 1 and not MERGES[self.tta.merge].averages:
+            # Such a merge compares the members within a window: all get the smallest one, which limits the memory.
+            smallest = min(filter(None, groups), key=lambda window: window.size[0] * window.size[1])
+            reduce = max(member.resizing.reduce for member in members)
+            size = tuple(math.ceil(side / reduce) * reduce for side in smallest.size)
+            groups = {replace(smallest, size=size): list(members)}
+        streams = [self._in_windows(window, group, pixels) for window, group in groups.items()]
+        shares = [sum(member.weight for member in group) for group in groups.values()]
+        return streams[0] if len(streams) == 1 else _weighted_sum(streams, shares)
+
+    def _in_windows(
+        self, window: SlidingWindow | None, members: Sequence[Member], pixels: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what members predict for an image (3, H, W) in bands; without a window, one band is the whole image."""
+        if window is None:
+            yield 0, self._predict(members, pixels[None])[0]
+        else:
+            yield from window.bands(partial(self._predict, members), pixels)
 
     def _predict(self, members: Sequence[Member], pixels: Tensor) -> Tensor:
         """Return the probabilities (N, C, H, W) of uint8 images (N, 3, H, W), on the device."""
-        return self.tta.ensemble([m for m in members if m.weight > 0], pixels.to(self.device).float())
+        return self.tta.ensemble(members, pixels.to(self.device).float())
 
     def _biased(self, probs: Tensor) -> Tensor:
         """Multiply the probabilities (C, H, W) of each class by its factor, if they are finite."""
@@ -383,6 +406,24 @@ def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     if len(values) != count or not min(values) >= 0 or not 0 < sum(values) < math.inf:
         raise UsageError(f"`member_weights` must be {count} numbers of at least 0, not all 0, got {weights}")
     return tuple(value / sum(values) for value in values)
+
+
+def _weighted_sum(
+    streams: Sequence[Iterator[tuple[int, Tensor]]], weights: Sequence[float]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the weighted sum of several predictions of an image, whose bands of rows end at different rows."""
+    top, bands = 0, [next(stream)[1] for stream in streams]
+    while True:
+        rows = min(band.shape[1] for band in bands)
+        yield top, sum(band[:, :rows] * weight for band, weight in zip(bands, weights, strict=True))
+        top += rows
+        for number, stream in enumerate(streams):
+            bands[number] = bands[number][:, rows:]
+            if not bands[number].shape[1]:
+                following = next(stream, None)
+                if following is None:  # all streams end at the last row of the image
+                    return
+                bands[number] = following[1]
 
 
 def _check_finite(probs: Tensor, who: str) -> None:

@@ -36,6 +36,11 @@ class Merge(NamedTuple):
     sums_members: bool = False
 
     @property
+    def averages(self) -> bool:
+        """True if the result is the weighted mean of the results of single members."""
+        return self.combine == "sum" and self.finish is _same
+
+    @property
     def linear(self) -> bool:
         return self.combine == "sum" and self.view is _same
 

@@ -10,11 +10,13 @@ from segkit.config import InferConfig, TuneConfig, parse_args
 from segkit.console import Console
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation
-from segkit.inference import Predictor
+from segkit.inference import MemberProbs, Predictor
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
+from segkit.sliding_window import SlidingWindow
+from segkit.training_scale import TrainingScale
 from segkit.workflows.predictors import ModelSource
-from segkit.workflows.tune import Plan, count_crfs, crf_words, first_plan, infer_command, steps_of
+from segkit.workflows.tune import Plan, PlanCounter, count_crfs, crf_words, first_plan, infer_command, steps_of
 
 NAMES = ("background", "square", "disc")
 
@@ -97,6 +99,17 @@ def test_a_broken_member_gets_no_weight_and_is_not_in_the_command(models, shapes
     assert "member weights" in printed
     assert f"only {models[1]}" in printed
     assert [file.name for file in (tmp_path / "o").iterdir()] == ["tune.json"]
+
+
+def test_a_plan_without_a_member_has_the_score_of_the_other_model_alone(models, shapes, tmp_path):
+    kept, dropped = load_model(models[0]), load_model(models[2])
+    kept.training_scale = TrainingScale(factor=(0.6, 0.6))  # its windows show more of the photograph
+    members, data, window = [kept, dropped], CocoSegmentation(shapes[1]), SlidingWindow(16)
+    targets = [data.target(i).ravel() for i in range(len(data))]
+    probs = MemberProbs(Predictor(members, window=window), [np.arange(target.size) for target in targets], tmp_path)
+    probs.run(data)
+    found = PlanCounter(probs, targets, data)(Plan((40, 0), "none", (1.0,), (0.0,) * 3))
+    assert found.total().compute().miou == miou(Predictor(kept, window=window), data)
 
 
 def test_a_class_that_is_found_too_rarely_gets_a_bias_also_in_the_command(models, shapes, tmp_path):

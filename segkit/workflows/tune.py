@@ -204,11 +204,11 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[ModelSource],
     members = [(model, units) for model, units in zip(models, plan.weights, strict=True) if units]
     words = ["python", "infer.py", *import_words(config.imports), "--weights", *(model.name for model, _ in members)]
     if len({units for _, units in members}) > 1:
-        words += ["--member-weights", *(f"{units / sum(plan.weights):.4g}" for _, units in members)]
+        words += ["--member-weights", *(str(units // math.gcd(*plan.weights)) for _, units in members)]
     if plan.flips != "none":
         words += ["--flips", plan.flips]
     if plan.scales != (1.0,):
-        words += ["--scales", *(f"{scale:g}" for scale in plan.scales)]
+        words += ["--scales", *map(str, plan.scales)]  # with all digits, for the sizes that were tried
     if any(plan.bias):
         words += ["--class-bias", *bias_words(plan, class_names)]
     if plan.crf is not None:

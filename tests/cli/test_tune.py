@@ -157,12 +157,12 @@ def test_only_one_of_several_crfs_holds_its_kernels_at_a_time(models, shapes):
 def test_the_command_contains_everything_in_a_plan(tmp_path):
     options = {"window": 512, "full_size": True, "amp": "bf16", "exif": "ignore", "max_pixels": 1000}
     config = TuneConfig(data=(tmp_path,), **options)
-    plan = Plan((15, 0, 45), "hv", (0.75, 1.25), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
+    plan = Plan((15, 0, 45), "hv", (0.75, 4 / 3), (0.0, 0.5, -0.25), ("deeplab_v1", "iterations=3"))
     members = [member(name) for name in ("a", "b", "c d")]
     read = infer_config(infer_command(plan, config, members, ("background", "a=b", "two words")))
     assert [str(path) for path in read.weights] == ["a", "c d"]
-    assert read.member_weights == (0.25, 0.75)
-    assert (read.flips, read.scales, read.window, read.amp) == ("hv", (0.75, 1.25), 512, "bf16")
+    assert read.member_weights == (1, 3)
+    assert (read.flips, read.scales, read.window, read.amp) == ("hv", (0.75, 4 / 3), 512, "bf16")
     assert (read.full_size, read.exif, read.max_pixels) == (True, "ignore", 1000)
     assert read.class_bias == {"a=b": 0.5, "two words": -0.25}
     assert read.crf == ("deeplab_v1", "iterations=3")

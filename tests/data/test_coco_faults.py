@@ -53,12 +53,12 @@ def notes_of(file, **options):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([["a", 1, 2, 3, 4, 5]], "'a' is no coordinate"),
-        ([[1, 2, 3, 4, None, 5]], "None is no coordinate"),
-        ([[1, 2, 3, 4, True, 5]], "True is no coordinate"),
-        ([[1, 2, 3, 4, float("nan"), 5]], "nan is no coordinate"),
-        ([[1, 2, 3, 4, float("inf"), 5]], "inf is no coordinate"),
-        ([[1, 2, 3, 4, 1e12, 5]], "1e.12 is no coordinate"),
+        ([["a", 1, 2, 3, 4, 5]], "'a' is not a coordinate"),
+        ([[1, 2, 3, 4, None, 5]], "None is not a coordinate"),
+        ([[1, 2, 3, 4, True, 5]], "True is not a coordinate"),
+        ([[1, 2, 3, 4, float("nan"), 5]], "nan is not a coordinate"),
+        ([[1, 2, 3, 4, float("inf"), 5]], "inf is not a coordinate"),
+        ([[1, 2, 3, 4, 1e12, 5]], "1e.12 is not a coordinate"),
         ([1, 2, 3, 4, 5, 6], r"write it as \[\[x, y"),
         ([[1, 2], [9, 2], [9, 9]], r"got a list of points; write it as \[\[x, y"),
         (["1 2 3"], "expected a polygon as a list of numbers, got '1 2 3'"),

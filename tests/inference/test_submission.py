@@ -36,7 +36,7 @@ def test_ids_need_not_be_utf_8(tmp_path):
     [
         (["a.jpg", "c.jpg"], "1 of its ids are not images of the source: c.jpg; 1 images are not in it: b.jpg$"),
         (["a.jpg"], "1 images are not in it: b.jpg$"),
-        (["a.jpg", "b.jpg", *map(str, range(11))], "11 of its ids are no images .*: 0, 1, 10, 2, .*, 8, ...$"),
+        (["a.jpg", "b.jpg", *map(str, range(11))], "11 of its ids are not images .*: 0, 1, 10, 2, .*, 8, ...$"),
         (["a.jpg", "b.jpg", "a.jpg"], "it has an id twice"),
     ],
 )

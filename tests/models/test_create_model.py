@@ -45,7 +45,7 @@ def test_an_option_of_a_decoder_that_is_no_keyword_only_argument_is_explained(mo
             super().__init__()
 
     monkeypatch.setitem(DECODERS, "narrow", Narrow)
-    with pytest.raises(UsageError, match=r"`channels` of narrow is not an option: .* keyword-only .* \*`"):
+    with pytest.raises(UsageError, match=r"`channels` of narrow is not an option: .* keyword-only .*\*"):
         create_model("narrow", num_classes=2, channels=16)
     with pytest.raises(UsageError, match=r"unknown option of narrow 'width'. Known: none"):
         create_model("narrow", num_classes=2, width=16)

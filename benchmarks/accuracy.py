@@ -241,7 +241,7 @@ class ScriptJob(Job):
         return [row["miou"] for row in self.rows() if row["miou"] is not None]
 
     def pace(self) -> Pace:
-        """Of a training of two epochs, the second scored."""
+        """Return the pace of a training of two epochs, of which the second was scored."""
         train = statistics.mean(row["train"] for row in self.rows())
         val = self.rows()[-1]["val"]
         return Pace(self.seconds - 2 * train - val, train, val)
@@ -277,7 +277,7 @@ class SegkitJob(Job):
         return [float(row[key]) for row in self.rows() for key in ("miou", "ema_miou") if row.get(key)]
 
     def pace(self) -> Pace:
-        """Of a training of two epochs, the second scored."""
+        """Return the pace of a training of two epochs, of which the second was scored."""
         train, both = (float(row["time"]) for row in self.rows())
         return Pace(self.seconds - train - both, train, both - train)
 

@@ -91,7 +91,7 @@ class SlidingWindow:
         for top, after in zip(tops, [*tops[1:], image.shape[1]], strict=True):
             strip = image[:, top : top + height]
             for left, probs in self._windows(predict, strip, lefts, width):
-                if band is None:  # on the device of the predictions, which the image need not be on
+                if band is None:  # on the device of the predictions, which may not be the image's
                     band = probs.new_zeros(len(probs), height, image.shape[2])
                     down, across = self._weights(height, probs.device), self._weights(width, probs.device)
                     row_sums, column_sums = _sums(tops, down, image.shape[1]), _sums(lefts, across, image.shape[2])

@@ -49,7 +49,7 @@ class Resizing(NamedTuple):
 
     def undo(self, scores: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
         """Return scores (N, C, h, w) of such an input at the size (H, W) of the images."""
-        whole = tuple(-(-side // self.reduce) * self.reduce for side in size)  # with the squares that the border cuts
+        whole = tuple(-(-side // self.reduce) * self.reduce for side in size)  # with squares that the border cuts
         return _resize(scores, whole, align_corners)[..., : size[0], : size[1]]
 
 

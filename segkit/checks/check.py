@@ -17,7 +17,7 @@ from segkit.errors import DataError
 from segkit.labels import foreground_of
 
 TINY = 32  # pixels of the shorter side
-DIM = 64  # of 255; an image of more than 8 bits should be brighter somewhere
+DIM = 64  # an image of more than 8 bits is dim if no value is above this, of 255
 NARROW = 4  # longer side divided by the shorter
 READ_AT_ONCE = 4
 SEVERITIES = ("error", "warning", "note")  # worst first

@@ -87,5 +87,5 @@ def train(
         own = dict(zip(("data", "val"), load(config), strict=True))
         settings |= {**own, "train_only": (), "folds": None, "fold": None}
     elif not config.data:
-        del settings["data"]  # for the demo
+        del settings["data"]  # without `data`, `segkit.train` trains on the demo
     return segkit.train(**settings, verbose=True).folder.path

@@ -69,7 +69,7 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
         if name in TAKE_ONE_OBJECT and _is_object(value) and not isinstance(value, Sequence | Mapping):
             values[name] = value
             continue
-        if name == "device" and type(value).__name__ == "device":  # of torch, which is not imported for settings
+        if name == "device" and type(value).__name__ == "device":  # a torch.device; settings do not import torch
             value = str(value)
         if name == "crf" and isinstance(value, bool):
             value = () if value else None

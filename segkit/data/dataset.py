@@ -21,7 +21,7 @@ from segkit.errors import DataError, UsageError
 from segkit.files import reduction
 from segkit.labels import IGNORE_INDEX
 
-CLASSES_SHOWN = 12  # by the repr of a data set
+CLASSES_SHOWN = 12  # class names in the repr of a data set
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
@@ -47,7 +47,7 @@ class SegmentationDataset:
     transform: Callable[..., Any] | None = None
     mask_cache: MaskCache | None = None
     notes: Sequence[Note] = ()
-    _worker_seed: int | None = None  # of the worker that has seeded the transform
+    _worker_seed: int | None = None  # seed of the worker that has seeded the transform
 
     def __repr__(self) -> str:
         names = self.class_names

@@ -9,7 +9,7 @@ import numpy as np
 
 from segkit.data.images import read_image
 
-CELLS = 8  # of a hash, per side of the image; the hash has 2 * 8 * 9 bits
+CELLS = 8  # cells of a hash per side of the image; the hash has 2 * 8 * 9 bits
 BLOCK = 2048  # rows of the distance table that are in memory at once
 
 

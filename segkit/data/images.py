@@ -34,9 +34,9 @@ FORMATS = {
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION_TAG = 0x0112
-_BITS_TAG = 258  # of a TIFF: bits of each channel
-_WHITE_TAG = 262  # of a TIFF: 0 if the smallest value is white
-_KIND_TAG = 254  # of a page of a TIFF: 1 is a smaller copy of another page
+_BITS_TAG = 258  # tag of a TIFF: bits of each channel
+_WHITE_TAG = 262  # tag of a TIFF: 0 if the smallest value is white
+_KIND_TAG = 254  # tag of a page of a TIFF: 1 is a smaller copy of another page
 _DIMMEST = 4096  # an image of 16 bits without a greater value would be nearly black
 _DIM = (
     "{name} has 16 bits for each value, but none is above 4095: most likely it has 10 or 12 bits, and would be nearly "
@@ -211,8 +211,8 @@ def open_image(path: str | os.PathLike, max_pixels: int, what: str = "image") ->
     except FileNotFoundError:
         raise DataError(f"there is no {what} at {path}") from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the file system; Pillow's have no number
-            named = OSError(error.errno, error.strerror, os.fspath(path))  # while it is read, the error names no file
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own errors have no number
+            named = OSError(error.errno, error.strerror, os.fspath(path))  # an error while reading has no name
             raise as_segkit_error(named) or DataError(f"cannot read the {what} {path}: {error.strerror}") from error
         raise DataError(f"the {what} {path} is damaged or unreadable: {error}") from error
 
@@ -321,7 +321,7 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
     """
     bits = bits_of(image) if bits is None else bits
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # convert("RGB") would clip 16 bits at 255
-        is_scaled = image.format in ("PPM", "JPEG2000")  # by Pillow, from the bits that they state to 16
+        is_scaled = image.format in ("PPM", "JPEG2000")  # Pillow scales them from the stated bits to 16
         values = np.asarray(image)
         if image.format == "PNG" and not isinstance(name, str):
             bits = _significant_bits(name, values) or bits
@@ -329,7 +329,7 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
         if image.format == "TIFF" and image.tag_v2.get(_WHITE_TAG) == 0:  # Pillow inverts only images of 8 bits
             gray = 255 - gray
         return Image.fromarray(gray).convert("RGB")
-    if "transparency" in image.info:  # of a palette: Pillow asks for RGBA first
+    if "transparency" in image.info:  # for palettes, Pillow asks for RGBA first
         image = image.convert("RGBA")
     try:
         rgb = image.convert("RGB")
@@ -455,7 +455,7 @@ def _files_below(folder: Path, inside: frozenset[str] = frozenset()) -> Iterator
             continue
         try:
             is_folder = entry.is_dir()
-        except OSError:  # of the target of a link
+        except OSError:  # the target of a link cannot be found
             is_folder = False
         if is_folder:
             yield from _files_below(Path(entry.path), inside | {real})

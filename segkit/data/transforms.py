@@ -45,7 +45,7 @@ with _without_update_check():
 
 Transforms = list[A.BasicTransform | A.BaseCompose]
 _log = logging.getLogger(__name__)
-FILL = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}  # of pixels outside the image
+FILL = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE_INDEX}  # pixels outside the image
 
 
 class Augmentation(NamedTuple):

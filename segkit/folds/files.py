@@ -26,7 +26,7 @@ class FoldSource(NamedTuple):
     """The images of a COCO file, followed by images that only ever train, N in all, each with its annotations."""
 
     content: Row  # the first file as it was read; with a category for background if only another file has one
-    class_names: tuple[str, ...]  # of the labels 1, 2 ...
+    class_names: tuple[str, ...]  # names of the labels 1, 2 ...
     images: list[Row]
     annotations: list[list[Row]]
     regions: list[list[Annotation]]  # the annotations as training reads them

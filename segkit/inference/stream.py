@@ -20,7 +20,7 @@ from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
 
 READERS = 2  # threads
-LOT_PIXELS = 8 * 2**20  # of the images that wait for the CRF at once
+LOT_PIXELS = 8 * 2**20  # pixels of the images that wait for the CRF at once
 
 
 class Segmented(NamedTuple):
@@ -189,7 +189,7 @@ def _finish(one: Segmented, raw: RawPrediction | None, predictor: Predictor, clo
     try:
         with clock(stage):
             return one._replace(prediction=predictor.finish(raw, one.image))
-    except NotFiniteError as error:  # by the CRF
+    except NotFiniteError as error:  # raised by the CRF
         return Segmented(one.source, None, None, _named(error, one.source))
 
 

@@ -42,7 +42,7 @@ class OptimizedSegmenter(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) -> logits (N, num_classes, H, W) float32."""
+        """Return the logits (N, num_classes, H, W) float32 of normalised images (N, C, H, W)."""
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
         if not self.compiled:
             return self.run(images).float()

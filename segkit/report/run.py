@@ -22,7 +22,7 @@ from segkit.runs import RunFolder
 
 _log = logging.getLogger(__name__)
 CELL = 320  # longest side of a photograph in worst.png and best.png, in pixels
-LARGEST_SHARE = 0.05  # of the training time that curves and page may take
+LARGEST_SHARE = 0.05  # share of the training time that curves and page may take
 CAPTIONS = {
     "worst": "The validation images with the lowest mIoU, and their largest confusions",
     "best": "The validation images with the highest mIoU",

@@ -215,7 +215,7 @@ def ranks_of_torchrun(device: str | None = "auto", timeout: timedelta = TIMEOUT)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     is_broken = False
     try:
-        name = [uuid.uuid4().hex]  # of a new part of the store: the store may have messages of earlier processes
+        name = [uuid.uuid4().hex]  # names a new part of the store, which may have messages of earlier processes
         dist.broadcast_object_list(name)
         yield Ranks(rank, count, count_here, local_rank, dist.PrefixStore(name[0], store))
     except RuntimeError as error:

@@ -121,7 +121,7 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
             release_memory()  # Each loader worker would copy it.
         _sum_up(config, folds, run, console)
     except Interrupted as stop:
-        stop.run = run.path  # of all folds, instead of the fold that was stopped
+        stop.run = run.path  # the folder of all folds, instead of the fold that was stopped
         raise
     except KeyboardInterrupt:  # outside a training
         _log.info("to resume this run: `resume=%s`", run)

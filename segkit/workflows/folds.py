@@ -126,7 +126,7 @@ def _group(config: FoldsConfig, source: FoldSource, root: Path) -> np.ndarray:
                 )
             labels.append(None if value is None else json.dumps(value, sort_keys=True))
     # A file of pseudo labels may spell the names of the same images in another way.
-    count = np.count_nonzero(~source.train_only)  # of the images to divide, which come first
+    count = np.count_nonzero(~source.train_only)  # number of images to divide, which come first
     own, extra = names[:count], names[count:]
     pairs = [(i, count + j) for i, j in same_files(own, extra)]
     if config.near_duplicates:

@@ -51,7 +51,7 @@ from segkit.workflows.predictors import (
 from segkit.workflows.results_folder import KINDS, OF_ALL, RECORD, open_results
 
 WRITERS = 2  # threads
-WAIT = timedelta(days=7)  # for the slowest process: shares of the images may take very different times
+WAIT = timedelta(days=7)  # longest wait for the slowest process: the shares of images may take very different times
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class _Result(NamedTuple):
     """The row of an image in the manifest, or why there is none."""
 
     name: Path
-    ids: tuple[int | str, ...]  # in the COCO JSON of the source
+    ids: tuple[int | str, ...]  # ids in the COCO JSON of the source
     row: dict[str, Any] | None
     error: str | None = None
     is_old: bool = False  # the files existed before this run
@@ -286,7 +286,7 @@ def _write_tables(writer: PredictionWriter, results: Iterable[_Result], *, is_wh
         if records:
             write_records(file, records)
         else:
-            file.unlink(missing_ok=True)  # of an earlier run
+            file.unlink(missing_ok=True)  # the file is from an earlier run
     return failures
 
 

@@ -254,7 +254,7 @@ def load_scored_predictor(
         members,
         device=pick_device(config.device),
         crf_workers=pick_workers(config.workers) if len(data) > 1 else 0,
-        probs="disk" if config.window else "memory",  # for calibration; with a window, images are large
+        probs="disk" if config.window else "memory",  # calibration needs them; with a window, images are large
         console=console,
     )
     check_model_classes(predictor.class_names, data, members[0].name)

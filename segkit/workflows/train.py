@@ -77,7 +77,8 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
     recipe = settings.get("recipe")
     if recipe is not None and recipe.endswith((".yaml", ".yml")):
         found = read_settings(TrainConfig, Path(with_home(settings.pop("recipe"))))
-        chosen = {name: setting for name, setting in found.items() if name not in ("out", "resume")}  # of another run
+        # `out` and `resume` are of the run that the file belongs to.
+        chosen = {name: setting for name, setting in found.items() if name not in ("out", "resume")}
     else:
         chosen = {} if recipe is None else read_recipe(TrainConfig, recipe, "`recipe`")
     if own:  # the data of the file, such as a run's args.yaml, is replaced as a whole

@@ -35,7 +35,7 @@ from segkit.workflows.predictors import (
     with_rules_of_models,
 )
 
-KEPT_BYTES = 2**30  # of mixtures in memory
+KEPT_BYTES = 2**30  # bytes of mixtures that are kept in memory
 UNITS = 20  # units of weight per member, so that equal weights and halves, quarters, fifths of them are exact
 SHIFTS = (0.2, 0.1, 0.05)  # shares of the whole weight that one step moves from a member to another
 BIASES = (0.5, 0.25)  # steps of the log-probability of a class
@@ -208,7 +208,7 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[ModelSource],
     if plan.flips != "none":
         words += ["--flips", plan.flips]
     if plan.scales != (1.0,):
-        words += ["--scales", *map(str, plan.scales)]  # with all digits, for the sizes that were tried
+        words += ["--scales", *map(str, plan.scales)]  # with all digits, so that the sizes are the same as tried
     if any(plan.bias):
         words += ["--class-bias", *bias_words(plan, class_names)]
     if plan.crf is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +61,9 @@ class Predictor:
 
     Args:
         models: One Segmenter, or several with the same classes; they are put in eval mode and moved to `device`.
-            The results of `segkit.models.optimize` work as well, and so does any module with `class_names` and
-            `preprocessing` that returns logits. A model with one channel predicts the background, label 0, and its
-            class, label 1, by the sigmoid.
+            Results of `segkit.models.optimize` and ONNX files (`segkit.load_model`) work as well, and so does any
+            module with `class_names` and `preprocessing` that returns logits. A model with one channel predicts the
+            background, label 0, and its class, label 1, by the sigmoid.
         member_weights: Weight of each model, scaled to sum to 1; equal by default.
         tta: Test-time augmentation.
         window: Run images that are larger than this window piece by piece. Its size is in pixels of the models' input:
@@ -319,7 +320,7 @@ def predict_photo(model: nn.Module, photo: Photo, **options: object) -> Predicti
     """Segment a photograph on the device of the model, whose mode (train or eval) does not change.
 
     Args:
-        model: A Segmenter.
+        model: A Segmenter or an OnnxModel.
         photo: A file, an array (H, W, 3) uint8 RGB or a PIL image. EXIF orientations are applied.
         **options: Arguments of `Predictor`, such as `tta` or `crf`.
 
@@ -335,7 +336,8 @@ def predict_photo(model: nn.Module, photo: Photo, **options: object) -> Predicti
         raise UsageError("a model predicts on its own device; move it by `model.to`, instead of giving `device`")
     modes = [(module, module.training) for module in model.modules()]
     try:
-        return Predictor(model, device=next(model.parameters()).device, **options)(image)
+        place = next(chain(model.parameters(), model.buffers())).device
+        return Predictor(model, device=place, **options)(image)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -10,6 +10,7 @@ _PUBLIC = {
     "FPN": "segkit.models.fpn",
     "Backbone": "segkit.models.backbone",
     "DeepLabV3Plus": "segkit.models.deeplabv3plus",
+    "OnnxModel": "segkit.models.onnx_model",
     "Preprocessing": "segkit.models.preprocessing",
     "SegmentationHead": "segkit.models.segmenter",
     "Segmenter": "segkit.models.segmenter",

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 SIZES = ((2, 97, 131), (1, 64, 96))  # (N, H, W) that an export is checked at: with padding and without
 TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest logit
+INPUT = (
+    "images (N, C, H, W) float, normalised outside of this file: with `mean`, `std` and `input_range` = (low, high) of "
+    "`preprocessing`, a pixel of 0..255 becomes (pixel / 255 * (high - low) + low - mean) / std, in the order RGB"
+)
 LARGEST_FILE = 2 * 1024**3 - 1  # bytes: the limit of protobuf, ONNX's container
 
 
@@ -60,9 +65,10 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     """Write the model to one ONNX file, whole or not at all.
 
     The input `images` (N, C, H, W) is normalised float32, the output `logits` (N, num_classes, H, W), for any N, H
-    and W. The metadata of the file has `segkit`, the header of our model files as JSON (architecture, class names,
-    preprocessing); `class_names`, a JSON list of the names of the channels; and `labels`, one of the names of the
-    labels. Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
+    and W. `load_model` reads the file. Its metadata has `segkit`, the header of our model files as JSON (architecture,
+    class names, preprocessing); `input`, a sentence that says how photographs are normalised, and `preprocessing`, the
+    numbers for it as JSON; `class_names`, a JSON list of the names of the channels; and `labels`, one of the names of
+    the labels. Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
     `training_scale` is the size of photographs in training as JSON, see `TrainingScale`; null is full size. The file
     does not resize: give it images of that size, and resize its logits to the photograph.
 
@@ -93,6 +99,8 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
         raise UsageError(f"the weights have {size / 1e9:.1f} GB, one ONNX file holds 2 GB")
     program = _translate(model)
     program.model.metadata_props["segkit"] = json.dumps(describe_model(model))
+    program.model.metadata_props["input"] = INPUT
+    program.model.metadata_props["preprocessing"] = json.dumps(asdict(model.preprocessing))
     program.model.metadata_props["class_names"] = json.dumps(model.class_names)
     program.model.metadata_props["training_scale"] = json.dumps(model.training_scale.write())
     program.model.metadata_props["labels"] = json.dumps(label_names(model.class_names))

@@ -175,6 +175,11 @@ def _resolve_class_names(num_classes: int | None, class_names: Sequence[str] | N
         return ("foreground",) if num_classes == 1 else tuple(f"class_{i}" for i in range(num_classes))
     if num_classes not in (None, len(class_names)):
         raise UsageError(f"`num_classes` is {num_classes}, but `class_names` has {len(class_names)} names")
+    return check_class_names(class_names)
+
+
+def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the classes of a model; raise UsageError for anything else."""
     if not class_names:
         raise UsageError("`class_names` is empty")
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):

@@ -1,8 +1,11 @@
-"""Model files: the weights as safetensors; architecture, class names and preprocessing in the header."""
+"""Model files: the weights as safetensors; architecture, class names and preprocessing in the header.
+
+An ONNX file that segkit has written has the same header in its metadata.
+"""
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from safetensors.torch import load_file, save
 from segkit.errors import MissingFileError, UsageError, as_segkit_error
 from segkit.files import check_readable, parse_json, write_whole
 from segkit.models.backbone import check_finite
-from segkit.models.factory import check_modules, create_model, modules_of
+from segkit.models.factory import check_class_names, check_modules, create_model, modules_of
+from segkit.models.onnx_file import is_onnx, read_metadata
+from segkit.models.onnx_model import OnnxModel
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.runs import RunFolder
@@ -43,7 +48,8 @@ def save_model(model: Segmenter, path: str | os.PathLike, **extra: Any) -> None:
 def model_bytes(model: Segmenter, **extra: Any) -> bytes:
     """Return the content of the file that `save_model` writes."""
     if not isinstance(model, Segmenter):
-        raise UsageError(f"a model file holds a Segmenter, got a {type(model).__name__}; save it before `optimize`")
+        what = "copy the ONNX file itself" if isinstance(model, OnnxModel) else "save it before `optimize`"
+        raise UsageError(f"a model file holds a Segmenter, got a {type(model).__name__}; {what}")
     if model.config is None:
         raise UsageError("cannot save a model that create_model did not build: its architecture has no name")
     header = {**describe_model(model), "extra": extra}
@@ -71,18 +77,40 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
     }
 
 
-def load_model(path: str | os.PathLike) -> Segmenter:
+def load_model(
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Segmenter | OnnxModel:
     """Load a model in eval mode; the file says how to build it, and nothing is downloaded.
 
+        model = segkit.load_model("runs/x")
+        model = segkit.load_model("model.onnx")  # written by `segkit export`
+        model = segkit.load_model("other.onnx", class_names=["road", "sky"], mean=[0.5] * 3, std=[0.5] * 3)
+
     Args:
-        path: A model file, a run folder with `best.safetensors`, or a folder that `save_pretrained` wrote.
+        path: A model file, a run folder with `best.safetensors`, or a folder that `save_pretrained` wrote. A file with
+            the suffix .onnx is run by onnxruntime; it must take normalised images and return logits.
+        class_names: Only for an ONNX file of another program: the names of the classes, one for each channel of the
+            logits.
+        mean: Likewise, the mean of each channel, with images in 0..1.
+        std: Likewise, the standard deviation of each channel.
+
+    Returns:
+        A Segmenter, or an OnnxModel.
 
     Raises:
         MissingFileError: There is no such file.
-        UsageError: The file was not written by segkit, is damaged, or needs a module that is not imported.
+        MissingPackageError: onnxruntime is not installed, or is too old.
+        UsageError: The file is damaged, needs a module that is not imported, or was not written by segkit and lacks
+            what only the caller can know; or it was, and the caller gives what it has already.
     """
     file = find_model_file(path)
-    header = read_header(file)
+    header = read_header(file, class_names=class_names, mean=mean, std=std)
+    if is_onnx(file):
+        return _load_onnx(file, header)
     check_modules(file, header)
     try:
         model = create_model(**header["model"], class_names=header["class_names"], pretrained=False)
@@ -94,6 +122,24 @@ def load_model(path: str | os.PathLike) -> Segmenter:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
     model.load_state_dict(_read_weights(file, model.state_dict()))
     return model.eval()
+
+
+def _load_onnx(file: Path, header: Mapping[str, Any]) -> OnnxModel:
+    try:
+        facts = {
+            "class_names": check_class_names(header["class_names"]),
+            "preprocessing": _read_preprocessing(header["preprocessing"]),
+            "config": header["model"],
+            "category_ids": _read_category_ids(header.get("category_ids", {})),
+            "data_rules": _read_data_rules(header.get("data_rules", {})),
+            "training_scale": TrainingScale.read(header.get("training_scale")),
+        }
+    except UsageError as error:
+        raise UsageError(f"the header of {file} cannot be used: {error}") from error
+    model = OnnxModel(file, **facts)
+    if header["format"] is None:
+        model.check_logits()
+    return model
 
 
 def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -119,13 +165,13 @@ def _read_weights(file: Path, own: Mapping[str, torch.Tensor]) -> dict[str, torc
     return weights
 
 
-def _read_preprocessing(stored: Any, channels: int) -> Preprocessing:
+def _read_preprocessing(stored: Any, channels: int | None = None) -> Preprocessing:
     """Return the preprocessing in the header of a file; a missing value has no default, which could be wrong."""
     names = [field.name for field in fields(Preprocessing)]
     if not isinstance(stored, dict) or sorted(stored) != sorted(names):
         raise UsageError(f"`preprocessing` must have {', '.join(names)}, got {stored!r}")
     preprocessing = Preprocessing(**stored)
-    if len(preprocessing.mean) != channels:
+    if channels is not None and len(preprocessing.mean) != channels:
         raise UsageError(f"`preprocessing` is for {len(preprocessing.mean)} channels, but the model has {channels}")
     return preprocessing
 
@@ -162,27 +208,41 @@ def find_model_file(path: str | os.PathLike) -> Path:
     raise MissingFileError(f"there is no model file {path}")
 
 
-def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the header of a model file, with these entries:
+def read_header(
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return the header of a model file, with these entries; neither weights nor packages of ONNX are loaded:
 
-    - `format`: 1
-    - `model`: the arguments of create_model
+    - `format`: 1; None for an ONNX file of another program
+    - `model`: the arguments of create_model; in an ONNX file None if they are unknown
     - `class_names`: one for each channel of the logits
     - `category_ids`: the id of each class in the COCO JSON, by name; files of older versions lack it
     - `preprocessing`: the fields of `Preprocessing`
     - `training_scale`: the fields of `TrainingScale`, or None for full size; files of older versions lack it
     - `extra`: the extra data that was passed to `save_model`
 
+    Args:
+        path: A model file, or an ONNX file.
+        class_names: Only for an ONNX file of another program, see `load_model`.
+        mean: Likewise.
+        std: Likewise.
+
     Raises:
-        UsageError: The file was not written by segkit, or is damaged.
+        UsageError: The file is damaged, or was not written by segkit and lacks what only the caller can know; or it
+            was, and the caller gives what it has already.
     """
     check_readable(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        what = _why_unreadable(Path(path)) or f"{path} is not a readable safetensors file: {error}"
-        raise UsageError(what) from error
+    given = {"class_names": class_names, "mean": mean, "std": std}
+    given = {name: value for name, value in given.items() if value is not None}
+    metadata = read_metadata(path) if is_onnx(path) else _safetensors_metadata(path)
+    if is_onnx(path) and "segkit" not in metadata:
+        return _header_of_other(path, given)
+    if given:
+        raise UsageError(f"{path} says itself what `{'`, `'.join(given)}` would say; leave it out")
     if "segkit" not in metadata:
         raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture; {_FROM_SMP}")
     header = parse_json(metadata["segkit"], f"{path} is damaged: its header")
@@ -190,9 +250,37 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged: its header does not say what it holds")
     if _is_count(header["format"]) and header["format"] > FORMAT:
         raise UsageError(f"{path} has format {header['format']}; this segkit reads up to {FORMAT}, update it")
-    _check_fields(header, _FIELDS, f"{path} is damaged: its header")
-    _check_fields(header["model"], _MODEL_FIELDS, f"{path} is damaged: the `model` in its header")
+    known = header if not is_onnx(path) or header["model"] is not None else {**header, "model": _NO_MODEL}
+    _check_fields(known, _FIELDS, f"{path} is damaged: its header")
+    _check_fields(known["model"], _MODEL_FIELDS, f"{path} is damaged: the `model` in its header")
     return header
+
+
+def _safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        what = _why_unreadable(Path(path)) or f"{path} is not a readable safetensors file: {error}"
+        raise UsageError(what) from error
+
+
+def _header_of_other(path: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the header of an ONNX file of another program, from what the caller knows about it."""
+    missing = [name for name in ("class_names", "mean", "std") if name not in given]
+    if missing:
+        raise UsageError(
+            f"{path} was not written by segkit, so it does not say what it takes and returns; give `class_names`, "
+            f"`mean` and `std` (of images in 0..1){'' if len(missing) == 3 else ', also ' + ' and '.join(missing)}"
+        )
+    names = check_class_names(given["class_names"])
+    preprocessing = Preprocessing(given["mean"], given["std"])
+    if max(map(abs, (*preprocessing.mean, *preprocessing.std))) > 1:
+        raise UsageError(
+            f"`mean` and `std` belong to images in 0..1, got {preprocessing.mean} and {preprocessing.std}; divide "
+            "those of images in 0..255 by 255"
+        )
+    return {"format": None, "model": None, "class_names": list(names), "preprocessing": asdict(preprocessing)}
 
 
 def _why_unreadable(path: Path) -> str | None:
@@ -249,6 +337,7 @@ _FIELDS = {
     "modules": _is_list_of_text,
     "extra": _is_object,
 }
+_NO_MODEL = {"name": "", "backbone": ""}
 _MODEL_FIELDS = {
     **{"name": _is_text, "backbone": _is_text, "in_channels": _is_count, "img_size": _is_size},
     "output_stride": lambda value: value is None or _is_count(value),

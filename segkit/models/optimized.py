@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segkit.compat import compiled_for_inference, has_cpp_compiler
 from segkit.errors import UsageError
 from segkit.models.folding import fold_fpn, fold_norms
+from segkit.models.onnx_model import OnnxModel
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.training_scale import TrainingScale
@@ -56,15 +57,19 @@ class OptimizedSegmenter(nn.Module):
 
 
 def optimize(
-    model: Segmenter, *, dtype: torch.dtype = torch.float32, compile: bool = True, dynamic: bool = False
-) -> OptimizedSegmenter:
+    model: Segmenter | OnnxModel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compile: bool = True,
+    dynamic: bool = False,
+) -> OptimizedSegmenter | OnnxModel:
     """Return a copy of the model that is faster: channels last, norms folded into convolutions, compiled.
 
     The first call with an image size and a batch size compiles, which takes tens of seconds. In float32 the logits
     change only by rounding.
 
     Args:
-        model: A trained model; it is not changed.
+        model: A trained model; it is not changed. An OnnxModel is returned as it is: onnxruntime has optimized it.
         dtype: torch.float32, or torch.bfloat16 if the processor computes in it (the logits then change in the third
             digit).
         compile: Whether to compile.
@@ -75,8 +80,12 @@ def optimize(
         A module that replaces the model for inference, such as in `Predictor` and in `TTA`.
 
     Raises:
-        UsageError: `model` is not a Segmenter, such as an optimized model.
+        UsageError: `model` is not a Segmenter, such as an optimized model; or `dtype` is set for an OnnxModel.
     """
+    if isinstance(model, OnnxModel):
+        if dtype != torch.float32:
+            raise UsageError(f"{model.path} computes in the type that it was exported with; leave out `dtype`")
+        return model
     if not isinstance(model, Segmenter):
         raise UsageError(f"optimize takes a Segmenter, got a {type(model).__name__}")
     compiled = compile and (next(model.parameters()).is_cuda or has_cpp_compiler())

@@ -30,6 +30,8 @@ def transfer_weights(model: Segmenter, source: str | os.PathLike | Segmenter) ->
     """
     name = "the model" if isinstance(source, Segmenter) else source
     source = source if isinstance(source, Segmenter) else load_model(source)
+    if not isinstance(source, Segmenter):
+        raise UsageError(f"{name} has no weights to start from, as an ONNX file is only for inference")
     theirs, ours = (
         {key: value for key, value in (made.config or {}).items() if key not in ("aux_head", "image_head")}
         for made in (source, model)

@@ -6,7 +6,7 @@ import torch
 from helpers.onnx_stand_in import stand_in_for_onnx
 from torch import nn
 
-from segkit.models import create_model, export, export_onnx, export_program
+from segkit.models import create_model, export, export_onnx, export_program, load_model
 
 needs_torch_27 = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
@@ -94,6 +94,19 @@ def test_an_onnx_file_returns_the_same_logits_at_any_size(written):
 
 
 @needs_torch_27
+@torch.inference_mode()
+def test_load_model_reads_an_exported_file(written):
+    model, path, _ = written
+    loaded = load_model(path)
+    for name in ("class_names", "preprocessing", "config", "category_ids", "data_rules", "training_scale"):
+        assert getattr(loaded, name) == getattr(model, name)
+    for batch, height, width in SIZES:
+        images = torch.randn(batch, 3, height, width)
+        expected = model(images)
+        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@needs_torch_27
 def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_architecture(written):
     import onnx
 
@@ -105,7 +118,10 @@ def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_archi
         for value in (*content.graph.input, *content.graph.output)
     }
     assert axes == {"images": ["batch", 3, "height", "width"], "logits": ["batch", 3, "height", "width"]}
-    metadata = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
+    metadata = {entry.key: entry.value for entry in content.metadata_props}
+    assert metadata.pop("input").startswith("images (N, C, H, W) float, normalised outside of this file")
+    metadata = {key: json.loads(value) for key, value in metadata.items()}
+    assert metadata["preprocessing"] == metadata["segkit"]["preprocessing"]
     assert metadata["class_names"] == ["sky", "tree", "möwe"]
     assert metadata["labels"] == ["sky", "tree", "möwe"]
     assert metadata["training_scale"] is None

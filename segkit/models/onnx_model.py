@@ -18,14 +18,11 @@ from segkit.errors import MachineError, MissingPackageError, UsageError
 from segkit.labels import label_names
 from segkit.models.onnx_file import missing_data_files
 from segkit.models.preprocessing import Preprocessing
+from segkit.models.segmenter import Segmenter
 from segkit.training_scale import TrainingScale
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnxruntime import InferenceSession
-    from PIL.Image import Image
-
-    from segkit.inference import Prediction
 
 OLDEST = (1, 18)  # version of onnxruntime: the first that reads what torch writes (version 10 of the format)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -122,11 +119,7 @@ class OnnxModel(nn.Module):
             logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
         return logits.to(images.device)
 
-    def predict(self, photo: str | os.PathLike | np.ndarray | Image, **options: Any) -> Prediction:
-        """Segment a photograph with the preprocessing and the training scale of the model, see `Segmenter.predict`."""
-        from segkit.inference import predict_photo  # a floor above: models work without it
-
-        return predict_photo(self, photo, **options)
+    predict = Segmenter.predict
 
     def check_logits(self) -> None:
         """Run the file on noise, to see whether it returns logits; for files of other programs.

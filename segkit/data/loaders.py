@@ -232,10 +232,16 @@ def train_loader(
 
 
 def val_loader(data: SegmentationDataset, *, workers: int = 0, rank: int = 0, num_ranks: int = 1) -> Loader:
-    """Return a loader of one image at a time, at full size and in order: (1, 3, H, W) and (1, H, W), both uint8.
+    """Return a loader of validation images, one at a time, at full size and in order.
 
-    Process `rank` of `num_ranks` gets every `num_ranks`-th image: each image goes to one process, and a process may
-    get none.
+    Args:
+        data: Images and masks.
+        workers: Number of processes that load.
+        rank: Number of this process among the processes that share the images.
+        num_ranks: Number of these processes. Each gets every `num_ranks`-th image; a process may get none.
+
+    Returns:
+        A loader of (image (1, 3, H, W), target (1, H, W)), both uint8.
     """
     indices = range(rank, len(data), num_ranks)
     return Loader(Plain(data), batch_size=1, sampler=indices, **_worker_options(workers, num_ranks))

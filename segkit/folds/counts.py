@@ -53,7 +53,12 @@ def count_classes(
 
 
 def count_labels(masks: Iterable[np.ndarray], num_classes: int) -> ClassCounts:
-    """Count the classes in N label maps (H, W) uint8; each class in an image counts as one annotation."""
+    """Count the classes in N label maps; each class in an image counts as one annotation.
+
+    Args:
+        masks: Label maps (H, W) uint8. Other labels, such as 255, are not counted.
+        num_classes: Number of labels C, including 0 for background.
+    """
     pixels = np.array([_label_pixels(mask, num_classes) for mask in masks], dtype=np.float64)
     pixels = pixels.reshape(-1, num_classes)
     shown = (pixels > 0) * 1.0

@@ -23,7 +23,7 @@ _MARK = "segkit_fold"  # the first key of each file: its fold, and that segkit w
 
 
 class FoldSource(NamedTuple):
-    """The images of a COCO file, followed by images that only ever train, N in all, each with its annotations."""
+    """The images of a COCO file, followed by images that only train, N in all, each with its annotations."""
 
     content: Row  # the first file as it was read; with a category for background if only another file has one
     class_names: tuple[str, ...]  # names of the labels 1, 2 ...

@@ -106,6 +106,11 @@ def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | 
 def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Clock | None = None) -> Iterator[Labelled]:
     """Segment every image of a data set, in its order; only a few of them are in memory at a time.
 
+    Args:
+        data: Images with labels.
+        predictor: Models, test-time augmentation and CRF.
+        clock: Measures the time of reading, models and CRF.
+
     Raises:
         DataError: An image cannot be read, or is too large for the CRF; none is skipped. Or the labels of an image have
             another size, or are not classes.

@@ -118,6 +118,9 @@ def create_model(
 def import_modules(names: Sequence[str]) -> None:
     """Import modules that add decoders, losses or backbones; they are installed or lie in the working folder.
 
+    Args:
+        names: Names of the modules, such as `mymodule` or `package.module`.
+
     Raises:
         UsageError: There is no such module.
     """

@@ -228,12 +228,12 @@ def read_header(
     Args:
         path: A model file, or an ONNX file.
         class_names: Only for an ONNX file of another program, see `load_model`.
-        mean: Likewise.
-        std: Likewise.
+        mean: Only for such a file.
+        std: Only for such a file.
 
     Raises:
-        UsageError: The file is damaged, or was not written by segkit and lacks what only the caller can know; or it
-            was, and the caller gives what it has already.
+        UsageError: The file does not exist or is damaged. Or segkit did not write it, and an argument that it needs is
+            missing. Or segkit wrote it, and an argument is set that the file has already.
     """
     check_readable(path)
     given = {"class_names": class_names, "mean": mean, "std": std}

@@ -196,6 +196,11 @@ class SegmentationHead(nn.Conv2d):
     """A convolution from the channels of the decoder to the classes.
 
     Its weights start near zero, so that training starts from nearly equal probabilities.
+
+    Args:
+        in_channels: Channels of the decoder.
+        num_classes: Number of classes.
+        kernel_size: Side of the kernel, an odd number.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, kernel_size: int = 1) -> None:

@@ -19,6 +19,10 @@ class TrainState:
     """Everything that changes during training, and the settings and data that a resumed run must share.
 
     Attributes:
+        model: The model.
+        optimizer: The optimizer of its parameters.
+        scheduler: The schedule of the learning rate.
+        scaler: The scaler of the gradients; disabled without fp16.
         ema: The moving average of the weights, or None.
         epoch: Number of finished epochs.
         step: Number of finished batches of the current epoch.
@@ -36,8 +40,8 @@ class TrainState:
         history: One row of results for each finished epoch.
         settings: Settings that a resumed run must share.
         data: Digests of the data under `train` and `val`; a resumed run must have the same.
-        steps_per_epoch: Updates in an epoch, which the schedule counts by.
-        random: The random states to continue with; None to continue with those of the process.
+        steps_per_epoch: Number of updates in an epoch, for the schedule.
+        random: The random states to continue with; None to continue with the ones of the process.
     """
 
     model: Segmenter

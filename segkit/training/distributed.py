@@ -3,9 +3,10 @@
 import logging
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 TIMEOUT = timedelta(minutes=30)  # how long to wait for the slowest process: start, validation images, a slow disk
 STOP = "stop"  # key of the store
+CHECK_EVERY = 1.0  # seconds from one look at requests to stop to the next, while a process waits for others
 Result = TypeVar("Result")
 
 
@@ -119,10 +121,14 @@ class Ranks:
             raise error if first == self.rank else _reported_elsewhere(errors[first])
 
     @contextmanager
-    def stopping_together(self) -> Iterator[None]:
+    def stopping_together(self, check_stop: Callable[[], None] | None = None) -> Iterator[None]:
         """Raise Interrupted in all processes if it is raised in one, at the end of the block.
 
         Inside the block the processes do not communicate, except by `check_between`.
+
+        Args:
+            check_stop: Called each second while this process waits for others at the end of the block, with
+                `check_between`: if it raises Interrupted, those that are still in the block do not finish it.
         """
         number = 0
         try:
@@ -131,7 +137,8 @@ class Ranks:
             if self.count == 1:
                 raise
             number = stop.number
-        number = max(self.gather(number))
+        if self.count > 1:
+            number = self._largest(number, check_stop)
         if number:
             if self.is_first and self.store is not None:
                 self.store.delete_key(STOP)
@@ -151,6 +158,23 @@ class Ranks:
             raise
         if self.store is not None and self.store.check([STOP]):
             raise Interrupted(int(self.store.get(STOP)))
+
+    def _largest(self, number: int, check_stop: Callable[[], None] | None) -> int:
+        """Return the largest number of all processes; each second of waiting, pass `check_stop` to `check_between`.
+
+        A plain exchange would wait in torch, where Python handles no signal.
+        """
+        largest = torch.tensor(number)
+        exchange = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True)
+        next_check = time.monotonic() + CHECK_EVERY
+        while not exchange.is_completed():
+            time.sleep(0.001)
+            if check_stop is not None and time.monotonic() > next_check:
+                with suppress(Interrupted):
+                    self.check_between(check_stop)
+                next_check = time.monotonic() + CHECK_EVERY
+        exchange.wait()  # raises the error of an exchange that failed
+        return int(largest)
 
     def wrap(self, model: nn.Module, heads: Collection[str] = ()) -> nn.Module:
         """Return the model with gradients that are averaged over all processes in the backward pass.

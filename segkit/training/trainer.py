@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -162,10 +163,8 @@ class Trainer:
             set_random_state(state.random)
             state.random = None
         for loader in (train, val):
-            # Only a segkit Loader has `while_waiting`. Several processes stop together, after a step: if one stopped
-            # while it waits for a batch, the others would wait for it.
-            if hasattr(loader, "while_waiting") and ranks.count == 1:
-                loader.while_waiting = self.stop.check
+            if hasattr(loader, "while_waiting"):  # only a segkit Loader has this attribute
+                loader.while_waiting = partial(ranks.check_between, self.stop.check)
         not_saved = None
         state.finished = has_ended(state.epoch, state.stale_epochs, options.epochs, options.early_stopping)
         while not state.finished:
@@ -206,13 +205,14 @@ class Trainer:
 
         Raises:
             NotFiniteError: Too many steps are not finite.
-            Interrupted: `stop` received a request to stop, after a whole step.
+            Interrupted: `stop` received a request to stop; it is raised between two steps, the same in all processes.
         """
         state, options = self.state, self.options
         state.model.train()
         forward = self.ranks.wrap(self._model, self.heads)
         started = time.monotonic() - state.seconds
-        for window in windows(self.progress(batches), options.accumulate):
+        arriving = windows(self.progress(batches), options.accumulate)
+        while window := self._next_window(arriving):
             state.scheduler.step_update(state.updates)
             shares, images = pixel_shares([target for _, target in window], self.ranks)
             self._buffers.save()
@@ -240,6 +240,14 @@ class Trainer:
             state.seconds = time.monotonic() - started
             self._save_or_stop_if_asked()
         return state.loss_sum / state.image_count if state.image_count else math.nan
+
+    def _next_window(self, arriving: Iterator[list[Batch]]) -> list[Batch] | None:
+        """Return the next window as soon as all processes have theirs; None at the end.
+
+        A step begins only then, so that no process waits in the middle of a step for one that has stopped to wait.
+        """
+        with self.ranks.stopping_together(self.stop.check):
+            return next(arriving, None)
 
     def _forward_and_backward(self, forward: nn.Module, window: Sequence[Batch], shares: Sequence[float]) -> Tensor:
         """Run forward, loss and backward on each batch of a window; return this process's part of the loss."""
@@ -357,7 +365,7 @@ class Trainer:
 
     def _save_or_stop_if_asked(self) -> None:
         state, options = self.state, self.options
-        if any(self.ranks.gather(self.stop.save_asked())):
+        if self.ranks.sum_numbers(self.stop.save_asked())[0]:
             save_on_request(state, self.out, self.ranks)
         elif options.save_every and state.updates % options.save_every == 0:
             save_progress(state, self.out, self.ranks)

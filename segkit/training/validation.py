@@ -69,7 +69,7 @@ def validate(
     names = label_names(model.class_names)
     confusion = ConfusionMatrix(len(names), class_names=names, exclude=exclude)
     loss_sum, count = 0.0, 0
-    with ranks.stopping_together():
+    with ranks.stopping_together(check_stop):
         for images, target in loader:
             if check_stop is not None:
                 ranks.check_between(check_stop)

@@ -1,6 +1,8 @@
 """Several processes train, validate, stop and write as one. Each test forks its own processes."""
 
+import os
 import signal
+import time
 from contextlib import suppress
 
 import pytest
@@ -24,6 +26,7 @@ from segkit.training import (
     Ranks,
     StopSignals,
     autocast,
+    distributed,
     ranks_of_torchrun,
     read_checkpoint,
     share_batch_norms,
@@ -207,6 +210,52 @@ def test_a_stop_in_a_validation_does_not_wait_for_all_images_of_the_other_proces
     (first, *_), second = on_ranks(2, taken_images, tmp_path)
     assert len(first) <= 4
     assert second == ([0, 1], False)
+
+
+@pytest.mark.parametrize("signalled", [0, 1])  # the process that waits for the other one, or for its batch
+def test_a_signal_is_seen_while_one_process_waits_for_a_batch(tmp_path, monkeypatch, signalled):
+    monkeypatch.setattr(distributed, "CHECK_EVERY", 0.05)
+
+    def train(ranks):
+        processes, state = ranks.gather(os.getpid()), build_state()
+
+        def without_third_batch(batches):
+            for number, batch in enumerate(batches):
+                if (ranks.rank, number) == (1, 2):
+                    os.kill(processes[signalled], signal.SIGTERM)
+                    while True:
+                        batches.while_waiting()
+                        time.sleep(0.01)
+                yield batch
+
+        with StopSignals(patient=True) as stop, pytest.raises(Interrupted, match="SIGTERM"):
+            run(tmp_path / "run", ranks=ranks, state=state, stop=stop, progress=without_third_batch)
+        return state.step, read_checkpoint(tmp_path / "run")[0]["step"]
+
+    assert on_ranks(2, train, tmp_path / "group") == [(2, 2), (2, 2)]
+
+
+def test_a_signal_to_a_process_that_has_validated_its_images_stops_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "CHECK_EVERY", 0.05)
+    state = build_state()
+
+    def validated(ranks):
+        processes = ranks.gather(os.getpid())
+
+        def images():
+            if ranks.rank == 1:
+                os.kill(processes[0], signal.SIGTERM)
+                while True:
+                    ranks.check_between(stop.check)
+                    time.sleep(0.01)
+            yield torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.uint8)
+
+        with StopSignals(patient=True) as stop, pytest.raises(Interrupted, match="SIGTERM"):
+            options = {"device": CPU, "autocast": FP32, "check_stop": stop.check, "ranks": ranks}
+            validate(state.model, images(), create_loss("ce"), **options)
+        return True
+
+    assert on_ranks(2, validated, tmp_path) == [True, True]
 
 
 @pytest.mark.parametrize(("asked", "epoch", "step"), [pytest.param(2, 0, 2, marks=pytest.mark.slow), (5, 1, 2)])

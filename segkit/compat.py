@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from segkit.errors import MissingPackageError
@@ -39,13 +39,21 @@ def has_workers(loader: DataLoader) -> bool:
 
 
 def end_workers(loader: DataLoader) -> None:
-    """End the persistent workers of `loader`; its next pass starts new ones.
+    """End the persistent workers of `loader`, within about two seconds; its next pass starts new ones.
 
-    Private, because torch ends persistent workers only when the garbage collector finds their loader.
+    Private, because torch ends persistent workers only when the garbage collector finds their loader, and then waits
+    ten seconds for each worker that does not end, for example because a disk does not answer.
     """
     iterator, loader._iterator = loader._iterator, None
-    if iterator is not None:
+    if iterator is None:
+        return
+    workers = loader_workers(iterator)
+    with patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 1 / max(1, len(workers))):
         iterator._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join(1)
 
 
 def abandon_unfinished_iterator(error: BaseException) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import shutil
+import signal
+import time
 from multiprocessing import Process
 
 import pytest
@@ -10,7 +12,7 @@ from timm.layers import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import nn
 from torch.export import Dim
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from segkit import compat
 from segkit.errors import UsageError
@@ -53,6 +55,26 @@ def test_workers_that_were_ended_are_started_again_by_the_next_pass(loader):
     assert [int(item) for item in loader] == [0, 1, 2, 3]
     after = compat.loader_workers(iter(loader))
     assert {worker.pid for worker in after}.isdisjoint(worker.pid for worker in before)
+
+
+class Deaf(Dataset):
+    """A data set on a disk that does not answer; its workers ignore SIGTERM."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+
+def test_workers_that_do_not_end_are_killed():
+    loader = DataLoader(Deaf(), num_workers=2, persistent_workers=True, timeout=0.2)
+    with pytest.raises(RuntimeError, match="timed out"):
+        next(iter(loader))
+    workers = compat.loader_workers(loader._iterator)
+    compat.end_workers(loader)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
 
 
 def test_tensors_of_several_dtypes_and_shapes_are_copied():

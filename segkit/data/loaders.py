@@ -84,10 +84,6 @@ class Loader(DataLoader):
         self._fit_machine()
         if not self.num_workers:
             return super().__iter__()
-        if not Loader._is_registered:
-            # Runs before the exit handler of multiprocessing, which was registered earlier and waits for the workers.
-            atexit.register(Loader.end_workers)
-            Loader._is_registered = True
         before = set(active_children())
         try:
             with _signals_blocked():
@@ -101,6 +97,11 @@ class Loader(DataLoader):
             abandon_unfinished_iterator(error)
             raise MachineError(f"cannot start {self.num_workers} processes that load images: {fault}") from error
         self._workers.extend((os.getpid(), worker) for worker in loader_workers(iterator))
+        if not Loader._is_registered:
+            # Runs before the exit handlers of multiprocessing and torch, which were registered earlier and wait for
+            # the workers.
+            atexit.register(Loader.end_workers)
+            Loader._is_registered = True
         return iterator
 
     def _fit_machine(self) -> None:
@@ -144,7 +145,7 @@ class Loader(DataLoader):
             self._start()
 
     def close(self) -> None:
-        """End the workers; the next pass starts new ones.
+        """End the workers, also those that are stuck; the next pass starts new ones.
 
         If an error leaves the loader in a reference cycle and nobody closes it, the garbage collector waits up to ten
         seconds for each worker.

@@ -196,9 +196,9 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
     epochs_before = state.epoch
     with ExitStack() as at_end:
         with (
+            StopSignals(patient=ranks.count > 1) as stop,
             closing(train_batches),
             closing(val_batches),
-            StopSignals(patient=ranks.count > 1) as stop,
             _folder_in_interrupts(run),
         ):
             val_batches.start()  # Each worker copies the memory of this process, which is still small.

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from multiprocessing import active_children
 
 import albumentations as A
@@ -633,11 +633,6 @@ def test_a_request_to_stop_is_seen_while_a_batch_does_not_come(monkeypatch):
     monkeypatch.setattr(loaders, "PATIENCE", 0.05)
     loader = val_loader(Stuck(), workers=1)
     loader.while_waiting = stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            next(iter(loader))
-    finally:
-        for process in active_children():
-            process.kill()
-        with suppress(RuntimeError):  # torch's handler may report the killed worker here
-            loader.close()
+    with closing(loader), pytest.raises(KeyboardInterrupt):
+        next(iter(loader))
+    assert not active_children()

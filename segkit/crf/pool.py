@@ -36,15 +36,13 @@ class WorkerPool:
 
     def submit(self, probs: Tensor, image: Tensor) -> "Future[Tensor]":
         """Refine probabilities (C, H, W) by the image (H, W, 3) in a worker."""
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), _start_worker, (self.make_engine,)
-            )
         try:
-            done = self._executor.submit(_refine, probs.numpy(), image.numpy())
-        except BrokenProcessPool as error:
-            raise self._death(error) from error
-        return map_future(done, torch.from_numpy, self._death)
+            done = self._submit(probs, image)
+        except BrokenProcessPool:  # a worker died; the images that waited for it have reported it
+            self.close()
+            done = self._submit(probs, image)
+        # A future must not hold the pool: the thread that ends the workers could not wait for itself.
+        return map_future(done, torch.from_numpy, _as_machine_error)
 
     def close(self) -> None:
         """End the workers when their current images are done, and cancel the waiting images."""
@@ -52,14 +50,19 @@ class WorkerPool:
         if executor is not None:
             executor.shutdown(cancel_futures=True)
 
-    def _death(self, error: BaseException) -> BaseException:
-        if not isinstance(error, BrokenProcessPool):
-            return error
-        self._executor = None  # the next image starts new workers
-        return MachineError(
-            "a worker of DenseCRF ended before its image was done: either it was killed (out of memory?), or the "
-            'script needs `if __name__ == "__main__":` around its code'
-        )
+    def __del__(self) -> None:
+        # The thread of an executor that is only dropped closes a pipe that Python writes to at exit: now and then that
+        # was "OSError: Bad file descriptor" after the results. Images that were asked for are finished first.
+        executor = getattr(self, "_executor", None)
+        if executor is not None:
+            executor.shutdown()
+
+    def _submit(self, probs: Tensor, image: Tensor) -> Future:
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(
+                self.workers, multiprocessing.get_context("spawn"), _start_worker, (self.make_engine,)
+            )
+        return self._executor.submit(_refine, probs.numpy(), image.numpy())
 
 
 def map_future(
@@ -76,6 +79,15 @@ def map_future(
 
     future.add_done_callback(finish)
     return result
+
+
+def _as_machine_error(error: BaseException) -> BaseException:
+    if not isinstance(error, BrokenProcessPool):
+        return error
+    return MachineError(
+        "a worker of DenseCRF ended before its image was done: either it was killed (out of memory?), or the "
+        'script needs `if __name__ == "__main__":` around its code'
+    )
 
 
 def _start_worker(make_engine: Callable[[], Engine]) -> None:

@@ -21,6 +21,7 @@ from segkit.data.images import (
     read_image_header,
 )
 from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
+from segkit.data.palette import Colour
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
@@ -51,7 +52,8 @@ class FolderSegmentation(ImageFiles):
         masks: Folder of the masks, one for each of `images`.
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`; black-and-white masks can have one, too.
+        palette: File of colours, see `segkit.data.palette.read_palette`, or what that function returns; black-and-white
+            masks can have one, too.
         names: The images to use if not all: a sequence, or a text file with one per line (VOC's
             ImageSets/Segmentation/train.txt); paths below the folder, best without suffix.
         ignore_classes: Names of classes that are 255 in the target.
@@ -77,7 +79,7 @@ class FolderSegmentation(ImageFiles):
         masks: Paths,
         *,
         class_names: PathLike | Sequence[str] | None = None,
-        palette: PathLike | None = None,
+        palette: PathLike | Mapping[Colour, str] | None = None,
         names: PathLike | Sequence[str] | None = None,
         ignore_classes: Sequence[str] = (),
         transform: Callable | None = None,
@@ -99,7 +101,7 @@ class FolderSegmentation(ImageFiles):
         masks: Paths,
         *,
         class_names: PathLike | Sequence[str] | None = None,
-        palette: PathLike | None = None,
+        palette: PathLike | Mapping[Colour, str] | None = None,
         names: PathLike | Sequence[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         max_pixels: int = MAX_PIXELS,

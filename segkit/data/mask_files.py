@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from segkit.data.images import has_pages, largest_value, open_image, raw_mode, to_rgb
-from segkit.data.palette import IGNORED, ColourCode, read_palette, read_text
+from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
@@ -34,7 +34,7 @@ class MaskReader:
     Args:
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`.
+        palette: File of colours, see `segkit.data.palette.read_palette`; or what that returns.
         max_pixels: Larger masks are refused before they are decoded.
 
     Attributes:
@@ -49,10 +49,10 @@ class MaskReader:
     def __init__(
         self,
         class_names: PathLike | Sequence[str] | None = None,
-        palette: PathLike | None = None,
+        palette: PathLike | Mapping[Colour, str] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        colours = None if palette is None else read_palette(palette)
+        colours = palette if palette is None or isinstance(palette, Mapping) else read_palette(palette)
         known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
         if class_names is None and colours is None:
             raise DataError("masks do not name their classes; give `class_names` or a `palette`")
@@ -66,7 +66,8 @@ class MaskReader:
             raise DataError(f"expected 2 to 255 class names, all different, got {len(names)}: {_listed(names)}")
         odd = sorted(set(known) - set(names))
         if odd:
-            raise DataError(f"{palette} has colours for {_listed(odd)}, which are not class names")
+            file = "the palette" if isinstance(palette, Mapping) else palette
+            raise DataError(f"{file} has colours for {_listed(odd)}, which are not class names")
         self.class_names = tuple(names)
         self.coloured = colours is not None
         self.max_pixels = max_pixels

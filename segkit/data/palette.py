@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,19 @@ def read_palette(file: str | os.PathLike) -> dict[Colour, str]:
     """
     file = Path(file)
     text = read_text(file, "palette file")
-    rows = _json_rows(text, file) if file.suffix.lower() == ".json" else _text_rows(text)
+    return palette_of_rows(_json_rows(text, file) if file.suffix.lower() == ".json" else _text_rows(text), file)
+
+
+def palette_of_rows(rows: Iterable[tuple[str, Sequence]], file: str | os.PathLike) -> dict[Colour, str]:
+    """Return the class names by colour.
+
+    Args:
+        rows: Name, and red, green and blue as numbers or text.
+        file: Where they come from, for messages.
+
+    Raises:
+        DataError: There are none, one is something else, or two classes have the same colour.
+    """
     palette: dict[Colour, str] = {}
     for name, numbers in rows:
         try:
@@ -100,7 +113,7 @@ class ColourCode:
         class_names: In label order.
     """
 
-    def __init__(self, palette: dict[Colour, str], class_names: tuple[str, ...]) -> None:
+    def __init__(self, palette: Mapping[Colour, str], class_names: tuple[str, ...]) -> None:
         labels = {IGNORED: IGNORE_INDEX, **{name: label for label, name in enumerate(class_names)}}
         codes = _codes(np.array(list(palette), dtype=np.uint8))
         order = np.argsort(codes)

@@ -61,8 +61,8 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
     """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing and scale.
 
     `data_rules` are the settings by which images and labels were read in training (`segkit.config.DATA_RULES`: overlap,
-    crowd, ignore_classes, exif ...); files of earlier versions lack them. A model with custom code also has `modules`,
-    see `modules_of`.
+    crowd, ignore_classes, exif ...), and `mask_colours` if masks were read by a palette; files of earlier versions lack
+    them. A model with custom code also has `modules`, see `modules_of`.
     """
     modules = [] if model.config is None else modules_of(model.config["name"], model.config["backbone"])
     return {

@@ -18,6 +18,7 @@ from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDatase
 from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.findings import EXAMPLES, Note
 from segkit.data.mask_cache import default_folder
+from segkit.data.palette import Colour, read_palette
 from segkit.errors import DataError, DataWarning, UsageError
 from segkit.files import fingerprint, is_file, write_csv
 from segkit.folds.split import RULE, Folds, add_train_only, image_paths
@@ -27,6 +28,8 @@ from segkit.training.checkpoint import PHOTOGRAPHS
 FIRST_MASKS = 8  # masks of a data set of the caller that are looked at before it is used
 OF_MASKS = ("ignore_classes", "exif")  # the rules that also hold for images with masks
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
+Palette = Mapping[Colour, str]  # as `read_palette` returns it
+MASK_COLOURS = "mask_colours"  # the palette of the training among the `data_rules` of a model: name, red, green, blue
 
 
 class Source(NamedTuple):
@@ -87,7 +90,9 @@ def open_folds(config: TrainConfig, console: Console | None = None, rule: int = 
     return Folds(data, extra, k=config.folds, seed=config.seed, rule=rule)
 
 
-def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str]) -> SegmentationDataset:
+def open_scored(
+    config: ScoreConfig, console: Console, class_names: Sequence[str], palette: Palette | None = None
+) -> SegmentationDataset:
     """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing.
 
     Args:
@@ -95,9 +100,10 @@ def open_scored(config: ScoreConfig, console: Console, class_names: Sequence[str
         console: Prints remarks about the files.
         class_names: The classes of the model. The categories of JSON files are matched with them by name; masks have
             them in this order, unless `class_names` or `palette` say otherwise.
+        palette: The palette of the masks that the model was trained on, which is taken in the same case.
     """
     if config.masks and config.class_names is None and config.palette is None:
-        config = replace(config, class_names=tuple(class_names))
+        config = replace(config, class_names=tuple(class_names), palette=palette)
     source = Source("data", config.data, config.images, config.masks)
     names = class_names if class_names[0] == BACKGROUND else None
     return open_labelled(config, source, json_classes=names, is_scored=True, console=console)
@@ -107,12 +113,15 @@ def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]
     """Return the settings by which the labels of a training were made, as plain values for the model file.
 
     Settings without effect are not included: `overlap`, for example, is only for JSON files, and a data set of the
-    caller has only its ignored classes.
+    caller has only its ignored classes. A palette is included as its colours, because the file may be moved.
     """
     if _is_own(config.data) or not config.data:
         return {"ignore_classes": list(data.ignore_classes)}
     values = {name: getattr(config, name) for name in (OF_MASKS if config.masks else DATA_RULES)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    if config.palette is not None:
+        values[MASK_COLOURS] = [[name, *colour] for colour, name in read_palette(config.palette).items()]
+    return values
 
 
 def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:

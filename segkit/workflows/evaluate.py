@@ -76,7 +76,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     console = Console(verbose=verbose)
     members = find_members(config.weights, config.member_weights)
     tell_rules(config, [*members, *(find_members(config.compare) if config.compare else ())], console)
-    data = open_scored(config, console, members[0].class_names)
+    data = open_scored(config, console, members[0].class_names, members[0].palette)
     predictor = load_scored_predictor(config, members, data, console)
     other = None
     if config.compare:

@@ -17,6 +17,7 @@ from segkit.console import Console, counted
 from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
 from segkit.data import SegmentationDataset
+from segkit.data.palette import Colour, palette_of_rows, read_palette
 from segkit.errors import UsageError
 from segkit.files import fingerprint
 from segkit.inference import Predictor
@@ -26,7 +27,7 @@ from segkit.models.model_file import describe_model
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
-from segkit.workflows.datasets import OF_MASKS, check_model_classes
+from segkit.workflows.datasets import MASK_COLOURS, OF_MASKS, check_model_classes
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,16 @@ class ModelSource(NamedTuple):
         stored = read_header(self.model).get("data_rules", {})
         return stored if isinstance(stored, dict) else {}  # `load` reports it
 
+    @property
+    def palette(self) -> dict[Colour, str] | None:
+        """The classes in the masks of its training by colour; None if they had no palette."""
+        rows = self.data_rules.get(MASK_COLOURS)
+        if rows is None:
+            return None
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+            raise UsageError(f"the header of {self.name} cannot be used: `{MASK_COLOURS}` is {str(rows)[:80]}")
+        return palette_of_rows([(name, colour) for name, *colour in rows], f"the header of {self.name}")
+
     def load(self, device: torch.device) -> Segmenter:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
         model = copy.deepcopy(self.model) if isinstance(self.model, Segmenter) else load_model(self.model)
@@ -175,14 +186,22 @@ def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: C
     names = OF_MASKS if getattr(config, "masks", ()) else DATA_RULES
     rules = {name: getattr(config, name) for name in names if hasattr(config, name)}
     special = [f"{name} {_text(value)}" for name, value in rules.items() if value != default_of(config, name)]
-    if special:
-        console.print(f"rules  {', '.join(special)}")
+    used, is_of_training = None, False
+    if getattr(config, "masks", ()):
+        is_of_training = config.palette is None and config.class_names is None and members[0].palette is not None
+        used = members[0].palette if is_of_training else config.palette and read_palette(config.palette)
+    if special or is_of_training:
+        console.print(f"rules  {', '.join([*special, *['palette of the training'] * is_of_training])}")
     for name, value in rules.items():
         for member in members:
             stored = member.data_rules.get(name, value)
             if _text(stored) != _text(value):
                 _log.warning("`%s` is %s, but %s was trained with %s", name, _text(value), member.name, _text(stored))
                 break
+    for member in members if getattr(config, "masks", ()) else ():
+        if member.palette not in (None, used):
+            _log.warning("`masks` are not read by the palette of the masks that %s was trained with", member.name)
+            break
 
 
 def _text(value: Any) -> str:

@@ -14,12 +14,13 @@ from PIL import Image
 
 import segkit
 from segkit.cli import evaluate
-from segkit.config import EvaluateConfig, InferConfig, TuneConfig
-from segkit.data import CocoSegmentation, SegmentationDataset
+from segkit.config import EvaluateConfig, InferConfig, TrainConfig, TuneConfig
+from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
-from segkit.errors import DataError, MachineError, UsageError
+from segkit.errors import DataError, MachineError, SegkitError, UsageError
 from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, load_model, save_model
+from segkit.workflows.datasets import data_rules
 
 NAMES = ("background", "square", "disc")
 
@@ -329,6 +330,47 @@ def test_other_rules_than_those_of_the_training_are_told(file, overlapping, tmp_
     caplog.clear()
     assert support(file, overlapping, tmp_path / "2", compare=last) == [0, 924, 100]
     assert len(caplog.messages) == 2
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    """A photograph with an index mask: 900 pixels of the index 2 in red, and 124 of the index 1 in blue."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.full((32, 32, 3), 128, np.uint8)).save(tmp_path / "images" / "a.png")
+    indices = np.full((32, 32), 1, np.uint8)
+    indices[:30, :30] = 2
+    mask = Image.fromarray(indices)
+    mask.putpalette([0, 0, 0, 0, 0, 200, 200, 0, 0])
+    mask.save(tmp_path / "masks" / "a.png")
+    return {"data": tmp_path / "images", "masks": tmp_path / "masks"}
+
+
+def test_masks_are_read_by_the_palette_of_the_models_training(file, indexed, tmp_path, capsys, caplog):
+    (tmp_path / "palette.txt").write_text("square 200 0 0\ndisc 0 0 200\n")
+    (tmp_path / "other.txt").write_text("disc 200 0 0\nsquare 0 0 200\n")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    train = {"class_names": tmp_path / "names.txt", "palette": tmp_path / "palette.txt"}
+    config = TrainConfig(data=(indexed["data"],), masks=(indexed["masks"],), **train)
+    rules = data_rules(config, FolderSegmentation(*indexed.values(), **train))
+    trained = with_rules(file, tmp_path / "m.safetensors", **rules)
+    (tmp_path / "palette.txt").unlink()
+    assert support(trained, out=tmp_path / "1", verbose=True, **indexed) == [0, 900, 124]
+    assert "rules  palette of the training" in capsys.readouterr().out
+    assert not caplog.messages
+    told = f"`masks` are not read by the palette of the masks that {trained} was trained with"
+    other = {"class_names": tmp_path / "names.txt", "palette": tmp_path / "other.txt"}
+    assert support(trained, out=tmp_path / "2", **indexed, **other) == [0, 124, 900]
+    assert caplog.messages == [told]
+    assert support(file, out=tmp_path / "3", compare=trained, **indexed) == [0, 124, 900]  # by the indices
+    assert caplog.messages == [told] * 2
+
+
+@pytest.mark.parametrize("stored", [3, [["square", 1, 2]], [["square", 0, 0, "red"]], []])
+def test_a_damaged_palette_of_a_model_is_one_sentence(file, indexed, tmp_path, stored):
+    damaged = with_rules(file, tmp_path / "m.safetensors", mask_colours=stored)
+    with pytest.raises(SegkitError, match=r"the header of .*m\.safetensors"):
+        support(damaged, out=tmp_path / "1", **indexed)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tune", "infer"])

@@ -120,7 +120,7 @@ def _sigterm_exits() -> Iterator[None]:
 
 @contextmanager
 def _terminal_may_close() -> Iterator[None]:
-    """Ignore SIGHUP, which ends the processes of a terminal that is closed; processes started meanwhile ignore it too.
+    """Ignore SIGHUP, which ends processes when their terminal is closed; processes that are started here ignore it too.
 
     Under `nohup` it is ignored already.
     """

@@ -41,7 +41,7 @@ class PredictConfig:
     window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
     """Share of a window that overlaps with the next one, at least 0 and less than 1."""
     imports: Modules = ()
-    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
+    """Python modules to import first, such as the module with your own decoder. Importing runs their code."""
     class_bias: OfClasses = field(default_factory=dict)
     """Add to the log-probabilities of a class; above 0 it is predicted more often. `segkit tune` finds values."""
     crf: CRFWords = None

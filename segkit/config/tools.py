@@ -22,7 +22,7 @@ class ExportConfig:
     onnx: Annotated[Path | None, arg(metavar="FILE")] = None
     """ONNX file to write. By default the path of the model, with the suffix .onnx."""
     imports: Modules = ()
-    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
+    """Python modules to import first, such as the module with your own decoder. Importing runs their code."""
     overwrite: bool = False
     """Replace the ONNX file if it exists."""
 

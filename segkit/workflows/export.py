@@ -37,7 +37,7 @@ def export(
     Args:
         model: A model file, a run folder or a loaded model.
         onnx: The file to write. By default the name of the model file, with the suffix .onnx.
-        imports: Modules to import first, such as the one that adds a decoder of your own.
+        imports: Modules to import first, such as the module with your own decoder.
         overwrite: Replace the file if it exists.
         verbose: Print what is done.
 

@@ -145,7 +145,7 @@ class Loader(DataLoader):
             self._start()
 
     def close(self) -> None:
-        """End the workers, also those that are stuck; the next pass starts new ones.
+        """End the workers, including stuck ones; the next pass starts new ones.
 
         If an error leaves the loader in a reference cycle and nobody closes it, the garbage collector waits up to ten
         seconds for each worker.

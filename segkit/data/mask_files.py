@@ -34,7 +34,7 @@ class MaskReader:
     Args:
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`; or what that returns.
+        palette: File of colours, see `segkit.data.palette.read_palette`; or its content as that function returns it.
         max_pixels: Larger masks are refused before they are decoded.
 
     Attributes:

@@ -224,7 +224,7 @@ def _of_a_batch(images: Iterable[Segmented], batch_size: BatchSize) -> Iterator[
 
 
 def _refine(predicted: Iterable[_Predicted], predictor: Predictor, clock: Clock) -> Iterator[Segmented]:
-    """Refine by the CRF: ahead in its workers, or, if workers and models share a CPU, a lot of images in turn."""
+    """Refine by the CRF: ahead in its workers; or, if both use the same CPU, models and CRF take turns by lots."""
 
     def submitted(some: Iterable[_Predicted]) -> Iterator[tuple[Segmented, Future]]:
         for one, raw in some:

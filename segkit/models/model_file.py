@@ -342,5 +342,5 @@ _MODEL_FIELDS = {
     **{"name": _is_text, "backbone": _is_text, "in_channels": _is_count, "img_size": _is_size},
     "output_stride": lambda value: value is None or _is_count(value),
     **dict.fromkeys(("aux_head", "image_head", "align_corners"), _is_flag),
-    **dict.fromkeys(("num_classes", "class_names", "pretrained"), _is_never),  # fields of their own, or none
+    **dict.fromkeys(("num_classes", "class_names", "pretrained"), _is_never),  # never arguments: other fields have them
 }

@@ -85,7 +85,7 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         chosen = {name: setting for name, setting in chosen.items() if name not in (*OWN, "images", "masks")}
     below = {name: setting.value for name, setting in {**implied, **chosen}.items()}
     every = {**below, **settings}
-    # TrainConfig knows nothing of the data sets in `own`, and would ask for data.
+    # TrainConfig does not have the data sets in `own`, and would require `data`.
     if own and ("data" not in own or any(every.get(name) for name in OWN)):
         raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
     if own and every.get("folds") is not None:

@@ -66,7 +66,7 @@ class FoldsConfig:
 
 @dataclass(frozen=True)
 class CheckConfig(SourceConfig):
-    """Check data before training: classes, overlaps, errors, oddities, duplicates."""
+    """Check data before training: classes, overlaps, errors, warnings, duplicates."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="FILE|DIR ...")] = ()
     """COCO JSON files, such as the training set and the validation set; or folders of images, with --masks."""

@@ -77,8 +77,8 @@ class MaskReader:
         """Return the labels (H, W) uint8 of a mask file.
 
         Raises:
-            WrongValues: It has values or colours that are not a class.
-            DataError: It is damaged, lossy or not an image.
+            WrongValues: The mask has values or colours that are not a class.
+            DataError: The file is damaged, lossy or not an image.
         """
         if self._code is None:
             values = _open(path, self.max_pixels)

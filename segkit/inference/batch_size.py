@@ -14,28 +14,28 @@ from segkit.inference.predictor import Predictor, RawPrediction
 AUTO = "auto"
 # A forward pass of fewer pixels leaves most of a processor waiting. Larger inputs gain nothing from a batch on a CPU.
 SMALL_ON_CPU = 2**16
-# Estimates of the memory of a forward pass: of the features, for each pixel of the input, and of the probabilities, for
-# each pixel of the image and each class (sum of the views, one view, its scaled copy and the result, in float32).
+# Estimates of the memory of a forward pass. Features: bytes for each pixel of the input. Probabilities: bytes for each
+# pixel of the image and each class (sum of the views, one view, its scaled copy and the result, in float32).
 BYTES_PER_INPUT_PIXEL = 2048
 BYTES_PER_PROBABILITY = 20
-SHARE_OF_MEMORY = 0.5  # of what is free on a GPU; the rest is for the CRF and for errors of the estimate
+SHARE_OF_MEMORY = 0.5  # share of the free memory of a GPU; the rest is for the CRF and for errors of the estimate
 
 _log = logging.getLogger(__name__)
 
 
 class BatchSize:
-    """Decides how many images of one size run as one batch, and runs them.
+    """Decide how many images of one size run as one batch, and run them.
 
     Args:
         predictor: Runs the batches.
-        batch_size: The number of images. `auto`: on a CUDA GPU as many as its free memory holds; on a CPU several only
-            if they are small, because there a larger batch takes longer; else one.
+        batch_size: The number of images. `auto`: on a CUDA GPU as many as fit its free memory; on a CPU several if they
+            are small, and one if they are large, because larger batches take longer there; one on other devices.
 
     Attributes:
         largest: The largest number of images so far.
 
     Raises:
-        UsageError: `batch_size` is something else.
+        UsageError: `batch_size` is neither `auto` nor a whole number of at least 1.
     """
 
     def __init__(self, predictor: Predictor, batch_size: int | Literal["auto"] = AUTO) -> None:
@@ -46,7 +46,7 @@ class BatchSize:
         self.batch_size = batch_size
         self.largest = 1
         self._sizes: dict[tuple[int, int], int] = {}
-        self._most_pixels: int | None = None  # of the images of a batch, after the memory did not suffice for more
+        self._most_pixels: int | None = None  # pixels of the largest batch, after memory ran out once
         self._is_compiled = any(getattr(model, "compiled", False) for model in predictor.members)
 
     def of(self, height: int, width: int) -> int:
@@ -61,7 +61,7 @@ class BatchSize:
         return count
 
     def run(self, images: Sequence[np.ndarray]) -> list[RawPrediction | NotFiniteError]:
-        """Run the models on images of one size, in several batches if the memory of the GPU does not suffice.
+        """Run the models on images of one size, in several batches if the GPU lacks the memory for one.
 
         Args:
             images: Each (H, W, 3) uint8 RGB, see `Predictor.run_batch`.
@@ -70,13 +70,13 @@ class BatchSize:
         while len(found) < len(images):
             count = self.of(*images[0].shape[:2])
             part = list(images[len(found) : len(found) + count])
-            # A compiled model is compiled again for each batch size, which takes longer than some images more.
+            # A compiled model is compiled again for each batch size, which takes longer than running extra images.
             padding = [part[-1]] * (count - len(part) if self._is_compiled else 0)
             found += self._results_if_memory_suffices(part + padding)[: len(part)]
         return found
 
     def _results_if_memory_suffices(self, batch: list[np.ndarray]) -> list[RawPrediction | NotFiniteError]:
-        """Return the results of a batch; none, and make the next batches smaller, if the GPU lacks the memory."""
+        """Return the results of a batch; if the GPU lacks the memory, return none and make the next batches smaller."""
         try:
             return self.predictor.run_batch(batch)
         except torch.cuda.OutOfMemoryError:
@@ -115,6 +115,6 @@ class BatchSize:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a GPU, with those that torch keeps for later."""
+    """Return the free memory of a GPU in bytes, including the memory that torch keeps for later."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -205,9 +205,9 @@ def _predict_lot(
 
 
 def _of_a_batch(images: Iterable[Segmented], batch_size: BatchSize) -> Iterator[list[Segmented]]:
-    """Yield neighbours that fill a batch, whatever their sizes: two sizes in turn make two batches of half the size."""
+    """Yield successive images that fill a batch together; if two sizes alternate, each gets half of the batch."""
     lot: list[Segmented] = []
-    room, share = 1.0, 1.0  # an image that has an error takes the room of the one before it
+    room, share = 1.0, 1.0  # an image with an error takes as much room as the image before it
     for one in images:
         if one.error is None:
             share = 1 / batch_size.of(*one.image.shape[:2])

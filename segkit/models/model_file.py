@@ -192,7 +192,7 @@ def find_model_file(path: str | os.PathLike) -> Path:
     """Return the model file at `path`, which may be the file, a run folder or a folder of `save_pretrained`.
 
     Raises:
-        MissingFileError: There is none.
+        MissingFileError: There is no model file.
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"a model file must be a path, got {type(path).__name__}")

@@ -58,6 +58,12 @@ class NotFiniteError(SegkitError, FloatingPointError):
     exit_code = 4
 
 
+class AccuracyError(SegkitError):
+    """A file would be less accurate than was asked for, and is not written. Exit code 6."""
+
+    exit_code = 6
+
+
 class MachineError(SegkitError):
     """The machine cannot finish the work: memory or disk is full, or a process died. Exit code 1."""
 

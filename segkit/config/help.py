@@ -60,8 +60,12 @@ PAGES: dict[type, Page] = {
         example="python -m segkit folds all.json --out folds --k 5",
     ),
     ExportConfig: Page(
-        first=("model", "onnx", "imports", "overwrite"),
-        example="python -m segkit export runs/a --onnx model.onnx",
+        first=(
+            *("model", "onnx", "int8", "calibrate", "check", "images", "masks", "max_loss", "accept_loss"),
+            *("photographs", "seed", "imports", "overwrite"),
+        ),
+        example="python -m segkit export runs/a --onnx model.onnx\n"
+        "python -m segkit export runs/a --onnx small.onnx --int8 --calibrate train.json --check val.json",
     ),
 }
 # An option is in the same group on the page of every command that has it.
@@ -93,7 +97,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         "margin",
     ),
-    "speed": ("device", "batch_size", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
+    "speed": ("device", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
     "output": (
         *("save_every", "log", "worst", "skip_existing", "submission_sample", "submission_size"),
         *("pseudo_threshold", "pseudo_class_thresholds", "pseudo_min_share"),

@@ -25,6 +25,7 @@ _PUBLIC = {
     "load_model": "segkit.models.model_file",
     "load_smp_checkpoint": "segkit.models.smp.checkpoints",
     "optimize": "segkit.models.optimized",
+    "quantize_onnx": "segkit.models.quantize",
     "read_header": "segkit.models.model_file",
     "save_model": "segkit.models.model_file",
     "transfer_weights": "segkit.models.transfer",

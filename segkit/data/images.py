@@ -37,10 +37,10 @@ _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258  # tag of a TIFF: bits of each channel
 _WHITE_TAG = 262  # tag of a TIFF: 0 if the smallest value is white
 _KIND_TAG = 254  # tag of a page of a TIFF: 1 is a smaller copy of another page
-_DIMMEST = 4096  # an image of 16 bits without a greater value would be nearly black
+_DIMMEST = 16384  # an image of 16 bits without a greater value would be dark: at most a quarter of white
 _DIM = (
-    "{name} has 16 bits for each value, but none is above 4095: most likely it has 10 or 12 bits, and would be nearly "
-    "black; convert it to 8 bits"
+    "{name} has 16 bits for each value, but none is above 16383: most likely it has 10, 12 or 14 bits, and would be "
+    "dark; convert it to 8 bits"
 )
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -305,10 +305,11 @@ def to_rgb(image: Image.Image, bits: int | None = None, name: str | os.PathLike 
 
     Of gray values with more than 8 bits, these are read from black to white:
 
-    - float: 0 to 1; or 0 to 255 if all are whole numbers, or one is at least 64, which brightness from 0 to 1 with
-      highlights never is.
+    - float: 0 to 1; or 0 to 255 if all are whole numbers, or one is above 100, which neither percent nor brightness
+      from 0 to 1 with highlights is.
     - 32 bits: 0 to 255.
-    - 16 bits: 0 to 65535; or 0 to 255 if none is greater. If none is above 4095, they are most likely of 10 or 12 bits.
+    - 16 bits: 0 to 65535; or 0 to 255 if none is greater. If none is above 16383, they are refused: most
+      likely they have 10, 12 or 14 bits, as those of cameras.
     - A number of bits that the file states, such as 12: all values of so many bits.
 
     Args:
@@ -351,7 +352,7 @@ def _gray_of_8_bits(values: np.ndarray, bits: int, is_scaled: bool, name: str | 
         scale = 255 / 65535
     elif bits == 16 and (high > 255 or (is_scaled and high > 0)):
         raise DataError(_DIM.format(name=name))
-    elif low >= 0 and high <= 255 and (high >= 64 or (values == values.round()).all()):  # float of 8 bits
+    elif low >= 0 and high <= 255 and (high > 100 or (values == values.round()).all()):  # float of 8 bits
         scale = 1.0
     else:
         kind = "float" if values.dtype.kind == "f" else "32-bit"

@@ -108,7 +108,10 @@ def test_deep_values_are_read_by_the_range_that_is_known(tmp_path, convention):
         (np.float32([[-1, 0.5, 1]]), "float values from -1 to 1"),
         (np.float32([[0, np.nan, 1]]), "float values from nan"),
         (np.int32([[0, 256, 70_000]]), "32-bit values from 0 to 70000"),
-        (np.uint16([[0, 1000, 4095]]), "none is above 4095"),
+        (np.float32([[0, 33.3, 100]]), "float values from 0 to 100"),  # percent
+        (np.uint16([[0, 1000, 4095]]), "none is above 16383"),
+        (np.uint16([[0, 1000, 8191]]), "none is above 16383"),
+        (np.uint16([[0, 1000, 16383]]), "none is above 16383"),
     ],
 )
 def test_deep_values_of_an_unknown_range_are_refused(tmp_path, values, message):
@@ -117,15 +120,17 @@ def test_deep_values_of_an_unknown_range_are_refused(tmp_path, values, message):
         read_image(tmp_path / "a.tif")
 
 
-def test_colours_of_12_bits_in_16_are_refused_and_not_read_as_black(tmp_path):
-    colours = np.random.default_rng(0).integers(0, 4096, (5, 8, 3), dtype=np.uint16)
+@pytest.mark.parametrize("bits", [12, 13, 14])
+def test_colours_of_fewer_bits_in_16_are_refused_and_not_read_as_dark(tmp_path, bits):
+    colours = np.random.default_rng(0).integers(0, 2**bits, (5, 8, 3), dtype=np.uint16)
+    factor = 2 ** (16 - bits)
     for suffix in ("png", "tif", "ppm"):
         dim, good = tmp_path / f"dim.{suffix}", tmp_path / f"good.{suffix}"
         cv2.imwrite(str(dim), colours)
-        cv2.imwrite(str(good), colours * 16)
-        with pytest.raises(DataError, match=rf"dim\.{suffix} has 16 bits .* none is above 4095"):
+        cv2.imwrite(str(good), colours * factor)
+        with pytest.raises(DataError, match=rf"dim\.{suffix} has 16 bits .* none is above 16383"):
             read_image(dim)
-        assert np.abs(read_image(good) - colours[..., ::-1] * 16 / 257).max() <= 1
+        assert np.abs(read_image(good) - colours[..., ::-1] * factor / 257).max() <= 1
         assert read_image_header(good).bits == 16
 
 

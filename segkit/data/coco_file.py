@@ -165,6 +165,11 @@ def read_records(
             )
     else:
         class_names = tuple(names[1:] if names[0] == BACKGROUND else names)
+        if len(class_names) >= IGNORE_INDEX:  # label maps are uint8, and 255 is ignored
+            raise DataError(
+                f"{file} cannot be read for {len(class_names)} classes besides background, the most are "
+                f"{IGNORE_INDEX - 1}"
+            )
     found: list[Finding] = []
     labels = _labels(categories, class_names, file, found)
     images: dict[Id, Row] = {}

@@ -65,6 +65,8 @@ def read_items(
             found.append(Finding("missing-image", name, f"there is no image at {path}{files.hint(name)}"))
             continue
         if isinstance(header, Finding):
+            if _is_elsewhere(header, name) and (hint := files.hint(name)):  # `allow_outside_root` would not help
+                header = Finding("missing-image", name, f"there is no image at {name}{hint}")
             found.append(header)
             continue
         try:

@@ -48,7 +48,13 @@ class ImageNames:
         return [only[name] if name in only and len(meant_by[only[name]]) == 1 else None for name in names]
 
     def hint(self, name: str) -> str:
-        """Return the rest of a sentence: which files have the name without its folders; "" if none has."""
+        """Return the rest of a sentence on a name that `find` did not find: which files have it without its folders.
+
+        It is "" if none has.
+        """
+        only = self._candidates(name)
+        if len(only) == 1:
+            return f"; the folder has {only[0]}, but another image of the list can mean this file, too: list it once"
         self._index()
         files = self._by_last_part.get("".join(_parts(name)[-1:]), [])
         if not files:

@@ -362,7 +362,7 @@ def test_names_from_another_system_find_their_images_with_a_warning(tmp_path, wr
             data = CocoSegmentation(file)
         assert np.array_equal(data[0][0], PICTURE)
     file = write([annotation(), annotation(i=6, image_id=2)], [image(file_name="/x/a.png"), image(2, "/y/a.png")])
-    with pytest.raises(DataError, match=r"/x/a\.png lies outside"):
+    with pytest.raises(DataError, match=r"no image at /x/a\.png; the folder has a\.png, but another image"):
         CocoSegmentation(file)
     file = write([annotation()], [image(file_name="train/a.png")])
     with pytest.raises(DataError, match=r"no image at .*train/a\.png; the folder has a\.png"):
@@ -414,6 +414,15 @@ def test_skipped_images_leave_the_cache_of_the_others_right(tmp_path, write):
     assert CocoSegmentation(file, on_bad="skip", max_bad=0.5, mask_cache=cache).target(0).sum() == 600
 
 
+def test_more_classes_than_a_mask_of_8_bits_holds_are_refused(tmp_path, write):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    file = write([annotation()], [image()])
+    names = [*CocoSegmentation(file).class_names[1:], *(f"class {i}" for i in range(253))]
+    assert len(CocoSegmentation(file, class_names=names[:254]).class_names) == 255
+    with pytest.raises(DataError, match=r"cannot be read for 255 classes besides background, the most are 254"):
+        CocoSegmentation(file, class_names=names)
+
+
 @pytest.mark.parametrize("name", ["../b.png", "sub/../../b.png", "/etc/passwd", "C:\\b.png", "link.png"])
 def test_a_path_out_of_the_image_folder_is_an_error(tmp_path, write, name):
     Image.fromarray(PICTURE).save(tmp_path / "b.png")
@@ -423,6 +432,15 @@ def test_a_path_out_of_the_image_folder_is_an_error(tmp_path, write, name):
     file = write(images=[image(file_name=name)])
     with pytest.raises(DataError, match=r"outside the image folder.*allow_outside_root"):
         CocoSegmentation(file, root=root)
+
+
+@pytest.mark.parametrize("other", ["a.png", "C:/e/a.png", "/data/a.png"])
+def test_a_path_of_another_machine_that_means_the_file_of_another_image_is_told_as_such(tmp_path, write, other):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    file = write(images=[image(file_name="C:\\d\\a.png"), image(id=2, file_name=other)])
+    with pytest.raises(DataError, match=r"there is no image at .*the folder has a\.png, but another") as raised:
+        CocoSegmentation(file, root=tmp_path)
+    assert "allow_outside_root" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["../b.png", "link.png", "ABSOLUTE"])

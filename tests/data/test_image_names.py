@@ -44,6 +44,8 @@ def test_a_hint_names_the_files_with_the_same_last_part(names):
     assert names.hint("b/2.png") == "; the folder has train/b/2.png"
     assert names.hint("1.jpg") == "; the folder has train/1.jpg, val/1.jpg, and it is not clear which one is meant"
     assert names.hint("c.jpg") == ""
+    of_two = "; the folder has a.jpg, but another image of the list can mean this file, too: list it once"
+    assert names.hint("C:\\dogs\\a.jpg") == of_two  # `find` would have found it for one
 
 
 def test_names_that_can_mean_one_file_are_pairs():

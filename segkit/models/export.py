@@ -67,8 +67,9 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     The input `images` (N, C, H, W) is normalised float32, the output `logits` (N, num_classes, H, W), for any N, H
     and W. `load_model` reads the file. Its metadata has `segkit`, the header of our model files as JSON (architecture,
     class names, preprocessing); `input`, a sentence that says how photographs are normalised, and `preprocessing`, the
-    numbers for it as JSON; `class_names`, a JSON list of the names of the channels; and `labels`, one of the names of
-    the labels. Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
+    numbers for it as JSON; `class_names`, a JSON list of the names of the channels; `labels`, one of the names of the
+    labels; and `category_ids`, the ids of the classes in the COCO JSON of the training by name, as JSON.
+    Only a model with one channel has another number of labels: label 1 is where its logit is above 0.
     `training_scale` is the size of photographs in training as JSON, see `TrainingScale`; null is full size. The file
     does not resize: give it images of that size, and resize its logits to the photograph.
 
@@ -102,6 +103,7 @@ def export_onnx(model: Segmenter, path: str | os.PathLike, *, check: bool = True
     program.model.metadata_props["input"] = INPUT
     program.model.metadata_props["preprocessing"] = json.dumps(asdict(model.preprocessing))
     program.model.metadata_props["class_names"] = json.dumps(model.class_names)
+    program.model.metadata_props["category_ids"] = json.dumps(dict(model.category_ids))
     program.model.metadata_props["training_scale"] = json.dumps(model.training_scale.write())
     program.model.metadata_props["labels"] = json.dumps(label_names(model.class_names))
     difference = None

@@ -125,6 +125,7 @@ def test_an_onnx_file_names_its_axes_and_carries_classes_preprocessing_and_archi
     assert metadata["class_names"] == ["sky", "tree", "möwe"]
     assert metadata["labels"] == ["sky", "tree", "möwe"]
     assert metadata["training_scale"] is None
+    assert metadata["category_ids"] == model.category_ids
     assert metadata["segkit"]["class_names"] == ["sky", "tree", "möwe"]
     assert metadata["segkit"]["preprocessing"]["mean"] == list(model.preprocessing.mean)
     assert set(metadata["segkit"]["preprocessing"]) == {"mean", "std", "input_range"}

@@ -19,7 +19,7 @@ from segkit.console import Console, counted
 from segkit.data.findings import EXAMPLES
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
-from segkit.errors import DataError, MissingFileError, SegkitError, UnreadableFileError
+from segkit.errors import DataError, MissingFileError, SegkitError, UnreadableFileError, UsageError
 from segkit.files import Fingerprint, is_file, write_records
 from segkit.inference import (
     Clock,
@@ -36,7 +36,7 @@ from segkit.inference import (
 from segkit.inference.coco_results import annotations_of, image_record
 from segkit.inference.source import CocoImages
 from segkit.inference.stream import ahead
-from segkit.labels import background_of
+from segkit.labels import IGNORE_INDEX, background_of, foreground_of
 from segkit.models import import_modules
 from segkit.runs import DEMO, RunLock
 from segkit.training import ranks_of_torchrun
@@ -120,6 +120,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     config = from_keywords(InferConfig, with_rules_of_models(InferConfig, settings))
     import_modules(config.imports)
     members = find_members(config.weights, config.member_weights)
+    _check_class_count(config, members[0].class_names)
     source = write_demo(DEMO)[1] if config.source is None else config.source
     reading = Reading(config.exif, config.max_pixels)
     images = open_source(source, config.images, members[0].class_names, reading)
@@ -190,6 +191,24 @@ class _Seen:
     done: list[_Result] = field(default_factory=list)
     replaced: set[Path] = field(default_factory=set)
     made_of: dict[Path, Fingerprint | None] = field(default_factory=dict)
+
+
+def _check_class_count(config: InferConfig, class_names: Sequence[str]) -> None:
+    """Refuse pseudo labels that no training could read, and warn of a COCO JSON that segkit cannot read."""
+    classes, most = len(foreground_of(class_names)), IGNORE_INDEX - 1
+    if classes <= most:
+        return
+    if "pseudo" in config.save:
+        raise UsageError(
+            f"`save` has pseudo, but the model has {classes} classes besides background, and a training takes {most}"
+        )
+    if "coco" in config.save:
+        _log.warning(
+            "predictions.json has %d categories; other tools read it, but train, evaluate and check read only files "
+            "with up to %d",
+            classes,
+            most,
+        )
 
 
 def _divide(

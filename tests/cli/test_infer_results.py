@@ -249,7 +249,7 @@ def test_a_model_whose_first_class_is_not_background_writes_all_classes(shapes, 
     assert area == image["height"] * image["width"]
 
 
-def test_results_of_300_classes_agree(shapes, tmp_path):
+def test_results_of_300_classes_agree(shapes, tmp_path, capsys):
     torch.manual_seed(0)
     names = [f"class {i}" for i in range(300)]
     made = create_model("fpn", backbone="mobilenetv3_small_100", class_names=names, pretrained=False, channels=16)
@@ -258,6 +258,9 @@ def test_results_of_300_classes_agree(shapes, tmp_path):
     source = shapes[1].parent / "images/val0.png"
     kinds = ("mask", "overlay", "probs", "coco", "submission")
     run(tmp_path / "m.safetensors", source, tmp_path / "o", "--save", *kinds, "--submission-size", 16)
+    assert "warning: predictions.json has 300 categories; other tools read it" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="`save` has pseudo, but the model has 300 classes besides background"):
+        segkit.predict(weights=made, source=source, out=tmp_path / "p", save="pseudo")
     mask = read_mask(tmp_path / "o/mask/val0.png")
     assert mask.max() > 255
     with np.load(tmp_path / "o/probs/val0.npz") as stored:
@@ -269,7 +272,9 @@ def test_results_of_300_classes_agree(shapes, tmp_path):
         drawn[coco_mask.decode(row["segmentation"]) > 0] = label[row["category_id"]]
     assert np.array_equal(drawn, mask)
     (tmp_path / "o/manifest.csv").unlink()
-    run(tmp_path / "m.safetensors", source, tmp_path / "o", "--save", *kinds, "--skip-existing")
+    run(
+        tmp_path / "m.safetensors", source, tmp_path / "o", "--save", *kinds, "--submission-size", 16, "--skip-existing"
+    )
     (row,) = csv.DictReader((tmp_path / "o/manifest.csv").open())
     shares = [float(row[f"share/{name}"]) for name in names]
     assert shares == pytest.approx(np.bincount(mask.ravel(), minlength=300) / mask.size, abs=1e-5)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -316,6 +317,13 @@ def write_data_report(sets: Mapping[str, SegmentationDataset], file: Path) -> No
     }
     if rows:
         write_csv(file, ("set", "severity", "kind", "where", "sentence"), rows)
+
+
+def distinct_names(data: SegmentationDataset) -> list[str]:
+    """Return the name of each image; of images in several folders that have the same name, the path."""
+    names = [data.name(i) for i in range(len(data))]
+    counts = Counter(names)
+    return [path if counts[name] > 1 else name for name, path in zip(names, image_paths(data), strict=True)]
 
 
 def sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:

@@ -19,7 +19,7 @@ from segkit.models import import_modules
 from segkit.report import label_picture
 from segkit.report.gallery import image_caption
 from segkit.runs import RunLock, create_run_folder
-from segkit.workflows.datasets import open_scored
+from segkit.workflows.datasets import distinct_names, open_scored
 from segkit.workflows.predictors import (
     ModelSource,
     find_members,
@@ -39,7 +39,8 @@ class EvaluateResult:
         folder: The folder with scores.json, classes.csv, images.csv and pictures.
         scores: The scores of the whole set by name, such as `miou`, `pixel_accuracy`, `ece`.
         iou: IoU of each class, by name.
-        intervals: Lower and upper end of the 95 % bootstrap interval of each class's IoU, by name, and of `miou`.
+        intervals: Lower and upper end of the 95 % bootstrap interval of each class's IoU, by name, and of `miou`. If a
+            class has the name `miou`, it has the entry; `miou_low` and `miou_high` of `scores` are those of the mean.
         classes: All scores of each class, as in classes.csv.
         images: mIoU and IoU of the classes of each image, as in images.csv.
         differences: The IoU of each class minus its IoU with `compare`, as in differences.csv; empty without `compare`.
@@ -99,7 +100,7 @@ def _evaluate(
     """Score the models, compare them with the others, and write the results to `out`."""
     result = _score(data, predictor, console)
     per_image, intervals = result.images.compute(), result.intervals()
-    classes, names = class_rows(result, intervals), [data.name(i) for i in range(len(data))]
+    classes, names = class_rows(result, intervals), distinct_names(data)
     images = image_rows(names, per_image)
     values = {
         **result.to_dict(),
@@ -141,8 +142,8 @@ def _evaluate(
         folder=out,
         scores=values,
         iou={row["class"]: row["iou"] for row in classes},
-        intervals={row["class"]: (row["iou_low"], row["iou_high"]) for row in classes}
-        | {"miou": (values["miou_low"], values["miou_high"])},
+        intervals={"miou": (values["miou_low"], values["miou_high"])}
+        | {row["class"]: (row["iou_low"], row["iou_high"]) for row in classes},
         classes=classes,
         images=images,
         differences=differences,

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import shutil
 from contextlib import nullcontext
 from importlib import import_module
 
@@ -330,6 +331,23 @@ def test_other_rules_than_those_of_the_training_are_told(file, overlapping, tmp_
     caplog.clear()
     assert support(file, overlapping, tmp_path / "2", compare=last) == [0, 924, 100]
     assert len(caplog.messages) == 2
+
+
+def test_no_name_of_a_class_or_an_image_hides_another_value(file, overlapping, tmp_path):
+    (tmp_path / "other").mkdir()
+    content = overlapping.read_text().replace('"square"', '"miou"')
+    overlapping.write_text(content)
+    (tmp_path / "other" / "a.json").write_text(content)
+    shutil.copy(tmp_path / "a.png", tmp_path / "other")
+    model = load_model(file)
+    model.class_names = ("background", "miou", "disc")
+    files = (overlapping, tmp_path / "other" / "a.json")
+    result = segkit.evaluate(weights=model, data=files, out=tmp_path / "1", device="cpu", mask_cache="off")
+    assert [row["image"] for row in result.images] == [str(tmp_path / "a.png"), str(tmp_path / "other" / "a.png")]
+    of_class = result.classes[1]
+    assert of_class["class"] == "miou"
+    assert result.intervals["miou"] == (of_class["iou_low"], of_class["iou_high"])
+    assert result.scores["miou_low"] != of_class["iou_low"]
 
 
 @pytest.fixture

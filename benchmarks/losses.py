@@ -7,6 +7,7 @@ it used with the logits in place, as a multiple of the logits.
     pip install segmentation-models-pytorch pytorch-toolbelt kornia
     python benchmarks/losses.py                      # (4, 12, 512, 512)
     python benchmarks/losses.py --batch 8
+    python benchmarks/losses.py --beside 1           # next to a process that keeps a core busy
     python benchmarks/losses.py --memory
     python benchmarks/losses.py --device cuda --runs 50
 """
@@ -18,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -121,6 +123,18 @@ def example(batch: int, ignored: float, size: int = SIZE) -> tuple[Tensor, Tenso
     return logits.requires_grad_(), target
 
 
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep `count` processes running that compute all the time, as the workers of a loader or another job do."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def step(loss: LossFunction, logits: Tensor, target: Tensor) -> None:
     logits.grad = None
     loss(logits, target).backward()
@@ -184,6 +198,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--beside", type=int, default=0, help="other processes that compute at the same time")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -195,7 +210,9 @@ def main() -> None:
     elif args.memory:
         measure_memory(args.kinds, args.batch)
     else:
-        measure(args.kinds, args.batch, args.ignored, args.runs, args.device)
+        with busy_processes(args.beside):
+            print(f"{args.beside} busy processes next to this one")
+            measure(args.kinds, args.batch, args.ignored, args.runs, args.device)
 
 
 if __name__ == "__main__":

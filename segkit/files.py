@@ -158,7 +158,7 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises:
         MissingFileError: The file does not exist.
-        UsageError: It cannot be read, or is not text in UTF-8.
+        UsageError: The file cannot be read, or is not text in UTF-8.
         MachineError: The machine causes the error, see `segkit.errors.as_segkit_error`.
     """
     try:
@@ -249,7 +249,7 @@ def fingerprint(path: str | os.PathLike) -> Fingerprint:
     """Return the size and the SHA-256 of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
@@ -263,7 +263,7 @@ def make_folder(path: str | os.PathLike) -> None:
     """Make a folder, unless it exists.
 
     Raises:
-        UsageError: It cannot be made.
+        UsageError: The folder cannot be made.
     """
     try:
         os.makedirs(path, exist_ok=True)

@@ -47,7 +47,8 @@ def errors_as_sentences(command: str, settings: type | None = None) -> Iterator[
     """Print a SegkitError as one sentence and exit with its code; any other exception keeps its traceback.
 
     Exit codes: 1 if the machine fails (memory or disk is full, a worker died), 2 for settings, 3 for data, 4 for a loss
-    that is not finite, 6 for a file that would be less accurate than asked for, 130 for Ctrl-C, 143 for SIGTERM. If several processes fail for the same reason, one reports it.
+    that is not finite, 6 for a file that would be less accurate than asked for, 130 for Ctrl-C, 143 for SIGTERM. If
+    several processes fail for the same reason, one reports it.
 
     Args:
         command: The name of the command, such as "train".
@@ -120,7 +121,7 @@ def _sigterm_exits() -> Iterator[None]:
 
 @contextmanager
 def _terminal_may_close() -> Iterator[None]:
-    """Ignore SIGHUP, which ends the processes of a terminal that is closed; processes started meanwhile ignore it too.
+    """Ignore SIGHUP, which ends processes when their terminal is closed; processes that are started here ignore it too.
 
     Under `nohup` it is ignored already.
     """

@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         "margin",
     ),
-    "speed": ("device", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
+    "speed": ("device", "batch_size", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
     "output": (
         *("save_every", "log", "worst", "skip_existing", "submission_sample", "submission_size"),
         *("pseudo_threshold", "pseudo_class_thresholds", "pseudo_min_share"),

@@ -50,7 +50,7 @@ def as_declared(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
     Text stands for a path, one value for a list of one, and None for an empty list or mapping. Words of the command
     line are understood, such as loss="dice" or loss=["ce=0.6", "dice=0.4"]. In the lists of paths of
     `TAKE_OBJECTS`, and for `TAKE_ONE_OBJECT`, any other object is accepted, such as a data set or a loaded model; the
-    workflow reports one that it cannot use. `crf` is also True or False, and `device` a torch.device.
+    workflow reports objects that it cannot use. `crf` may also be True or False, and `device` a torch.device.
 
     Args:
         cls: The dataclass of the settings.

@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, check_workers, default_of
 from segkit.config.data import LabelConfig
-from segkit.config.setting_types import NO_CRF, CRFWords, Folder, Modules, OfClasses, PathOrWord, Sources
+from segkit.config.setting_types import NO_CRF, BatchSize, CRFWords, Folder, Modules, OfClasses, PathOrWord, Sources
 from segkit.errors import UsageError
 from segkit.files import MAX_PIXELS
 
@@ -41,7 +41,7 @@ class PredictConfig:
     window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
     """Share of a window that overlaps with the next one, at least 0 and less than 1."""
     imports: Modules = ()
-    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
+    """Python modules to import first, such as the module with your own decoder. Importing runs their code."""
     class_bias: OfClasses = field(default_factory=dict)
     """Add to the log-probabilities of a class; above 0 it is predicted more often. `segkit tune` finds values."""
     crf: CRFWords = None
@@ -103,12 +103,15 @@ class InferConfig(PredictConfig):
     """Write pseudo labels only for images with at least this share of labelled pixels, 0 to 1."""
     skip_existing: bool = False
     """Continue in --out, with the same models and settings: skip images whose results exist, unless they changed."""
+    batch_size: BatchSize = "auto"
+    """Images of the same size to run at once. auto: what fits a GPU; on a CPU one, or several small ones."""
     workers: Annotated[int | None, arg(metavar="N")] = None
     """Processes of the CRF. By default one per core, at most eight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_workers(self)
+        check(self, "batch_size", self.batch_size == "auto" or self.batch_size >= 1, "at least 1, or auto")
         check(self, "submission_size", self.submission_size >= 1, "at least 1")
         for name in ("pseudo_threshold", "pseudo_min_share"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
@@ -150,9 +153,12 @@ class EvaluateConfig(ScoreConfig):
     """Models to compare with, under the same options. Differences are --weights minus --compare."""
     worst: Annotated[int, arg(metavar="N")] = 6
     """Number of images in the pictures of the worst images."""
+    batch_size: BatchSize = "auto"
+    """Images of the same size to run at once. auto: what fits a GPU; on a CPU one, or several small ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "batch_size", self.batch_size == "auto" or self.batch_size >= 1, "at least 1, or auto")
         check(self, "worst", self.worst >= 0, "0 or more")
 
 

@@ -24,7 +24,7 @@ def read_recipe(cls: type, name: str, origin: str, folder: Path = RECIPES) -> di
     names = recipe_names(folder)
     if name not in names:
         if name.endswith((".yaml", ".yml")):
-            raise UsageError(f"`recipe` takes a name; read a file of your own with --config {name}")
+            raise UsageError(f"`recipe` takes a name; read your own file with --config {name}")
         near = nearest(name, names)
         said = f"unknown recipe {name!r} ({origin})" if name else "`recipe` needs a name"
         hint = f", did you mean {near}? The" if near else "; the"

@@ -117,6 +117,7 @@ PathOrWord = Annotated[
         str_from_instance=lambda value: [value],
     ),
 ]
+BatchSize = Annotated[int | Literal["auto"], arg(metavar="N|auto")]
 Modules = Annotated[tuple[str, ...], arg(metavar="MODULE ...")]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
 Sources = Annotated[tuple[Path, ...], arg(metavar="FILE|DIR ...")]

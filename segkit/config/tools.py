@@ -22,7 +22,7 @@ class ExportConfig:
     onnx: Annotated[Path | None, arg(metavar="FILE")] = None
     """ONNX file to write. By default the path of the model, with the suffix .onnx, or .int8.onnx."""
     imports: Modules = ()
-    """Python modules to import first, such as the one that adds a decoder of your own. They run code."""
+    """Python modules to import first, such as the module with your own decoder. Importing runs their code."""
     overwrite: bool = False
     """Replace the ONNX file if it exists."""
     int8: bool = False
@@ -110,7 +110,7 @@ class FoldsConfig:
 
 @dataclass(frozen=True)
 class CheckConfig(SourceConfig):
-    """Check data before training: classes, overlaps, errors, oddities, duplicates."""
+    """Check data before training: classes, overlaps, errors, warnings, duplicates."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="FILE|DIR ...")] = ()
     """COCO JSON files, such as the training set and the validation set; or folders of images, with --masks."""

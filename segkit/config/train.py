@@ -68,7 +68,7 @@ class TrainConfig(LabelConfig):
     """Options of the decoder, such as channels=128 norm=group."""
 
     imports: Modules = ()
-    """Python modules to import first, such as the one that adds a decoder or a loss of your own. They run code."""
+    """Python modules to import first, such as a module with your own decoder or loss. Importing runs their code."""
 
     crop: Annotated[int, arg(metavar="PIXELS")] = 512
     """Height and width of the training crops."""

@@ -51,8 +51,8 @@ class WorkerPool:
             executor.shutdown(cancel_futures=True)
 
     def __del__(self) -> None:
-        # The thread of an executor that is only dropped closes a pipe that Python writes to at exit: now and then that
-        # was "OSError: Bad file descriptor" after the results. Images that were asked for are finished first.
+        # If an executor is dropped without a shutdown, its thread closes a pipe that Python writes to at exit, which
+        # sometimes caused "OSError: Bad file descriptor" after the results. Submitted images are finished first.
         executor = getattr(self, "_executor", None)
         if executor is not None:
             executor.shutdown()

@@ -52,8 +52,8 @@ class FolderSegmentation(ImageFiles):
         masks: Folder of the masks, one for each of `images`.
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`, or what that function returns; black-and-white
-            masks can have one, too.
+        palette: File of colours, see `segkit.data.palette.read_palette`, or its content as that function returns it;
+            black-and-white masks can have one, too.
         names: The images to use if not all: a sequence, or a text file with one per line (VOC's
             ImageSets/Segmentation/train.txt); paths below the folder, best without suffix.
         ignore_classes: Names of classes that are 255 in the target.

@@ -145,7 +145,7 @@ class Loader(DataLoader):
             self._start()
 
     def close(self) -> None:
-        """End the workers, also those that are stuck; the next pass starts new ones.
+        """End the workers, including stuck ones; the next pass starts new ones.
 
         If an error leaves the loader in a reference cycle and nobody closes it, the garbage collector waits up to ten
         seconds for each worker.
@@ -215,7 +215,7 @@ def train_loader(
 
     Returns:
         A loader of (images (N, 3, H, W), target (N, H, W)), both uint8; images are float32 if `transform` normalises.
-        In a loop of your own, set `model.training_scale = loader.dataset.training_scale`, so that the model is used at
+        In your own loop, set `model.training_scale = loader.dataset.training_scale`, so that the model is used at
         the scale of the crops.
 
     Raises:

@@ -34,7 +34,7 @@ class MaskReader:
     Args:
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
-        palette: File of colours, see `segkit.data.palette.read_palette`; or what that returns.
+        palette: File of colours, see `segkit.data.palette.read_palette`; or its content as that function returns it.
         max_pixels: Larger masks are refused before they are decoded.
 
     Attributes:
@@ -77,8 +77,8 @@ class MaskReader:
         """Return the labels (H, W) uint8 of a mask file.
 
         Raises:
-            WrongValues: It has values or colours that are not a class.
-            DataError: It is damaged, lossy or not an image.
+            WrongValues: The mask has values or colours that are not a class.
+            DataError: The file is damaged, lossy or not an image.
         """
         if self._code is None:
             values = _open(path, self.max_pixels)

@@ -37,11 +37,11 @@ def palette_of_rows(rows: Iterable[tuple[str, Sequence]], file: str | os.PathLik
     """Return the class names by colour.
 
     Args:
-        rows: Name, and red, green and blue as numbers or text.
-        file: Where they come from, for messages.
+        rows: The name of a class, and its red, green and blue as numbers or text.
+        file: The origin of the rows, for messages.
 
     Raises:
-        DataError: There are none, one is something else, or two classes have the same colour.
+        DataError: There are no rows, a row has another form, or two classes have the same colour.
     """
     palette: dict[Colour, str] = {}
     for name, numbers in rows:

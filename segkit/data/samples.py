@@ -218,7 +218,7 @@ def _as_arrays(image: np.ndarray | Tensor, mask: np.ndarray | Tensor) -> Sample:
     """Return an image (H, W, 3) and a mask (H, W), also of the tensors that ToTensorV2 makes, (3, H, W) and (H, W).
 
     Raises:
-        UsageError: They have other shapes.
+        UsageError: Image or mask has another shape.
     """
     if isinstance(image, Tensor):
         image = image.movedim(0, -1).numpy()

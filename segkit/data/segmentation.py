@@ -68,7 +68,7 @@ def rescale(shape: Shape, before: tuple[int, int], after: tuple[int, int]) -> Sh
     """Scale a shape that was drawn on an image of size (H, W) `before` to the same image of size `after`.
 
     Raises:
-        DataError: It is RLE of more than 2**31 pixels.
+        DataError: The shape is RLE of more than 2**31 pixels.
     """
     if isinstance(shape, list):
         factors = after[1] / before[1], after[0] / before[0]

@@ -1,6 +1,6 @@
 """Augmentations by name, made of albumentations.
 
-To use an augmentation of your own in `create_transform` and `segkit.train(augment="turn")`, add it to `AUGMENTATIONS`:
+To use your own augmentation in `create_transform` and `segkit.train(augment="turn")`, add it to `AUGMENTATIONS`:
 
     AUGMENTATIONS["turn"] = Augmentation(lambda crop: [A.RandomRotate90(), A.RandomScale((-0.3, 0.3), p=1.0)])
 """
@@ -111,7 +111,7 @@ def training_scale(transform: Callable[..., Any]) -> TrainingScale:
     It follows from `Resize`, `RandomResizedCrop`, `SmallestMaxSize`, `LongestMaxSize`, `RandomScale` and `Affine` of
     albumentations. Transforms that are not applied to every image are ignored, because the model also learns without
     them. If the scale depends on an earlier crop, or on which of several transforms is chosen, it is unknown: a warning
-    is logged, and models work at full size. For such an augmentation, or a function of your own, set its attribute
+    is logged, and models work at full size. For such an augmentation, or your own function, set its attribute
     `training_scale`.
     """
     stated = getattr(transform, "training_scale", None)

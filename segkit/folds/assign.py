@@ -51,7 +51,8 @@ def assign_folds(
 
     Returns:
         (N,) integers 0 to k - 1. Train on `folds != i`, validate on `(folds == i) & ~train_only`. A train-only image
-        has the fold of its group if that validates, so that it never trains when its twin validates; otherwise -1.
+        has the fold of its group if that group validates, so that it never trains while an image of its group
+        validates; otherwise -1.
 
     Raises:
         UsageError: `k` is below 2, or larger than the number of groups that validate.
@@ -107,7 +108,7 @@ def unevenness(count: np.ndarray, folds: np.ndarray, k: int) -> float:
 
 
 def _group_shares(counts: ClassCounts, member: np.ndarray, annotation_weight: float) -> np.ndarray:
-    """Return (G, D) the shares of each group in everything that shall be even; columns sum to 1 before weighting."""
+    """Return (G, D) the shares of each group in everything that should be even; columns sum to 1 before weighting."""
     of_counts = ClassCounts(IMAGES_WEIGHT, annotation_weight, PIXELS_WEIGHT)
     amounts = np.concatenate([np.ones((len(member), 1)), *counts], axis=1)
     weights = np.concatenate([[SIZE_WEIGHT], *(np.full(counts.images.shape[1], w) for w in of_counts)])

@@ -1,5 +1,6 @@
 """From photographs to label maps and files: Predictor, streams of images, writers."""
 
+from segkit.inference.batch_size import BatchSize
 from segkit.inference.coco_results import PseudoLabels, write_coco
 from segkit.inference.member_probs import MemberProbs, sample_pixels
 from segkit.inference.prediction import Prediction
@@ -10,6 +11,7 @@ from segkit.inference.submission import check_sample, write_submission
 from segkit.inference.writers import PredictionWriter
 
 __all__ = [
+    "BatchSize",
     "Clock",
     "Labelled",
     "MemberProbs",

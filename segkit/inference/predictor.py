@@ -187,6 +187,32 @@ class Predictor:
             NotFiniteError: The models return NaN for this image.
         """
         crfs = [crf for crf in ([self.crf] if crfs is None else crfs) if crf is not None]
+        self._check_image(image, crfs)
+        (raw,) = self._run([image], for_crf=bool(crfs))
+        if isinstance(raw, NotFiniteError):
+            raise raw
+        return raw
+
+    def check_image(self, image: np.ndarray) -> None:
+        """Raise what `run_models` raises for an image before it runs the models."""
+        self._check_image(image, [] if self.crf is None else [self.crf])
+
+    @torch.no_grad()
+    def run_batch(self, images: Sequence[np.ndarray]) -> list[RawPrediction | NotFiniteError]:
+        """Run the models on several images at once: `run_models` for images of one size.
+
+        The results of an image do not depend on the others, except for the rounding of torch, which may compute a
+        larger batch in another order.
+
+        Args:
+            images: Each (H, W, 3) uint8 RGB that `check_image` accepts; one, if it is cut into windows.
+
+        Returns:
+            The result of each image, or the error of an image for which the models return NaN.
+        """
+        return self._run(images, for_crf=self.crf is not None)
+
+    def _check_image(self, image: np.ndarray, crfs: Sequence[Refine]) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise UsageError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         height, width = image.shape[:2]
@@ -196,13 +222,38 @@ class Predictor:
                 f"the image has {height} x {width} pixels (height x width), more than the {min(limits)} of a CRF; "
                 "predict it without `crf`"
             )
-        pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+
+    def is_cut(self, height: int, width: int) -> bool:
+        """Return whether a model gets an image of this size in windows."""
         members = [member for member in self.members_for(height, width) if member.weight > 0]
-        bands = ((top, self._biased(band)) for top, band in self._bands(members, pixels))
-        if self.probs != "disk" and all(self.window_for(member, height, width) is None for member in members):
-            ((_, probs),) = bands
-            return RawPrediction(probs, None if crfs else _labels(probs))
-        return self._gathered(bands, (height, width), for_crf=bool(crfs))
+        return any(self.window_for(member, height, width) is not None for member in members)
+
+    def _run(self, images: Sequence[np.ndarray], *, for_crf: bool) -> list[RawPrediction | NotFiniteError]:
+        height, width = images[0].shape[:2]
+        together = images[0][None] if len(images) == 1 else np.stack(images)
+        pixels = torch.from_numpy(np.require(together, requirements=("C", "W"))).permute(0, 3, 1, 2)
+        members = [member for member in self.members_for(height, width) if member.weight > 0]
+        if self.is_cut(height, width):
+            (whole,) = pixels
+            bands = ((top, self._biased(band)) for top, band in self._bands(members, whole))
+            try:
+                return [self._gathered(bands, (height, width), for_crf=for_crf)]
+            except NotFiniteError as error:
+                return [error]
+        probs = self._predict(members, pixels)  # (N, C, H, W)
+        found: list[RawPrediction | NotFiniteError] = []
+        for of_image, is_finite in zip(probs, probs.flatten(1).sum(1).isfinite().tolist(), strict=True):
+            if not is_finite:
+                found.append(_not_finite("the model returns"))
+                continue
+            biased = self._weighted(of_image)
+            if self.probs == "disk":
+                found.append(self._gathered([(0, biased)], (height, width), for_crf=for_crf))
+            elif for_crf:
+                found.append(RawPrediction(biased))
+            else:
+                found.append(RawPrediction(None if self.probs == "none" else biased, _labels(biased)))
+        return found
 
     def refine(self, raw: RawPrediction, image: np.ndarray, crf: Refine | None = None) -> "Future[Tensor]":
         """Refine the probabilities by a CRF, in its workers if it has some: the second step.
@@ -280,8 +331,12 @@ class Predictor:
         return self.tta.ensemble(members, pixels.to(self.device).float())
 
     def _biased(self, probs: Tensor) -> Tensor:
-        """Multiply the probabilities (C, H, W) of each class by its factor, if they are finite."""
+        """Return the result of `_weighted`, if it is finite."""
         _check_finite(probs, "the model returns")
+        return self._weighted(probs)
+
+    def _weighted(self, probs: Tensor) -> Tensor:
+        """Multiply the probabilities (C, H, W) of each class by its factor."""
         if self.class_factors is None:
             return probs
         weighted = probs * self.class_factors[:, None, None]
@@ -431,10 +486,14 @@ def _weighted_sum(
 def _check_finite(probs: Tensor, who: str) -> None:
     """Raise NotFiniteError if a probability is NaN, which `argmax` would take for the largest one."""
     if not probs.sum().isfinite():
-        raise NotFiniteError(
-            f"{who} values that are not finite (NaN or infinite) for this image; were the weights damaged, or is the "
-            "precision too low for them?"
-        )
+        raise _not_finite(who)
+
+
+def _not_finite(who: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"{who} values that are not finite (NaN or infinite) for this image; were the weights damaged, or is the "
+        "precision too low for them?"
+    )
 
 
 def _labels(probs: Tensor) -> Tensor:

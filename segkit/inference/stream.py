@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from segkit.data import SegmentationDataset
 from segkit.data.dataset import checked_target
 from segkit.errors import DataError, NotFiniteError, SegkitError, UnreadableFileError
+from segkit.inference.batch_size import BatchSize
 from segkit.inference.prediction import Prediction
 from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
@@ -84,27 +85,38 @@ class Clock:
         return ", ".join(f"{stage} {100 * s / total:.0f} %" for stage, s in self.seconds.most_common())
 
 
-def segment(images: Iterable[SourceImage], predictor: Predictor, clock: Clock | None = None) -> Iterator[Segmented]:
+def segment(
+    images: Iterable[SourceImage],
+    predictor: Predictor,
+    clock: Clock | None = None,
+    batch_size: BatchSize | None = None,
+) -> Iterator[Segmented]:
     """Segment images in their order; only a few of them are in memory at a time.
 
-    Threads read files ahead. A CRF on a GPU refines the probabilities there, without a copy. A CRF with workers refines
-    images while the models run on the next ones on a GPU; on a CPU, where both need all cores, models and CRF take
-    turns over a lot of images.
+    Threads read files ahead. Neighbours of one size run as one batch. A CRF on a GPU refines the probabilities there,
+    without a copy. A CRF with workers refines images while the models run on the next ones on a GPU; on a CPU, where
+    both need all cores, models and CRF take turns over a lot of images.
 
     Args:
         images: See `open_source`.
         predictor: Models, test-time augmentation and CRF.
         clock: Measures the time of reading, models and CRF.
+        batch_size: How many images run at once; by default one.
     """
     clock = clock or Clock()
-    predicted = _run_models(images, predictor, clock)
+    predicted = _run_models(images, predictor, clock, batch_size or BatchSize(predictor, 1))
     if predictor.crf is None:
         return (_finish(one, raw, predictor, clock, "models") for one, raw in predicted)
     return _refine(predicted, predictor, clock)
 
 
-def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Clock | None = None) -> Iterator[Labelled]:
-    """Segment every image of a data set, in its order; only a few of them are in memory at a time.
+def segment_dataset(
+    data: SegmentationDataset,
+    predictor: Predictor,
+    clock: Clock | None = None,
+    batch_size: BatchSize | None = None,
+) -> Iterator[Labelled]:
+    """Segment every image of a data set, in its order, see `segment`.
 
     Args:
         data: Images with labels.
@@ -117,13 +129,15 @@ def segment_dataset(data: SegmentationDataset, predictor: Predictor, clock: Cloc
         NotFiniteError: The models return NaN for an image.
     """
     images = (SourceImage(Path(data.name(i)), partial(data.image, i)) for i in range(len(data)))
-    for index, one in enumerate(segment(images, predictor, clock)):
+    for index, one in enumerate(segment(images, predictor, clock, batch_size)):
         if one.error is not None:
             raise one.error
         yield Labelled(one.image, checked_target(data, index, one.image.shape[:2]), one.prediction)
 
 
-def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stage: str) -> Iterator[tuple]:
+def ahead(
+    pairs: Iterable[tuple[object, Future]], count: int | Callable[[], int], clock: Clock, stage: str
+) -> Iterator[tuple]:
     """Yield pairs with the results of their futures, in order, while up to `count` later ones are under way."""
     waiting: deque[tuple[object, Future]] = deque()
 
@@ -134,13 +148,15 @@ def ahead(pairs: Iterable[tuple[object, Future]], count: int, clock: Clock, stag
 
     for pair in pairs:
         waiting.append(pair)
-        if len(waiting) > count:
+        while len(waiting) > (count() if callable(count) else count):
             yield first()
     while waiting:
         yield first()
 
 
-def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Clock) -> Iterator[_Predicted]:
+def _run_models(
+    images: Iterable[SourceImage], predictor: Predictor, clock: Clock, batch_size: BatchSize
+) -> Iterator[_Predicted]:
     """Read images ahead, and run the models on each that can be read and is not too large for the CRF."""
 
     def read(source: SourceImage) -> np.ndarray | SegkitError:
@@ -149,25 +165,66 @@ def _run_models(images: Iterable[SourceImage], predictor: Predictor, clock: Cloc
         except (DataError, UnreadableFileError) as error:
             return error
 
-    with ThreadPoolExecutor(READERS) as pool:
-        reading = ((source, pool.submit(read, source)) for source in images)
-        for source, image in ahead(reading, 2 * READERS, clock, "reading"):
+    def checked() -> Iterator[Segmented]:
+        for source, image in ahead(reading, lambda: 2 * READERS + batch_size.largest, clock, "reading"):
             if isinstance(image, SegkitError):
-                yield Segmented(source, None, None, image), None
+                yield Segmented(source, None, None, image)
                 continue
             try:
-                with clock("models"):
-                    raw = predictor.run_models(image)
-                    if predictor.crf is not None and predictor.device.type == "cuda":
-                        torch.cuda.synchronize(predictor.device)  # or the clock would count the models as the CRF
-            except (DataError, NotFiniteError) as error:
-                yield Segmented(source, None, None, _named(error, source)), None
-                continue
-            yield Segmented(source, image, None), raw
+                predictor.check_image(image)
+                yield Segmented(source, image, None)
+            except DataError as error:
+                yield Segmented(source, None, None, _named(error, source))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        reading = ((source, pool.submit(read, source)) for source in images)
+        for lot in _of_a_batch(checked(), batch_size):
+            yield from _predict_lot(lot, predictor, clock, batch_size)
+
+
+def _predict_lot(
+    lot: list[Segmented], predictor: Predictor, clock: Clock, batch_size: BatchSize
+) -> Iterator[_Predicted]:
+    """Run the models on images of a few sizes, a batch for each size; yield the images in their order."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for i, one in enumerate(lot):
+        if one.error is None:
+            by_size.setdefault(one.image.shape, []).append(i)
+    found: dict[int, RawPrediction | NotFiniteError] = {}
+    for chosen in by_size.values():
+        with clock("models"):
+            found.update(zip(chosen, batch_size.run([lot[i].image for i in chosen]), strict=True))
+            if predictor.crf is not None and predictor.device.type == "cuda":
+                torch.cuda.synchronize(predictor.device)  # or the clock would count the models as the CRF
+    for i, one in enumerate(lot):
+        result = found.pop(i, None)  # its memory is free as soon as the caller is done with it
+        if isinstance(result, NotFiniteError):
+            yield Segmented(one.source, None, None, _named(result, one.source)), None
+        else:
+            yield one, result
+
+
+def _of_a_batch(images: Iterable[Segmented], batch_size: BatchSize) -> Iterator[list[Segmented]]:
+    """Yield successive images that fill a batch together; if two sizes alternate, each gets half of the batch."""
+    lot: list[Segmented] = []
+    room, share = 1.0, 1.0  # an image with an error takes as much room as the image before it
+    for one in images:
+        if one.error is None:
+            share = 1 / batch_size.of(*one.image.shape[:2])
+        if lot and share > room + 1e-6:
+            yield lot
+            lot, room = [], 1.0
+        lot.append(one)
+        room -= share
+        if room < 1e-6 or lot[0].error is not None:
+            yield lot
+            lot, room = [], 1.0
+    if lot:
+        yield lot
 
 
 def _refine(predicted: Iterable[_Predicted], predictor: Predictor, clock: Clock) -> Iterator[Segmented]:
-    """Refine by the CRF: ahead in its workers, or, if workers and models share a CPU, a lot of images in turn."""
+    """Refine by the CRF: ahead in its workers; or, if both use the same CPU, models and CRF take turns by lots."""
 
     def submitted(some: Iterable[_Predicted]) -> Iterator[tuple[Segmented, Future]]:
         for one, raw in some:

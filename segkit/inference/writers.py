@@ -103,7 +103,7 @@ class PredictionWriter:
 
         Raises:
             DataError: The mask is missing or damaged.
-            UsageError: It is not a label map with these classes.
+            UsageError: The mask is not a label map with these classes.
         """
         mask, made_of = self.read_mask(name), self._made_of(name)
         if mask.ndim != 2 or mask.max() >= len(self.class_names):

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from segkit.errors import UsageError
 from segkit.labels import check_ignore_index
+from segkit.losses._blocks import Buffers, in_blocks, sum_all
 from segkit.losses._softmax import NOTHING, DeviceTraits, PlainTerms, device_traits, masked
-from segkit.losses._softmax_cpu import SoftmaxTerms, softmax_terms
+from segkit.losses._softmax_cpu import SoftmaxTerms, labels_and_valid, softmax_terms
 
 Mode = Literal["multiclass", "binary", "multilabel"]
 Reduction = Literal["mean", "sum", "none"]
@@ -44,6 +45,7 @@ class Inputs:
         ignore_index: Target value to ignore; None to ignore nothing. In float targets of mode `multiclass` a pixel is
             ignored if it holds this value in all classes.
         traits: How to compute; by default the fastest way on the device of the logits.
+        is_shared: Several losses will be computed from these inputs.
 
     Raises:
         UsageError: The mode, a shape or a type is wrong, labels are outside the classes, or `ignore_index` is 255 with
@@ -52,8 +54,7 @@ class Inputs:
 
     Attributes:
         logits: (N, C, P) with P = H * W.
-        target: (N, P) int64 labels, `ignore_index` at ignored pixels; or (N, C, P) floats in `dtype`, 0 there.
-        valid: (N, P), or (N, C, P) with sigmoids, bool; None if nothing is ignored.
+        target: (N, P) labels, `ignore_index` at ignored pixels; or (N, C, P) floats in `dtype`, 0 there.
         has_labels: Whether the target holds class indices.
         shape: Shape of the target, for losses that are not reduced.
         dtype: Type of the losses.
@@ -67,9 +68,11 @@ class Inputs:
         ignore_index: int | None,
         *,
         traits: DeviceTraits | None = None,
+        is_shared: bool = False,
     ) -> None:
         _check(logits, target, mode)
         self.traits = traits or device_traits(logits.device.type)
+        self.is_shared = is_shared
         self.mode, self.shape = mode, target.shape
         self.num_classes = logits.shape[1]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -77,29 +80,61 @@ class Inputs:
         if self.has_labels:
             check_ignore_index(self.num_classes, ignore_index)
         self.logits = logits.flatten(2)
+        self._labels: Tensor | None = None
+        self._valid: Tensor | None = None
+        self._num_valid: Tensor | None = None  # (N, 1), if the labels have been read
+        self._softmax: SoftmaxTerms | PlainTerms | None = None
+        self._counts: Tensor | None = None
+        if self.has_labels and self.traits.has_kernel:
+            self._read_labels(target, ignore_index)
+            return
         valid = _valid(target, ignore_index)
         if valid is not None and mode == "multiclass" and not self.has_labels:
             valid = valid.any(1, keepdim=True)
         if valid is not None and self.traits.can_be_read and valid.all():
             valid = None
         self.ignore_index = NOTHING if valid is None or ignore_index is None else ignore_index
-        self._labels: Tensor | None = None
         if self.has_labels:
             self.target = target.flatten(1).long()
-            self.valid = None if valid is None else valid.flatten(1)
+            self._valid = None if valid is None else valid.flatten(1)
         else:
             target = target if valid is None else target * valid
             self.target = target.reshape(self.logits.shape).to(self.dtype)
             if mode == "multiclass":
-                self.valid = None if valid is None else valid.flatten(1)
+                self._valid = None if valid is None else valid.flatten(1)
             else:
-                self.valid = None if valid is None else valid.reshape(self.logits.shape)
+                self._valid = None if valid is None else valid.reshape(self.logits.shape)
             self.logits = masked(self.logits, self.valid, self.dtype)
         if self.traits.can_be_read:
             known = self.labels if self.has_labels else self.target
-            _check_range(known, self.num_classes - 1 if self.has_labels else 1, self.has_labels, ignore_index)
-        self._softmax: SoftmaxTerms | PlainTerms | None = None
-        self._counts: Tensor | None = None
+            if known.numel():
+                low, high = (value.item() for value in known.aminmax())
+                self._check_range(low, high, ignore_index)
+
+    def _read_labels(self, target: Tensor, ignore_index: int | None) -> None:
+        """Set what depends on the labels, in one pass over them on a CPU, and check their range."""
+        self.target = target.flatten(1)
+
+        def work(buffers: Buffers, image: slice, target: Tensor) -> tuple[int, int, int]:
+            labels, valid = labels_and_valid(target, ignore_index)
+            low, high = labels.aminmax()
+            return labels.numel() if valid is None else int(valid.sum()), int(low), int(high)
+
+        done = in_blocks(work, self.traits.block_values, self.target.unsqueeze(1))
+        self._num_valid = torch.zeros(len(target), 1, dtype=torch.long)
+        if done:
+            numbers, lows, highs = zip(*done, strict=True)
+            self._check_range(min(lows), max(highs), ignore_index)
+            self._num_valid += torch.tensor(numbers).view(len(target), -1).sum(1, keepdim=True)
+        self.ignore_index = None if self._num_valid.sum() == self.target.numel() else ignore_index
+
+    def _check_range(self, low: float, high: float, ignore_index: int | None) -> None:
+        highest = self.num_classes - 1 if self.has_labels else 1
+        if not (low >= 0 and high <= highest):
+            raise UsageError(
+                f"target has {'labels' if self.has_labels else 'values'} from {low} to {high}, expected 0 to {highest} "
+                f"or {ignore_index=}"
+            )
 
     @classmethod
     def of(cls, logits: "Tensor | Inputs", target: Tensor, mode: Mode, ignore_index: int | None) -> "Inputs":
@@ -107,23 +142,38 @@ class Inputs:
         return logits if isinstance(logits, Inputs) else cls(logits, target, mode, ignore_index)
 
     @property
+    def valid(self) -> Tensor | None:
+        """(N, P), or (N, C, P) with sigmoids, bool; None if nothing is ignored."""
+        if self._valid is None and self._num_valid is not None and self.ignore_index is not None:
+            self._valid = self.target != self.ignore_index
+        return self._valid
+
+    @property
     def labels(self) -> Tensor:
         """(N, P) int64 labels, 0 at ignored pixels."""
         if self._labels is None:
-            self._labels = self.target if self.valid is None else self.target * self.valid
+            self._labels = self.target.long() if self.valid is None else self.target.long() * self.valid
         return self._labels
 
     @property
     def softmax(self) -> SoftmaxTerms | PlainTerms:
         """The sums of `_softmax`, for inputs with labels."""
         if self._softmax is None:
-            if self.traits.has_kernel:
-                self._softmax = softmax_terms(self.logits, self.labels, self.valid, self.traits.block_values)
-            else:
-                self._softmax = PlainTerms(
-                    self.logits, self.target, self.valid, self.traits.sum_type, self.ignore_index
-                )
+            self._softmax = self._terms()
         return self._softmax
+
+    @property
+    def nll_terms(self) -> SoftmaxTerms | PlainTerms:
+        """As `softmax`, for losses that only need `nll` and `nll_sum`: others may be 0 if no other loss needs them."""
+        if self._softmax is None and self.traits.has_kernel and not self.is_shared:
+            return self._terms(only_nll=True)
+        return self.softmax
+
+    def _terms(self, only_nll: bool = False) -> SoftmaxTerms | PlainTerms:
+        if self.traits.has_kernel:
+            values = self.traits.block_values
+            return softmax_terms(self.logits, self.target, self.ignore_index, values, only_nll=only_nll)
+        return PlainTerms(self.logits, self.target, self.valid, self.traits.sum_type, self.ignore_index)
 
     @property
     def dense_logits(self) -> Tensor:
@@ -136,6 +186,8 @@ class Inputs:
 
     def num_valid(self) -> Tensor | int:
         """Return the number of pixels, or with sigmoids of entries, that are not ignored."""
+        if self._num_valid is not None:
+            return self._num_valid.sum()
         if self.valid is not None:
             return self.valid.sum()
         return self.target.shape[0] * self.target.shape[-1] if self.mode == "multiclass" else self.target.numel()
@@ -143,7 +195,7 @@ class Inputs:
     def entry_losses(self) -> Tensor:
         """Return the cross entropy of each pixel (N, P) or, with sigmoids, of each entry (N, C, P); 0 if ignored."""
         if self.has_labels:
-            return self.softmax.nll
+            return self.nll_terms.nll
         if self.mode == "multiclass":
             return -(self.target * self.logits.log_softmax(1)).sum(1)
         return self.zero_ignored(F.binary_cross_entropy_with_logits(self.logits, self.target, reduction="none"))
@@ -168,13 +220,23 @@ class Inputs:
         """Return the number of pixels of each label, (N, C)."""
         if isinstance(self.softmax, PlainTerms):
             return self.softmax.support
-        ones = torch.ones_like(self.labels) if self.valid is None else self.valid.long()
-        zeros = self.labels.new_zeros(self.labels.shape[0], self.num_classes)
-        return zeros.scatter_add(1, self.labels, ones).to(self.traits.sum_type)
+
+        def work(buffers: Buffers, image: slice, target: Tensor) -> Tensor:
+            labels, valid = labels_and_valid(target, self.ignore_index)
+            counts = torch.bincount(labels.flatten(), minlength=self.num_classes)
+            if valid is not None:
+                counts[0] -= labels.numel() - valid.sum()  # Ignored pixels have label 0.
+            return counts
+
+        n, done = len(self.target), in_blocks(work, self.traits.block_values, self.target.unsqueeze(1))
+        counts = torch.stack(done).view(n, -1, self.num_classes).sum(1) if done else torch.zeros(n, self.num_classes)
+        return counts.to(self.traits.sum_type)
 
     def pixels(self) -> Tensor:
         """Return the number of pixels of each image that are not ignored, (N, 1), or with sigmoids (N, C)."""
         n, pixels = self.logits.shape[0], self.logits.shape[2]
+        if self._num_valid is not None:
+            return self._num_valid.to(self.traits.sum_type)
         if self.valid is None:
             return torch.full((n, 1), pixels, dtype=self.traits.sum_type, device=self.logits.device)
         return self.valid.sum(-1, keepdim=self.valid.ndim == 2).to(self.traits.sum_type)
@@ -184,7 +246,8 @@ def reduce(losses: Tensor, total: Tensor | int, reduction: Reduction, shape: tor
     """Return the sum of `losses`, the sum divided by `total` (0 if that is 0), or the losses in `shape`."""
     if reduction == "none":
         return losses.view(shape)
-    return losses.sum() if reduction == "sum" else divide(losses.sum(), total)
+    total_loss = sum_all(losses)
+    return total_loss if reduction == "sum" else divide(total_loss, total)
 
 
 def divide(a: Tensor, b: Tensor | int) -> Tensor:
@@ -270,15 +333,4 @@ def _check(logits: Tensor, target: Tensor, mode: Mode) -> None:
     elif tuple(target.shape) not in ((per_pixel, per_class) if mode == "binary" else (per_class,)):
         raise UsageError(
             f'target must be {per_class}, as the logits are, for `mode="{mode}"`, got {tuple(target.shape)}'
-        )
-
-
-def _check_range(target: Tensor, highest: int, has_labels: bool, ignore_index: int | None) -> None:
-    if target.numel() == 0:
-        return
-    low, high = (value.item() for value in target.aminmax())
-    if not (low >= 0 and high <= highest):
-        raise UsageError(
-            f"target has {'labels' if has_labels else 'values'} from {low} to {high}, expected 0 to {highest} or "
-            f"{ignore_index=}"
         )

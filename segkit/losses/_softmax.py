@@ -7,6 +7,7 @@ pixels i that are not ignored:
     true_positive[n, c] = sum of p[n, c, i] over pixels with y = c
     prob_sum[n, c]      = sum of p[n, c, i]
     log_prob_sum[n, c]  = sum of log p[n, c, i]
+    nll_sum[n]          = sum of nll[n, i]
 
 Cross entropy, focal loss and OHEM are functions of `nll`, label smoothing adds `log_prob_sum`, and the overlap losses
 take the two sums of p. `PlainTerms` computes them on GPUs, under a compiler and for second derivatives; on a CPU
@@ -27,7 +28,7 @@ class DeviceTraits(NamedTuple):
     has_kernel: bool  # use `_softmax_cpu` instead of plain operations
     can_be_read: bool  # Reading a value for a check does not wait until the device has done all its work.
     sum_type: torch.dtype  # for sums over many pixels; small steps would be lost in large sums of float32
-    block_values: int = 1 << 20  # The kernels of a CPU compute with about this many logits at once: they fit in caches.
+    block_values: int = 1 << 19  # The kernels of a CPU compute with about this many logits at once: they fit in caches.
     sort_values: int = 1 << 24  # A GPU sorts about this many errors at once, which bounds the memory.
 
 
@@ -80,6 +81,11 @@ class PlainTerms:
         """(N, P)."""
         # Without a reduction, because torch's sum of it is not deterministic on CUDA.
         return F.nll_loss(self.log_probs, self.target, ignore_index=self.ignore_index, reduction="none")
+
+    @property
+    def nll_sum(self) -> Tensor:
+        """(N,)."""
+        return self.nll.sum(1)
 
     @property
     def true_positive(self) -> Tensor:

@@ -52,7 +52,7 @@ def boundary_loss(
 class BoundaryLoss(Loss):
     """`boundary_loss` as a module.
 
-    It is not in `LOSSES`, because it also needs distance maps: call it in a training loop of your own.
+    It is not in `LOSSES`, because it also needs distance maps: call it in your own training loop.
     """
 
     function = staticmethod(boundary_loss)

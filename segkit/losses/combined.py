@@ -63,7 +63,7 @@ class WeightedSum(nn.Module):
             if isinstance(loss, Loss):
                 key = (loss.mode, loss.ignore_index)
                 if key not in shared:
-                    shared[key] = Inputs(logits, target, *key)
+                    shared[key] = Inputs(logits, target, *key, is_shared=len(self.losses) > 1)
                 total = total + self.weights[name] * loss.evaluate(shared[key])
             else:
                 total = total + self.weights[name] * loss(logits, target)

@@ -11,9 +11,9 @@ from torch.autograd import Function
 
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._base import Loss
+from segkit.losses._blocks import Buffers, in_blocks, sum_all
 from segkit.losses._inputs import Inputs, Mode, Reduction, check_options, check_weights, divide, reduce
 from segkit.losses._softmax import PlainTerms, masked, without_gradient
-from segkit.losses._softmax_cpu import blocks
 
 
 def cross_entropy_loss(
@@ -55,12 +55,14 @@ def cross_entropy_loss(
         shares = shares if weights is None else shares * weights.view(-1, 1)
         losses = inputs.zero_ignored(-(shares * inputs.logits.log_softmax(1)).sum(1))
         return reduce(losses, inputs.num_valid(), reduction, losses.shape[:1] + inputs.shape[2:])
-    terms = inputs.softmax
+    terms = inputs.softmax if label_smoothing else inputs.nll_terms
     if weights is None:
-        losses, total = terms.nll, inputs.num_valid()
+        # On a CPU the kernel has the sums already.
+        has_sums = reduction != "none" and not isinstance(terms, PlainTerms)
+        losses, total = terms.nll_sum if has_sums else terms.nll, inputs.num_valid()
     else:
         pixel_weights = inputs.zero_ignored(weights[inputs.labels])
-        losses, total = terms.nll * pixel_weights, pixel_weights.sum()
+        losses, total = terms.nll * pixel_weights, sum_all(pixel_weights)
     if not label_smoothing:
         return reduce(losses, total, reduction, inputs.shape)
     kept, spread = 1 - label_smoothing, label_smoothing / num_classes
@@ -71,7 +73,7 @@ def cross_entropy_loss(
         of_all_classes = inputs.zero_ignored((log_probs if weights is None else log_probs * weights.view(-1, 1)).sum(1))
     else:
         of_all_classes = (terms.log_prob_sum if weights is None else terms.log_prob_sum * weights).sum()
-        losses = losses.sum()
+        losses = sum_all(losses)
     losses = torch.sub(kept * losses, of_all_classes, alpha=spread)
     if weights is not None and reduction == "mean":  # The part of all classes is 0 too if `total` is 0.
         losses = torch.where(total > 0, losses, 0)
@@ -171,9 +173,13 @@ class _OneHotBCE(Function):
         ctx.save_for_backward(logits, labels, valid, weights)
         ctx.positive, ctx.negative, ctx.block_values = positive, negative, block_values
         losses = torch.empty_like(labels[:, 0], dtype=weights.dtype)
-        for image, span in blocks(logits, block_values):
-            z = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
-            losses[image, span] = _one_hot_bce(z, labels[image, :, span], weights, positive, negative)
+
+        def work(
+            buffers: Buffers, image: slice, z: Tensor, labels: Tensor, valid: Tensor | None, losses: Tensor
+        ) -> None:
+            losses.copy_(_one_hot_bce(masked(z, valid, weights.dtype), labels, weights, positive, negative))
+
+        in_blocks(work, block_values, logits, labels, valid, losses)
         return losses
 
     @staticmethod
@@ -185,14 +191,17 @@ class _OneHotBCE(Function):
             losses = _one_hot_bce(masked(logits, valid, weights.dtype), labels, weights, positive, negative)
             return torch.autograd.grad(losses, logits, grad, create_graph=True)[0], *no_gradients
         out = torch.empty_like(logits)
-        for image, span in blocks(logits, ctx.block_values):
-            index = labels[image, :, span]
-            probs = masked(logits[image, :, span], valid if valid is None else valid[image, span], weights.dtype)
-            probs = probs.sigmoid()
+
+        def work(
+            buffers: Buffers, image: slice, z: Tensor, index: Tensor, valid: Tensor | None, grad: Tensor, out: Tensor
+        ) -> None:
+            probs = masked(z, valid, weights.dtype).sigmoid()
             label_weight = weights[index[:, 0], 0].unsqueeze(1)
             change = (positive - negative) * ((label_weight - 1) * probs.gather(1, index) - label_weight)
             gradient = (1 + (weights - 1) * negative) * probs - weights * negative
-            out[image, :, span] = gradient.scatter_add_(1, index, change).mul_(grad[image, None, span])
+            out.copy_(gradient.scatter_add_(1, index, change).mul_(grad.unsqueeze(1)))
+
+        in_blocks(work, ctx.block_values, logits, labels, valid, grad, out)
         return out, *no_gradients
 
 
@@ -238,7 +247,7 @@ def ohem_loss(
         rank = min(max(min_kept, 1), losses.numel())
         keep = keep | (hardness >= hardness.kthvalue(losses.numel() - rank + 1).values)
     keep = keep & valid
-    return divide((losses * keep).sum(), keep.sum())
+    return divide(sum_all(losses * keep), keep.sum())
 
 
 class CrossEntropyLoss(Loss):

@@ -9,6 +9,7 @@ from torch import Tensor
 from segkit.errors import UsageError
 from segkit.labels import IGNORE_INDEX
 from segkit.losses._base import Loss
+from segkit.losses._blocks import sum_all
 from segkit.losses._inputs import Inputs, Mode, Reduction, check_options, check_weights, reduce
 
 # For gamma below 1 the slope of the modulating factor is infinite at 0; below this value it is cut, as the loss is 0.
@@ -63,12 +64,12 @@ def focal_loss(
         raise UsageError('`class_weights` is for `mode="multiclass"`; for binary and multilabel use `alpha`')
     weights = check_weights(class_weights, inputs)
     if inputs.has_labels:
-        losses = inputs.softmax.nll
+        losses = inputs.nll_terms.nll
         losses = _modulate(-torch.expm1(-losses), gamma) * losses
         if weights is None:
             return reduce(losses, inputs.num_valid(), reduction, inputs.shape)
         pixel_weights = inputs.zero_ignored(weights[inputs.labels])
-        return reduce(losses * pixel_weights, pixel_weights.sum(), reduction, inputs.shape)
+        return reduce(losses * pixel_weights, sum_all(pixel_weights), reduction, inputs.shape)
     if inputs.mode == "multiclass":
         log_probs = inputs.logits.log_softmax(1)
         losses = -inputs.target * _modulate(-torch.expm1(log_probs), gamma) * log_probs

@@ -47,7 +47,7 @@ class BoundaryIoU(RunningCounts):
     """Compute the IoU of the band of each class: its pixels near another class or the image border.
 
     Pixels are summed over all images before the division, as for mIoU. A region that is at most two bands
-    wide consists of its band, so its boundary IoU is its IoU.
+    wide lies completely in its band, so its boundary IoU equals its IoU.
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", 2021;
     distances are measured in a square neighbourhood, as in its reference code.

@@ -95,8 +95,8 @@ def load_model(
             the suffix .onnx is run by onnxruntime; it must take normalised images and return logits.
         class_names: Only for an ONNX file of another program: the names of the classes, one for each channel of the
             logits.
-        mean: Likewise, the mean of each channel, with images in 0..1.
-        std: Likewise, the standard deviation of each channel.
+        mean: Only for such a file: the mean of each channel, with images in 0..1.
+        std: Only for such a file: the standard deviation of each channel.
 
     Returns:
         A Segmenter, or an OnnxModel.
@@ -104,8 +104,8 @@ def load_model(
     Raises:
         MissingFileError: There is no such file.
         MissingPackageError: onnxruntime is not installed, or is too old.
-        UsageError: The file is damaged, needs a module that is not imported, or was not written by segkit and lacks
-            what only the caller can know; or it was, and the caller gives what it has already.
+        UsageError: The file is damaged, or needs a module that is not imported. Or segkit did not write it, and an
+            argument that it needs is missing. Or segkit wrote it, and an argument is set that the file has already.
     """
     file = find_model_file(path)
     header = read_header(file, class_names=class_names, mean=mean, std=std)
@@ -192,7 +192,7 @@ def find_model_file(path: str | os.PathLike) -> Path:
     """Return the model file at `path`, which may be the file, a run folder or a folder of `save_pretrained`.
 
     Raises:
-        MissingFileError: There is none.
+        MissingFileError: There is no model file.
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"a model file must be a path, got {type(path).__name__}")
@@ -242,7 +242,7 @@ def read_header(
     if is_onnx(path) and "segkit" not in metadata:
         return _header_of_other(path, given)
     if given:
-        raise UsageError(f"{path} says itself what `{'`, `'.join(given)}` would say; leave it out")
+        raise UsageError(f"{path} already has a value for `{'`, `'.join(given)}`; omit the argument")
     if "segkit" not in metadata:
         raise UsageError(f"{path} was not written by segkit: it has weights, but no architecture; {_FROM_SMP}")
     header = parse_json(metadata["segkit"], f"{path} is damaged: its header")
@@ -342,5 +342,5 @@ _MODEL_FIELDS = {
     **{"name": _is_text, "backbone": _is_text, "in_channels": _is_count, "img_size": _is_size},
     "output_stride": lambda value: value is None or _is_count(value),
     **dict.fromkeys(("aux_head", "image_head", "align_corners"), _is_flag),
-    **dict.fromkeys(("num_classes", "class_names", "pretrained"), _is_never),  # fields of their own, or none
+    **dict.fromkeys(("num_classes", "class_names", "pretrained"), _is_never),  # never arguments: other fields have them
 }

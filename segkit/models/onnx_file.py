@@ -27,7 +27,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Return the metadata of an ONNX file, texts by key.
 
     Raises:
-        UsageError: The file cannot be opened, is cut off, or is no ONNX file.
+        UsageError: The file cannot be opened, is cut off, or is not an ONNX file.
     """
     found, has_graph = {}, False
     with _Content(path) as content:
@@ -49,7 +49,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def missing_data_files(path: str | os.PathLike) -> list[Path]:
-    """Return the files that hold weights of an ONNX file and do not exist; they must lie in the folder of the file."""
+    """Return the files with weights of an ONNX file that are missing from its folder."""
     names: dict[str, None] = {}
     with _Content(path) as content:
         graphs = [field for field in content.fields(0, len(content)) if field[0] == _GRAPH]
@@ -82,7 +82,7 @@ class _Content:
         return len(self._bytes)
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """Yield the fields of the message in these bytes; the last one may end behind `end`, if the file is cut off."""
+        """Yield the fields of the message in these bytes; if the file is cut off, the last one may end after `end`."""
         while start < end:
             tag, start = self._number(start)
             number, wire = tag >> 3, tag & 7
@@ -103,10 +103,10 @@ class _Content:
         try:
             return texts.get(1, b"").decode(), texts.get(2, b"").decode()
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self._path} is damaged: its metadata is no text") from error
+            raise UsageError(f"{self._path} is damaged: its metadata is not text") from error
 
     def _number(self, start: int) -> tuple[int, int]:
-        """Return the varint that starts there, and where it ends."""
+        """Return the varint that begins at `start`, and the position after it."""
         value = 0
         for shift, byte in enumerate(self._bytes[start : start + 10]):
             value |= (byte & 0x7F) << (7 * shift)

@@ -32,10 +32,10 @@ _TRIAL = (2, 64, 96)  # (N, H, W) of the images that a file of another program i
 
 
 class OnnxModel(nn.Module):
-    """Run an ONNX file: normalised images (N, C, H, W) -> logits (N, num_classes, H, W), with a Segmenter's face.
+    """Run an ONNX file: normalised images (N, C, H, W) -> logits (N, num_classes, H, W), like a Segmenter.
 
-    `segkit.load_model("model.onnx")` makes it. It works wherever a model only predicts: in `Predictor`, in `TTA`, in
-    ensembles with models of torch. It has no parameters, so it can neither be trained nor saved by `save_model`.
+    Create it by `segkit.load_model("model.onnx")`. It can replace a Segmenter for prediction: in `Predictor`, in `TTA`,
+    and in ensembles with Segmenters. It has no parameters, so it can neither be trained nor saved by `save_model`.
 
     onnxruntime gets as many threads as torch has when the file is loaded, see `torch.set_num_threads`. A copy shares
     the loaded file; a pickled model is its path, and is loaded again.
@@ -43,7 +43,7 @@ class OnnxModel(nn.Module):
     Args:
         path: The file.
         class_names: See `Segmenter`.
-        preprocessing: See `Segmenter`. It is not part of the file: the images that the model takes are normalised.
+        preprocessing: See `Segmenter`. The file does not normalise: the model takes normalised images.
         config: The arguments of `create_model` for this architecture; None if unknown.
         category_ids: See `Segmenter`.
         data_rules: See `Segmenter`.
@@ -86,7 +86,7 @@ class OnnxModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the file runs; images are taken from any device, and logits are returned there."""
+        """The device on which the file runs. Images may be on any device; the logits are returned on the same one."""
         return self._place.device
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class OnnxModel(nn.Module):
         """Return the logits (N, num_classes, H, W) float32 of normalised images (N, C, H, W).
 
         Raises:
-            UsageError: `images` is no such tensor, has a size that the file does not take, or the file returns
+            UsageError: `images` is not such a tensor, has a size that the file does not take, or the file returns
                 something else than logits.
         """
         channels = len(self.preprocessing.mean)
@@ -115,17 +115,17 @@ class OnnxModel(nn.Module):
         values = images.detach().to("cpu", self._dtype).contiguous()
         parts = [self._run(part) for part in values.split(self._batch or len(values))]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if logits.shape[2:] != images.shape[2:]:  # many programs leave them at the stride of the decoder
+        if logits.shape[2:] != images.shape[2:]:  # many programs return logits at the stride of the decoder
             logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
         return logits.to(images.device)
 
     predict = Segmenter.predict
 
     def check_logits(self) -> None:
-        """Run the file on noise, to see whether it returns logits; for files of other programs.
+        """Check that a file of another program returns logits, by running it on noise.
 
         Raises:
-            UsageError: It does not.
+            UsageError: It returns something else.
         """
         batch, *size = _TRIAL
         shape = (batch, len(self.preprocessing.mean), *(self._size or size))
@@ -200,13 +200,13 @@ class OnnxModel(nn.Module):
         self._size = sides if all(map(_is_size, sides)) else None
 
     def _run(self, images: Tensor) -> Tensor:
-        """Return the logits of images that fit into a batch; a file with a fixed batch gets black images on top."""
+        """Return the logits of images that fit into a batch; for a file with a fixed batch, add black images."""
         count = len(images)
         if self._batch is not None and count < self._batch:
             images = torch.cat([images, images.new_zeros((self._batch - count, *images.shape[1:]))])
         try:
             (logits,) = self._session.run([self._output], {self._input: images.numpy()})
-        except Exception as error:  # onnxruntime's own types have no class in common
+        except Exception as error:  # errors of onnxruntime have no common class
             raise _run_error(error, self.path, images) from error
         if logits.ndim != 4 or logits.shape[0] != len(images):
             raise UsageError(
@@ -228,7 +228,7 @@ def import_onnxruntime() -> Any:
     """Return the module onnxruntime.
 
     Raises:
-        MissingPackageError: It is not installed, or is too old.
+        MissingPackageError: onnxruntime is not installed, or is too old.
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
@@ -260,7 +260,7 @@ def _open_session(path: Path, device: torch.device) -> InferenceSession:
     settings = [{"device_id": device.index or 0}] if device.type == "cuda" else [{}]
     try:
         return onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider], provider_options=settings)
-    except Exception as error:  # onnxruntime's own types have no class in common
+    except Exception as error:  # errors of onnxruntime have no common class
         raise _open_error(error, path, onnxruntime.__version__) from error
 
 

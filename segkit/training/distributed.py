@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 TIMEOUT = timedelta(minutes=30)  # how long to wait for the slowest process: start, validation images, a slow disk
 STOP = "stop"  # key of the store
-CHECK_EVERY = 1.0  # seconds from one look at requests to stop to the next, while a process waits for others
+CHECK_EVERY = 1.0  # seconds between two checks for a request to stop, while a process waits for others
 Result = TypeVar("Result")
 
 
@@ -127,8 +127,8 @@ class Ranks:
         Inside the block the processes do not communicate, except by `check_between`.
 
         Args:
-            check_stop: Called each second while this process waits for others at the end of the block, with
-                `check_between`: if it raises Interrupted, those that are still in the block do not finish it.
+            check_stop: Called by `check_between`, each second while this process waits for others at the end of the
+                block. If it raises Interrupted, the processes that are still in the block do not finish it.
         """
         number = 0
         try:
@@ -160,7 +160,7 @@ class Ranks:
             raise Interrupted(int(self.store.get(STOP)))
 
     def _largest(self, number: int, check_stop: Callable[[], None] | None) -> int:
-        """Return the largest number of all processes; each second of waiting, pass `check_stop` to `check_between`.
+        """Return the largest number of all processes; while waiting, call `check_between(check_stop)` each second.
 
         A plain exchange would wait in torch, where Python handles no signal.
         """

@@ -242,9 +242,9 @@ class Trainer:
         return state.loss_sum / state.image_count if state.image_count else math.nan
 
     def _next_window(self, arriving: Iterator[list[Batch]]) -> list[Batch] | None:
-        """Return the next window as soon as all processes have theirs; None at the end.
+        """Return the next window as soon as every process has its own; None at the end.
 
-        A step begins only then, so that no process waits in the middle of a step for one that has stopped to wait.
+        A step begins only then, so that no process waits within a step for a process that was stopped before it.
         """
         with self.ranks.stopping_together(self.stop.check):
             return next(arriving, None)

@@ -135,6 +135,10 @@ class TTA:
         turns = sorted(self.turns, key=lambda name: TURNS[name].transposed)
         return tuple(View(*view) for view in product(self.scales, self.brightness, turns))
 
+    def largest_batch(self, device: torch.device) -> int:
+        """Return the largest number of pixels that a model gets at once on a device."""
+        return self.max_pixels or (LARGEST_ON_CPU if device.type == "cpu" else LARGEST_ON_GPU)
+
     def __str__(self) -> str:
         scales, brightness = ([f"{factor:g}" for factor in factors] for factors in (self.scales, self.brightness))
         parts = {"scales": scales, "brightness": brightness, "turns": self.turns}
@@ -265,7 +269,7 @@ class TTA:
         spare = [-length % self.multiple if self.fit == "pad" else 0 for length in (height, width)]
         for transposed in (False, True):
             turns = [TURNS[name] for name in self.turns if TURNS[name].transposed == transposed]
-            at_once = max(1, self._largest_batch(inputs) // (n * height * width))
+            at_once = max(1, self.largest_batch(inputs.device) // (n * height * width))
             bottom, right = spare[::-1] if transposed else spare
             for start in range(0, len(turns), at_once):
                 part = turns[start : start + at_once]
@@ -284,14 +288,10 @@ class TTA:
                     yield turn.undo(scores)
 
     def _run(self, model: nn.Module, batch: Tensor) -> Tensor:
-        rows = max(1, self._largest_batch(batch) // (batch.shape[2] * batch.shape[3]))
+        rows = max(1, self.largest_batch(batch.device) // (batch.shape[2] * batch.shape[3]))
         if len(batch) <= rows:
             return _logits_of(model(batch))
         return torch.cat([_logits_of(model(part)) for part in batch.split(rows)])
-
-    def _largest_batch(self, images: Tensor) -> int:
-        """Return the largest number of pixels in a batch."""
-        return self.max_pixels or (LARGEST_ON_CPU if images.device.type == "cpu" else LARGEST_ON_GPU)
 
     @property
     def _unit(self) -> int:

@@ -256,7 +256,7 @@ def spread_of_folds(values: np.ndarray) -> np.ndarray:
 
 
 def summary_table(total: ConfusionMatrix, values: np.ndarray) -> str:
-    """Return the IoU of each class over all images, and the mean and spread of the folds' own, as a table.
+    """Return a table of the IoU of each class over all images, and of the mean and spread of the folds' IoU.
 
     Args:
         total: The confusion matrix of all images.

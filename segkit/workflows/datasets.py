@@ -94,14 +94,14 @@ def open_folds(config: TrainConfig, console: Console | None = None, rule: int = 
 def open_scored(
     config: ScoreConfig, console: Console, class_names: Sequence[str], palette: Palette | None = None
 ) -> SegmentationDataset:
-    """Return the images of `data` to score on; one that cannot be used is an error, because a score skips nothing.
+    """Return the images of `data` to score on; an image that cannot be used is an error, because scores skip nothing.
 
     Args:
         config: The settings.
         console: Prints remarks about the files.
         class_names: The classes of the model. The categories of JSON files are matched with them by name; masks have
             them in this order, unless `class_names` or `palette` say otherwise.
-        palette: The palette of the masks that the model was trained on, which is taken in the same case.
+        palette: The palette of the masks that the model was trained on; used unless `palette` or `class_names` is set.
     """
     if config.masks and config.class_names is None and config.palette is None:
         config = replace(config, class_names=tuple(class_names), palette=palette)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from segkit.config import EvaluateConfig, from_keywords, takes_settings
 from segkit.console import Console, counted, percent, table
 from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
-from segkit.inference import Predictor, segment_dataset
+from segkit.inference import BatchSize, Predictor, segment_dataset
 from segkit.metrics import Evaluation, Interval, PerImageScores
 from segkit.models import import_modules
 from segkit.report import label_picture
@@ -98,7 +98,7 @@ def _evaluate(
     console: Console,
 ) -> EvaluateResult:
     """Score the models, compare them with the others, and write the results to `out`."""
-    result = _score(data, predictor, console)
+    result = _score(data, predictor, config.batch_size, console)
     per_image, intervals = result.images.compute(), result.intervals()
     classes, names = class_rows(result, intervals), distinct_names(data)
     images = image_rows(names, per_image)
@@ -124,7 +124,7 @@ def _evaluate(
 
     differences: list[Row] = []
     if other is not None:
-        before = _score(data, other, console)
+        before = _score(data, other, config.batch_size, console)
         differences = difference_rows(data.class_names, result.images.included, result.intervals_of_difference(before))
         change = per_image.of_image - before.images.compute().of_image
         images = image_rows(names, per_image, before.images.compute())
@@ -150,9 +150,12 @@ def _evaluate(
     )
 
 
-def _score(data: SegmentationDataset, predictor: Predictor, console: Console) -> Evaluation:
+def _score(
+    data: SegmentationDataset, predictor: Predictor, batch_size: int | Literal["auto"], console: Console
+) -> Evaluation:
     result = Evaluation(data.class_names, exclude=data.ignored_labels)
-    for one in console.progress(segment_dataset(data, predictor), total=len(data)):
+    found = segment_dataset(data, predictor, batch_size=BatchSize(predictor, batch_size))
+    for one in console.progress(found, total=len(data)):
         result.update(one.prediction.mask, one.prediction.probs, one.target)
     return result
 

@@ -60,7 +60,7 @@ def export(
     Args:
         model: A model file, a run folder or a loaded model. With `int8`, also an ONNX file that segkit exported.
         onnx: The file to write. By default the name of the model file, with the suffix .onnx, or .int8.onnx.
-        imports: Modules to import first, such as the one that adds a decoder of your own.
+        imports: Modules to import first, such as the module with your own decoder.
         overwrite: Replace the file if it exists.
         int8: Quantise to int8.
         calibrate: Photographs that decide the steps of int8, such as the training images: a folder, a glob, a list of

@@ -22,6 +22,7 @@ from segkit.demo import write_demo
 from segkit.errors import DataError, MissingFileError, SegkitError, UnreadableFileError, UsageError
 from segkit.files import Fingerprint, is_file, write_records
 from segkit.inference import (
+    BatchSize,
     Clock,
     PredictionWriter,
     PseudoLabels,
@@ -156,15 +157,15 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         writer = PredictionWriter(
             out, predictor.class_names, names, [kind for kind in KINDS if kind in {*config.save, *needed}]
         )
-        clock = Clock()
+        clock, batch_size = Clock(), BatchSize(predictor, config.batch_size)
         todo, seen = _divide(ranks.share(images), writer, config.skip_existing)
         written: list[_Result] = []
         try:
             with (
                 closing(predictor),
-                console.progress(segment(todo, predictor, clock), total=len(names) // ranks.count) as bar,
+                console.progress(segment(todo, predictor, clock, batch_size), total=len(names) // ranks.count) as bar,
             ):
-                _write(bar, writer, seen, pseudo, clock, reading, written)
+                _write(bar, writer, seen, pseudo, clock, batch_size, reading, written)
         except BaseException:
             if ranks.is_first:
                 with suppress(SegkitError, OSError, csv.Error):  # the reason for the stop matters more
@@ -248,6 +249,7 @@ def _write(
     seen: _Seen,
     pseudo: PseudoLabels | None,
     clock: Clock,
+    batch_size: BatchSize,
     reading: Reading,
     written: list[_Result],
 ) -> None:
@@ -276,7 +278,8 @@ def _write(
             yield None, pool.submit(write, one)
 
     with ThreadPoolExecutor(WRITERS) as pool:
-        for _ in ahead(submitted(), 2 * WRITERS, clock, "writing"):
+        # The results of a batch come at once, and are written while the models run on the next one.
+        for _ in ahead(submitted(), lambda: 2 * WRITERS + batch_size.largest, clock, "writing"):
             pass
 
 

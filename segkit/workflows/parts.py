@@ -284,7 +284,7 @@ def check_names(config: TrainConfig) -> None:
         for name in names:
             if name not in known:
                 raise UsageError(
-                    f"{unknown(what, name, known)}. A module that adds one of your own goes into `imports`"
+                    f"{unknown(what, name, known)}. If a module of yours adds it, name the module in `imports`"
                 )
     build_loss(config, Rarity(weights=None if config.class_weights == "none" else torch.ones(1)))
 

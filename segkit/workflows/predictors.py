@@ -105,7 +105,7 @@ class ModelSource(NamedTuple):
 
     @property
     def palette(self) -> dict[Colour, str] | None:
-        """The classes in the masks of its training by colour; None if they had no palette."""
+        """The classes by colour in the masks of the training; None if they had no palette."""
         rows = self.data_rules.get(MASK_COLOURS)
         if rows is None:
             return None

@@ -311,7 +311,7 @@ def find_start(config: TrainConfig, lock: RunLock) -> Start:
 
 
 def read_run(run: RunFolder, file: Path | None = None) -> dict[str, Any]:
-    """Return the newest checkpoint of a run that is whole, or the one in `file`.
+    """Return the newest undamaged checkpoint of a run, or the checkpoint in `file`.
 
     A damaged last.pt is renamed: at the next save it would replace last.prev.pt, which is whole. Settings that segkit
     did not have yet when the checkpoint was written are added with their defaults.

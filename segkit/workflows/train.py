@@ -64,7 +64,7 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
     settings = as_declared(TrainConfig, settings)
     import_modules(settings.get("imports", ()))
     if settings.get("data") == ():
-        raise UsageError("`data` is empty; give files or a data set, or leave it out to train on the demo")
+        raise UsageError("`data` is empty; give files or a data set, or omit it to train on the demo")
     own = {}
     for name in OWN:
         for value in settings.get(name, ()):
@@ -85,13 +85,11 @@ def train(*, verbose: bool = False, **settings: Any) -> TrainResult | CrossValid
         chosen = {name: setting for name, setting in chosen.items() if name not in (*OWN, "images", "masks")}
     below = {name: setting.value for name, setting in {**implied, **chosen}.items()}
     every = {**below, **settings}
-    # TrainConfig knows nothing of the data sets in `own`, and would ask for data.
+    # TrainConfig does not have the data sets in `own`, and would require `data`.
     if own and ("data" not in own or any(every.get(name) for name in OWN)):
         raise UsageError("give `data`, `val` and `train_only` all as files, or all as data sets")
     if own and every.get("folds") is not None:
-        raise UsageError(
-            "`folds` divides files; divide a data set of your own with `subset`, and give `data` and `val`"
-        )
+        raise UsageError("`folds` divides files; divide your own data set with `subset`, and give `data` and `val`")
     config = from_keywords(TrainConfig, every)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:

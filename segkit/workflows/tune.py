@@ -175,7 +175,7 @@ def steps_of(ingredient: str, config: TuneConfig, plan: Plan) -> list[Callable[[
 
 
 def crf_words(given: Sequence[str] | None) -> list[CrfWords]:
-    """Return the values of `crf` to choose from: none, and the one that is set, or all presets.
+    """Return the values of `crf` to choose from: no CRF, and the value that is set, or all presets.
 
     Each preset is tried as it is, and with a third of its weights.
     """

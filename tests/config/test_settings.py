@@ -117,7 +117,7 @@ def test_a_file_that_says_everything_outlives_its_recipe(folder, capsys):
     text = printed(capsys, "--recipe", "quick")
     Path("args.cfg").write_text(text.replace("recipe: quick", "recipe: gone"))
     assert parse("--config", "args.cfg") == dataclasses.replace(parse("--recipe", "quick"), recipe="gone")
-    with pytest.raises(ValueError, match=r"`recipe` takes a name; read a file of your own with --config mine\.yaml"):
+    with pytest.raises(ValueError, match=r"`recipe` takes a name; read your own file with --config mine\.yaml"):
         parse("--config", "args.cfg", "--recipe", "mine.yaml")
     with pytest.raises(ValueError, match=r"unknown recipe 'never' \(command line\)"):
         parse("--config", "args.cfg", "--recipe", "never")

@@ -195,7 +195,7 @@ def test_a_file_of_segkit_takes_nothing_that_it_says_itself(written, tmp_path):
         if path.suffix == ".safetensors":
             model = create_model("fpn", backbone="resnet18", num_classes=3, pyramid_channels=16, channels=16)
             save_model(model, path)
-        with pytest.raises(UsageError, match="says itself what `mean`, `std` would say"):
+        with pytest.raises(UsageError, match="already has a value for `mean`, `std`"):
             load_model(path, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

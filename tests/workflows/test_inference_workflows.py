@@ -117,6 +117,26 @@ def test_a_loaded_model_predicts_as_its_file_does_and_stays_as_it_is(file, shape
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_batches_change_neither_masks_nor_scores(file, shapes, tmp_path):
+    options = {"weights": file, "device": "cpu", "flips": "h"}
+    source, masks, scores = shapes[1], [], []
+    for batch_size in (1, 3):
+        out = tmp_path / str(batch_size)
+        found = segkit.predict(**options, source=source, out=out, save="mask", batch_size=batch_size)
+        masks.append([np.array(Image.open(found.folder / row["mask"])) for row in found.rows])
+        # Another batch size may continue there.
+        segkit.predict(**options, source=source, out=out, save="mask", batch_size=4, skip_existing=True)
+        evaluated = segkit.evaluate(
+            **options, data=shapes[1], out=tmp_path / f"e{batch_size}", batch_size=batch_size, worst=0
+        )
+        scores.append(evaluated.scores)
+    assert len(masks[0]) > 3
+    assert np.mean([np.mean(a == b) for a, b in zip(*masks, strict=True)]) > 0.999
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3, nan_ok=True)
+    with pytest.raises(UsageError, match="`batch_size` must be at least 1, or auto, got 0"):
+        segkit.predict(**options, source=source, batch_size=0)
+
+
 def test_evaluate_scores_a_data_set_of_ones_own(file, shapes, tmp_path, capfd):
     data = CocoSegmentation(shapes[1])
     result = segkit.evaluate(weights=load_model(file), data=Own(data), out=tmp_path / "o", device="cpu")

@@ -181,7 +181,7 @@ def test_keywords_win_over_the_recipe_that_they_name(shapes, tmp_path):
         ({"data": Drawn(4), "val": "val.json"}, "all as files, or all as data sets"),
         ({"val": Drawn(4)}, "all as files, or all as data sets"),
         ({"data": Drawn(4), "train_only": "pseudo.json"}, "all as files, or all as data sets"),
-        ({"data": Drawn(4), "folds": 2, "fold": "all"}, "`folds` divides files; divide a data set of your own"),
+        ({"data": Drawn(4), "folds": 2, "fold": "all"}, "`folds` divides files; divide your own data set"),
         ({"data": Drawn(4), "folds": 2, "fold": 0}, "`folds`"),
         ({"data": "train.json", "resume": True}, "`resume` needs `out`"),
         ({"resume": "nowhere"}, "nothing to resume: there is no nowhere/last.pt"),

@@ -21,7 +21,9 @@ class SourceConfig:
     """Labelled images and where they are. The base of all commands that read them."""
 
     data: Sources = ()
-    """COCO JSON files; or folders of images, with --masks."""
+    """COCO JSON files; what another labelling tool exported; or folders of images, with --masks."""
+    format: Annotated[str | None, arg(metavar="NAME")] = None
+    """Format of the labels in --data, such as yolo or coco. By default it is recognised by the files."""
     images: Folders = ()
     """Image folders: one for all JSON files, or one for each. By default the folder of the JSON file."""
     masks: Folders = ()
@@ -48,8 +50,8 @@ class SourceConfig:
 class LabelConfig(SourceConfig):
     """How annotations become labels. The base of the commands that train or score."""
 
-    overlap: Literal["smallest", "last", "max-id"] = "smallest"
-    """Object on top where objects overlap: the smallest, the last in the file, or the highest category id."""
+    overlap: Literal["auto", "smallest", "last", "max-id"] = "auto"
+    """Object on top where objects overlap: smallest, last, highest category id, or auto: by format (COCO: smallest)."""
     crowd: Literal["paint", "ignore"] = "paint"
     """Crowd annotations (iscrowd): paint them like other objects, or ignore their pixels."""
     ignore_classes: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()

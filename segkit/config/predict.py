@@ -132,7 +132,9 @@ class ScoreConfig(PredictConfig, LabelConfig):
     """Labelled images and how models predict them. The base of the commands that score."""
 
     data: Sources = ()
-    """COCO JSON files to score on; or folders of images, with --masks."""
+    """COCO JSON files to score on; what another labelling tool exported; or folders of images, with --masks."""
+    split: Literal["train", "val", "test"] = "val"
+    """Split to score on, if --data has several."""
     workers: Annotated[int | None, arg(metavar="N")] = None
     """Processes of the CRF. By default one per core, at most eight."""
     out: Folder = None

@@ -93,9 +93,8 @@ class FoldsConfig:
     """Accept several categories with the same name, and count them as one class."""
     bbox_as_mask: bool = False
     """Count the bounding box of annotations that have no segmentation."""
-    overlap: Literal["smallest", "last", "max-id"] = "smallest"
-    """Object whose pixels count where objects overlap, as in training: the smallest, the last in the file, or the
-    highest category id."""
+    overlap: Literal["auto", "smallest", "last", "max-id"] = "auto"
+    """Object on top where objects overlap, as in training. auto: by the format of the labels; COCO: the smallest."""
     crowd: Literal["paint", "ignore"] = "paint"
     """Crowd annotations (iscrowd), as in training: count their pixels like other objects, or ignore them."""
     seed: Annotated[int, arg(metavar="N")] = 0

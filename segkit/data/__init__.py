@@ -16,6 +16,7 @@ _PUBLIC = {
     # assign_folds, count_classes and write_demo have moved to other packages; they stay public here.
     "assign_folds": "segkit.folds",
     "count_classes": "segkit.folds",
+    "find_source": "segkit.data.formats",
     "create_transform": "segkit.data.transforms",
     "list_images": "segkit.data.images",
     "read_image": "segkit.data.images",

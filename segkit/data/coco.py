@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from segkit.data.coco_file import Allowed, CocoFile, ids_by_name, read_coco
 from segkit.data.coco_images import Item
 from segkit.data.dataset import ImageFiles, Paths, as_paths
 from segkit.data.findings import Finding, find_shared_files, raise_or_warn, summarise
+from segkit.data.formats.records import LabelRecords
 from segkit.data.images import Reading, create_reading
 from segkit.data.mask_cache import MaskCache
 from segkit.data.rasterize import OVERLAPS, rasterize
@@ -21,22 +23,24 @@ from segkit.labels import BACKGROUND
 from segkit.names import check_known
 
 T = TypeVar("T")
+Labels = str | os.PathLike | LabelRecords
 
 
 class CocoSegmentation(ImageFiles):
-    """Images and label maps from one or several COCO JSON files.
+    """Images and label maps from one or several COCO JSON files, or other labels that are regions.
 
     Item i is `(image, mask)`: image (H, W, 3) uint8 RGB, mask (H, W) uint8 with 0 for background, then the categories
     in the order of their ids. A category called background, in any case, is label 0, too.
 
     Args:
         annotations: A COCO JSON file, or several: the first one has the classes, the others may lack some. Categories
-            are matched by name, so their ids may differ.
+            are matched by name, so their ids may differ. Also what the reader of another format returns, see
+            `segkit.data.find_source`.
         root: Folder of the images, one for all files or one for each. By default the folder of each JSON.
         transform: Called as `transform(image=image, mask=mask)`, as in albumentations; returns a mapping with `image`
             and `mask`.
         overlap: Which object lies on top if objects overlap: the `smallest`, the `last` annotation in the file, or the
-            category with the highest id (`max-id`).
+            category with the highest id (`max-id`). `auto` is the rule of the format; of COCO, the smallest.
         class_names: The classes in label order, such as the classes of another data set or a model; the files may lack
             some. By default the categories of the first file.
         ignore_classes: Names of classes that are 255 in the target.
@@ -70,11 +74,11 @@ class CocoSegmentation(ImageFiles):
 
     def __init__(
         self,
-        annotations: Paths,
+        annotations: Labels | Sequence[Labels],
         root: Paths | None = None,
         transform: Callable | None = None,
         *,
-        overlap: Literal["smallest", "last", "max-id"] = "smallest",
+        overlap: Literal["auto", "smallest", "last", "max-id"] = "auto",
         class_names: Sequence[str] | None = None,
         ignore_classes: Sequence[str] = (),
         mask_cache: str | os.PathLike | None = None,
@@ -88,10 +92,11 @@ class CocoSegmentation(ImageFiles):
         merge_same_name: bool = False,
         bbox_as_mask: bool = False,
     ) -> None:
-        check_known("`overlap`", overlap, OVERLAPS)
+        check_known("`overlap`", overlap, ("auto", *OVERLAPS))
         check_known("`on_bad`", on_bad, ("error", "skip"))
         check_known("`crowd`", crowd, ("paint", "ignore"))
-        self.transform, self.overlap, self.crowd = transform, overlap, crowd
+        self.transform, self.crowd = transform, crowd
+        self.overlap = _overlap_of(annotations) if overlap == "auto" else overlap
         self.ignore_classes = tuple(ignore_classes)
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
         digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names)
@@ -99,12 +104,12 @@ class CocoSegmentation(ImageFiles):
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
-            self.mask_cache = MaskCache(folder, "\n".join([overlap, crowd, *digests]))
+            self.mask_cache = MaskCache(folder, "\n".join([self.overlap, crowd, *digests]))
 
     @classmethod
     def inspect(
         cls,
-        annotations: Paths,
+        annotations: Labels | Sequence[Labels],
         root: Paths | None = None,
         *,
         class_names: Sequence[str] | None = None,
@@ -134,7 +139,7 @@ class CocoSegmentation(ImageFiles):
             DataError: A file is not a COCO JSON, or has other categories than `class_names` or the files before it.
         """
         data = cls.__new__(cls)
-        data.transform, data.overlap, data.crowd = None, "smallest", "paint"
+        data.transform, data.overlap, data.crowd = None, _overlap_of(annotations), "paint"
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
         data._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names)
         data.notes = summarise(data.findings)
@@ -142,15 +147,16 @@ class CocoSegmentation(ImageFiles):
 
     def _read(
         self,
-        annotations: Paths,
+        annotations: Labels | Sequence[Labels],
         root: Paths | None,
         reading: Reading,
         allowed: Allowed,
         class_names: Sequence[str] | None = None,
     ) -> list[str]:
         """Read the files; return the digest of each."""
-        files = as_paths(annotations)
-        roots = [file.parent for file in files] if root is None else as_paths(root)
+        files = _as_labels(annotations)
+        own_roots = [file.root if isinstance(file, LabelRecords) else file.parent for file in files]
+        roots = own_roots if root is None else as_paths(root)
         if len(roots) == 1:
             roots *= len(files)
         if len(roots) != len(files):
@@ -172,6 +178,25 @@ class CocoSegmentation(ImageFiles):
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size
         return rasterize(self.annotations[index], size, overlap=self.overlap, crowd=self.crowd)
+
+
+def _as_labels(annotations: Labels | Sequence[Labels]) -> list[Path | LabelRecords]:
+    several = [annotations] if isinstance(annotations, Labels) else annotations
+    return [one if isinstance(one, LabelRecords) else Path(one) for one in several]
+
+
+def _overlap_of(annotations: Labels | Sequence[Labels]) -> str:
+    """Return the rule of overlaps that the formats of the labels have in common.
+
+    Raises:
+        UsageError: Their rules differ.
+    """
+    rules = {one.overlap if isinstance(one, LabelRecords) else "smallest" for one in _as_labels(annotations)}
+    if len(rules) > 1:
+        raise UsageError(
+            f"the formats of the labels have different rules of overlaps: give `overlap`, {' or '.join(sorted(rules))}"
+        )
+    return rules.pop() if rules else "smallest"
 
 
 class Packed(Sequence, Generic[T]):

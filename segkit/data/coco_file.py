@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from segkit.console import counted
 from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import FEW, KINDS, LISTED, Finding
+from segkit.data.formats.records import LabelRecords
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
 from segkit.data.segmentation import box_shape, is_normalised, read_segmentation, rescale, shape_areas
@@ -53,6 +54,7 @@ class CocoRecords:
 
     Attributes:
         file: The JSON.
+        root: The folder from which the file names of the images start by default.
         content: The whole JSON, unchanged.
         categories: Names by id, in id order.
         class_names: The names of the labels 1, 2 ...; each name once.
@@ -64,6 +66,7 @@ class CocoRecords:
     """
 
     file: Path
+    root: Path
     content: Row
     categories: dict[Id, str]
     class_names: tuple[str, ...]
@@ -96,7 +99,7 @@ class CocoFile:
 
 
 def read_coco(
-    file: str | os.PathLike,
+    file: str | os.PathLike | LabelRecords,
     root: str | os.PathLike | None = None,
     *,
     reading: Reading = AS_USUAL,
@@ -106,7 +109,7 @@ def read_coco(
     """Read and check a COCO JSON and the headers of its images.
 
     Args:
-        file: The JSON.
+        file: The JSON, or what the reader of another format returned.
         root: Folder of the images. By default the folder of the JSON.
         reading: How the images are read.
         allowed: What to accept that by default is an error.
@@ -119,7 +122,7 @@ def read_coco(
     found = records.findings
     items = read_items(
         list(records.images.items()),
-        records.file.parent if root is None else Path(root),
+        records.root if root is None else Path(root),
         found,
         reading=reading,
         allow_outside_root=allowed.allow_outside_root,
@@ -136,7 +139,7 @@ def read_coco(
 
 
 def read_records(
-    file: str | os.PathLike, *, names: Sequence[str] | None = None, merge_same_name: bool = False
+    file: str | os.PathLike | LabelRecords, *, names: Sequence[str] | None = None, merge_same_name: bool = False
 ) -> CocoRecords:
     """Read a COCO JSON and find the image and the category of each annotation; no image file is read.
 
@@ -146,7 +149,7 @@ def read_records(
     A category called background, in any case, is label 0, unless `names` has it as another class.
 
     Args:
-        file: The JSON.
+        file: The JSON, or what the reader of another format returned.
         names: The classes in label order, with or without `background` as the first; the file may lack some. Ids may
             differ between files: the name decides the label. By default the names in the order of their ids.
         merge_same_name: Whether several categories may have one name.
@@ -154,8 +157,15 @@ def read_records(
     Raises:
         DataError: The file cannot be read, is not a COCO file, or has a category that is not in `names`.
     """
-    file = Path(file)
-    content, digest = _read_json(file)
+    found: list[Finding] = []
+    if isinstance(file, LabelRecords):
+        found += file.findings
+        content, digest = file.content, hashlib.sha256(file.digest.encode())
+        file, root = file.path, file.root
+    else:
+        file = Path(file)
+        root = file.parent
+        content, digest = _read_json(file)
     categories = _categories(content, file, merge_same_name)
     if not names:
         class_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
@@ -170,7 +180,6 @@ def read_records(
                 f"{file} cannot be read for {len(class_names)} classes besides background, the most are "
                 f"{IGNORE_INDEX - 1}"
             )
-    found: list[Finding] = []
     labels = _labels(categories, class_names, file, found)
     images: dict[Id, Row] = {}
     for image in content["images"] or []:
@@ -186,7 +195,7 @@ def read_records(
             found.append(Finding("duplicate-image-id", str(image["id"]), sentence))
         images.setdefault(key, image)
     annotations = _annotations_by_image(content, file, images, categories, found)
-    return CocoRecords(file, content, categories, class_names, labels, images, annotations, found, digest)
+    return CocoRecords(file, root, content, categories, class_names, labels, images, annotations, found, digest)
 
 
 def read_regions(

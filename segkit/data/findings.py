@@ -143,6 +143,11 @@ KINDS = {
     ),
     "crowd": Kind("note", "crowds (iscrowd)"),
     "ignored-region": Kind("note", 'regions marked `"ignore": 1`, neither trained on nor scored'),
+    # label files of other formats
+    "bad-label": Kind("error", "labels that cannot be read"),
+    "unknown-class": Kind("error", "labels of a class that the data set does not name"),
+    "skipped-shape": Kind("note", "shapes that have no area, such as points and lines, skipped"),
+    "unlabelled": Kind("note", "images without a label file, which are not used"),
     # found only by segkit.check
     "no-images": Kind("error", "sets without images that can be used"),
     "unannotated": Kind("warning", "sets without annotations, as test sets are; they can be neither learnt nor scored"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from segkit.data.dataset import ImageFiles, Paths, as_paths
 from segkit.data.findings import FEW, Finding, find_oddities, find_shared_files, raise_or_warn, summarise
+from segkit.data.formats.records import MaskFiles
 from segkit.data.images import (
     AS_USUAL,
     IMAGE_SUFFIXES,
@@ -37,6 +38,7 @@ class MaskedImage(NamedTuple):
     file_name: str
     size: tuple[int, int]  # (H, W) of the mask
     mask_path: Path
+    reader: MaskReader
 
 
 class FolderSegmentation(ImageFiles):
@@ -48,8 +50,9 @@ class FolderSegmentation(ImageFiles):
     a wrong value is found before the training begins.
 
     Args:
-        images: Folder of the images, or several; subfolders are included.
-        masks: Folder of the masks, one for each of `images`.
+        images: Folder of the images, or several; subfolders are included. Also what the reader of a format of masks
+            returns, see `segkit.data.find_source`, or several.
+        masks: Folder of the masks, one for each folder in `images`.
         class_names: In label order: a sequence, or a text file with one name per line; lines that begin with `#` are
             skipped. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`, or its content as that function returns it;
@@ -75,8 +78,8 @@ class FolderSegmentation(ImageFiles):
 
     def __init__(
         self,
-        images: Paths,
-        masks: Paths,
+        images: Paths | MaskFiles | Sequence[MaskFiles],
+        masks: Paths | None = None,
         *,
         class_names: PathLike | Sequence[str] | None = None,
         palette: PathLike | Mapping[Colour, str] | None = None,
@@ -90,15 +93,14 @@ class FolderSegmentation(ImageFiles):
     ) -> None:
         check_known("`on_bad`", on_bad, ("error", "skip"))
         self.ignore_classes, self.transform = tuple(ignore_classes), transform
-        reader = MaskReader(class_names, palette, max_pixels)
-        self._read(images, masks, reader, names, create_reading(exif, max_pixels))
+        self._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels))
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
 
     @classmethod
     def inspect(
         cls,
-        images: Paths,
-        masks: Paths,
+        images: Paths | MaskFiles | Sequence[MaskFiles],
+        masks: Paths | None = None,
         *,
         class_names: PathLike | Sequence[str] | None = None,
         palette: PathLike | Mapping[Colour, str] | None = None,
@@ -124,35 +126,66 @@ class FolderSegmentation(ImageFiles):
         """
         data = cls.__new__(cls)
         data.transform = None
-        data._read(images, masks, MaskReader(class_names, palette, max_pixels), names, create_reading(exif, max_pixels))
+        data._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels))
         data.notes = summarise(data.findings)
         return data
 
-    def _read(
+    def _open(
         self,
-        images: Paths,
-        masks: Paths,
-        reader: MaskReader,
+        images: Paths | MaskFiles | Sequence[MaskFiles],
+        masks: Paths | None,
+        class_names: PathLike | Sequence[str] | None,
+        palette: PathLike | None,
         names: PathLike | Sequence[str] | None,
         reading: Reading,
     ) -> None:
-        folders, mask_folders = as_paths(images), as_paths(masks)
-        if len(folders) != len(mask_folders):
-            raise UsageError(f"{len(folders)} folders of images need as many of masks, got {len(mask_folders)}")
-        self._reader, self.reading = reader, reading
-        self.class_names = reader.class_names
+        self.reading, self.findings = reading, []
+        several = [images] if isinstance(images, str | os.PathLike | MaskFiles) else images
+        of_format = [one for one in several if isinstance(one, MaskFiles)]
+        if of_format:
+            self.items = self._read_formats(of_format, class_names)
+        else:
+            if masks is None:
+                raise UsageError("give `masks`, the folder of the masks")
+            self.items = self._read_folders(as_paths(images), as_paths(masks), class_names, palette, names)
         _ = self.ignored_labels  # raises if a name is unknown
-        wanted = None if names is None else read_lines(names, "list of images")
-        self.findings: list[Finding] = []
-        self.items = [
-            item
-            for folder, mask_folder in zip(folders, mask_folders, strict=True)
-            for item in read_folder(folder, mask_folder, reader, self.findings, wanted, reading)
-        ]
         self.findings += find_shared_files(item.path for item in self.items)
 
+    def _read_folders(
+        self,
+        folders: Sequence[Path],
+        mask_folders: Sequence[Path],
+        class_names: PathLike | Sequence[str] | None,
+        palette: PathLike | None,
+        names: PathLike | Sequence[str] | None,
+    ) -> list[MaskedImage]:
+        if len(folders) != len(mask_folders):
+            raise UsageError(f"{len(folders)} folders of images need as many of masks, got {len(mask_folders)}")
+        reader = MaskReader(class_names, palette, self.reading.max_pixels)
+        self.class_names = reader.class_names
+        wanted = None if names is None else read_lines(names, "list of images")
+        return [
+            item
+            for folder, mask_folder in zip(folders, mask_folders, strict=True)
+            for item in read_folder(folder, mask_folder, reader, self.findings, wanted, self.reading)
+        ]
+
+    def _read_formats(
+        self, sources: Sequence[MaskFiles], class_names: PathLike | Sequence[str] | None
+    ) -> list[MaskedImage]:
+        """Read the masks of formats; each class has the label that it has in the first source, or in `class_names`."""
+        names = read_lines(sources[0].class_names if class_names is None else class_names, "file of class names")
+        self.class_names = tuple(names)
+        items = []
+        for source in sources:
+            self.findings += source.findings
+            reader = MaskReader.of_format(source, names, self.reading.max_pixels)
+            items += _checked_pairs(source.pairs, source.path, reader, self.findings, self.reading)
+        return items
+
     def mask(self, index: int) -> np.ndarray:
-        return self._reader.read(self.items[index].mask_path)
+        item = self.items[index]
+        return item.reader.read(item.mask_path)
 
 
 def read_folder(
@@ -173,7 +206,13 @@ def read_folder(
         wanted: Paths of the images to use, without suffix. By default all.
         reading: How the images are read.
     """
-    pairs = find_pairs(images, masks, wanted, found)
+    return _checked_pairs(find_pairs(images, masks, wanted, found), masks, reader, found, reading)
+
+
+def _checked_pairs(
+    pairs: Sequence[tuple[Path, str, Path]], masks: Path, reader: MaskReader, found: list[Finding], reading: Reading
+) -> list[MaskedImage]:
+    """Return the images whose masks can be used; messages name `masks`, the folder or file that they come from."""
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         checked = list(pool.map(lambda pair: _check_pair(*pair, reader, reading), pairs))
     found += [result for result in checked if isinstance(result, Finding)]
@@ -212,7 +251,7 @@ def _check_pair(
         )
     labels = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     oddities = find_oddities(path, name, header, mask.shape, reading)
-    return MaskedImage(path, name, mask.shape, mask_path), set(labels.tolist()), oddities
+    return MaskedImage(path, name, mask.shape, mask_path, reader), set(labels.tolist()), oddities
 
 
 def find_pairs(

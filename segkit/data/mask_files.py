@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segkit.data.formats.records import MaskFiles
 from segkit.data.images import has_pages, largest_value, open_image, raw_mode, to_rgb
 from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
 from segkit.errors import DataError
@@ -72,6 +73,32 @@ class MaskReader:
         self.coloured = colours is not None
         self.max_pixels = max_pixels
         self._code = None if colours is None else ColourCode(colours, self.class_names)
+        self._label_of: Mapping[int, int] | None = None
+
+    @classmethod
+    def of_format(cls, source: MaskFiles, class_names: Sequence[str], max_pixels: int = MAX_PIXELS) -> "MaskReader":
+        """Return the reader of a format's masks, with the labels that its classes have in `class_names`.
+
+        Args:
+            source: The masks; it may lack some of the classes.
+            class_names: In label order.
+            max_pixels: Larger masks are refused before they are decoded.
+
+        Raises:
+            DataError: The masks have a class that is not in `class_names`.
+        """
+        new = [name for name in source.class_names if name not in class_names]
+        if new:
+            raise DataError(f"{source.path} has the classes {_listed(new)}, which are not in {_listed(class_names)}")
+        reader = cls(class_names, max_pixels=max_pixels)
+        if source.colours is not None:
+            reader.coloured, reader._code = True, ColourCode(source.colours, reader.class_names)
+            return reader
+        label_of = {label: reader.class_names.index(name) for label, name in enumerate(source.class_names)}
+        values = source.values or {label: label for label in label_of}
+        reader._label_of = {value: label_of.get(label, IGNORE_INDEX) for value, label in values.items()}
+        reader._label_of.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+        return reader
 
     def read(self, path: Path) -> np.ndarray:
         """Return the labels (H, W) uint8 of a mask file.
@@ -89,13 +116,22 @@ class MaskReader:
                     )
                 values = values[..., 0]
             classes = len(self.class_names)
-            wrong = np.unique(values[~np.isin(values, [*range(classes), IGNORE_INDEX])])
+            known = [*range(classes), IGNORE_INDEX] if self._label_of is None else list(self._label_of)
+            wrong = np.unique(values[~np.isin(values, known)])
+            if len(wrong) and self._label_of is not None:
+                raise WrongValues(
+                    f"{path} has the values {_listed(wrong)}, but its format has the values {_listed(sorted(known))}"
+                )
             if len(wrong):
                 hint = f"; {BINARY_HINT}" if classes == 2 and (values == 255).any() else ""
                 raise WrongValues(
                     f"{path} has the values {_listed(wrong)}, but the {classes} classes are 0 to {classes - 1}, and "
                     f"{IGNORE_INDEX} is ignored{hint}"
                 )
+            if self._label_of is not None:
+                table = np.full(max(known) + 1, IGNORE_INDEX, dtype=np.uint8)
+                table[list(self._label_of)] = list(self._label_of.values())
+                return table[values]
             return values.astype(np.uint8)
         labels, unknown = self._code.labels(_open(path, self.max_pixels, rgb=True))
         if unknown:

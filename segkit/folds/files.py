@@ -34,11 +34,12 @@ class FoldSource(NamedTuple):
     train_only: np.ndarray  # (N,) bool
     notes: list[Note]  # errors, warnings and notes about the files
 
-    def masks(self, *, overlap: str = "smallest", crowd: str = "paint") -> Iterator[np.ndarray | None]:
+    def masks(self, *, overlap: str = "auto", crowd: str = "paint") -> Iterator[np.ndarray | None]:
         """Yield the label map (H, W) of each image, None if no image has such a size; `rasterize` has the arguments."""
+        rule = "smallest" if overlap == "auto" else overlap
         for regions, size in zip(self.regions, self.sizes, strict=True):
             is_size = size is not None and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
-            yield rasterize(regions, size, overlap=overlap, crowd=crowd) if is_size else None
+            yield rasterize(regions, size, overlap=rule, crowd=crowd) if is_size else None
 
 
 def read_fold_source(

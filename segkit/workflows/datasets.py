@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segkit.config import DATA_RULES, CheckConfig, LabelConfig, ScoreConfig, SourceConfig, TrainConfig
-from segkit.console import Console
+from segkit.console import Console, counted
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.findings import EXAMPLES, Note
+from segkit.data.formats import LabelRecords, LabelSource, MaskFiles, find_source
 from segkit.data.mask_cache import default_folder
 from segkit.data.palette import Colour, read_palette
 from segkit.errors import DataError, DataWarning, UsageError
@@ -28,6 +29,7 @@ from segkit.training.checkpoint import PHOTOGRAPHS
 
 FIRST_MASKS = 8  # masks of a data set of the caller that are looked at before it is used
 OF_MASKS = ("ignore_classes", "exif")  # the rules that also hold for images with masks
+LABEL_SUFFIXES = (".json", ".txt", ".xml", ".yaml", ".yml", ".csv")  # files of a folder whose content is labels
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 Palette = Mapping[Colour, str]  # as `read_palette` returns it
 MASK_COLOURS = "mask_colours"  # the palette of the training among the `data_rules` of a model: name, red, green, blue
@@ -41,12 +43,14 @@ class Source(NamedTuple):
         paths: Its value: COCO JSON files, folders of images, or one data set.
         roots: The image folders of the JSON files: none, one for all, or one for each.
         masks: The folders of masks, one for each folder of images.
+        splits: The splits to use of what is divided into splits.
     """
 
     setting: str
     paths: Sequence[Any]
     roots: Sequence[Path]
     masks: Sequence[Path]
+    splits: tuple[str, ...] = ("train",)
 
 
 def load_data(
@@ -68,6 +72,8 @@ def load_data(
     if config.folds is not None:
         return open_folds(config, console, fold_rule)[config.fold]
     train_set, extra = _open_training(config, console)
+    if not config.val and have_split(config, "val"):
+        config = replace(config, val=config.data)
     if config.val:
         val_set = _open(config, "val", console, _json_classes(config, train_set))
         if tuple(train_set.class_names) != tuple(val_set.class_names):
@@ -105,9 +111,8 @@ def open_scored(
     """
     if config.masks and config.class_names is None and config.palette is None:
         config = replace(config, class_names=tuple(class_names), palette=palette)
-    source = Source("data", config.data, config.images, config.masks)
-    names = class_names if class_names[0] == BACKGROUND else None
-    return open_labelled(config, source, json_classes=names, is_scored=True, console=console)
+    source = Source("data", config.data, config.images, config.masks, (config.split,))
+    return open_labelled(config, source, json_classes=class_names, is_scored=True, console=console)
 
 
 def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]:
@@ -157,12 +162,23 @@ def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
         )
     roots = config.images if len(config.images) > 1 else [*(config.images or [None])] * len(config.data)
     allowed = {name: getattr(config, name) for name in ALLOWED}
+    read: dict[str, tuple[Any, Path | None]] = {}
+    for name, path, root in zip(names, config.data, roots, strict=True):
+        found = find_source(path, config.format)
+        if found is None:
+            read[name] = path, root
+        else:
+            one = len(found.splits) == 1
+            read |= {name if one else f"{name}/{split}": (of_split(), root) for split, of_split in found.splits.items()}
     sets: dict[str, ImageFiles] = {}
     class_names = None
-    for name, file, root in zip(names, config.data, roots, strict=True):
-        sets[name] = CocoSegmentation.inspect(
-            file, root, class_names=class_names, exif=config.exif, max_pixels=config.max_pixels, **allowed
-        )
+    for name, (labels, root) in read.items():
+        options: dict[str, Any] = {"exif": config.exif, "max_pixels": config.max_pixels}
+        if isinstance(labels, MaskFiles):
+            sets[name] = FolderSegmentation.inspect(labels, class_names=class_names, **options)
+            class_names = sets[name].class_names
+            continue
+        sets[name] = CocoSegmentation.inspect(labels, root, class_names=class_names, **options, **allowed)
         class_names = sets[name].class_names[1:]  # without background
     return sets
 
@@ -205,7 +221,7 @@ def open_labelled(
             raise UsageError(f"the data set in `{name}` sets its `ignore_classes` itself")
         data = paths[0]
     else:
-        data = open_files(config, source, on_bad, max_bad, json_classes)
+        data = open_files(config, source, on_bad, max_bad, json_classes, console or Console())
     console = console or Console()
     for note in data.notes:
         if note.severity != "warning":  # Python has shown the warnings
@@ -225,9 +241,14 @@ def open_labelled(
 
 
 def open_files(
-    config: LabelConfig, source: Source, on_bad: str, max_bad: float, json_classes: Sequence[str] | None = None
+    config: LabelConfig,
+    source: Source,
+    on_bad: str,
+    max_bad: float,
+    json_classes: Sequence[str] | None,
+    console: Console,
 ) -> CocoSegmentation | FolderSegmentation:
-    """Open COCO JSON files with their image folders, or folders of images with their folders of masks."""
+    """Open COCO JSON files, what another tool exported, or folders of images with their folders of masks."""
     check_kinds(config, source)
     common: dict[str, Any] = {
         "ignore_classes": config.ignore_classes,
@@ -239,8 +260,22 @@ def open_files(
     if source.masks:
         names = {"class_names": config.class_names, "palette": config.palette}
         return FolderSegmentation(source.paths, source.masks, **names, **common)
+    labels = []
+    for path in source.paths:
+        found = find_source(path, config.format)
+        parts = [path] if found is None else found.read(*_splits_of(found, source))
+        labels += parts
+        if found is not None:
+            _describe(found, source, parts, console)
+    with_masks = [one for one in labels if isinstance(one, MaskFiles)]
+    if with_masks:
+        if len(with_masks) < len(labels):
+            raise UsageError(f"`{source.setting}` has labels of regions and masks that are files; give one kind")
+        return FolderSegmentation(with_masks, class_names=json_classes, **common)
+    if json_classes is not None and json_classes[0] != BACKGROUND:  # a model of masks without a background
+        json_classes = None
     return CocoSegmentation(
-        source.paths,
+        labels,
         root=source.roots or None,
         overlap=config.overlap,
         class_names=json_classes,
@@ -251,6 +286,38 @@ def open_files(
     )
 
 
+def _splits_of(found: LabelSource, source: Source) -> tuple[str, ...]:
+    """Return which of the wanted splits to read: all that are there, but at least one."""
+    return tuple(split for split in source.splits if split in found.splits) or source.splits[:1]
+
+
+def _describe(found: LabelSource, source: Source, parts: Sequence[LabelRecords | MaskFiles], console: Console) -> None:
+    """Print what was recognised, how much of it is used, and why."""
+    images = sum(len(part.pairs) if isinstance(part, MaskFiles) else len(part.content["images"]) for part in parts)
+    names = dict.fromkeys(
+        name
+        for part in parts
+        for name in (
+            part.class_names if isinstance(part, MaskFiles) else [row["name"] for row in part.content["categories"]]
+        )
+    )
+    splits = (
+        "" if len(found.splits) == 1 else f", {' and '.join(_splits_of(found, source))} of {', '.join(found.splits)}"
+    )
+    console.print(
+        f"{source.setting}: {found.path} is {found.format} ({found.why}){splits}: {counted(images, 'image')}, "
+        f"{counted(len(names), 'class')}"
+    )
+
+
+def have_split(config: TrainConfig, split: str) -> bool:
+    """Return whether everything in `data` is divided into splits and has this one."""
+    if config.masks or not config.data or _is_own(config.data):
+        return False
+    found = [find_source(path, config.format) for path in config.data]
+    return all(one is not None and split in one.splits for one in found)
+
+
 def _mask_folder(mask_cache: str | Path) -> str | Path | None:
     if mask_cache == "auto":
         return default_folder()
@@ -259,15 +326,13 @@ def _mask_folder(mask_cache: str | Path) -> str | Path | None:
 
 def check_kinds(config: SourceConfig, source: Source) -> None:
     """Raise if there are folders or files together with settings that belong to the other kind."""
-    _, paths, roots, masks = source
+    paths, roots, masks = source.paths, source.roots, source.masks
     folders = [path for path in paths if path.is_dir()]
     if masks and len(folders) < len(paths):
         file = next(path for path in paths if path not in folders)
         raise DataError(f"{file} is not a folder; with `masks`, images come from folders only")
     if masks and roots:
         raise UsageError("`images` belongs to JSON files; with `masks`, give the folders of images as `data`")
-    if not masks and folders:
-        raise DataError(f"{folders[0]} is a folder; give the folder of its masks as `masks`, or a COCO JSON file")
     if not masks and (config.class_names or config.palette):
         raise UsageError("`class_names` and `palette` belong to `masks`; a COCO JSON file names its classes itself")
 
@@ -400,6 +465,9 @@ def _digest(*groups: Iterable[Path | None]) -> str:
                 files = sorted(file for file in path.rglob("*") if file.is_file())
                 listed = "\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
                 digest.update(listed.encode(errors="surrogateescape"))
+                for file in files:  # labels may change while their size does not
+                    if file.suffix.lower() in LABEL_SUFFIXES:
+                        digest.update(fingerprint(file).sha256.encode())
             else:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -448,9 +516,12 @@ def _open(
                 f"`images` needs one folder, or one for each of the {files} JSON files, got {len(config.images)}"
             )
         roots = share_out(config.images, sources, "images")[number]
+    splits: tuple[str, ...] = ("val",) if name == "val" else ("train",)
+    if name == "data" and config.folds is not None:
+        splits = ("train", "val")
     return open_labelled(
         config,
-        Source(name, getattr(config, name), roots, share_out(config.masks, sources, "masks")[number]),
+        Source(name, getattr(config, name), roots, share_out(config.masks, sources, "masks")[number], splits),
         json_classes=json_classes,
         on_bad="error" if name == "val" else config.on_bad,
         max_bad=config.max_bad,

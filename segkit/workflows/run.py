@@ -60,7 +60,14 @@ from segkit.training.checkpoint import (
 )
 from segkit.training.state import has_ended
 from segkit.training.validation import memory_errors_explained
-from segkit.workflows.datasets import check_model_classes, data_rules, rule_of_folds, sources_of, write_data_report
+from segkit.workflows.datasets import (
+    check_model_classes,
+    data_rules,
+    have_split,
+    rule_of_folds,
+    sources_of,
+    write_data_report,
+)
 from segkit.workflows.parts import (
     build_loaders,
     build_loss,
@@ -507,9 +514,10 @@ def _create_report(
     folder = f"{shlex.quote(str(run))} {imports}".rstrip()
     patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
     data = "--data test.json --images photographs/"
-    if config.val and not config.masks and len(config.images) <= 1:
+    scored = config.val or (config.data if have_split(config, "val") else ())
+    if scored and not config.masks and len(config.images) <= 1:
         roots = ["--images", str(config.images[0])] if config.images else []
-        data = shlex.join(["--data", *map(str, config.val), *roots])
+        data = shlex.join(["--data", *map(str, scored), *roots])
     facts = RunFacts(
         class_names=state.model.class_names,
         model=f"{config.model} on {config.backbone}",
@@ -603,7 +611,8 @@ def plan_text(
         lines.append(f"labels {', '.join([*implied, *listed])}")
     masks = "from the data set"
     if config.data:
-        masks = "from their files" if config.masks else f"where objects overlap, {OVERLAP_TEXTS[config.overlap]}"
+        overlap = next((part.overlap for part in sources_of(train_set) if hasattr(part, "overlap")), None)
+        masks = "from their files" if overlap is None else f"where objects overlap, {OVERLAP_TEXTS[overlap]}"
         if config.ignore_classes:
             masks += f"; neither learnt nor scored: {', '.join(config.ignore_classes)}"
     loss = " + ".join(f"{weight:g} {name}" for name, weight in config.loss.items())

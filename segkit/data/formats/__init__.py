@@ -1,0 +1,66 @@
+"""Label formats: what the usual labelling tools write, read as images with regions or with masks.
+
+A reader is a module with two functions: `recognise(path)` returns what shows that the path has its format, or None;
+`read(path)` returns a `LabelSource`. A new reader is added to `FORMATS`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+from segkit.data.formats import yolo
+from segkit.data.formats.records import (
+    SPLITS,
+    WHOLE,
+    LabelFiles,
+    LabelledImage,
+    LabelRecords,
+    LabelSource,
+    MaskFiles,
+    Region,
+)
+from segkit.errors import DataError
+from segkit.names import check_known
+
+__all__ = [
+    "FORMATS",
+    "SPLITS",
+    "WHOLE",
+    "LabelFiles",
+    "LabelRecords",
+    "LabelSource",
+    "LabelledImage",
+    "MaskFiles",
+    "Region",
+    "find_source",
+]
+
+# The readers by name, in the order in which they look at a path: the most certain signs first.
+FORMATS: Mapping[str, ModuleType] = MappingProxyType({"yolo": yolo})
+
+
+def find_source(path: Path, format: str | None = None) -> LabelSource | None:
+    """Return the labelled images at a path; None for a COCO JSON, which `CocoSegmentation` reads itself.
+
+    Args:
+        path: A file or a folder.
+        format: Its format, a key of `FORMATS` or "coco". By default it is recognised by what lies there.
+
+    Raises:
+        DataError: Nothing at the path is recognised, or it cannot be read.
+        UsageError: There is no such format.
+    """
+    if format is not None:
+        check_known("`format`", format, (*FORMATS, "coco"))
+        return None if format == "coco" else FORMATS[format].read(path)
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}")
+    for reader in FORMATS.values():
+        if reader.recognise(path) is not None:
+            return reader.read(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} has no labels of a known format ({', '.join(FORMATS)}); give a COCO JSON file, or folders of "
+            "images with the folder of their masks as `masks`"
+        )
+    return None

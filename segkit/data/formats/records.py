@@ -1,0 +1,206 @@
+"""What the reader of a label format returns: images with regions or with mask files, divided into splits."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from segkit.data.findings import Finding
+from segkit.errors import DataError, as_segkit_error
+
+WHOLE = "all"  # the split of a source that is not divided
+SPLITS = ("train", "val", "test")
+
+
+class Region(NamedTuple):
+    """A labelled region of an image.
+
+    Attributes:
+        class_name: Its class; None for pixels that are neither trained on nor scored.
+        segmentation: As in COCO: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [H, W], "counts": ...}.
+            None if there is only a box.
+        where: Where it is in the label file, such as "line 3"; messages name it.
+        box: x, y, width and height in pixels, of a region without a segmentation.
+    """
+
+    class_name: str | None
+    segmentation: list[list[float]] | dict[str, Any] | None
+    where: str
+    box: list[float] | None = None
+
+
+class LabelledImage(NamedTuple):
+    """An image with its regions in the order of painting, the later ones on top.
+
+    Attributes:
+        file_name: Path below the image folder, with slashes.
+        size: (H, W) in pixels of the frame that the regions were drawn in. None if the labels do not say it.
+        regions: Its regions; none if it is background.
+    """
+
+    file_name: str
+    size: tuple[int, int] | None
+    regions: Sequence[Region]
+
+
+@dataclass(frozen=True)
+class LabelRecords:
+    """Images whose labels are regions. `CocoSegmentation` takes them like a COCO JSON.
+
+    Attributes:
+        path: The file or folder that messages name.
+        root: Folder of the images.
+        content: Images, annotations and categories as in a COCO JSON.
+        digest: Changes with everything that the masks depend on.
+        overlap: Which region lies on top by the rule of the format, a key of `segkit.data.rasterize.OVERLAPS`.
+        findings: Errors, warnings and notes of the reader.
+    """
+
+    path: Path
+    root: Path
+    content: dict[str, Any]
+    digest: str
+    overlap: str = "last"
+    findings: Sequence[Finding] = ()
+
+    @classmethod
+    def of_images(
+        cls,
+        images: Iterable[LabelledImage],
+        class_names: Sequence[str],
+        *,
+        path: Path,
+        root: Path,
+        files: "LabelFiles",
+        overlap: str = "last",
+        findings: Sequence[Finding] = (),
+    ) -> "LabelRecords":
+        """Return the records of images with regions.
+
+        Args:
+            images: The images.
+            class_names: The classes in label order; one may be called background, which is label 0.
+            path: The file or folder that messages name.
+            root: Folder of the images.
+            files: The label files that were read.
+            overlap: Which region lies on top: by default the later one of the image.
+            findings: Errors, warnings and notes of the reader.
+        """
+        ids = {name: number for number, name in enumerate(class_names, start=1)}
+        rows: dict[str, list] = {"images": [], "annotations": []}
+        for number, image in enumerate(images, start=1):
+            height, width = image.size or (None, None)
+            rows["images"].append({"id": number, "file_name": image.file_name, "height": height, "width": width})
+            for region in image.regions:
+                # An ignored region has no class, but COCO wants one; `ignore` decides its label.
+                annotation = {
+                    "id": f"{image.file_name}, {region.where}",
+                    "image_id": number,
+                    "category_id": ids[region.class_name] if region.class_name is not None else 1,
+                    "segmentation": region.segmentation or [],
+                }
+                if region.class_name is None:
+                    annotation["ignore"] = 1
+                if region.box is not None:
+                    annotation["bbox"] = region.box
+                rows["annotations"].append(annotation)
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        return cls(path, root, {**rows, "categories": categories}, files.digest, overlap, tuple(findings))
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Images whose labels are mask files. `FolderSegmentation` takes them like two folders.
+
+    Attributes:
+        path: The file or folder that messages name.
+        pairs: The image file, the name of the image, and the mask file.
+        class_names: In label order.
+        colours: The class name of each colour (red, green, blue); `ignore` means 255. None if the masks have values.
+        values: The label of each pixel value; 255 is ignored. None if the values are the labels.
+        findings: Errors, warnings and notes of the reader.
+    """
+
+    path: Path
+    pairs: Sequence[tuple[Path, str, Path]]
+    class_names: Sequence[str]
+    colours: Mapping[tuple[int, int, int], str] | None = None
+    values: Mapping[int, int] | None = None
+    findings: Sequence[Finding] = ()
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """What lies at a path: its format, and its images by split.
+
+    Attributes:
+        format: Name of the format, a key of `segkit.data.formats.FORMATS`.
+        path: The file or folder.
+        why: What it was recognised by, such as "data.yaml names the classes".
+        splits: Functions that read the images of "train", "val" and "test"; of "all" if they are not divided.
+    """
+
+    format: str
+    path: Path
+    why: str
+    splits: Mapping[str, Callable[[], LabelRecords | MaskFiles]]
+
+    def read(self, *splits: str) -> list[LabelRecords | MaskFiles]:
+        """Return the labels of some splits; of a source that is not divided, all of its labels.
+
+        Raises:
+            DataError: It is divided, but has no such split; or a label file cannot be read.
+        """
+        if WHOLE in self.splits:
+            return [self.splits[WHOLE]()]
+        absent = [split for split in splits if split not in self.splits]
+        if absent:
+            raise DataError(f"{self.path} has no split {absent[0]!r}, it has {', '.join(self.splits)}")
+        return [self.splits[split]() for split in splits]
+
+
+@dataclass
+class LabelFiles:
+    """Reads label files, and keeps one digest of all that were read.
+
+    Attributes:
+        format: Name and version of the reader; the digest changes with it.
+    """
+
+    format: str
+    _hash: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._hash = hashlib.sha256(self.format.encode())
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def content(self, path: Path) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            DataError: It does not exist, or cannot be read.
+        """
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"there is no label file at {path}") from None
+        except OSError as error:
+            raise as_segkit_error(error) or DataError(f"cannot read {path}: {error.strerror}") from error
+        self._hash.update(f"\0{len(content)} {path.name}\0".encode(errors="surrogateescape"))
+        self._hash.update(content)
+        return content
+
+    def text(self, path: Path) -> str:
+        """Return the text of a file in UTF-8.
+
+        Raises:
+            DataError: It does not exist, cannot be read, or is not UTF-8.
+        """
+        try:
+            return self.content(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it in that encoding") from None

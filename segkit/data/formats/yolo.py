@@ -1,0 +1,171 @@
+"""YOLO segmentation: data.yaml, and for each image a text file with a polygon in each line.
+
+A line is the number of the class and x and y of each point, as shares of the width and the height of the image as it
+is displayed (its EXIF orientation applied). Several parts and holes of an object are joined by bridges without width,
+which come out right when a polygon is filled by the even-odd rule, as here. An image without a file is background.
+
+Source: https://docs.ultralytics.com/datasets/segment (read in 2026).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from segkit.data.findings import Finding
+from segkit.data.formats.records import WHOLE, LabelFiles, LabelledImage, LabelRecords, LabelSource, Region
+from segkit.data.images import is_image, list_images, read_image_header
+from segkit.errors import DataError
+
+NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def recognise(path: Path) -> str | None:
+    """Return what shows that `path` is a data.yaml, or a folder with one; None if it is neither."""
+    file = _find_yaml(path)
+    if file is None:
+        return None
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return f"{file.name} is there" if path.is_dir() else None
+    return f"{file.name} names the classes" if isinstance(content, dict) and "names" in content else None
+
+
+def read(path: Path) -> LabelSource:
+    """Return the images of a data.yaml by split.
+
+    Raises:
+        DataError: The file cannot be used.
+    """
+    file = _find_yaml(path)
+    if file is None:
+        raise DataError(f"{path} has no data.yaml, which names the classes and the folders of a YOLO data set")
+    content = _load(file)
+    names = _class_names(content.get("names"), file)
+    splits = {}
+    for split, keys in SPLIT_KEYS.items():
+        value = next((content[key] for key in keys if content.get(key)), None)
+        if value is not None:
+            splits[split] = partial(_read_split, file, content, value, names)
+    if not splits:
+        folder = file.parent / "images"
+        splits[WHOLE] = partial(_read_split, file, content, str(folder if folder.is_dir() else file.parent), names)
+    return LabelSource("yolo", path, f"{file.name} names {len(names)} classes", splits)
+
+
+def _find_yaml(path: Path) -> Path | None:
+    if path.is_dir():
+        return next((path / name for name in NAMES if (path / name).is_file()), None)
+    return path if path.suffix.lower() in (".yaml", ".yml") and path.is_file() else None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(LabelFiles("yolo").text(file))
+    except yaml.YAMLError as error:
+        raise DataError(f"{file} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} is not a data.yaml: expected lines such as 'names: [car, road]'")
+    return content
+
+
+def _class_names(names: Any, file: Path) -> list[str]:
+    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise DataError(f"{file}: `names` must be a list of class names, or a mapping from 0, 1 ... to them")
+    names = [str(name) for name in names]
+    if len(set(names)) < len(names):
+        raise DataError(f"{file} has two classes of the same name: {', '.join(names)}")
+    return names
+
+
+def _read_split(file: Path, content: Mapping[str, Any], value: Any, names: list[str]) -> LabelRecords:
+    base = file.parent / str(content.get("path") or "")
+    if not base.is_dir():  # a path of the machine that wrote the file
+        base = file.parent
+    paths = [path for one in (value if isinstance(value, list) else [value]) for path in _images(str(one), base, file)]
+    if not paths:
+        raise DataError(f"{file}: there are no images at {value}")
+    root = Path(os.path.commonpath([base.absolute(), *(path.absolute().parent for path in paths)]))
+    files, found = LabelFiles("yolo 1\n" + "\n".join(names)), []
+    images = [_image(path, root, names, files, found) for path in dict.fromkeys(paths)]
+    return LabelRecords.of_images(images, names, path=file, root=root, files=files, overlap="smallest", findings=found)
+
+
+def _images(value: str, base: Path, file: Path) -> list[Path]:
+    """Return the image files that an entry of data.yaml names: a folder, or a text file with a path in each line."""
+    # Roboflow writes ../train/images for the folder train/images beside the file.
+    places = [base / value, file.parent / value, file.parent / value.removeprefix("../")]
+    place = next((one for one in places if one.exists()), None)
+    if place is None:
+        raise DataError(f"{file} names {value}, but there is no {places[0]}")
+    if place.is_dir():
+        return list_images(place)
+    lines = [line.strip() for line in LabelFiles("list").text(place).splitlines() if line.strip()]
+    return [place.parent / line if line.startswith("./") else base / line for line in lines]
+
+
+def _image(path: Path, root: Path, names: list[str], files: LabelFiles, found: list[Finding]) -> LabelledImage:
+    name = path.absolute().relative_to(root).as_posix()
+    try:
+        size = read_image_header(path).turned if is_image(path) else None
+    except DataError:  # the reader of the images reports it
+        size = None
+    label_file = _label_file(path)
+    if size is None or not label_file.is_file():
+        return LabelledImage(name, size, [])
+    return LabelledImage(name, size, list(_regions(label_file, size, names, files, found)))
+
+
+def _label_file(path: Path) -> Path:
+    """Return the text file of an image: the last folder called images becomes labels, the suffix becomes .txt."""
+    parts = list(path.with_suffix(".txt").parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts)
+
+
+def _regions(
+    file: Path, size: tuple[int, int], names: list[str], files: LabelFiles, found: list[Finding]
+) -> Iterator[Region]:
+    height, width = size
+    for number, line in enumerate(files.text(file).splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{file.name} line {number}"
+        try:
+            values = np.array(words, dtype=np.float64)
+        except ValueError:
+            found.append(Finding("bad-label", where, f"{file}, line {number}: expected numbers, got {line[:40]!r}"))
+            continue
+        label, points = values[0], values[1:]
+        if label not in range(len(names)):
+            sentence = f"{file}, line {number}: there is no class {words[0]}, they are 0 to {len(names) - 1}"
+            found.append(Finding("unknown-class", where, sentence))
+            continue
+        name = names[int(label)]
+        if len(points) == 4:
+            (x, y), (w, h) = points[:2] * (width, height), points[2:] * (width, height)
+            yield Region(name, None, where, [float(x - w / 2), float(y - h / 2), float(w), float(h)])
+            continue
+        if len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+            sentence = (
+                f"{file}, line {number}: expected a class and x y of three points or more, got {len(words)} numbers"
+            )
+            found.append(Finding("bad-label", where, sentence))
+            continue
+        if points.max() > 1.5:
+            sentence = f"{file}, line {number}: expected shares of the image in 0..1, got {points.max():g}"
+            found.append(Finding("bad-label", where, sentence))
+            continue
+        yield Region(name, [(points.reshape(-1, 2) * (width, height)).ravel().tolist()], where)

@@ -53,8 +53,8 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
     if format is not None:
         check_known("`format`", format, (*FORMATS, "coco"))
         return None if format == "coco" else FORMATS[format].read(path)
-    if not path.exists():
-        raise DataError(f"there is no file or folder {path}")
+    if not path.exists():  # the reader of COCO JSON says it
+        return None
     for reader in FORMATS.values():
         if reader.recognise(path) is not None:
             return reader.read(path)

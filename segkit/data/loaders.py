@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 # Seconds between two calls of `while_waiting` while a loader waits for a batch.
 PATIENCE = 1
 _ROOM = 12  # files that a process opens in addition to its loader's: images, checkpoints, modules
+_ROOM_OF_THREADS = 4  # threads that a process starts in addition to the workers and to the threads of torch
 _SHARED_MEMORY = Path("/dev/shm")
 _log = logging.getLogger(__name__)
 
@@ -42,8 +44,9 @@ class Loader(DataLoader):
     The workers are killed when the program ends, because they ignore the signals that end programs. Otherwise a
     program that ends before its loader would wait for the workers, and the workers for work.
 
-    If the limit of open files or /dev/shm does not allow all workers, fewer start, with a warning. If the limit or
-    /dev/shm is too small for the batches, they are sent through pipes, which is slower. The batches are the same.
+    If the limits of open files or processes, or /dev/shm, do not allow all workers, fewer start, with a warning. If
+    the limit of open files or /dev/shm is too small for the batches, they are sent through pipes, which is slower. The
+    batches are the same.
 
     Attributes:
         while_waiting: Called each second while a batch is waited for; it may raise, to stop waiting.
@@ -110,17 +113,24 @@ class Loader(DataLoader):
         # Each worker has two pipes, and three semaphores in its queue; all have one more queue and an event.
         by_files = (files - _ROOM) // 4
         by_memory = (_free_shared_memory() // page - 8) // 3
+        # Each worker is a process with a thread for its queue. Their limit also counts the user's other programs.
+        room = torch.get_num_threads() + _ROOM_OF_THREADS
+        threads = _free_threads(2 * wanted + room)
+        by_threads = (threads - room) // 2
         self.collate_fn.may_share = files >= 8 * wanted + _ROOM  # each tensor on its way is an open file
-        if min(by_files, by_memory) >= wanted:
+        allowed = min(by_files, by_memory, by_threads)
+        if allowed >= wanted:
             return
-        self.num_workers = max(0, min(by_files, by_memory))
+        self.num_workers = max(0, allowed)
         if not self.num_workers:
             self.timeout = 0
-        if by_files < by_memory:
+        if allowed == by_files:
             reason = f"this process may open only {files} more files; allow more of them (ulimit -n)"
-        else:
+        elif allowed == by_memory:
             free = f"{_free_shared_memory() / 1e3:.0f} kB"
             reason = f"{_SHARED_MEMORY} has only {free} left; enlarge it (in Docker: --shm-size)"
+        else:
+            reason = f"this user may start only {threads} more processes and threads; allow more of them (ulimit -u)"
         _log.warning("images are loaded by %d processes instead of %d: %s", self.num_workers, wanted, reason)
 
     def _warn_of_pipes(self, size: int) -> None:
@@ -334,3 +344,27 @@ def _free_files() -> int:
         return sys.maxsize if limit == resource.RLIM_INFINITY else limit - len(os.listdir("/dev/fd"))
     except (ImportError, OSError):  # Windows, or a system that does not list open files
         return sys.maxsize
+
+
+def _free_threads(wanted: int) -> int:
+    """Return how many more threads or processes can be started, at most `wanted`; found by starting threads.
+
+    Several limits apply, of the user and of the container, and the system does not say how much of them is used.
+    """
+    may_end, threads = threading.Event(), []
+    with suppress(RuntimeError):  # can't start new thread
+        for _ in range(wanted):
+            thread = threading.Thread(target=may_end.wait)
+            thread.start()
+            threads.append(thread)
+    may_end.set()
+    for thread in threads:
+        thread.join()
+    deadline = time.monotonic() + 1  # the system counts a thread for a moment after its end
+    while time.monotonic() < deadline and any(map(_is_running, threads)):
+        time.sleep(0.001)
+    return len(threads)
+
+
+def _is_running(thread: threading.Thread) -> bool:
+    return os.path.exists(f"/proc/self/task/{thread.native_id}")

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from multiprocessing import active_children
@@ -592,6 +593,30 @@ def test_few_open_files_mean_fewer_workers_and_pipes_instead_of_a_hang(data, mon
     assert loader.num_workers == left
     assert same_batches(found, expected)
     assert ("allow more of them (ulimit -n)" in caplog.text) == (left < 2)
+
+
+@pytest.mark.parametrize(("more", "left"), [(4, 2), (3, 1), (1, 0)])  # each worker is a process with a thread
+def test_fewer_workers_start_if_the_user_may_not_start_enough_processes(data, monkeypatch, caplog, more, left):
+    expected = layouts(of_workers(data, 0))
+    others = torch.get_num_threads() + 4  # threads of torch and of the program
+    start, calls = threading.Thread.start, iter(range(99))
+
+    def limited(thread):
+        if next(calls) == others + more:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    running = threading.active_count()
+    with closing(of_workers(data, 2)) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", limited)
+            loader._fit_machine()
+        assert loader.num_workers == left
+        assert threading.active_count() == running
+        if not left:
+            assert same_batches(layouts(loader), expected)
+    message = f"images are loaded by {left} processes instead of 2: this user may start only {others + more} more"
+    assert (message in caplog.text) == (left < 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are not forked")

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,34 @@ class SlidingWindow:
         if not isinstance(self.overlap, Real) or not 0 <= self.overlap < 1:
             raise UsageError(f"`overlap` must be at least 0 and less than 1, got {self.overlap!r}")
         check_known("blend", self.blend, ("gaussian", "constant"))
+        if not isinstance(self.above, Integral) or self.above < 0:
+            raise UsageError(f"`above` must be a whole number of 0 or more, got {self.above!r}")
         object.__setattr__(self, "size", tuple(map(int, sides)))
+        for name, plain in (("overlap", float), ("batch_size", int), ("above", int)):
+            object.__setattr__(self, name, plain(getattr(self, name)))  # JSON takes no numbers of numpy
+
+    @classmethod
+    def read(cls, stored: Any) -> "SlidingWindow | None":
+        """Return the window in the header of a model file; None for whole images, and in a file of an older segkit.
+
+        Raises:
+            UsageError: It is something else.
+        """
+        if stored is None:
+            return None
+        names = [field.name for field in fields(cls)]
+        if not isinstance(stored, dict) or not stored.keys() <= set(names):
+            raise UsageError(f"`window` must have {', '.join(names)}, got {stored!r}")
+        return cls(**stored)
+
+    def write(self) -> dict[str, Any]:
+        """Return what `read` takes, in plain types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        sides = " x ".join(map(str, dict.fromkeys(self.size)))
+        large = f" above {self.above / 2**20:.3g} megapixels" if self.above else ""
+        return f"windows of {sides} pixels{large}"
 
     def of(
         self, height: int, width: int, *, factors: tuple[float, float] = (1.0, 1.0), reduce: int = 1

@@ -36,10 +36,10 @@ class PredictConfig:
     """How the test-time views are merged. gmean: softmax of the mean logits. logits-sum: of their sum over models."""
     resize: Literal["bilinear", "nearest"] = "bilinear"
     """How images are resized to --scales, and predictions back. nearest: as ttach, for its results."""
-    window: Annotated[int, arg(metavar="PIXELS")] = 0
-    """Predict larger images in sliding windows with sides of this length. 0: predict whole images."""
+    window: Annotated[int | None, arg(metavar="PIXELS")] = None
+    """Predict larger images in sliding windows of this side. 0: whole. By default as training validated the model."""
     window_overlap: Annotated[float, arg(metavar="SHARE")] = 0.5
-    """Share of a window that overlaps with the next one, at least 0 and less than 1."""
+    """Share of a --window that overlaps with the next one, at least 0 and less than 1."""
     imports: Modules = ()
     """Python modules to import first, such as the module with your own decoder. Importing runs their code."""
     class_bias: OfClasses = field(default_factory=dict)
@@ -59,8 +59,10 @@ class PredictConfig:
         check_finite(self)
         for name in ("scales", "brightness"):
             check(self, name, bool(getattr(self, name)) and min(getattr(self, name)) > 0, "positive")
-        check(self, "window", self.window >= 0, "0 or more")
+        check(self, "window", self.window is None or self.window >= 0, "0 or more")
         check(self, "window_overlap", 0 <= self.window_overlap < 1, "at least 0 and less than 1")
+        if not self.window and self.window_overlap != default_of(self, "window_overlap"):
+            raise UsageError("`window_overlap` needs `window`, the side of the windows")
         if self.member_weights and len(self.member_weights) != len(self.weights):
             raise UsageError(
                 f"`member_weights` needs one weight for each of the {len(self.weights)} `weights`, "

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class Predictor:
         tta: Test-time augmentation.
         window: Run images that are larger than this window piece by piece. Its size is in pixels of the models' input:
             a window of 512 of a model that was trained on photographs at a quarter of their size shows 2,048 pixels.
+            By default each model has the window of its training's validation (`model.window`); 0: whole images.
         full_size: Run the models on images at full size, even if the models were trained at another scale.
         class_bias: `{class: number}` to add to its log-probability; probabilities are then normalised again. Above 0 a
             class is predicted more often. `python -m segkit tune` finds values.
@@ -88,7 +89,7 @@ class Predictor:
         *,
         member_weights: Sequence[float] | None = None,
         tta: TTA | None = None,
-        window: SlidingWindow | None = None,
+        window: SlidingWindow | Literal[0] | None = None,
         full_size: bool = False,
         class_bias: Mapping[str, float] | None = None,
         crf: Refine | None = None,
@@ -98,9 +99,10 @@ class Predictor:
         models = list(models) if isinstance(models, list | tuple) else [models]
         _check_models(models)
         check_known("probs", probs, PROBS)
-        for name, part, kind in (("tta", tta, TTA), ("window", window, SlidingWindow)):
-            if part is not None and not isinstance(part, kind):
-                raise UsageError(f"`{name}` must be a {kind.__name__}, got {part!r}")
+        if tta is not None and not isinstance(tta, TTA):
+            raise UsageError(f"`tta` must be a TTA, got {tta!r}")
+        if window is not None and not isinstance(window, SlidingWindow) and window != 0:
+            raise UsageError(f"`window` must be a SlidingWindow, or 0 for whole images, got {window!r}")
         if crf is not None and not callable(crf):
             raise UsageError(f"`crf` must be a DenseCRF or a function, got {crf!r}")
         try:
@@ -297,10 +299,11 @@ class Predictor:
 
         It does not depend on the other members, so that `segkit tune` can run each of them once.
         """
-        if self.window is None:
+        window = getattr(member.model, "window", None) if self.window is None else self.window or None
+        if window is None:
             return None
         resizing = member.resizing
-        return self.window.of(height, width, factors=(resizing.height, resizing.width), reduce=resizing.reduce)
+        return window.of(height, width, factors=(resizing.height, resizing.width), reduce=resizing.reduce)
 
     def _bands(self, members: Sequence[Member], pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield what members predict for an image (3, H, W) in bands of rows: (first row, (C, rows, W))."""

@@ -23,6 +23,7 @@ from segkit.models.onnx_model import OnnxModel
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.runs import RunFolder
+from segkit.sliding_window import SlidingWindow
 from segkit.training_scale import TrainingScale
 
 FORMAT = 1
@@ -58,7 +59,7 @@ def model_bytes(model: Segmenter, **extra: Any) -> bytes:
 
 
 def describe_model(model: Segmenter) -> dict[str, Any]:
-    """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing and scale.
+    """Return the header of a model file: architecture (None if unknown), classes, ids, preprocessing, scale, window.
 
     `data_rules` are the settings by which images and labels were read in training (`segkit.config.DATA_RULES`: overlap,
     crowd, ignore_classes, exif ...), and `mask_colours` if masks were read by a palette; files of earlier versions lack
@@ -73,6 +74,7 @@ def describe_model(model: Segmenter) -> dict[str, Any]:
         "data_rules": dict(model.data_rules),
         "preprocessing": asdict(model.preprocessing),
         "training_scale": model.training_scale.write(),
+        "window": None if model.window is None else model.window.write(),
         **({"modules": modules} if modules else {}),
     }
 
@@ -118,6 +120,7 @@ def load_model(
         model.category_ids = _read_category_ids(header.get("category_ids", {}))  # model files did not have it at first
         model.data_rules = _read_data_rules(header.get("data_rules", {}))  # nor this
         model.training_scale = TrainingScale.read(header.get("training_scale"))
+        model.window = SlidingWindow.read(header.get("window"))
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
     model.load_state_dict(_read_weights(file, model.state_dict()))
@@ -133,6 +136,7 @@ def _load_onnx(file: Path, header: Mapping[str, Any]) -> OnnxModel:
             "category_ids": _read_category_ids(header.get("category_ids", {})),
             "data_rules": _read_data_rules(header.get("data_rules", {})),
             "training_scale": TrainingScale.read(header.get("training_scale")),
+            "window": SlidingWindow.read(header.get("window")),
         }
     except UsageError as error:
         raise UsageError(f"the header of {file} cannot be used: {error}") from error
@@ -223,6 +227,8 @@ def read_header(
     - `category_ids`: the id of each class in the COCO JSON, by name; files of older versions lack it
     - `preprocessing`: the fields of `Preprocessing`
     - `training_scale`: the fields of `TrainingScale`, or None for full size; files of older versions lack it
+    - `window`: the fields of the `SlidingWindow` of the validation, or None for whole images; files of older versions
+      lack it
     - `extra`: the extra data that was passed to `save_model`
 
     Args:

@@ -19,6 +19,7 @@ from segkit.labels import label_names
 from segkit.models.onnx_file import missing_data_files
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
+from segkit.sliding_window import SlidingWindow
 from segkit.training_scale import TrainingScale
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class OnnxModel(nn.Module):
         category_ids: See `Segmenter`.
         data_rules: See `Segmenter`.
         training_scale: See `Segmenter`.
+        window: See `Segmenter`.
 
     Attributes:
         path: The file.
@@ -67,6 +69,7 @@ class OnnxModel(nn.Module):
         category_ids: Mapping[str, int | str] | None = None,
         data_rules: Mapping[str, Any] | None = None,
         training_scale: TrainingScale | None = None,
+        window: SlidingWindow | None = None,
     ) -> None:
         super().__init__()
         self.path = Path(path)
@@ -76,6 +79,7 @@ class OnnxModel(nn.Module):
         self.category_ids = dict(category_ids or {})
         self.data_rules = dict(data_rules or {})
         self.training_scale = training_scale or TrainingScale()
+        self.window = window
         self.register_buffer("_place", torch.empty(0, dtype=torch.uint8), persistent=False)  # follows `to`
         self._open()
         self.eval()

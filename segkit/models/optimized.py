@@ -12,6 +12,7 @@ from segkit.models.folding import fold_fpn, fold_norms
 from segkit.models.onnx_model import OnnxModel
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
+from segkit.sliding_window import SlidingWindow
 from segkit.training_scale import TrainingScale
 
 
@@ -23,6 +24,7 @@ class OptimizedSegmenter(nn.Module):
         category_ids: Category ids of the model.
         preprocessing: Preprocessing of the model.
         training_scale: Training scale of the model.
+        window: Window of the model's validation.
         compiled: Whether the model is compiled; false if there is no C++ compiler.
     """
 
@@ -32,6 +34,7 @@ class OptimizedSegmenter(nn.Module):
         self.category_ids: dict[str, int | str] = model.category_ids
         self.preprocessing: Preprocessing = model.preprocessing
         self.training_scale: TrainingScale = model.training_scale
+        self.window: SlidingWindow | None = model.window
         self.dtype = dtype
         self.compiled = compiled
         self.model = model

@@ -14,6 +14,7 @@ from segkit.errors import UsageError
 from segkit.models.backbone import Backbone
 from segkit.models.layers import ConvNormAct, resize_like
 from segkit.models.preprocessing import Preprocessing
+from segkit.sliding_window import SlidingWindow
 from segkit.training_scale import TrainingScale
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
             `segkit.config.DATA_RULES`. Empty if unknown.
         training_scale: The size at which training showed photographs to the model. `predict` and `Predictor` resize
             photographs to it; `model(images)` takes images that have this size already.
+        window: The window in which the validation of its training cut large images; None for whole images. `predict`
+            and `Predictor` cut images into the same windows.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):
         self.data_rules: dict[str, Any] = {}
         self.preprocessing = preprocessing or backbone.preprocessing
         self.training_scale = TrainingScale()
+        self.window: SlidingWindow | None = None
         self.config = config
         self.align_corners = align_corners
         self.backbone_is_frozen = False

@@ -24,6 +24,7 @@ from segkit.models import Preprocessing, Segmenter
 from segkit.models.model_file import model_bytes, read_header
 from segkit.models.transfer import differences
 from segkit.runs import RunFolder
+from segkit.sliding_window import SlidingWindow
 from segkit.training.distributed import ALONE, Ranks
 from segkit.training.state import TrainState, random_state
 from segkit.training.validation import Validation
@@ -38,7 +39,7 @@ VALUES = (
     *("best_miou", "best_epoch", "best_weights", "stale_epochs", "finished"),
     *("history", "settings", "data", "steps_per_epoch"),
 )
-NEW_VALUES = {"finished": False, "training_scale": None}  # values that older files of this format lack
+NEW_VALUES = {"finished": False, "training_scale": None, "window": None}  # values that older files of this format lack
 
 
 def prepare_folder(state: TrainState, out: Path) -> None:
@@ -226,6 +227,7 @@ def save_state(state: TrainState, folder: Path, randoms: Sequence[dict[str, Any]
         "class_names": list(state.model.class_names),
         "preprocessing": asdict(state.model.preprocessing),
         "training_scale": state.model.training_scale.write(),
+        "window": None if state.model.window is None else state.model.window.write(),
         **parts,
         **{name: getattr(state, name) for name in VALUES},
         "random": randoms[0],
@@ -355,6 +357,7 @@ def load_state(
     for model in [state.model] if state.ema is None else [state.model, state.ema.module]:
         model.preprocessing = Preprocessing(**content["preprocessing"])  # `init_from` may have set another backbone's
         model.training_scale = TrainingScale.read(content["training_scale"])  # older runs validated at full size
+        model.window = SlidingWindow.read(content["window"])
     if "val" in changed:
         state.forget_best()
     if content["steps_per_epoch"] != state.steps_per_epoch:

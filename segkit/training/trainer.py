@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class TrainOptions:
         image_weight: Weight of the loss of the model's image head: binary cross-entropy between its logits and
             whether each class occurs in the crop.
         freeze_backbone: Number of epochs at the start in which the backbone does not learn.
-        val_window: Window in which large images are validated, see `validate`.
+        val_window: Window in which large images are validated, see `validate`. Model files store it.
         val_every: Epochs from one validation to the next; the last epoch always has one.
         early_stopping: Number of epochs without a better mIoU after which to stop; 0 for never.
         save_every: Number of updates after which `last.pt` is written within an epoch; 0 for never.
@@ -134,6 +135,8 @@ class Trainer:
         self.stop = stop or StopSignals()
         self.progress = progress
         self.val_window = options.val_window  # changed in `validate` if memory runs out
+        if options.val_window is not None and state.model.window == replace(options.val_window, above=0):
+            self.val_window = state.model.window  # memory had run out before the run was resumed
         weights = {"aux_head": options.aux_weight, "image_head": options.image_weight}
         self.heads = tuple(name for name, weight in weights.items() if weight)
         if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:
@@ -319,6 +322,7 @@ class Trainer:
 
         All processes use the batch statistics of the first one. If memory runs out, a single process saves the
         training of the epoch, and the validation is tried once more: in windows, if its window is the automatic one.
+        The window of the models is the one in which all images were validated.
 
         Raises:
             MachineError: Memory ran out again.
@@ -326,7 +330,17 @@ class Trainer:
         models = {"raw": self.state.model} | ({} if self.state.ema is None else {"ema": self.state.ema.module})
         self.state.optimizer.zero_grad()  # makes room for images of full size
         self.ranks.share_buffers(*models.values())
-        return {name: self._validate_with_retry(model, val) for name, model in models.items()}
+        validations, windows = {}, []
+        for name, model in models.items():
+            validations[name] = self._validate_with_retry(model, val)
+            windows.append(self.val_window)
+        if len(set(chain.from_iterable(self.ranks.gather(windows)))) > 1:
+            # Memory ran out only for the average, or only in one process: so far only a part was predicted in windows.
+            self.val_window = replace(self.val_window, above=0)
+            validations = {name: self._validate_with_retry(model, val) for name, model in models.items()}
+        for model in models.values():
+            model.window = self.val_window
+        return validations
 
     def _validate_with_retry(self, model: Segmenter, val: DataLoader) -> Validation:
         def attempt() -> Validation:

@@ -180,7 +180,7 @@ def _sum_up(config: TrainConfig, folds: Folds, run: RunFolder, console: Console)
     runs = [run.fold(number) for number in range(config.folds)]
     data = [folds[number][1] for number in range(config.folds)]
     of_fold = [
-        score_best(fold, own, device, autocast(device, config.amp), console, validation_window(config.val_window))
+        score_best(fold, own, device, autocast(device, config.amp), console, validation_window(config.val_window))[0]
         for fold, own in zip(runs, data, strict=True)
     ]
     total = copy.deepcopy(of_fold[0])

@@ -109,6 +109,8 @@ def export(
     console.print(f"onnx   {target}, {target.stat().st_size / 1e6:.1f} MB, any batch, height and width")
     if not loaded.training_scale.is_full_size:
         console.print(f"scale  resize photographs before the model, as in training: {loaded.training_scale}")
+    if loaded.window is not None:
+        console.print(f"window predict large photographs piece by piece, as in training's validation: {loaded.window}")
     if not int8:
         console.print(f"check  differs from torch by at most {difference:.1e} of the largest logit")
     return ExportResult(target, difference, result)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -30,6 +30,7 @@ from segkit.tta import TTA
 from segkit.workflows.datasets import MASK_COLOURS, OF_MASKS, check_model_classes
 
 _log = logging.getLogger(__name__)
+WHOLE = "whole images"
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,6 +113,13 @@ class ModelSource(NamedTuple):
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
             raise UsageError(f"the header of {self.name} cannot be used: `{MASK_COLOURS}` is {str(rows)[:80]}")
         return palette_of_rows([(name, colour) for name, *colour in rows], f"the header of {self.name}")
+
+    @property
+    def window(self) -> SlidingWindow | None:
+        """The window of the model, see `Segmenter`."""
+        if isinstance(self.model, Segmenter):
+            return self.model.window
+        return SlidingWindow.read(read_header(self.model).get("window"))
 
     def load(self, device: torch.device) -> Segmenter:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
@@ -234,11 +242,14 @@ def load_predictor(
         names = ("scales", "flips", "brightness", "merge", "resize")
         tta = TTA(**{name: getattr(config, name) for name in names})
     crf = build_crf(config.crf, crf_workers) if config.crf is None or isinstance(config.crf, Sequence) else config.crf
+    window = config.window
+    if window:
+        window = SlidingWindow(window, overlap=config.window_overlap)
     predictor = Predictor(
         [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],
         member_weights=[member.weight for member in members],
         tta=tta,
-        window=SlidingWindow(config.window, overlap=config.window_overlap) if config.window else None,
+        window=window,
         full_size=config.full_size,
         class_bias=config.class_bias,
         crf=crf,
@@ -251,12 +262,28 @@ def load_predictor(
     for scale in dict.fromkeys(model.training_scale for model in predictor.members):
         if not scale.is_full_size and not config.full_size:
             console.print(f"scale  photographs are resized as in training: {scale} (not with full_size)")
-    console.print(f"views  {tta}" + (f"; windows of {config.window} pixels" if config.window else ""))
+    console.print("; ".join([f"views  {tta}", *_window_text(window, [model.window for model in predictor.members])]))
     if config.class_bias:
         console.print("bias   " + ", ".join(f"{name} {value:+g}" for name, value in config.class_bias.items()))
     if crf is not None:
         console.print(f"crf    {crf}")
     return predictor
+
+
+def _window_text(window: SlidingWindow | Literal[0] | None, trained: Sequence[SlidingWindow | None]) -> list[str]:
+    """Return in which windows models predict, and in which their training validated them if these are others.
+
+    Args:
+        window: See `Predictor`.
+        trained: The windows of the models.
+    """
+    of_training = " and ".join(dict.fromkeys(str(one or WHOLE) for one in trained)) if any(trained) else ""
+    if window is None:
+        return [f"{of_training}, as in training's validation"] if of_training else []
+    given = str(window or WHOLE)
+    if of_training and given != of_training:
+        return [f"{given} (training's validation: {of_training})"]
+    return [given] if window else []
 
 
 def load_scored_predictor(
@@ -273,9 +300,11 @@ def load_scored_predictor(
         members,
         device=pick_device(config.device),
         crf_workers=pick_workers(config.workers) if len(data) > 1 else 0,
-        probs="disk" if config.window else "memory",  # calibration needs them; with a window, images are large
+        probs="memory",  # calibration needs them
         console=console,
     )
+    if config.window or any(model.window is not None and not model.window.above for model in predictor.members):
+        predictor.probs = "disk"  # with windows, images are large
     check_model_classes(predictor.class_names, data, members[0].name)
     return predictor
 

@@ -73,6 +73,8 @@ def _describe(config: InferConfig, members: Sequence[ModelSource]) -> dict[str, 
         for member in members
     ]
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
+    if config.window is None:  # older versions knew no windows of models, and wrote 0 for whole images
+        settings["window"] = "as in training" if any(member.window for member in members) else 0
     return json.loads(json.dumps({"segkit": __version__, "weights": weights, "settings": settings}))
 
 

@@ -24,11 +24,11 @@ from segkit.console import Console, counted, percent, table
 from segkit.data import SegmentationDataset
 from segkit.data.loaders import Loader
 from segkit.data.rasterize import OVERLAP_TEXTS
-from segkit.errors import NotFiniteError, SegkitError
+from segkit.errors import NotFiniteError, SegkitError, is_out_of_memory
 from segkit.files import free_name, write_whole
 from segkit.inference import Predictor, segment_dataset
 from segkit.metrics import ConfusionMatrix, PerImageConfusion, Scores
-from segkit.models import Segmenter, load_model
+from segkit.models import Segmenter, load_model, read_header
 from segkit.report.gallery import Gallery
 from segkit.report.run import CELL, RunFacts, RunReport, RunResults
 from segkit.runs import RunFolder, RunLock, check_free, check_writable, create_run_folder, run_to_resume
@@ -59,7 +59,7 @@ from segkit.training.checkpoint import (
     save_progress,
 )
 from segkit.training.state import has_ended
-from segkit.training.validation import memory_errors_explained
+from segkit.training.validation import AUTO_WINDOW, memory_errors_explained
 from segkit.workflows.datasets import (
     check_model_classes,
     data_rules,
@@ -240,8 +240,7 @@ def train_run(config: TrainConfig, open_sets: Callable[[int], Sets], session: Se
             listed = ", ".join(replaced[:20]) + (" ..." if len(replaced) > 20 else "")
             console.print(f"{counted(len(replaced), 'damaged training image')} replaced by others ({listed})")
         if ranks.is_first:
-            gallery = Gallery(len(val_set), 2 * CELL)  # twice the size that is shown, for smooth outlines
-            confusion = score_best(run, val_set, device, precision, console, trainer.val_window, gallery)
+            confusion, gallery = score_best(run, val_set, device, precision, console, trainer.val_window)
             if results.best_row() is None:
                 results = results._replace(iou=confusion.compute().iou.tolist())
             report.finish(results, confusion, gallery)
@@ -446,9 +445,8 @@ def score_best(
     precision: Precision,
     console: Console,
     window: SlidingWindow | None,
-    gallery: Gallery | None = None,
-) -> ConfusionMatrix:
-    """Return the confusion matrix of the best model of a run.
+) -> tuple[ConfusionMatrix, Gallery]:
+    """Return the confusion matrix of the best model of a run, and its predictions of some images.
 
     Args:
         run: The run folder.
@@ -456,26 +454,49 @@ def score_best(
         device: The device to run on.
         precision: Returns the autocast context that the run was validated in, so that the scores are the same.
         console: Shows the progress.
-        window: The window that the run was validated in.
-        gallery: Is offered each image with its prediction.
+        window: The window of the validation now. The model file says in which one its own mIoU was measured; it is used
+            unless memory runs out. A file of an older segkit does not say it.
 
     Raises:
         DataError: The model has other classes than the data, because somebody has replaced the file.
+        MachineError: Memory has run out in windows, too.
     """
     # Use the memory format of the validation, so that the scores are the same to the last pixel.
     model = load_model(run.path).to(device, memory_format=torch.channels_last)
     check_model_classes(model.class_names, data, str(run.best))
-    names, options = data.class_names, {"class_names": data.class_names, "exclude": data.ignored_labels}
-    total = ConfusionMatrix(len(names), **options)
-    with precision(), memory_errors_explained():
-        found = segment_dataset(data, Predictor(model, device=device, window=window, probs="none"))
-        for index, one in enumerate(console.progress(found, total=len(data))):
-            confusion = PerImageConfusion(len(names), **options)
-            confusion.update(one.prediction.mask, one.target)
-            total += confusion.total()
-            if gallery is not None:
+    if "window" not in read_header(run.best):
+        model.window = window
+
+    def score() -> tuple[ConfusionMatrix, Gallery]:
+        options = {"class_names": data.class_names, "exclude": data.ignored_labels}
+        total = ConfusionMatrix(len(data.class_names), **options)
+        gallery = Gallery(len(data), 2 * CELL)  # twice the size that is shown, for smooth outlines
+        with precision():
+            found = segment_dataset(data, Predictor(model, device=device, probs="none"))
+            for index, one in enumerate(console.progress(found, total=len(data))):
+                confusion = PerImageConfusion(len(data.class_names), **options)
+                confusion.update(one.prediction.mask, one.target)
+                total += confusion.total()
                 gallery.offer(data.name(index), one.image, one.target, one.prediction.mask, confusion)
-    return total
+        return total, gallery
+
+    try:
+        return score()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not in the handler, where the error keeps the tensors of the failed attempt.
+    smaller = replace(window or AUTO_WINDOW, above=0)
+    if smaller != model.window:
+        _log.warning(
+            "memory ran out while the best model was scored: its confusion matrix and pictures are of %s, but its mIoU "
+            "was measured with %s",
+            smaller,
+            model.window or "whole images",
+        )
+    model.window = smaller
+    with memory_errors_explained():
+        return score()
 
 
 def _warn_of_absent_classes(scores: Scores, ignored: Sequence[str]) -> None:

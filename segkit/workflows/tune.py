@@ -213,8 +213,9 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[ModelSource],
         words += ["--class-bias", *bias_words(plan, class_names)]
     if plan.crf is not None:
         words += ["--crf", *plan.crf]
-    if config.window:
-        words += ["--window", str(config.window), "--window-overlap", f"{config.window_overlap:g}"]
+    if config.window is not None:
+        words += ["--window", str(config.window)]
+        words += ["--window-overlap", str(config.window_overlap)] if config.window else []
     if config.full_size:
         words.append("--full-size")
     taken = {name: default_of(config, name) for name in ("amp", "exif", "max_pixels")}

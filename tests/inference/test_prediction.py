@@ -63,7 +63,7 @@ def test_options_are_arguments_of_the_predictor(model):
     ("options", "message"),
     [
         ({"tta": "d4"}, "`tta` must be a TTA, got 'd4'"),
-        ({"window": 512}, "`window` must be a SlidingWindow, got 512"),
+        ({"window": 512}, "`window` must be a SlidingWindow, or 0 for whole images, got 512"),
         ({"crf": True}, "`crf` must be a DenseCRF or a function, got True"),
         ({"device": "cuda"}, "move it by `model.to`"),
     ],

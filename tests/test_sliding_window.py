@@ -1,9 +1,11 @@
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from segkit.errors import UsageError
 from segkit.sliding_window import SlidingWindow
 
 
@@ -119,6 +121,26 @@ def test_numbers_of_numpy_are_numbers():
 def test_what_is_no_size_is_one_sentence(options):
     with pytest.raises(ValueError, match="`size` must be one or two whole numbers of at least 1, and `batch_size` one"):
         SlidingWindow(**options)
+
+
+@pytest.mark.parametrize("window", [SlidingWindow(64), SlidingWindow(np.array([32, 48]), np.float32(0.25), above=9)])
+def test_a_window_is_stored_as_plain_json(window):
+    assert SlidingWindow.read(json.loads(json.dumps(window.write()))) == window
+
+
+def test_what_is_no_stored_window_is_one_sentence():
+    assert SlidingWindow.read(None) is None
+    for stored in (64, {"size": [64, 64], "step": 2}):
+        with pytest.raises(UsageError, match="`window` must have size, overlap, blend, batch_size, above, got"):
+            SlidingWindow.read(stored)
+    for above in (-1, "16", 0.5):
+        with pytest.raises(UsageError, match="`above` must be a whole number of 0 or more"):
+            SlidingWindow.read({"above": above})
+
+
+def test_a_window_says_its_size_and_when_it_is_used():
+    assert str(SlidingWindow(64)) == "windows of 64 pixels"
+    assert str(SlidingWindow((64, 48), above=2**24)) == "windows of 64 x 48 pixels above 16 megapixels"
 
 
 def test_an_overlap_that_is_text_is_one_sentence():

@@ -562,7 +562,7 @@ def test_results_of_other_settings_are_not_continued(model, tmp_path):
         ({"class_bias": {"disc": 1.0}}, "class_bias is not set there, disc=1.0 here"),
         ({"crf": None}, "crf is seed there, off here"),
         ({"exif": "ignore"}, "exif is apply there, ignore here"),
-        ({"window": 32}, "window is 0 there, 32 here"),
+        ({"window": 32}, "window is 0 there, 32 here"),  # as older versions wrote it: the model has no window
         ({"amp": "bf16"}, "amp is off there, bf16 here"),
     ):
         with pytest.raises(UsageError, match=f"cannot continue in .*/o: .*{sentence}.*; choose another `out`"):

@@ -1,5 +1,6 @@
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,8 @@ def test_the_command_contains_everything_in_a_plan(tmp_path):
     assert (read.full_size, read.exif, read.max_pixels) == (True, "ignore", 1000)
     assert read.class_bias == {"a=b": 0.5, "two words": -0.25}
     assert read.crf == ("deeplab_v1", "iterations=3")
+    for window in (None, 0):
+        assert infer_config(infer_command(plan, replace(config, window=window), members, "abc")).window == window
 
 
 @pytest.mark.parametrize("given", ["apply", "ignore"])

@@ -128,6 +128,20 @@ def test_an_image_that_fits_the_window_runs_whole():
     assert model.sizes == [(1, 3, 37, 50)]
 
 
+def test_each_model_has_the_window_of_its_validation_by_default():
+    models = [ByColour(), ByColour(), ByColour()]
+    models[0].window, models[1].window = SlidingWindow(16), SlidingWindow(20, above=37 * 50)
+    for window, expected in (
+        (None, [(16, 16), (37, 50), (37, 50)]),
+        (0, [(37, 50)] * 3),
+        (SlidingWindow(24), [(24, 24)] * 3),
+    ):
+        for model in models:
+            model.sizes.clear()
+        Predictor(models, window=window)(IMAGE)
+        assert [{size[2:] for size in model.sizes} for model in models] == [{size} for size in expected]
+
+
 def test_members_share_the_views_and_those_of_weight_0_do_not_run():
     first, second = ByColour(), ByColour()
     Predictor([first, second], member_weights=(1, 0), tta=TTA(scales=(1, 0.5)))(IMAGE)

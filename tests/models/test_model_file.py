@@ -24,6 +24,7 @@ from segkit.models import (
 from segkit.models.factory import modules_of
 from segkit.models.model_file import describe_model
 from segkit.models.preprocessing import Preprocessing
+from segkit.sliding_window import SlidingWindow
 
 
 def small_model():
@@ -57,6 +58,21 @@ def test_a_model_file_keeps_the_category_ids_and_may_lack_them(tmp_path):
     del header["category_ids"]  # as in files of earlier versions
     save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header)})
     assert load_model(file).category_ids == {}
+
+
+def test_a_model_file_says_in_which_windows_it_was_validated_and_an_older_one_in_none(tmp_path):
+    model, file = small_model(), tmp_path / "m.safetensors"
+    for window in (None, SlidingWindow(64, above=2**24)):
+        model.window = window
+        save_model(model, file)
+        assert load_model(file).window == optimize(model, compile=False).window == window
+    header = describe_model(model)
+    save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header | {"window": 64})})
+    with pytest.raises(UsageError, match=r"the header of .*m.safetensors cannot be used: `window` must have size"):
+        load_model(file)
+    del header["window"]
+    save_file(model.state_dict(), file, metadata={"segkit": json.dumps(header)})
+    assert load_model(file).window is None
 
 
 def test_a_model_in_channels_last_is_saved(tmp_path):

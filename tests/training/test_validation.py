@@ -14,7 +14,7 @@ from segkit.losses import create_loss
 from segkit.metrics import ConfusionMatrix
 from segkit.models import Preprocessing
 from segkit.sliding_window import SlidingWindow
-from segkit.training import Trainer, TrainOptions, autocast, validate
+from segkit.training import Trainer, TrainOptions, autocast, load_state, read_checkpoint, save_state, validate
 from segkit.training.validation import AUTO_WINDOW, validation_window
 from segkit.training_scale import TrainingScale
 
@@ -111,9 +111,44 @@ def test_the_automatic_window_is_used_once_memory_has_run_out(tmp_path, monkeypa
     trainer = trainer_with_memory_for(16 * 16, tmp_path, monkeypatch, SlidingWindow(16, above=10**6))
     found = trainer.validate(loaders()[1])["raw"]
     assert found.scores.support.sum() == 2 * 32 * 40
-    assert trainer.val_window == WINDOW
+    assert trainer.val_window == trainer.state.model.window == WINDOW
     assert "predicted in windows of 16 pixels; `val_window=16` does so from the start" in caplog.text
     assert (tmp_path / "last.pt").is_file()  # the training of the epoch is not lost if the second attempt fails
+
+
+def test_if_memory_runs_out_only_for_the_average_both_are_validated_in_windows(tmp_path, monkeypatch):
+    state = build_state()
+    average, forward = state.ema.module, type(state.model).forward
+
+    def limited(self, images, **options):
+        if self is average and images[0, 0].numel() > 16 * 16:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, images, **options)
+
+    monkeypatch.setattr(type(state.model), "forward", limited)
+    options = TrainOptions(epochs=1, val_window=SlidingWindow(16, above=10**6))
+    trainer = Trainer(state, create_loss({"ce": 1.0}), tmp_path, options, device=CPU, autocast=autocast(CPU, "off"))
+    found = trainer.validate(loaders()[1])
+    for name, model in (("raw", state.model), ("ema", average)):
+        assert model.window == WINDOW
+        predictor, confusion, data = Predictor(model), ConfusionMatrix(3), loaders()[1].dataset.data
+        for index in range(len(data)):
+            confusion.update(predictor(data.image(index)).mask, data.target(index))
+        assert found[name].scores.miou == confusion.compute().miou
+
+
+@pytest.mark.parametrize(("val_window", "expected"), [(SlidingWindow(16, above=10**6), WINDOW), (None, None)])
+def test_a_resumed_run_stays_in_windows_unless_the_setting_changes(tmp_path, val_window, expected):
+    state = build_state()
+    state.model.window = WINDOW
+    save_state(state, tmp_path)
+    resumed = build_state()
+    load_state(resumed, read_checkpoint(tmp_path)[0])
+    assert resumed.model.window == resumed.ema.module.window == WINDOW
+    options = TrainOptions(epochs=1, val_window=val_window)
+    trainer = Trainer(resumed, create_loss({"ce": 1.0}), tmp_path, options, device=CPU, autocast=autocast(CPU, "off"))
+    trainer.validate(loaders()[1])
+    assert trainer.val_window == resumed.model.window == expected
 
 
 @pytest.mark.parametrize("window", [None, SlidingWindow(20), SlidingWindow(20, above=10**6)])

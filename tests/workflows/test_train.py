@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,11 @@ from segkit.cli import train
 from segkit.config import TrainConfig, from_keywords
 from segkit.console import Console
 from segkit.errors import DataError, DataWarning, UsageError
+from segkit.inference import Predictor
+from segkit.metrics import ConfusionMatrix
 from segkit.models import create_model, save_model
+from segkit.runs import RunFolder
+from segkit.sliding_window import SlidingWindow
 from segkit.training import Interrupted, Ranks
 from segkit.training_scale import TrainingScale
 from segkit.workflows import datasets, parts
@@ -30,6 +35,7 @@ from segkit.workflows import train as workflow
 from segkit.workflows.crossval import CrossValidationResult
 from segkit.workflows.datasets import load_data
 from segkit.workflows.parts import build_model, check_batch_memory
+from segkit.workflows.run import score_best
 
 SETTINGS = {
     **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 48},
@@ -315,9 +321,7 @@ def test_class_weights_without_effect_are_told_before_the_data_is_read(tmp_path,
 
 
 def test_a_model_of_shrunk_photographs_is_validated_scored_and_used_at_their_scale(shapes, tmp_path, capsys):
-    start = create_model("fpn", backbone="test_resnet", class_names=NAMES, pyramid_channels=16, channels=16)
-    torch.nn.init.normal_(start.head.weight, std=3)  # its labels vary, and training hardly changes them
-    save_model(start, tmp_path / "start.safetensors")
+    save_model(vague_model(), tmp_path / "start.safetensors")
     settings = {**SETTINGS, "crop": 24, "decode_at_least": 24, "data": shapes[0], "val": shapes[1]}
     settings |= {"init_from": tmp_path / "start.safetensors", "lr": 1e-9, "epochs": 1}
     result = segkit.train(**settings, out=tmp_path / "run", verbose=True)
@@ -346,6 +350,69 @@ def test_a_model_of_shrunk_photographs_is_validated_scored_and_used_at_their_sca
                 probs = result.load()(small).softmax(1)
             expected = F.interpolate(probs, size=image.size[::-1], mode="bilinear").argmax(1)[0]
             assert (np.asarray(mask) == expected.numpy()).mean() > 0.99  # Pillow rounds
+
+
+def vague_model(seed=0):
+    """Return a model whose labels vary; with a tiny learning rate, training hardly changes them."""
+    torch.manual_seed(seed)
+    options = {"class_names": NAMES, "pretrained": False, "pyramid_channels": 16, "channels": 16}
+    model = create_model("fpn", backbone="test_resnet", **options)
+    torch.nn.init.normal_(model.head.weight, std=3)
+    return model
+
+
+def test_evaluate_repeats_the_miou_of_a_validation_in_windows(shapes, tmp_path, capsys):
+    settings = {**SETTINGS, "crop": 24, "lr": 1e-9, "data": shapes[0], "val": shapes[1], "init_from": vague_model()}
+    result = segkit.train(**settings, epochs=1, val_window=16, out=tmp_path / "run")
+    options = {"data": shapes[1], "mask_cache": "off", "device": "cpu", "worst": 0, "verbose": True}
+    found = segkit.evaluate(weights=tmp_path / "run", **options, out=tmp_path / "own")
+    assert found.scores["miou"] == result.best_miou
+    assert "windows of 16 pixels, as in training's validation" in capsys.readouterr().out
+    whole = segkit.evaluate(weights=tmp_path / "run", **options, window=0, out=tmp_path / "whole")
+    assert whole.scores["miou"] != pytest.approx(result.best_miou, abs=3e-3)
+    assert "whole images (training's validation: windows of 16 pixels)" in capsys.readouterr().out
+
+
+def test_the_best_model_is_scored_in_the_windows_that_its_file_says(tmp_path, monkeypatch, caplog):
+    model, data, run = vague_model().eval(), Drawn(3), RunFolder(tmp_path)
+    matrices = {}
+    for window in (None, SlidingWindow(16)):
+        total = ConfusionMatrix(3)
+        for index in range(3):
+            total.update(Predictor(model, window=window or 0)(data.image(index)).mask, data.target(index))
+        matrices[window] = total.counts.tolist()
+    assert matrices[None] != matrices[SlidingWindow(16)]
+
+    def score(window):
+        parts = (torch.device("cpu"), nullcontext, Console(), window)
+        return score_best(run, data, *parts)[0].counts.tolist()
+
+    for own in matrices:
+        model.window = own
+        save_model(model, run.best)
+        for window in matrices:  # such as the setting of a fold that fell back to windows
+            assert score(window) == matrices[own]
+    assert not caplog.messages
+
+    model.window = None
+    save_model(model, run.best)
+    forward = type(model).forward
+
+    def limited(self, images, **options):
+        if images[0, 0].numel() > 16 * 16:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, images, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", limited)
+        assert score(SlidingWindow(16, above=2**24)) == matrices[SlidingWindow(16)]
+    assert "pictures are of windows of 16 pixels, but its mIoU was measured with whole images" in caplog.text
+
+    content = run.best.read_bytes()  # an older segkit did not write the field
+    older = content.replace(b', \\"window\\": null', b" " * 18)
+    assert older != content
+    run.best.write_bytes(older)
+    assert score(SlidingWindow(16)) == matrices[SlidingWindow(16)]
 
 
 def test_full_size_is_trained_for_by_a_setting_of_its_name():

@@ -70,13 +70,19 @@ def overlay(
     """
     if image.shape[:2] != mask.shape:
         raise UsageError(f"`mask` must have the size of the image, {image.shape[:2]}, got {mask.shape}")
-    colours = palette[mask]
+    image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+    labels = mask if mask.dtype == np.uint8 else mask.astype(np.uint16)
+    is_small = labels.dtype == np.uint8 and len(palette) == 256
+    colours = cv2.LUT(cv2.merge([labels] * 3), palette[None]) if is_small else palette[mask]
     tinted = np.ones(mask.shape, dtype=bool) if background is None else mask != background
-    alpha = np.where(tinted, opacity, 0.0)
+    result = image.copy()
+    cv2.copyTo(cv2.addWeighted(image, 1 - opacity, colours, opacity, 0), tinted.view(np.uint8), result)
     # The outline of an object: its pixels that touch a pixel of another label.
-    labels, square = mask.astype(np.uint16), np.ones((3, 3), dtype=np.uint8)
-    alpha[(cv2.dilate(labels, square) != cv2.erode(labels, square)) & tinted] = max(opacity, 0.9)
-    return np.round(image + alpha[..., None] * (colours.astype(np.float32) - image)).astype(np.uint8)
+    square = np.ones((3, 3), dtype=np.uint8)
+    outline = (cv2.dilate(labels, square) != cv2.erode(labels, square)) & tinted
+    bare = image[outline]
+    result[outline] = np.round(bare + max(opacity, 0.9) * (colours[outline].astype(np.float64) - bare))
+    return result
 
 
 def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarray, width: int) -> np.ndarray:
@@ -114,8 +120,8 @@ def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarra
 
 def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
     """Return the picture with a legend of the classes of `mask` below it, without background; see `legend`."""
-    present = set(np.unique(mask).tolist())
-    labels = [label for label in foreground_of(class_names) if label in present]
+    present = np.bincount(mask.ravel(), minlength=len(class_names)) > 0
+    labels = [label for label in foreground_of(class_names) if present[label]]
     if not labels:
         return picture
     return np.concatenate([picture, legend(class_names, labels, palette, picture.shape[1])])

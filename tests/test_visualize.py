@@ -163,3 +163,26 @@ def test_names_that_are_not_utf_8_are_drawn_with_question_marks():
     mask, palette = np.ones((40, 60), np.uint8), create_palette(2)
     drawn, expected = (with_legend(picture, mask, ("background", text), palette) for text in (name, "caf?"))
     assert np.array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(("opacity", "apart"), [(0.5, 0), (0.35, 1), (1.0, 0)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("background", [0, None])
+def test_an_overlay_is_the_weighted_mean_of_image_and_colour(opacity, apart, dtype, background):
+    random = np.random.default_rng(0)
+    image, palette = random.integers(0, 256, (40, 50, 3), dtype=np.uint8), create_palette(12)
+    mask = np.kron(random.integers(0, 12, (8, 10)), np.ones((5, 5), int)).astype(dtype)
+    alpha = np.full(mask.shape, opacity)
+    padded = np.pad(mask, 1, mode="edge")
+    around = [padded[y : y + 40, x : x + 50] for y in range(3) for x in range(3)]
+    alpha[np.any([near != mask for near in around], axis=0)] = max(opacity, 0.9)
+    if background is not None:
+        alpha[mask == background] = 0
+    expected = np.round(image + alpha[..., None] * (palette[mask].astype(float) - image))
+    found = overlay(image, mask, palette, opacity, background=background)
+    assert np.abs(found - expected).max() <= apart
+
+
+def test_a_label_beyond_the_palette_is_no_other_label():
+    with pytest.raises(IndexError):
+        overlay(IMAGE, np.full((20, 30), 256, np.int64), create_palette(2))

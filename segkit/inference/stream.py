@@ -20,7 +20,6 @@ from segkit.inference.prediction import Prediction
 from segkit.inference.predictor import Predictor, RawPrediction, finished
 from segkit.inference.source import SourceImage
 
-READERS = 2  # threads
 LOT_PIXELS = 8 * 2**20  # pixels of the images that wait for the CRF at once
 
 
@@ -90,6 +89,8 @@ def segment(
     predictor: Predictor,
     clock: Clock | None = None,
     batch_size: BatchSize | None = None,
+    *,
+    threads: int = 2,
 ) -> Iterator[Segmented]:
     """Segment images in their order; only a few of them are in memory at a time.
 
@@ -102,9 +103,10 @@ def segment(
         predictor: Models, test-time augmentation and CRF.
         clock: Measures the time of reading, models and CRF.
         batch_size: How many images run at once; by default one.
+        threads: Number of threads that read files.
     """
     clock = clock or Clock()
-    predicted = _run_models(images, predictor, clock, batch_size or BatchSize(predictor, 1))
+    predicted = _run_models(images, predictor, clock, batch_size or BatchSize(predictor, 1), threads)
     if predictor.crf is None:
         return (_finish(one, raw, predictor, clock, "models") for one, raw in predicted)
     return _refine(predicted, predictor, clock)
@@ -115,6 +117,8 @@ def segment_dataset(
     predictor: Predictor,
     clock: Clock | None = None,
     batch_size: BatchSize | None = None,
+    *,
+    threads: int = 2,
 ) -> Iterator[Labelled]:
     """Segment every image of a data set, in its order, see `segment`.
 
@@ -129,7 +133,7 @@ def segment_dataset(
         NotFiniteError: The models return NaN for an image.
     """
     images = (SourceImage(Path(data.name(i)), partial(data.image, i)) for i in range(len(data)))
-    for index, one in enumerate(segment(images, predictor, clock, batch_size)):
+    for index, one in enumerate(segment(images, predictor, clock, batch_size, threads=threads)):
         if one.error is not None:
             raise one.error
         yield Labelled(one.image, checked_target(data, index, one.image.shape[:2]), one.prediction)
@@ -155,7 +159,7 @@ def ahead(
 
 
 def _run_models(
-    images: Iterable[SourceImage], predictor: Predictor, clock: Clock, batch_size: BatchSize
+    images: Iterable[SourceImage], predictor: Predictor, clock: Clock, batch_size: BatchSize, threads: int
 ) -> Iterator[_Predicted]:
     """Read images ahead, and run the models on each that can be read and is not too large for the CRF."""
 
@@ -166,7 +170,7 @@ def _run_models(
             return error
 
     def checked() -> Iterator[Segmented]:
-        for source, image in ahead(reading, lambda: 2 * READERS + batch_size.largest, clock, "reading"):
+        for source, image in ahead(reading, lambda: 2 * threads + batch_size.largest, clock, "reading"):
             if isinstance(image, SegkitError):
                 yield Segmented(source, None, None, image)
                 continue
@@ -176,7 +180,7 @@ def _run_models(
             except DataError as error:
                 yield Segmented(source, None, None, _named(error, source))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         reading = ((source, pool.submit(read, source)) for source in images)
         for lot in _of_a_batch(checked(), batch_size):
             yield from _predict_lot(lot, predictor, clock, batch_size)
@@ -207,18 +211,23 @@ def _predict_lot(
 def _of_a_batch(images: Iterable[Segmented], batch_size: BatchSize) -> Iterator[list[Segmented]]:
     """Yield successive images that fill a batch together; if two sizes alternate, each gets half of the batch."""
     lot: list[Segmented] = []
-    room, share = 1.0, 1.0  # an image with an error takes as much room as the image before it
-    for one in images:
-        if one.error is None:
-            share = 1 / batch_size.of(*one.image.shape[:2])
-        if lot and share > room + 1e-6:
+    room, share = 1.0, 1.0  # an image that has an error takes the room of the one before it
+    try:
+        for one in images:
+            if one.error is None:
+                share = 1 / batch_size.of(*one.image.shape[:2])
+            if lot and share > room + 1e-6:
+                yield lot
+                lot, room = [], 1.0
+            lot.append(one)
+            room -= share
+            if room < 1e-6 or lot[0].error is not None:
+                yield lot
+                lot, room = [], 1.0
+    except Exception:  # of the machine, which ends the stream; the images before it are predicted
+        if lot:
             yield lot
-            lot, room = [], 1.0
-        lot.append(one)
-        room -= share
-        if room < 1e-6 or lot[0].error is not None:
-            yield lot
-            lot, room = [], 1.0
+        raise
     if lot:
         yield lot
 

@@ -24,6 +24,7 @@ from segkit.workflows.predictors import (
     ModelSource,
     find_members,
     load_scored_predictor,
+    pick_threads,
     tell_rules,
     with_rules_of_models,
 )
@@ -154,7 +155,8 @@ def _score(
     data: SegmentationDataset, predictor: Predictor, batch_size: int | Literal["auto"], console: Console
 ) -> Evaluation:
     result = Evaluation(data.class_names, exclude=data.ignored_labels)
-    found = segment_dataset(data, predictor, batch_size=BatchSize(predictor, batch_size))
+    threads = pick_threads(predictor.device)
+    found = segment_dataset(data, predictor, batch_size=BatchSize(predictor, batch_size), threads=threads)
     for one in console.progress(found, total=len(data)):
         result.update(one.prediction.mask, one.prediction.probs, one.target)
     return result

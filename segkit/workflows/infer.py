@@ -45,13 +45,13 @@ from segkit.workflows.predictors import (
     find_members,
     load_predictor,
     pick_device,
+    pick_threads,
     pick_workers,
     tell_rules,
     with_rules_of_models,
 )
 from segkit.workflows.results_folder import KINDS, OF_ALL, RECORD, open_results
 
-WRITERS = 2  # threads
 WAIT = timedelta(days=7)  # longest wait for the slowest process: the shares of images may take very different times
 
 _log = logging.getLogger(__name__)
@@ -158,14 +158,17 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
             out, predictor.class_names, names, [kind for kind in KINDS if kind in {*config.save, *needed}]
         )
         clock, batch_size = Clock(), BatchSize(predictor, config.batch_size)
+        threads = pick_threads(device, ranks.count_here)
         todo, seen = _divide(ranks.share(images), writer, config.skip_existing)
         written: list[_Result] = []
         try:
             with (
                 closing(predictor),
-                console.progress(segment(todo, predictor, clock, batch_size), total=len(names) // ranks.count) as bar,
+                console.progress(
+                    segment(todo, predictor, clock, batch_size, threads=threads), total=len(names) // ranks.count
+                ) as bar,
             ):
-                _write(bar, writer, seen, pseudo, clock, batch_size, reading, written)
+                _write(bar, writer, seen, pseudo, clock, batch_size, threads, reading, written)
         except BaseException:
             if ranks.is_first:
                 with suppress(SegkitError, OSError, csv.Error):  # the reason for the stop matters more
@@ -250,6 +253,7 @@ def _write(
     pseudo: PseudoLabels | None,
     clock: Clock,
     batch_size: BatchSize,
+    threads: int,
     reading: Reading,
     written: list[_Result],
 ) -> None:
@@ -277,9 +281,9 @@ def _write(
             bar.set_postfix_str(f"limited by {clock.bottleneck()}", refresh=False)
             yield None, pool.submit(write, one)
 
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         # The results of a batch come at once, and are written while the models run on the next one.
-        for _ in ahead(submitted(), lambda: 2 * WRITERS + batch_size.largest, clock, "writing"):
+        for _ in ahead(submitted(), lambda: 2 * threads + batch_size.largest, clock, "writing"):
             pass
 
 

@@ -68,6 +68,14 @@ def pick_workers(workers: int | None, processes: int = 1) -> int:
     return max(1, min(8, count_cores() // processes)) if workers is None else workers
 
 
+def pick_threads(device: torch.device, processes: int = 1) -> int:
+    """Return the number of threads that read images, and of those that write results.
+
+    Two if the models need the CPU; with a GPU half of this process's share of the cores, at most eight.
+    """
+    return 2 if device.type == "cpu" else max(2, min(8, count_cores() // processes // 2))
+
+
 class ModelSource(NamedTuple):
     """Where a model of an ensemble comes from, and its weight.
 

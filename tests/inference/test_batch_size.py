@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from segkit.data import DataError
-from segkit.errors import NotFiniteError, UsageError
+from segkit.errors import MachineError, NotFiniteError, UsageError
 from segkit.inference import BatchSize, Predictor, SourceImage, segment
 from segkit.models import create_model
 from segkit.models.preprocessing import Preprocessing
@@ -166,6 +166,18 @@ def test_the_image_after_a_full_batch_is_not_waited_for():
 
     predictor = Predictor(ByColour())
     assert next(segment(endless(), predictor, None, BatchSize(predictor, 4))).source.name.stem == "0"
+
+
+def test_images_before_one_that_stops_the_stream_are_predicted():
+    def unreadable():
+        raise MachineError("too many open files")
+
+    predictor, found = Predictor(ByColour()), []
+    sources = [source(0), source(1), SourceImage(Path("2.png"), unreadable), source(3)]
+    with pytest.raises(MachineError, match="too many open files"):
+        found.extend(segment(sources, predictor, None, BatchSize(predictor, 4)))
+    assert [one.source.name.stem for one in found] == ["0", "1"]
+    assert_same(found, predictor)
 
 
 def test_windows_keep_their_own_batches():

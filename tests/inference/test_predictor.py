@@ -373,3 +373,18 @@ def test_models_with_one_and_two_channels_are_averaged_if_their_labels_are_the_s
 
     probs = Predictor([Red(), Two()])(IMAGE).probs
     np.testing.assert_allclose(probs, (Predictor(Red())(IMAGE).probs + Predictor(Two())(IMAGE).probs) / 2, atol=1e-6)
+
+
+def test_the_first_of_equally_likely_classes_is_the_label():
+    class Undecided(ByColour):
+        def forward(self, images):
+            logits = torch.zeros_like(images)
+            logits[..., 1:, :][:, 0] = -1
+            logits[..., :5] = torch.inf
+            logits[..., 1:, :5] = 1.0
+            return logits.nan_to_num(posinf=30.0)
+
+    mask = Predictor(Undecided())(IMAGE).mask
+    assert np.array_equal(mask[0], np.zeros(50))
+    assert set(mask[1:, :5].ravel()) == {0}
+    assert set(mask[1:, 5:].ravel()) == {1}

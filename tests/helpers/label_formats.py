@@ -1,0 +1,95 @@
+"""A small data set in each label format, of the same pictures with the same rectangles and known masks."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("can", "cup")
+SIZES = ((48, 64), (47, 63))  # (H, W), even and odd
+
+
+class Box(NamedTuple):
+    """A rectangle along the borders of pixels."""
+
+    label: int
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        right, bottom = self.left + self.width, self.top + self.height
+        return [(self.left, self.top), (right, self.top), (right, bottom), (self.left, bottom)]
+
+
+class Drawn(NamedTuple):
+    """A picture: its size (H, W), and its rectangles in the order of painting, the last one the smallest."""
+
+    size: tuple[int, int]
+    boxes: tuple[Box, ...]
+
+    def mask(self) -> np.ndarray:
+        mask = np.zeros(self.size, dtype=np.uint8)
+        for box in self.boxes:
+            mask[box.top : box.top + box.height, box.left : box.left + box.width] = box.label
+        return mask
+
+    def save(self, file: Path) -> None:
+        """Write the picture: the classes are bright and dark."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        gray = np.array([120, 230, 20], dtype=np.uint8)[self.mask()]
+        Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).save(file)
+
+
+class Written(NamedTuple):
+    """A data set that was written.
+
+    Attributes:
+        path: What `data` takes.
+        masks: The expected label map (H, W) of each image, by the name of its file without folder and suffix.
+        class_names: The expected classes in label order.
+    """
+
+    path: Path
+    masks: Mapping[str, np.ndarray]
+    class_names: tuple[str, ...] = ("background", *CLASSES)
+
+
+def pictures(count: int, seed: int) -> list[Drawn]:
+    """Return pictures of a can in which a cup lies, and a cup at the other side."""
+    random = np.random.default_rng(seed)
+    drawn = []
+    for i in range(count):
+        left, top, aside = (int(value) for value in random.integers(2, 10, 3))
+        boxes = Box(1, left, top, 26, 30), Box(2, 44, aside, 14, 25), Box(2, left + 5, top + 8, 9, 11)
+        drawn.append(Drawn(SIZES[i % len(SIZES)], boxes))
+    return drawn
+
+
+def write_yolo(folder: Path) -> Written:
+    """Write a YOLO segmentation data set with splits; the last picture of each is background without a file."""
+    masks = {}
+    for split, seed in (("train", 1), ("val", 2)):
+        drawn = [*pictures(4, seed), Drawn((48, 64), ())]
+        (folder / "labels" / split).mkdir(parents=True)
+        for i, picture in enumerate(drawn):
+            name = f"{split}{i}"
+            picture.save(folder / "images" / split / f"{name}.png")
+            masks[name] = picture.mask()
+            height, width = picture.size
+            lines = (
+                " ".join([str(box.label - 1), *(f"{x / width:.6f} {y / height:.6f}" for x, y in box.corners)])
+                for box in picture.boxes
+            )
+            if picture.boxes:
+                (folder / "labels" / split / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(CLASSES)}]\n")
+    return Written(folder, masks)
+
+
+# For each key of `segkit.data.formats.FORMATS`, a function that writes a small data set into an empty folder.
+WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo}

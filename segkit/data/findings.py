@@ -147,6 +147,7 @@ KINDS = {
     "bad-label": Kind("error", "labels that cannot be read"),
     "unknown-class": Kind("error", "labels of a class that the data set does not name"),
     "skipped-shape": Kind("note", "shapes that have no area, such as points and lines, skipped"),
+    "lone-label": Kind("warning", "label files without an image, which are not used"),
     "unlabelled": Kind("note", "images without a label file, which are not used"),
     # found only by segkit.check
     "no-images": Kind("error", "sets without images that can be used"),

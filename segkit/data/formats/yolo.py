@@ -1,16 +1,18 @@
 """YOLO segmentation: data.yaml, and for each image a text file with a polygon in each line.
 
 A line is the number of the class and x and y of each point, as shares of the width and the height of the image as it
-is displayed (its EXIF orientation applied). Several parts and holes of an object are joined by bridges without width,
-which come out right when a polygon is filled by the even-odd rule, as here. An image without a file is background.
+is displayed (its EXIF orientation applied); five numbers are a class and a box. Several parts and holes of an object
+are joined by bridges without width, which come out right when a polygon is filled by the even-odd rule, as here. An
+image without a file is background.
 
-Source: https://docs.ultralytics.com/datasets/segment (read in 2026).
+Source: https://docs.ultralytics.com/datasets/segment, and the parser of ultralytics 8.4 (`verify_image_label` and
+`check_det_dataset` in ultralytics/data/utils.py; read in 2026).
 """
 
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from segkit.data.images import is_image, list_images, read_image_header
 from segkit.errors import DataError
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+BEYOND = 0.1  # share of the image
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -34,7 +37,8 @@ def recognise(path: Path) -> str | None:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return f"{file.name} is there" if path.is_dir() else None
-    return f"{file.name} names the classes" if isinstance(content, dict) and "names" in content else None
+    is_ours = isinstance(content, dict) and ("names" in content or "nc" in content)
+    return f"{file.name} names the classes" if is_ours else None
 
 
 def read(path: Path) -> LabelSource:
@@ -47,7 +51,7 @@ def read(path: Path) -> LabelSource:
     if file is None:
         raise DataError(f"{path} has no data.yaml, which names the classes and the folders of a YOLO data set")
     content = _load(file)
-    names = _class_names(content.get("names"), file)
+    names = _class_names(content, file)
     splits = {}
     for split, keys in SPLIT_KEYS.items():
         value = next((content[key] for key in keys if content.get(key)), None)
@@ -75,45 +79,82 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(names: Any, file: Path) -> list[str]:
-    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise DataError(f"{file}: `names` must be a list of class names, or a mapping from 0, 1 ... to them")
+def _class_names(content: Mapping[str, Any], file: Path) -> list[str]:
+    names, count = content.get("names"), content.get("nc")
+    if names is None and type(count) is int:
+        return [f"class_{number}" for number in range(count)]  # as the tool calls them
+    if isinstance(names, dict):
+        by_number = {str(number): name for number, name in names.items()}
+        names = [by_number.get(str(number)) for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(type(name) in (str, int, float) for name in names):
+        raise DataError(
+            f"{file}: `names` must be a list of class names, or a mapping from 0, 1 ... to them; put a name such as "
+            "yes or no in quotes"
+        )
     names = [str(name) for name in names]
     if len(set(names)) < len(names):
         raise DataError(f"{file} has two classes of the same name: {', '.join(names)}")
+    if count not in (None, len(names)):
+        raise DataError(f"{file} has {len(names)} `names`, but `nc` is {count}")
     return names
 
 
 def _read_split(file: Path, content: Mapping[str, Any], value: Any, names: list[str]) -> LabelRecords:
-    base = file.parent / str(content.get("path") or "")
+    base = Path(os.path.normpath(file.absolute().parent / str(content.get("path") or "")))
     if not base.is_dir():  # a path of the machine that wrote the file
-        base = file.parent
-    paths = [path for one in (value if isinstance(value, list) else [value]) for path in _images(str(one), base, file)]
+        base = file.absolute().parent
+    folders, paths = set(), []
+    for one in value if isinstance(value, list) else [value]:
+        place = _place(str(one), base, file)
+        if place.is_dir():
+            folders.add(place)
+            paths += list_images(place)
+        elif is_image(place):
+            paths.append(place)
+        else:
+            paths += _listed(place, base)
     if not paths:
         raise DataError(f"{file}: there are no images at {value}")
-    root = Path(os.path.commonpath([base.absolute(), *(path.absolute().parent for path in paths)]))
-    files, found = LabelFiles("yolo 1\n" + "\n".join(names)), []
+    root = Path(os.path.commonpath([base, *(path.parent for path in paths)]))
+    files, found = LabelFiles("yolo 2\n" + "\n".join(names)), []
     images = [_image(path, root, names, files, found) for path in dict.fromkeys(paths)]
+    known = {_label_file(path) for path in paths}
+    for folder in folders:
+        lone = sorted(label for label in _label_file(folder / "x").parent.rglob("*.txt") if label not in known)
+        for label in lone:
+            if label.name != "classes.txt" and label.parent != file.absolute().parent:
+                found.append(Finding("lone-label", label.name, f"there is no image of the label file {label}"))
     return LabelRecords.of_images(images, names, path=file, root=root, files=files, overlap="smallest", findings=found)
 
 
-def _images(value: str, base: Path, file: Path) -> list[Path]:
-    """Return the image files that an entry of data.yaml names: a folder, or a text file with a path in each line."""
-    # Roboflow writes ../train/images for the folder train/images beside the file.
-    places = [base / value, file.parent / value, file.parent / value.removeprefix("../")]
+def _place(value: str, base: Path, file: Path) -> Path:
+    """Return the folder, list or image that an entry of data.yaml names."""
+    value = value.replace("\\", "/")
+    # Roboflow writes ../train/images for the folder train/images next to the file.
+    places = [base / value, base / value.removeprefix("../"), file.absolute().parent / value.removeprefix("../")]
     place = next((one for one in places if one.exists()), None)
     if place is None:
-        raise DataError(f"{file} names {value}, but there is no {places[0]}")
-    if place.is_dir():
-        return list_images(place)
-    lines = [line.strip() for line in LabelFiles("list").text(place).splitlines() if line.strip()]
-    return [place.parent / line if line.startswith("./") else base / line for line in lines]
+        raise DataError(f"{file} names {value}, but there is no {os.path.normpath(places[0])}")
+    return Path(os.path.normpath(place))
+
+
+def _listed(file: Path, base: Path) -> list[Path]:
+    """Return the images that a text file lists, one path in each line, below the list or the folder of the data."""
+    paths = []
+    for line in LabelFiles("list").text(file).splitlines():
+        if not (name := line.strip().replace("\\", "/")):
+            continue
+        # The line may begin with folders of another machine, or of the archive (CVAT: data/images/train/1.jpg).
+        parts = PurePosixPath(name.removeprefix("./")).parts
+        ends = [Path(name), *(Path(*parts[start:]) for start in range(len(parts)))]
+        places = [folder / end for end in ends for folder in (base, file.parent)]
+        here = base / Path(*(part for part in parts if part not in ("/", "..")))  # the reader of images reports it
+        paths.append(Path(os.path.normpath(next((one for one in places if one.is_file()), here))))
+    return paths
 
 
 def _image(path: Path, root: Path, names: list[str], files: LabelFiles, found: list[Finding]) -> LabelledImage:
-    name = path.absolute().relative_to(root).as_posix()
+    name = path.relative_to(root).as_posix()
     try:
         size = read_image_header(path).turned if is_image(path) else None
     except DataError:  # the reader of the images reports it
@@ -149,6 +190,9 @@ def _regions(
             found.append(Finding("bad-label", where, f"{file}, line {number}: expected numbers, got {line[:40]!r}"))
             continue
         label, points = values[0], values[1:]
+        if not np.isfinite(values).all():
+            found.append(Finding("bad-label", where, f"{file}, line {number}: expected numbers, got {line[:40]!r}"))
+            continue
         if label not in range(len(names)):
             sentence = f"{file}, line {number}: there is no class {words[0]}, they are 0 to {len(names) - 1}"
             found.append(Finding("unknown-class", where, sentence))
@@ -158,14 +202,16 @@ def _regions(
             (x, y), (w, h) = points[:2] * (width, height), points[2:] * (width, height)
             yield Region(name, None, where, [float(x - w / 2), float(y - h / 2), float(w), float(h)])
             continue
-        if len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+        if len(points) < 6 or len(points) % 2:
             sentence = (
                 f"{file}, line {number}: expected a class and x y of three points or more, got {len(words)} numbers"
             )
             found.append(Finding("bad-label", where, sentence))
             continue
-        if points.max() > 1.5:
-            sentence = f"{file}, line {number}: expected shares of the image in 0..1, got {points.max():g}"
+        # A polygon at the border may reach a little beyond it, and is cut there.
+        if points.max() > 1 + BEYOND or points.min() < -BEYOND:
+            wrong = points.max() if points.max() > 1 + BEYOND else points.min()
+            sentence = f"{file}, line {number}: expected shares of the image in 0..1, got {wrong:g}"
             found.append(Finding("bad-label", where, sentence))
             continue
         yield Region(name, [(points.reshape(-1, 2) * (width, height)).ravel().tolist()], where)

@@ -219,7 +219,7 @@ def _checked_pairs(
     good = [result for result in checked if not isinstance(result, Finding)]
     found += [oddity for _, _, oddities in good for oddity in oddities]
     labels = set().union(*(labels for _, labels, _ in good))
-    if not reader.coloured and IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
+    if not (reader.coloured or reader.has_table) and IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
         sentence = f"the masks below {masks} have no values except 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
     elif len(labels - {IGNORE_INDEX}) == 1 and len(good) >= FEW:

@@ -41,6 +41,7 @@ class MaskReader:
     Attributes:
         class_names: In label order.
         coloured: Whether there is a palette.
+        has_table: Whether a format says what each pixel value is.
 
     Raises:
         DataError: A file is missing or wrong, there are neither names nor a palette, the palette has other names, or
@@ -71,7 +72,7 @@ class MaskReader:
             raise DataError(f"{file} has colours for {_listed(odd)}, which are not class names")
         self.class_names = tuple(names)
         self.coloured = colours is not None
-        self.max_pixels = max_pixels
+        self.max_pixels, self.has_table = max_pixels, False
         self._code = None if colours is None else ColourCode(colours, self.class_names)
         self._label_of: Mapping[int, int] | None = None
 
@@ -96,8 +97,10 @@ class MaskReader:
             return reader
         label_of = {label: reader.class_names.index(name) for label, name in enumerate(source.class_names)}
         values = source.values or {label: label for label in label_of}
+        reader.has_table = source.values is not None
         reader._label_of = {value: label_of.get(label, IGNORE_INDEX) for value, label in values.items()}
-        reader._label_of.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+        if source.values is None:
+            reader._label_of[IGNORE_INDEX] = IGNORE_INDEX
         return reader
 
     def read(self, path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from segkit.data.formats import yolo
+from segkit.data.formats import cityscapes, cvat_masks, roboflow, taco, voc, yolo, zerowaste
 from segkit.data.formats.records import (
     SPLITS,
     WHOLE,
@@ -36,7 +36,12 @@ __all__ = [
 ]
 
 # The readers by name, in the order in which they look at a path: the most certain signs first.
-FORMATS: Mapping[str, ModuleType] = MappingProxyType({"yolo": yolo})
+FORMATS: Mapping[str, ModuleType] = MappingProxyType(
+    {
+        **{"roboflow": roboflow, "yolo": yolo, "taco": taco, "cityscapes": cityscapes, "zerowaste": zerowaste},
+        **{"cvat-masks": cvat_masks, "voc": voc},
+    }
+)
 
 
 def find_source(path: Path, format: str | None = None) -> LabelSource | None:

@@ -118,7 +118,7 @@ class MaskFiles:
         pairs: The image file, the name of the image, and the mask file.
         class_names: In label order.
         colours: The class name of each colour (red, green, blue); `ignore` means 255. None if the masks have values.
-        values: The label of each pixel value; 255 is ignored. None if the values are the labels.
+        values: The label of each pixel value; 255 is ignored. None if the values are the labels, and 255 is ignored.
         findings: Errors, warnings and notes of the reader.
     """
 

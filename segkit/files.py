@@ -233,6 +233,15 @@ def with_home(path: str | os.PathLike) -> str:
     return expanded
 
 
+def user_cache(name: str) -> Path | None:
+    """Return the folder `segkit/NAME` in the user's cache folder, or None if the user has no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache") / "segkit" / name
+    except RuntimeError:  # no HOME, and the user is not in the list of users, as in some containers
+        return None
+
+
 class Fingerprint(NamedTuple):
     """Size and digest of a file, which identify its content.
 

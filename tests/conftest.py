@@ -86,3 +86,23 @@ def shapes(tmp_path_factory) -> tuple[Path, Path]:
     """Write and return two COCO files: 12 training and 4 validation photographs."""
     folder = tmp_path_factory.mktemp("shapes")
     return write_shapes(folder, "train", 12, seed=1), write_shapes(folder, "val", 4, seed=2)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> tuple[Path, Path, float]:
+    """Return the file of a small model for `shapes`, its ONNX file, and the difference that its export returned."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    if torch.__version__.startswith("2.6"):
+        pytest.skip("the export of a model needs torch 2.7")
+    from segkit.models import create_model, export_onnx, save_model
+
+    torch.manual_seed(3)
+    options = {"pyramid_channels": 16, "channels": 16, "pretrained": False}
+    names = ("background", "square", "disc")
+    model = create_model("fpn", backbone="test_resnet", class_names=names, **options).eval()
+    torch.nn.init.normal_(model.head.weight, std=3)  # logits as large as those of a trained model
+    folder = tmp_path_factory.mktemp("exported")
+    save_model(model, folder / "best.safetensors")
+    onnx = tmp_path_factory.mktemp("onnx") / "m.onnx"
+    return folder / "best.safetensors", onnx, export_onnx(model, onnx)

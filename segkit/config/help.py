@@ -74,7 +74,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("val", "val_fraction", "split", "folds", "fold", "train_only", "format", "images", "masks", "class_names"),
         *("palette", "ignore_classes", "on_bad", "max_bad"),
     ),
-    "model": ("weights", "member_weights", "pretrained", "init_from", "output_stride", "decoder", "imports"),
+    "model": (
+        "weights",
+        "member_weights",
+        "pretrained",
+        "init_from",
+        "output_stride",
+        "decoder",
+        "imports",
+        "mean",
+        "std",
+    ),
     "training": (
         *("loss", "loss_option", "class_weights", "label_smoothing", "augment", "mix", "rare_threshold", "rare_crops"),
         *("optimizer", "weight_decay", "schedule", "warmup_epochs", "min_lr", "milestones", "patience"),
@@ -97,7 +107,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         "margin",
     ),
-    "speed": ("device", "batch_size", "workers", "amp", "compile", "decode_at_least", "mask_cache", "pixels"),
+    "speed": ("device", "batch_size", "workers", "amp", "compile", "engine", "decode_at_least", "mask_cache", "pixels"),
     "output": (
         *("save_every", "log", "worst", "skip_existing", "submission_sample", "submission_size"),
         *("pseudo_threshold", "pseudo_class_thresholds", "pseudo_min_share"),

@@ -22,6 +22,10 @@ class PredictConfig:
     """Model files or run folders; several are averaged, as are the folds of a run. By default the newest run."""
     member_weights: Annotated[tuple[float, ...], arg(metavar="WEIGHT ...")] = ()
     """Weight of each model in the average. By default all equal."""
+    mean: Annotated[tuple[float, ...], arg(metavar="NUMBER ...")] = ()
+    """Only for ONNX files of other programs, with --std and --class-names: mean of each channel of images in 0..1."""
+    std: Annotated[tuple[float, ...], arg(metavar="NUMBER ...")] = ()
+    """Only for ONNX files of other programs: standard deviation of each channel."""
     tta: Annotated[str | None, arg(metavar="PRESET")] = None
     """Test-time augmentation by name, such as seed_vflip_multiscale, instead of --flips, --scales and the like."""
     flips: Literal["none", "h", "v", "hv", "d4"] = "none"
@@ -50,6 +54,8 @@ class PredictConfig:
     """Compile the models: takes about half a minute per image size, pays after dozens of images of that size."""
     amp: Literal["off", "bf16"] = "off"
     """bf16: half the time or less, if the processor computes in bfloat16."""
+    engine: Literal["torch", "onnx"] = "torch"
+    """onnx: export each model once to the user's cache, and run it by onnxruntime; faster on a CPU."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
 
@@ -71,6 +77,11 @@ class PredictConfig:
         changed = [
             n for n in ("flips", "scales", "brightness", "merge", "resize") if getattr(self, n) != default_of(self, n)
         ]
+        for name in ("compile", "amp") if self.engine == "onnx" else ():
+            if getattr(self, name) != default_of(self, name):
+                raise UsageError(f"`{name}` is of torch, so it does not go with `engine=onnx`")
+        if bool(self.mean) != bool(self.std):
+            raise UsageError("`mean` and `std` belong together: give both, for an ONNX file of another program")
         if self.tta is not None and changed:
             raise UsageError(f"`tta` sets all test-time options, so it does not go with `{changed[0]}`")
 
@@ -83,6 +94,8 @@ class InferConfig(PredictConfig):
     """What to segment; a list has one path per line. By default the validation images of the demo."""
     images: Folder = None
     """Image folder of a COCO JSON file or a list. By default the folder of that file."""
+    class_names: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Only for ONNX files of other programs: text file with the names of the classes, one per line."""
     exif: Literal["apply", "ignore"] = "apply"
     """apply: rotate images by their EXIF orientation. ignore: never rotate."""
     max_pixels: Annotated[int, arg(metavar="N")] = MAX_PIXELS

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segkit.files import is_leftover, write_whole
+from segkit.files import is_leftover, user_cache, write_whole
 
 _log = logging.getLogger(__name__)
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -111,9 +111,7 @@ def _remove(files: Iterable[Path]) -> None:
 
 def default_folder() -> Path | None:
     """Return `segkit/masks` in the user's cache folder, or None if the user has no home folder."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(cache or Path.home() / ".cache") / "segkit" / "masks"
-    except RuntimeError:  # no HOME, and the user is not in the list of users, as in some containers
+    folder = user_cache("masks")
+    if folder is None:
         _log.info("this user has no home folder: masks are drawn each time; `mask_cache=DIR` keeps them in a folder")
-        return None
+    return folder

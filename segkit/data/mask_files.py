@@ -58,7 +58,7 @@ class MaskReader:
         known = [name for name in dict.fromkeys((colours or {}).values()) if name != IGNORED]
         if class_names is None and colours is None:
             raise DataError("masks do not name their classes; give `class_names` or a `palette`")
-        names = known if class_names is None else _read_class_names(class_names)
+        names = known if class_names is None else read_class_names(class_names)
         if len(names) == 1:
             raise DataError(
                 f"{names[0]!r} is the only class, so there is nothing to learn; name the class of each pixel value, "
@@ -142,7 +142,7 @@ class MaskReader:
         return labels
 
 
-def _read_class_names(source: PathLike | Sequence[str]) -> list[str]:
+def read_class_names(source: PathLike | Sequence[str]) -> list[str]:
     """Return a sequence unchanged, or the lines of a text file that are neither empty nor begin with `#`.
 
     Raises:

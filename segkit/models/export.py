@@ -2,9 +2,12 @@
 
 import copy
 import importlib.util
+import io
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +56,8 @@ def export_program(model: Segmenter) -> ExportedProgram:
             return traced(images)
         except (AssertionError, RuntimeError) as error:
             raise UsageError(
-                f"the program does not take images {tuple(images.shape)}, because the backbone "
-                f"{_name(model)} works only at some sizes: {_first_line(error)}"
+                f"the program does not take images {tuple(images.shape)}, because {_name(model)} works only at some "
+                f"sizes: {_first_line(error)}"
             ) from error
 
     _compare(model, run, SIZES)
@@ -140,13 +143,24 @@ def _trace(model: Segmenter) -> ExportedProgram:
     height, width = model.backbone.size_multiple
     images = _images(model, (2, 24 * height + 1, 25 * width + 2))
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with free_sizes(), torch.no_grad():
+    with free_sizes(), _without_graphs_on_stderr(), torch.no_grad():
         try:
             return torch.export.export(model, (images,), dynamic_shapes=(free,))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise UsageError(
-                f"the backbone {_name(model)} cannot be traced for any image size: {_first_line(error)}"
-            ) from error
+            raise UsageError(f"{_name(model)} cannot be traced for any image size: {_first_line(error)}") from error
+
+
+@contextmanager
+def _without_graphs_on_stderr() -> Iterator[None]:
+    """Drop what torch prints when a trace fails: hundreds of lines with the graph. The error has the reason."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _translate(model: Segmenter) -> "ONNXProgram":
@@ -163,7 +177,7 @@ def _translate(model: Segmenter) -> "ONNXProgram":
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise UsageError(f"the backbone {_name(model)} cannot be written as ONNX: {_first_line(error)}") from error
+        raise UsageError(f"{_name(model)} cannot be written as ONNX: {_first_line(error)}") from error
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
@@ -205,7 +219,7 @@ def _images(model: Segmenter, size: tuple[int, int, int]) -> Tensor:
 
 
 def _name(model: Segmenter) -> str:
-    return repr(model.config["backbone"]) if model.config else "of this model"
+    return "{name} on {backbone}".format(**model.config) if model.config else "this model"
 
 
 def _first_line(error: Exception) -> str:

@@ -48,8 +48,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return found
 
 
-def missing_data_files(path: str | os.PathLike) -> list[Path]:
-    """Return the files with weights of an ONNX file that are missing from its folder."""
+def is_of_other_program(path: str | os.PathLike) -> bool:
+    """Return whether a file is an ONNX file that `export_onnx` has not written."""
+    return is_onnx(path) and "segkit" not in read_metadata(path)
+
+
+def data_files(path: str | os.PathLike) -> list[Path]:
+    """Return the files next to an ONNX file that hold its weights, whether they exist or not; often there are none."""
     names: dict[str, None] = {}
     with _Content(path) as content:
         graphs = [field for field in content.fields(0, len(content)) if field[0] == _GRAPH]
@@ -57,7 +62,7 @@ def missing_data_files(path: str | os.PathLike) -> list[Path]:
         for tensor in tensors:
             pairs = [content.pair(*field[2:]) for field in content.fields(*tensor[2:]) if field[0] == _EXTERNAL]
             names.update({value: None for key, value in pairs if key == "location"})
-    return [file for file in (Path(path).parent / name for name in names) if not file.is_file()]
+    return [Path(path).parent / name for name in names]
 
 
 class _Content:

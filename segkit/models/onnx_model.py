@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segkit.errors import MachineError, MissingPackageError, UsageError
 from segkit.labels import label_names
-from segkit.models.onnx_file import missing_data_files
+from segkit.models.onnx_file import data_files
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.sliding_window import SlidingWindow
@@ -228,6 +228,12 @@ class OnnxModel(nn.Module):
             )
 
 
+def engine_name() -> str:
+    """Return the version of onnxruntime and its number of threads in words."""
+    threads = torch.get_num_threads()
+    return f"onnxruntime {import_onnxruntime().__version__}, {threads} thread{'s' * (threads > 1)}"
+
+
 def import_onnxruntime() -> Any:
     """Return the module onnxruntime.
 
@@ -271,7 +277,7 @@ def _open_session(path: Path, device: torch.device) -> InferenceSession:
 def _open_error(error: Exception, path: Path, version: str) -> Exception:
     """Return the error of a file that onnxruntime does not open, in one sentence."""
     text = str(error)
-    missing = missing_data_files(path)
+    missing = [file for file in data_files(path) if not file.is_file()]
     if missing:
         return UsageError(
             f"{path} keeps its weights in {missing[0].name}, which is not in the same folder; copy it there"

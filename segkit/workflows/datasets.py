@@ -109,6 +109,8 @@ def open_scored(
             them in this order, unless `class_names` or `palette` say otherwise.
         palette: The palette of the masks that the model was trained on; used unless `palette` or `class_names` is set.
     """
+    if not config.masks and config.mean:  # `class_names` belongs to an ONNX file of another program
+        config = replace(config, class_names=None)
     if config.masks and config.class_names is None and config.palette is None:
         config = replace(config, class_names=tuple(class_names), palette=palette)
     source = Source("data", config.data, config.images, config.masks, (config.split,))

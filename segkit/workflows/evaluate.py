@@ -13,7 +13,7 @@ from segkit.config import EvaluateConfig, from_keywords, takes_settings
 from segkit.console import Console, counted, percent, table
 from segkit.data import SegmentationDataset, write_image
 from segkit.files import write_json, write_records
-from segkit.inference import BatchSize, Predictor, segment_dataset
+from segkit.inference import BatchSize, Clock, Predictor, segment_dataset
 from segkit.metrics import Evaluation, Interval, PerImageScores
 from segkit.models import import_modules
 from segkit.report import label_picture
@@ -22,9 +22,10 @@ from segkit.runs import RunLock, create_run_folder
 from segkit.workflows.datasets import distinct_names, open_scored
 from segkit.workflows.predictors import (
     ModelSource,
-    find_members,
+    find_models,
     load_scored_predictor,
     pick_threads,
+    propose_engine,
     tell_rules,
     with_rules_of_models,
 )
@@ -76,14 +77,14 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     config = from_keywords(EvaluateConfig, with_rules_of_models(EvaluateConfig, settings))
     import_modules(config.imports)
     console = Console(verbose=verbose)
-    members = find_members(config.weights, config.member_weights)
-    tell_rules(config, [*members, *(find_members(config.compare) if config.compare else ())], console)
+    members, others = find_models(config)
+    tell_rules(config, [*members, *others], console)
     data = open_scored(config, console, members[0].class_names, members[0].palette)
     predictor = load_scored_predictor(config, members, data, console)
     other = None
-    if config.compare:
+    if others:
         console.print("compared with")
-        other = load_scored_predictor(config, find_members(config.compare), data, console)
+        other = load_scored_predictor(config, others, data, console)
     with RunLock() as lock, closing(predictor), nullcontext() if other is None else closing(other):
         out = create_run_folder(config.out, "evaluate", lock)
         return _evaluate(config, out, data, members, predictor, other, console)
@@ -99,7 +100,8 @@ def _evaluate(
     console: Console,
 ) -> EvaluateResult:
     """Score the models, compare them with the others, and write the results to `out`."""
-    result = _score(data, predictor, config.batch_size, console)
+    clock = Clock()
+    result = _score(data, predictor, config.batch_size, console, clock)
     per_image, intervals = result.images.compute(), result.intervals()
     classes, names = class_rows(result, intervals), distinct_names(data)
     images = image_rows(names, per_image)
@@ -125,7 +127,7 @@ def _evaluate(
 
     differences: list[Row] = []
     if other is not None:
-        before = _score(data, other, config.batch_size, console)
+        before = _score(data, other, config.batch_size, console, clock)
         differences = difference_rows(data.class_names, result.images.included, result.intervals_of_difference(before))
         change = per_image.of_image - before.images.compute().of_image
         images = image_rows(names, per_image, before.images.compute())
@@ -138,6 +140,7 @@ def _evaluate(
         worse = [i for i in change.argsort(kind="stable").tolist()[: config.worst] if change[i] < 0]
         columns = {"compare": (other, before), "weights": (predictor, result)}
         written += ["differences.csv", *_save_picture(out / "regressions.png", data, worse, columns)]
+    propose_engine(config, predictor, clock, console)
     console.print(f"\n{out}: {', '.join(written)}")
     return EvaluateResult(
         folder=out,
@@ -152,11 +155,11 @@ def _evaluate(
 
 
 def _score(
-    data: SegmentationDataset, predictor: Predictor, batch_size: int | Literal["auto"], console: Console
+    data: SegmentationDataset, predictor: Predictor, batch_size: int | Literal["auto"], console: Console, clock: Clock
 ) -> Evaluation:
     result = Evaluation(data.class_names, exclude=data.ignored_labels)
-    threads = pick_threads(predictor.device)
-    found = segment_dataset(data, predictor, batch_size=BatchSize(predictor, batch_size), threads=threads)
+    batches, threads = BatchSize(predictor, batch_size), pick_threads(predictor.device)
+    found = segment_dataset(data, predictor, clock, batch_size=batches, threads=threads)
     for one in console.progress(found, total=len(data)):
         result.update(one.prediction.mask, one.prediction.probs, one.target)
     return result

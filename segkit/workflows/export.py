@@ -10,6 +10,7 @@ from segkit.console import Console
 from segkit.errors import UsageError
 from segkit.files import make_folder
 from segkit.models import OnnxModel, Segmenter, export_onnx, find_model_file, import_modules, load_model
+from segkit.models.onnx_file import is_onnx
 from segkit.workflows.int8 import Int8Result, write_int8
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
@@ -93,6 +94,8 @@ def export(
     settings |= {"images": images, "masks": masks, "max_loss": max_loss, "accept_loss": accept_loss}
     config = from_keywords(ExportConfig, {"model": "a loaded model", **settings})
     source = Path("a loaded model") if is_loaded else find_model_file(model)
+    if not int8 and (isinstance(model, OnnxModel) or is_onnx(source)):
+        raise UsageError(f"{model.path if is_loaded else source} is an ONNX file already")
     target = source.with_suffix(".int8.onnx" if int8 else ".onnx") if onnx is None else Path(onnx)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; `onnx` takes a file")

@@ -42,11 +42,13 @@ from segkit.models import import_modules
 from segkit.runs import DEMO, RunLock
 from segkit.training import ranks_of_torchrun
 from segkit.workflows.predictors import (
-    find_members,
+    export_to_cache,
+    find_models,
     load_predictor,
     pick_device,
     pick_threads,
     pick_workers,
+    propose_engine,
     tell_rules,
     with_rules_of_models,
 )
@@ -120,7 +122,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
     """
     config = from_keywords(InferConfig, with_rules_of_models(InferConfig, settings))
     import_modules(config.imports)
-    members = find_members(config.weights, config.member_weights)
+    members, _ = find_models(config)
     _check_class_count(config, members[0].class_names)
     source = write_demo(DEMO)[1] if config.source is None else config.source
     reading = Reading(config.exif, config.max_pixels)
@@ -140,6 +142,8 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         device = pick_device(config.device)
         if ranks.count > 1 and config.device == "auto" and device.type == "cuda":
             device = pick_device(f"cuda:{ranks.local_rank}")
+        if config.engine == "onnx":  # in one process, before all load the files
+            ranks.on_first(lambda: [export_to_cache(member, console) for member in members if not member.is_onnx])
         predictor = load_predictor(
             config,
             members,
@@ -177,6 +181,7 @@ def predict(*, verbose: bool = False, **settings: Any) -> PredictResult:
         results = ranks.gather_on_first([*seen.done, *written])
     if clock.seconds:
         console.print(f"time   {clock.shares()}")
+        propose_engine(config, predictor, clock, console)
     if not ranks.is_first:
         return PredictResult(out, [], [])
     return _conclude(config, writer, results, ids, console, of_source, predictor.category_ids)

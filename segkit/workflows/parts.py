@@ -21,6 +21,7 @@ from segkit.folds.counts import ClassCounts, count_labels
 from segkit.losses import LOSSES, class_weights, create_loss
 from segkit.models import Segmenter, create_model, find_model_file, read_header, transfer_weights
 from segkit.models.factory import DECODERS, check_modules, modules_of
+from segkit.models.onnx_file import is_onnx
 from segkit.names import unknown
 from segkit.training import (
     Ranks,
@@ -225,6 +226,8 @@ def architecture_of(source: Path | Segmenter) -> dict[str, Setting]:
         options = source.config
     else:
         file = find_model_file(source)
+        if is_onnx(file):
+            raise UsageError(f"{file} has no weights to start from, as an ONNX file is only for inference")
         header = read_header(file)
         check_modules(file, header)
         options = header["model"]

@@ -5,29 +5,45 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from segkit.config import DATA_RULES, PredictConfig, ScoreConfig, Setting, as_declared, default_of
+from segkit.config import DATA_RULES, InferConfig, PredictConfig, ScoreConfig, Setting, as_declared, default_of
 from segkit.console import Console, counted
 from segkit.crf import DenseCRF
 from segkit.crf.presets import CRFParameters
 from segkit.data import SegmentationDataset
+from segkit.data.mask_files import read_class_names
 from segkit.data.palette import Colour, palette_of_rows, read_palette
-from segkit.errors import UsageError
+from segkit.errors import MissingPackageError, UsageError
 from segkit.files import fingerprint
-from segkit.inference import Predictor
+from segkit.inference import Clock, Predictor
 from segkit.labels import label_names
-from segkit.models import Segmenter, find_folds, find_model_file, load_model, optimize, read_header
+from segkit.models import (
+    OnnxModel,
+    Segmenter,
+    export_onnx,
+    find_folds,
+    find_model_file,
+    load_model,
+    optimize,
+    read_header,
+)
 from segkit.models.model_file import describe_model
+from segkit.models.onnx_cache import cached_onnx
+from segkit.models.onnx_file import data_files, is_of_other_program, is_onnx
+from segkit.models.onnx_model import engine_name
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 from segkit.workflows.datasets import MASK_COLOURS, OF_MASKS, check_model_classes
+
+LONG = 60  # seconds of the models after which another engine is named
 
 _log = logging.getLogger(__name__)
 WHOLE = "whole images"
@@ -83,32 +99,51 @@ class ModelSource(NamedTuple):
         name: The file or run folder as the caller wrote it.
         model: The model file, or a loaded model.
         weight: Weight of the model in the average, before the weights are scaled to sum to 1.
+        about: What the caller says about an ONNX file of another program: `class_names`, `mean` and `std`. Empty for
+            all other models.
     """
 
     name: str
-    model: Path | Segmenter
+    model: Path | Segmenter | OnnxModel
     weight: float
+    about: Mapping[str, Any] = {}
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the model is an ONNX file."""
+        return is_onnx(self.model) if isinstance(self.model, Path) else isinstance(self.model, OnnxModel)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the model's labels; of a model file only the header is read."""
-        stored = self.model.class_names if isinstance(self.model, Segmenter) else read_header(self.model)["class_names"]
-        return label_names(stored)
+        """The names of the model's labels; a file is not loaded for it."""
+        if not isinstance(self.model, Path):
+            return label_names(self.model.class_names)
+        return label_names(read_header(self.model, **self.about)["class_names"])
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the file; of the architecture and the tensors if the model is loaded."""
-        if isinstance(self.model, Path):
-            return fingerprint(self.model).sha256
-        digest = hashlib.sha256(json.dumps(describe_model(self.model)).encode())
-        for tensor in self.model.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Return a SHA-256 of the file, or of the architecture and the tensors of a loaded model."""
+        if isinstance(self.model, Segmenter):
+            digest = hashlib.sha256(json.dumps(describe_model(self.model)).encode())
+            for tensor in self.model.state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            return digest.hexdigest()
+        file = self.model if isinstance(self.model, Path) else self.model.path
+        about: dict[str, Any] = dict(self.about)
+        if isinstance(self.model, OnnxModel):
+            about = {"class_names": self.model.class_names, "preprocessing": asdict(self.model.preprocessing)}
+            about["training_scale"] = self.model.training_scale.write()
+        digests = [fingerprint(part).sha256 for part in (file, *(data_files(file) if self.is_onnx else ()))]
+        if len(digests) == 1 and not about:
+            return digests[0]
+        return hashlib.sha256(json.dumps([digests, about]).encode()).hexdigest()
 
     @property
     def data_rules(self) -> dict[str, Any]:
         """The settings that made the labels of its training; empty for a model of an earlier segkit."""
-        if isinstance(self.model, Segmenter):
+        if not isinstance(self.model, Path):
             return self.model.data_rules
+        if is_of_other_program(self.model):
+            return {}
         stored = read_header(self.model).get("data_rules", {})
         return stored if isinstance(stored, dict) else {}  # `load` reports it
 
@@ -125,43 +160,75 @@ class ModelSource(NamedTuple):
     @property
     def window(self) -> SlidingWindow | None:
         """The window of the model, see `Segmenter`."""
-        if isinstance(self.model, Segmenter):
+        if not isinstance(self.model, Path):
             return self.model.window
-        return SlidingWindow.read(read_header(self.model).get("window"))
+        return SlidingWindow.read(read_header(self.model, **self.about).get("window"))
 
-    def load(self, device: torch.device) -> Segmenter:
+    def load(self, device: torch.device) -> Segmenter | OnnxModel:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
-        model = copy.deepcopy(self.model) if isinstance(self.model, Segmenter) else load_model(self.model)
+        is_file = isinstance(self.model, Path)
+        model = load_model(self.model, **self.about) if is_file else copy.deepcopy(self.model)
         return model.to(device)
 
+    def has_own_code(self) -> bool:
+        """Return whether modules other than segkit and timm build a model of torch, or nobody knows what builds it."""
+        header = read_header(self.model) if isinstance(self.model, Path) else describe_model(self.model)
+        return header["model"] is None or bool(header.get("modules"))
 
-def find_members(weights: Sequence[Path | Segmenter], shares: Sequence[float] = ()) -> list[ModelSource]:
+
+def find_members(
+    weights: Sequence[Path | Segmenter | OnnxModel],
+    shares: Sequence[float] = (),
+    about: Mapping[str, Any] | None = None,
+) -> list[ModelSource]:
     """Find the model files and loaded models of an ensemble.
 
     Args:
-        weights: Model files, run folders or loaded models. A folder of a cross-validation stands for the models of all
-            its folds. By default the newest run.
+        weights: Model files, ONNX files, run folders or loaded models. A folder of a cross-validation stands for the
+            models of all its folds. By default the newest run.
         shares: Weight of each of them in the average; folds share it equally. By default all models weigh the same.
+        about: What is known about ONNX files of other programs, see `ModelSource`.
 
     Raises:
         MissingFileError: There is no such model.
-        UsageError: A weight is neither a path nor a `Segmenter`.
+        UsageError: A weight is neither a path nor a model.
     """
     weights = weights or (newest_run(),)
     members = []
     for number, given in enumerate(weights):
-        if isinstance(given, Segmenter):
+        if isinstance(given, Segmenter | OnnxModel):
             members.append(ModelSource(f"model {number + 1}", given, shares[number] if shares else 1.0))
             continue
         if not isinstance(given, Path):
-            raise UsageError(f"a model must be a path or a Segmenter, got {type(given).__name__}")
+            raise UsageError(f"a model must be a path, a Segmenter or an OnnxModel, got {type(given).__name__}")
         folds = find_folds(given)
         weight = shares[number] / len(folds) if shares else 1.0
-        members += [ModelSource(str(fold), find_model_file(fold), weight) for fold in folds]
+        for fold in folds:
+            file = find_model_file(fold)
+            members.append(ModelSource(str(fold), file, weight, about if about and is_of_other_program(file) else {}))
     return members
 
 
-def rules_of_models(cls: type, weights: Sequence[Path | Segmenter]) -> dict[str, Setting]:
+def find_models(config: PredictConfig) -> tuple[list[ModelSource], list[ModelSource]]:
+    """Return the models of `weights` and, if the command has them, the models of `compare`.
+
+    Raises:
+        MissingFileError: There is no such model.
+        UsageError: The settings for ONNX files of other programs are set, but no model is one.
+    """
+    about: dict[str, Any] = {"mean": config.mean, "std": config.std} if config.mean else {}
+    if config.class_names is not None and (config.mean or isinstance(config, InferConfig)):
+        about["class_names"] = read_class_names(config.class_names)
+    members = find_members(config.weights, config.member_weights, about)
+    compared = getattr(config, "compare", ())
+    others = find_members(compared, about=about) if compared else []
+    if about and not any(member.about for member in (*members, *others)):
+        words = " and ".join(f"`{name}`" for name in about)
+        raise UsageError(f"{words} are only for ONNX files of other programs, and none of these models is one")
+    return members, others
+
+
+def rules_of_models(cls: type, weights: Sequence[Path | Segmenter | OnnxModel]) -> dict[str, Setting]:
     """Return the settings of a command that say how images and labels are read, as the first model was trained.
 
     Args:
@@ -243,7 +310,6 @@ def load_predictor(
         probs: See `Predictor`.
         console: Prints the models and the options.
     """
-    dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
     if config.tta is not None:
         tta = TTA.preset(config.tta) if isinstance(config.tta, str) else config.tta
     else:
@@ -254,7 +320,7 @@ def load_predictor(
     if window:
         window = SlidingWindow(window, overlap=config.window_overlap)
     predictor = Predictor(
-        [optimize(member.load(device), dtype=dtype, compile=config.compile) for member in members],
+        [_load_for(config, member, device, console) for member in members],
         member_weights=[member.weight for member in members],
         tta=tta,
         window=window,
@@ -265,8 +331,11 @@ def load_predictor(
         probs=probs,
     )
     for member, weight in zip(members, predictor.member_weights, strict=True):
-        name = member.name if isinstance(member.model, Segmenter) else member.model
+        name = member.model if isinstance(member.model, Path) else member.name
         console.print(f"model  {name}" + (f", weight {weight:.3f}" if len(members) > 1 else ""))
+    by_onnx = [isinstance(model, OnnxModel) for model in predictor.members]
+    if any(by_onnx):
+        console.print(f"engine {engine_name()}" + ("" if all(by_onnx) else "; torch for models that are no ONNX files"))
     for scale in dict.fromkeys(model.training_scale for model in predictor.members):
         if not scale.is_full_size and not config.full_size:
             console.print(f"scale  photographs are resized as in training: {scale} (not with full_size)")
@@ -292,6 +361,78 @@ def _window_text(window: SlidingWindow | Literal[0] | None, trained: Sequence[Sl
     if of_training and given != of_training:
         return [f"{given} (training's validation: {of_training})"]
     return [given] if window else []
+
+
+def _load_for(config: PredictConfig, member: ModelSource, device: torch.device, console: Console) -> torch.nn.Module:
+    """Return a model that the engine of the settings runs, ready to predict."""
+    if member.is_onnx:
+        if config.compile or config.amp != "off":
+            raise UsageError(f"{member.name} is run by onnxruntime, so `compile` and `amp` do not go with it")
+        return member.load(device)
+    if config.engine == "torch":
+        dtype = torch.bfloat16 if config.amp == "bf16" else torch.float32
+        return optimize(member.load(device), dtype=dtype, compile=config.compile)
+    file = export_to_cache(member, console)
+    if file is not None:
+        return load_model(file).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        console.print(f"onnx   exporting {member.name}; its file is not kept")
+        try:
+            export_onnx(member.load(torch.device("cpu")), file)
+        except UsageError as error:
+            raise _export_error(member, error) from error
+        return load_model(file).to(device)
+
+
+def export_to_cache(member: ModelSource, console: Console) -> Path | None:
+    """Return the ONNX file of a model of torch in the user's cache, see `cached_onnx`.
+
+    Args:
+        member: The model.
+        console: Says that a model is exported.
+
+    Returns:
+        The file; None if there is no such cache, or the model has code of its own, which may change without a trace.
+
+    Raises:
+        UsageError: The model cannot be exported.
+    """
+    if member.has_own_code():
+        return None
+    cpu = torch.device("cpu")
+    say = f"onnx   exporting {member.name}, once for this model"
+    try:
+        return cached_onnx(lambda: member.load(cpu), member.fingerprint(), lambda: console.print(say))
+    except UsageError as error:
+        raise _export_error(member, error) from error
+
+
+def _export_error(member: ModelSource, error: UsageError) -> UsageError:
+    if isinstance(error, MissingPackageError):
+        return error
+    return UsageError(f"{member.name} cannot be run by `engine=onnx`: {error}; `engine=torch` runs it")
+
+
+def propose_engine(config: PredictConfig, predictor: Predictor, clock: Clock, console: Console) -> None:
+    """Name the faster engine after the models of torch have run for long on a CPU.
+
+    Args:
+        config: The settings.
+        predictor: The models.
+        clock: How long they took.
+        console: Prints the sentence.
+    """
+    seconds = clock.seconds["models"]
+    is_plain = config.engine == "torch" and not config.compile and config.amp == "off"
+    if seconds < LONG or not is_plain or predictor.device.type != "cpu":
+        return
+    if any(isinstance(model, OnnxModel) for model in predictor.members):
+        return
+    console.print(
+        f"faster the models took {seconds:.0f} s on the CPU; `engine=onnx` takes about two thirds of it (it needs "
+        "pip install onnx onnxscript onnxruntime)"
+    )
 
 
 def load_scored_predictor(

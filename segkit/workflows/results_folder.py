@@ -23,7 +23,8 @@ OF_ALL = ("manifest.csv", "failed.csv", "predictions.json", "pseudo.json", "subm
 _NOT_COMPARED = {
     *("weights", "member_weights", "source", "images", "max_pixels", "out", "save", "skip_existing"),
     *("submission_sample", "submission_size", "pseudo_threshold", "pseudo_class_thresholds", "pseudo_min_share"),
-    *("imports", "batch_size", "workers", "compile", "device"),
+    *("imports", "batch_size", "workers", "compile", "engine", "device"),
+    *("class_names", "mean", "std"),  # a part of the models
 }
 
 _log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from segkit.workflows.datasets import open_scored
 from segkit.workflows.predictors import (
     ModelSource,
     build_crf,
-    find_members,
+    find_models,
     load_scored_predictor,
     tell_rules,
     with_rules_of_models,
@@ -101,7 +101,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     config = from_keywords(TuneConfig, with_rules_of_models(TuneConfig, settings))
     import_modules(config.imports)
     console = Console(verbose=verbose)
-    members = find_members(config.weights, config.member_weights)
+    members, _ = find_models(config)
     tell_rules(config, members, console)
     data = open_scored(config, console, members[0].class_names, members[0].palette)
     crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
@@ -218,7 +218,10 @@ def infer_command(plan: Plan, config: TuneConfig, models: Sequence[ModelSource],
         words += ["--window-overlap", str(config.window_overlap)] if config.window else []
     if config.full_size:
         words.append("--full-size")
-    taken = {name: default_of(config, name) for name in ("amp", "exif", "max_pixels")}
+    if any(model.about for model, _ in members):
+        words += ["--class-names", str(config.class_names)]
+        words += ["--mean", *map(str, config.mean), "--std", *map(str, config.std)]
+    taken = {name: default_of(config, name) for name in ("amp", "engine", "exif", "max_pixels")}
     taken |= {name: value for name, value in members[0][0].data_rules.items() if name in taken}
     if any(isinstance(one, SegmentationDataset) for one in config.data):  # it reads its images itself
         del taken["exif"]

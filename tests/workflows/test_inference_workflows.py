@@ -212,7 +212,11 @@ def test_tune_returns_its_plan_and_its_command(file, shapes, tmp_path, capfd):
     [
         (lambda file, out: segkit.predict(weigths=file, out=out), UsageError, "did you mean 'weights'"),
         (lambda file, out: segkit.predict(weights=3, out=out), UsageError, "`weights` must be a list of paths, got 3"),
-        (lambda file, out: segkit.predict(weights=object(), out=out), UsageError, "must be a path or a Segmenter"),
+        (
+            lambda file, out: segkit.predict(weights=object(), out=out),
+            UsageError,
+            "must be a path, a Segmenter or an OnnxModel",
+        ),
         (lambda file, out: segkit.predict(weights=file, source="none", out=out), DataError, "no file or folder none"),
         (lambda file, out: segkit.evaluate(weights=file, out=out), UsageError, "`data`"),
         (

@@ -1,12 +1,14 @@
 """The images of a COCO JSON: where their files are, and whether they have the size in the JSON."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from segkit.data.findings import KINDS, Finding, find_oddities
+from segkit.data.formats.records import IF_MISSING, OTHER_NAMES
 from segkit.data.image_names import ImageNames, is_absolute
 from segkit.data.images import ROTATED, ImageHeader, Reading, read_image_header
 from segkit.errors import DataError
@@ -45,7 +47,7 @@ def read_items(
         rescale: Whether a file may have another size than the JSON says.
     """
     real_root = os.path.realpath(root)
-    names = [str(row["file_name"]) for _, row in images]
+    names = _choose_names(root, [row for _, row in images])
     paths = [root / name for name in names]
     faults = [_path_fault(root, real_root, name, allow_outside_root) for name in names]
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
@@ -62,7 +64,8 @@ def read_items(
     items = []
     for (image, row), name, path, header in zip(images, names, paths, headers, strict=True):
         if header is None:
-            found.append(Finding("missing-image", name, f"there is no image at {path}{files.hint(name)}"))
+            hint = files.hint(name) + row.get(IF_MISSING, "")
+            found.append(Finding("missing-image", name, f"there is no image at {path}{hint}"))
             continue
         if isinstance(header, Finding):
             if _is_elsewhere(header, name) and (hint := files.hint(name)):  # `allow_outside_root` would not help
@@ -94,6 +97,22 @@ def read_items(
         found += find_oddities(path, name, header, size, reading)
         items.append(Item(path, name, size or header.turned, image, drawn))
     return items
+
+
+def _choose_names(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the name of each image: of its possible names the first that is a file below `root`.
+
+    If two images have different names but would get the same file, neither gets it by another name than its own.
+    """
+    own = [str(row["file_name"]) for row in rows]
+    names = [
+        next((one for one in (name, *row[OTHER_NAMES]) if is_file(root / one)), name) if row.get(OTHER_NAMES) else name
+        for name, row in zip(own, rows, strict=True)
+    ]
+    meant_by: dict[str, set[str]] = defaultdict(set)
+    for name, chosen in zip(own, names, strict=True):
+        meant_by[chosen].add(name)
+    return [chosen if len(meant_by[chosen]) == 1 else name for name, chosen in zip(own, names, strict=True)]
 
 
 def _path_fault(root: Path, real_root: str, name: str, allow_outside_root: bool) -> Finding | None:

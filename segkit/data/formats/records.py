@@ -11,6 +11,9 @@ from segkit.errors import DataError, as_segkit_error
 
 WHOLE = "all"  # the split of a source that is not divided
 SPLITS = ("train", "val", "test")
+# Keys of an image record that only readers write, see `LabelledImage`.
+OTHER_NAMES = "segkit_other_names"
+IF_MISSING = "segkit_if_missing"
 
 
 class Region(NamedTuple):
@@ -37,11 +40,15 @@ class LabelledImage(NamedTuple):
         file_name: Path below the image folder, with slashes.
         size: (H, W) in pixels of the frame that the regions were drawn in. None if the labels do not say it.
         regions: Its regions; none if it is background.
+        other_names: Paths at which the image may lie if there is no file `file_name`, the most likely first.
+        if_missing: What the message about a missing image adds, such as how to write it.
     """
 
     file_name: str
     size: tuple[int, int] | None
     regions: Sequence[Region]
+    other_names: Sequence[str] = ()
+    if_missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class LabelRecords:
         rows: dict[str, list] = {"images": [], "annotations": []}
         for number, image in enumerate(images, start=1):
             height, width = image.size or (None, None)
-            rows["images"].append({"id": number, "file_name": image.file_name, "height": height, "width": width})
+            row = {"id": number, "file_name": image.file_name, "height": height, "width": width}
+            rows["images"].append(row | {OTHER_NAMES: image.other_names, IF_MISSING: image.if_missing})
             for region in image.regions:
                 # An ignored region has no class, but COCO wants one; `ignore` decides its label.
                 annotation = {

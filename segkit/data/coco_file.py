@@ -302,6 +302,10 @@ def _read_json(file: Path) -> tuple[Row, "hashlib._Hash"]:
     except OSError as error:
         raise as_segkit_error(error) or DataError(f"cannot read {file}: {error.strerror}") from error
     content = parse_json(text, file, DataError)
+    if isinstance(content, list) and content and isinstance(content[0], dict) and "data" in content[0]:
+        raise DataError(f"{file} is not a COCO file but a list, as Label Studio exports it: give `format=label-studio`")
+    if isinstance(content, dict) and "shapes" in content and "imagePath" in content:
+        raise DataError(f"{file} is not a COCO file but LabelMe's JSON of one image: give its folder, {file.parent}")
     missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"{file} is not a COCO file: it has no {' and no '.join(map(repr, missing))}")

@@ -1,8 +1,11 @@
 """A small data set in each label format, of the same pictures with the same rectangles and known masks."""
 
-from collections.abc import Callable, Mapping
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -91,5 +94,49 @@ def write_yolo(folder: Path) -> Written:
     return Written(folder, masks)
 
 
+def png(array: np.ndarray) -> bytes:
+    """Return an array as a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def labelme_shape(label: str, points: Sequence[Sequence[float]], kind: str | None = "polygon", **more: Any) -> dict:
+    """Return a shape as LabelMe writes it; `mask` is the array of a mask."""
+    if isinstance(more.get("mask"), np.ndarray):
+        more["mask"] = base64.b64encode(png(more["mask"])).decode()
+    row = {"label": label, "points": list(points), "group_id": None, "description": "", "shape_type": kind, "flags": {}}
+    return row | {"mask": None} | more
+
+
+def labelme_file(path: Path, image: str, size: tuple[int, int] | None, *shapes: dict, **more: Any) -> Path:
+    """Write a JSON file as LabelMe does."""
+    height, width = size or (None, None)
+    content = {"version": "6.3.1", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": None}
+    return write_json(path, content | {"imageHeight": height, "imageWidth": width} | more)
+
+
+def write_labelme(folder: Path) -> Written:
+    """Write rectangles as polygons and as two corners; a picture without objects has a file without shapes."""
+    masks = {}
+    for i, picture in enumerate(pictures(6, seed=3)):
+        picture.save(folder / f"{i}.png")
+        masks[str(i)] = picture.mask()
+        shapes = [
+            labelme_shape(CLASSES[box.label - 1], box.corners)
+            if k % 2
+            else labelme_shape(CLASSES[box.label - 1], box.corners[::2], "rectangle")
+            for k, box in enumerate(picture.boxes)
+        ]
+        labelme_file(folder / f"{i}.json", f"{i}.png", picture.size, *shapes)
+    return Written(folder, masks)
+
+
 # For each key of `segkit.data.formats.FORMATS`, a function that writes a small data set into an empty folder.
-WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo}
+WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo, "labelme": write_labelme}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from segkit.data.formats import cityscapes, cvat_masks, roboflow, taco, voc, yolo, zerowaste
+from segkit.data.formats import cityscapes, cvat_masks, labelme, roboflow, taco, voc, yolo, zerowaste
 from segkit.data.formats.records import (
     SPLITS,
     WHOLE,
@@ -39,7 +39,7 @@ __all__ = [
 FORMATS: Mapping[str, ModuleType] = MappingProxyType(
     {
         **{"roboflow": roboflow, "yolo": yolo, "taco": taco, "cityscapes": cityscapes, "zerowaste": zerowaste},
-        **{"cvat-masks": cvat_masks, "voc": voc},
+        **{"cvat-masks": cvat_masks, "voc": voc, "labelme": labelme},
     }
 )
 

@@ -1,0 +1,245 @@
+"""LabelMe, CVAT for images and Label Studio: each shape comes out as the right label map, or as one sentence."""
+
+import base64
+
+import numpy as np
+import pytest
+from helpers.label_formats import labelme_file, labelme_shape, png
+from PIL import Image
+
+from segkit.data import CocoSegmentation, DataError, find_source
+from segkit.data.formats import labelme
+
+
+def opened(path, format=None, **options):
+    """Return the data set of all splits of a source whose labels are regions, by its findings instead of errors."""
+    source = find_source(path, format)
+    return CocoSegmentation.inspect([part() for part in source.splits.values()], **options)
+
+
+def kinds(data):
+    return [finding.kind for finding in data.findings if finding.severity != "note"]
+
+
+def image(path, size, orientation=1):
+    """Write a gray image of (H, W) pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size[::-1], (90, 90, 90)).save(path, exif=exif)
+    return path
+
+
+# LabelMe
+
+
+def label_map(folder, name="a.jpg", **options):
+    """Return the label map of one image of a LabelMe folder without errors."""
+    data = opened(folder, **options)
+    assert not [finding for finding in data.findings if finding.severity == "error"], data.findings
+    (index,) = [i for i in range(len(data)) if data.name(i) == name]
+    return data.mask(index)
+
+
+def test_labelme_shapes_are_filled_by_their_outline(tmp_path):
+    image(tmp_path / "a.jpg", (21, 30))
+    square = [[2, 3], [6, 3], [6, 8], [2, 8]]
+    labelme_file(
+        tmp_path / "a.json",
+        "a.jpg",
+        (21, 30),
+        labelme_shape("a", square),
+        labelme_shape("b", [[12, 9], [8, 4]], "rectangle"),  # the corners in any order
+        labelme_shape("c", [[22, 10], [22, 16]], "circle"),  # middle and rim
+        labelme_shape("d", [[4, 12], [7, 15], [4, 18], [1, 15]], "oriented_rectangle"),
+        labelme_shape("a", [[12, 12], [14, 12], [14, 14]], None),  # as early versions wrote polygons
+    )
+    mask = label_map(tmp_path)
+    expected = np.zeros((21, 30), dtype=np.uint8)
+    expected[3:8, 2:6] = 1
+    expected[4:9, 8:12] = 2
+    y, x = np.indices((21, 30)) + 0.5
+    expected[np.hypot(x - 22, y - 10) < 6] = 3
+    expected[abs(x - 4) + abs(y - 15) < 3] = 4
+    near = abs(np.hypot(x - 22, y - 10) - 6) < 0.15  # pixels whose middle is on the circle may be on either side
+    near |= abs(abs(x - 4) + abs(y - 15) - 3) < 0.3
+    near[12:14, 12:14] = True
+    np.testing.assert_array_equal(mask[~near], expected[~near])
+    assert abs((mask == 3).sum() - np.pi * 36) < 4
+    assert 1 <= (mask[12:14, 12:14] == 1).sum() <= 3
+
+
+def test_labelme_paints_in_order_with_ignored_and_background_shapes(tmp_path):
+    image(tmp_path / "a.jpg", (12, 20))
+    boxes = [("a", (0, 0, 10, 10)), ("__ignore__", (4, 0, 10, 10)), ("b", (6, 2, 4, 4)), ("_background_", (0, 8, 9, 4))]
+    shapes = [labelme_shape(name, [[x, y], [x + w, y + h]], "rectangle") for name, (x, y, w, h) in boxes]
+    labelme_file(tmp_path / "a.json", "a.jpg", (12, 20), *shapes)
+    expected = np.zeros((12, 20), dtype=np.uint8)
+    expected[:10, :10] = 1
+    expected[:10, 4:14] = 255
+    expected[2:6, 6:10] = 2
+    expected[8:, :9] = 0
+    np.testing.assert_array_equal(label_map(tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "left", "top"),
+    [
+        ([[3, 2], [6, 4]], 3, 2),
+        ([[3.6, 2.9], [6.6, 4.9]], 3, 2),  # moved by a part of a pixel
+        ([[17, 10], [20, 12]], 17, 10),  # cut at the right and at the bottom
+        ([[-1, -2], [2, 0]], -1, -2),  # cut at the left and at the top
+    ],
+)
+def test_a_labelme_mask_lies_where_its_box_begins(box, left, top, tmp_path):
+    image(tmp_path / "a.jpg", (11, 19))
+    crop = np.array([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1]], dtype=np.uint8) * 255
+    shape = labelme_shape("a", box, "mask", mask=crop)
+    labelme_file(tmp_path / "a.json", "a.jpg", (11, 19), shape)
+    large = np.zeros((21, 29), dtype=np.uint8)
+    large[top + 5 : top + 8, left + 5 : left + 9] = crop > 0
+    np.testing.assert_array_equal(label_map(tmp_path), large[5:16, 5:24])
+    labelme_file(tmp_path / "a.json", "a.jpg", None, shape)  # the size is in the image, too
+    np.testing.assert_array_equal(label_map(tmp_path), large[5:16, 5:24])
+
+
+def test_labelme_points_count_in_the_rotated_image(tmp_path):
+    image(tmp_path / "a.jpg", (10, 16), orientation=6)
+    labelme_file(tmp_path / "a.json", "a.jpg", (16, 10), labelme_shape("a", [[0, 12], [4, 16]], "rectangle"))
+    data = opened(tmp_path)
+    assert data[0][0].shape == (16, 10, 3)
+    assert data.mask(0)[12:, :4].all()
+    assert data.mask(0).sum() == 16
+    labelme_file(tmp_path / "a.json", "a.jpg", (16, 11), labelme_shape("a", [[0, 12], [4, 16]], "rectangle"))
+    assert kinds(opened(tmp_path)) == ["other-size"]
+
+
+def test_labelme_classes_are_in_the_order_of_labels_txt(tmp_path):
+    image(tmp_path / "data/a.jpg", (8, 8))
+    shapes = [labelme_shape(name, [[i, 0], [i + 1, 8]], "rectangle") for i, name in enumerate("cab")]
+    labelme_file(tmp_path / "data/a.json", "a.jpg", (8, 8), *shapes)
+    assert opened(tmp_path / "data").class_names == ("background", "a", "b", "c")
+    (tmp_path / "labels.txt").write_text("c\nb\na\n")  # not LabelMe's, which begins with __ignore__
+    assert opened(tmp_path / "data").class_names == ("background", "a", "b", "c")
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nc\nb\na\nd\n")
+    data = opened(tmp_path / "data")
+    assert data.class_names == ("background", "c", "b", "a", "d")
+    assert data.mask(0)[0, :4].tolist() == [1, 3, 2, 0]
+    assert "labels.txt orders the classes" in find_source(tmp_path / "data").why
+    (tmp_path / "data/labels.txt").write_text("c\nbb\na\n")
+    (finding,) = [one for one in opened(tmp_path / "data").findings if one.kind == "unknown-class"]
+    assert finding.sentence == "a.json shape 3: labels.txt has no class 'b'; did you mean 'bb'?"
+
+
+def test_labelme_skips_shapes_without_area_and_images_without_labels(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        image(tmp_path / name, (9, 9))
+    line = labelme_shape("crack", [[0, 0], [5, 5]], "line")
+    labelme_file(tmp_path / "a.json", "a.jpg", (9, 9), labelme_shape("a", [[0, 0], [3, 3]], "rectangle"), line)
+    labelme_file(tmp_path / "b.json", "b.jpg", (9, 9))  # nothing was seen: background
+    data = opened(tmp_path)
+    assert [data.name(i) for i in range(len(data))] == ["a.jpg", "b.jpg"]
+    sentences = {finding.kind: finding.sentence for finding in data.findings}
+    assert sentences["skipped-shape"] == "a.json shape 2: a line of crack has no area"
+    assert sentences["unlabelled"] == f"{tmp_path / 'c.jpg'} has no JSON file, so it is not used"
+
+
+def test_labelme_images_are_found_by_paths_of_windows_and_after_a_move(tmp_path):
+    square = labelme_shape("a", [[0, 0], [3, 3]], "rectangle")
+    for name in ("images/a.jpg", "labels/b.jpg", "labels/c.JPG", "labels/d.jpg"):
+        image(tmp_path / name, (9, 9))
+    labelme_file(tmp_path / "labels/a.json", "..\\images\\a.jpg", (9, 9), square)
+    labelme_file(tmp_path / "labels/b.json", "C:\\Users\\me\\b.jpg", (9, 9), square)
+    labelme_file(tmp_path / "labels/c.JSON", "c.jpg", (9, 9), square)
+    labelme_file(tmp_path / "labels/d.json", "before.jpg", (9, 9), square)  # renamed with its JSON
+    data = opened(tmp_path / "labels")
+    assert sorted(data.name(i) for i in range(len(data))) == [
+        *("images/a.jpg", "labels/b.jpg", "labels/c.jpg", "labels/d.jpg")
+    ]
+    assert set(kinds(data)) == {"respelt"}
+    assert "unlabelled" not in {finding.kind for finding in data.findings}
+    (tmp_path / "labels/b.jpg").rename(tmp_path / "images/b.jpg")
+    assert kinds(opened(tmp_path / "labels")).count("missing-image") == 1
+    data = opened(tmp_path / "labels", root=tmp_path / "images")
+    assert [data.name(i) for i in range(len(data))] == ["a.jpg", "b.jpg"]
+
+
+def test_labelme_images_inside_the_json_are_written_on_request(tmp_path):
+    labelme_file(
+        tmp_path / "a.json",
+        "a.png",
+        (9, 9),
+        labelme_shape("a", [[0, 0], [3, 3]], "rectangle"),
+        imageData=base64.b64encode(png(np.full((9, 9, 3), 7, dtype=np.uint8))).decode(),
+    )
+    (finding,) = [one for one in opened(tmp_path).findings if one.severity == "error"]
+    assert finding.kind == "missing-image"
+    assert "it is inside a.json (imageData)" in finding.sentence
+    assert labelme.unpack_images(tmp_path) == [tmp_path / "a.png"]
+    assert labelme.unpack_images(tmp_path) == []
+    assert label_map(tmp_path, "a.png").sum() == 9
+
+
+def test_labelme_folders_called_train_and_val_are_splits(tmp_path):
+    for split, label in (("Train", "a"), ("valid", "a")):
+        image(tmp_path / split / "x.jpg", (9, 9))
+        labelme_file(tmp_path / split / "x.json", "x.jpg", (9, 9), labelme_shape(label, [[0, 0], [3, 3]], "rectangle"))
+    source = find_source(tmp_path)
+    assert list(source.splits) == ["train", "val"]
+    assert [row["file_name"] for row in source.splits["val"]().content["images"]] == ["valid/x.jpg"]
+    image(tmp_path / "y.jpg", (9, 9))
+    labelme_file(tmp_path / "y.json", "y.jpg", (9, 9))
+    assert list(find_source(tmp_path).splits) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ({"label": None}, "it has no label"),
+        ({"points": [[1, 2], [3]]}, "its points are not a list of"),
+        ({"points": [[1, 2], [3, "x"]]}, "its points are not a list of"),
+        ({"points": [[1, 2], [3, float("nan")], [4, 5]]}, "its points are not a list of"),
+        ({"shape_type": "circle"}, "a circle of 3 points"),
+        ({"shape_type": "blob"}, "its shape_type is 'blob', expected one of polygon"),
+        ({"shape_type": "mask", "points": [[0, 0], [1, 1]], "mask": "AAAA"}, "its mask is not a PNG"),
+        ({"shape_type": "mask", "points": [[0, 0], [1, 1]], "mask": "x"}, "its mask is not base64"),
+        ({"shape_type": "mask", "points": [[0, 0], [1, 1]]}, "its mask is not base64"),
+    ],
+)
+def test_a_labelme_shape_that_cannot_be_read_is_an_error(shape, sentence, tmp_path):
+    image(tmp_path / "a.jpg", (9, 9))
+    good = labelme_shape("a", [[0, 0], [3, 0], [3, 3]])
+    labelme_file(tmp_path / "a.json", "a.jpg", (9, 9), good, good | shape)
+    (finding,) = [one for one in opened(tmp_path).findings if one.kind == "bad-label"]
+    assert finding.sentence.startswith(f"a.json shape 2 cannot be read: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"shapes": {}, "imagePath": "b.jpg"}', "it has no list of 'shapes'"),
+        ('{"shapes": [], "imagePath": null}', "does not name its image"),
+        ('{"shapes": [], "imagePath": "café.jpg"}'.encode("latin-1"), "is not valid JSON: 'utf-8' codec"),
+    ],
+)
+def test_a_labelme_file_that_cannot_be_read_is_an_error_and_no_background(content, sentence, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        image(tmp_path / name, (9, 9))
+    labelme_file(tmp_path / "a.json", "a.jpg", (9, 9), labelme_shape("a", [[0, 0], [3, 0], [3, 3]]))
+    (tmp_path / "b.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    data = opened(tmp_path)
+    assert len(data) == 1
+    (finding,) = [one for one in data.findings if one.kind == "bad-label"]
+    assert sentence in finding.sentence
+    with pytest.raises(DataError, match=r"b\.json"):
+        CocoSegmentation(find_source(tmp_path).read("all"))
+
+
+def test_a_labelme_file_in_the_place_of_a_coco_file_says_what_to_give(tmp_path):
+    file = labelme_file(tmp_path / "a.json", "a.jpg", (9, 9), labelme_shape("a", [[0, 0], [3, 0], [3, 3]]))
+    assert find_source(file) is None
+    with pytest.raises(DataError, match="LabelMe's JSON of one image: give its folder"):
+        CocoSegmentation(file)
+    with pytest.raises(DataError, match="LabelMe's JSON file of one image; give its folder"):
+        find_source(file, "labelme")

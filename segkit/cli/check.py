@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from segkit.cli.process import errors_as_sentences, with_flags
+from segkit.cli.process import errors_as_sentences, wait_briefly, with_flags
 from segkit.config import CheckConfig, TrainConfig, parse_args
 from segkit.console import Console
 from segkit.errors import DataError
@@ -12,6 +12,7 @@ from segkit.errors import DataError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process."""
+    wait_briefly()
     with errors_as_sentences("check", CheckConfig):
         config = parse_args(CheckConfig, argv, prog="segkit check")
         from segkit.workflows.check import run_check

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import chain
 
-from segkit.cli.process import errors_as_sentences
+from segkit.cli.process import errors_as_sentences, wait_briefly
 from segkit.config import FoldsConfig, parse_args
 from segkit.console import Console
 from segkit.files import is_file
@@ -12,6 +12,7 @@ from segkit.files import is_file
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process."""
+    wait_briefly()
     with errors_as_sentences("folds", FoldsConfig):
         config = parse_args(FoldsConfig, argv, prog="segkit folds")
         from segkit.workflows.folds import make_folds

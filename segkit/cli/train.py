@@ -13,6 +13,7 @@ from segkit.cli.process import (
     first_process_prints,
     is_first_process,
     program,
+    wait_briefly,
 )
 from segkit.config import Setting, TrainConfig, implied_settings, import_words, parse_args
 from segkit.console import Console, printable
@@ -28,6 +29,7 @@ This was the demo. Run `python infer.py`, or train on your own photographs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` defaults to the arguments of the process. Under torchrun, one process of several."""
+    wait_briefly()
     with crashes_reported_to_torchrun(), errors_as_sentences("train", TrainConfig), first_process_prints():
         config = parse_args(TrainConfig, argv, prog=program("train"), start_from=_start_from)
         from segkit.workflows.train import train_as_configured

@@ -286,3 +286,17 @@ def test_a_hangup_ends_a_program_again_after_the_command():
     with errors_as_sentences("train"):
         signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) is before is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("own", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_a_command_lets_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, capsys, command, own):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that the variable is as before after the test
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv(own, "7")
+    with pytest.raises(SystemExit):
+        import_module(f"segkit.cli.{command}").main(["--help"])
+    found = {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+    assert found == ({own: "7"} if own else {"GOMP_SPINCOUNT": "10000"})

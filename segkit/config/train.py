@@ -169,7 +169,7 @@ class TrainConfig(LabelConfig):
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
     workers: Annotated[int | None, arg(metavar="N")] = None
-    """Processes that load images. 0: none. By default one per core, at most eight."""
+    """Processes that load images. 0: none. By default one per core, at most 8. OMP_NUM_THREADS sets torch's threads."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
 

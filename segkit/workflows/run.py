@@ -80,7 +80,7 @@ from segkit.workflows.parts import (
     measure_rarity,
     own_modules,
 )
-from segkit.workflows.predictors import count_cores, pick_device
+from segkit.workflows.predictors import count_cores, pick_device, pick_workers
 
 _log = logging.getLogger(__name__)
 SLOWER = 0.5  # factor of the learning rate after a restart
@@ -607,6 +607,14 @@ def _version_of(package: str) -> str:
         return "not found"
 
 
+def _who_works(config: TrainConfig, device: torch.device, ranks: Ranks) -> str:
+    """Return how many threads compute and how many processes load images, in each process that trains."""
+    workers = pick_workers(config.workers, ranks.count_here)
+    loading = f"{counted(workers, 'process')} to load images" if workers else "images are loaded in between"
+    computing = f"{counted(torch.get_num_threads(), 'thread')} to compute, " if device.type == "cpu" else ""
+    return f"{computing}{loading}" + (" (for each process of torchrun)" if ranks.count > 1 else "")
+
+
 def plan_text(
     config: TrainConfig,
     run: RunFolder,
@@ -644,6 +652,7 @@ def plan_text(
         f"model  {config.model} on {config.backbone}, {count_parameters(model) / 1e6:.1f} M parameters, on {device}",
         f"loss   {loss}, {counted(config.epochs, 'epoch')}, batches of {counted(config.batch_size, 'crop')} of "
         f"{config.crop} pixels",
+        f"cores  {count_cores()}: {_who_works(config, device, ranks)}",
     ]
     if not model.training_scale.is_full_size:
         scale = model.training_scale

@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import re
 import shutil
 import sys
 from contextlib import nullcontext
@@ -113,7 +114,9 @@ def test_it_prints_only_if_it_is_asked_to(shapes, tmp_path, capsys):
     segkit.train(**own, out=tmp_path / "a")
     assert capsys.readouterr().out == ""
     segkit.train(**own, out=tmp_path / "b", verbose=True)
-    assert "4 training and 2 validation images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 training and 2 validation images" in printed
+    assert re.search(r"^cores  \d+: 1 thread to compute, images are loaded in between$", printed, re.MULTILINE)
 
 
 def test_without_val_a_share_of_an_own_data_set_is_split_off(tmp_path, capsys):

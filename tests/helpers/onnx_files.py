@@ -73,8 +73,9 @@ def write_onnx(path, model=None, *, header="of the model", opset=18, front=(), t
     nodes, last = [], "images"
     for number, (operator, options) in enumerate([*front, ("Conv", {}), *tail]):
         inputs = [last, "w", "b"] if operator == "Conv" else [last]
-        nodes.append(helper.make_node(operator, inputs, [f"map{number}"], **options))
-        last = f"map{number}"
+        is_last = number == len(front) + len(tail)
+        nodes.append(helper.make_node(operator, inputs, ["logits" if is_last else f"map{number}"], **options))
+        last = nodes[-1].output[0]
     out_kind = 7 if tail and tail[-1][0] == "ArgMax" else kind
     graph = helper.make_graph(
         nodes,

@@ -224,7 +224,7 @@ def test_a_wrong_word_about_a_file_of_another_program_is_refused(tmp_path, given
     ("options", "message"),
     [
         ({"tail": [("Softmax", {"axis": 1})]}, "returns probabilities, expected logits"),
-        ({"tail": [("ArgMax", {"axis": 1})]}, r"returns map1 .*int64.*; expected logits \(N, 3, H, W\) float"),
+        ({"tail": [("ArgMax", {"axis": 1})]}, r"returns logits .*int64.*; expected logits \(N, 3, H, W\) float"),
         ({"tail": [("Flatten", {"axis": 2})]}, r"returns \(6, 6144\) for images|expected logits"),
         (
             {"sides": ("n", "h", "w", 3), "front": [("Transpose", {"perm": [0, 3, 1, 2]})]},

@@ -8,6 +8,7 @@ import numpy as np
 
 from segkit.errors import UsageError
 from segkit.labels import foreground_of
+from segkit.text import SIZE, draw_text, drawable_names, shorten, text_width
 
 _IGNORED = (255, 255, 255)
 # Each one is the colour (in steps of 17; not too dark, bright or gray) that is farthest from black, white and the
@@ -20,8 +21,10 @@ _COLOURS = np.frombuffer(
     ),
     dtype=np.uint8,
 ).reshape(-1, 3)
-_LEGEND_ROW = 18  # pixels
-_CAPTION_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.4)
+_TITLE_ROW = 18  # pixels
+_CAPTION, _CAPTION_ROW = 11, 14  # pixels of the font and of a row
+_NARROWEST = 96  # pixels of the width of a picture with a legend
+_OF_A_SIDE = 1 / 64  # font size of a legend, as share of the longest side of a large picture
 
 
 def create_palette(num_classes: int, background: int | None = 0) -> np.ndarray:
@@ -85,46 +88,78 @@ def overlay(
     return result
 
 
-def legend(class_names: Sequence[str], labels: Sequence[int], palette: np.ndarray, width: int) -> np.ndarray:
+def legend(
+    class_names: Sequence[str],
+    labels: Sequence[int],
+    palette: np.ndarray,
+    width: int,
+    *,
+    size: int = SIZE,
+    most_rows: int | None = None,
+) -> np.ndarray:
     """Return a white strip of `width` pixels with the colour and the name of each label, in as many rows as needed.
 
     Args:
-        class_names: Names of all classes in index order.
+        class_names: Names of all classes in index order, in any script; see `segkit.text`.
         labels: The labels to show.
         palette: (256, 3) uint8, see `create_palette`.
         width: Width of the strip, in pixels.
+        size: Font size, in pixels.
+        most_rows: Largest number of rows. The last labels may not fit, and "+3" is their number.
 
     Returns:
         (h, width, 3) uint8 RGB.
     """
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42
-    rows: list[list[tuple[int, int]]] = [[]]
-    x = 4
-    class_names = list(map(drawable, class_names))
-    for label in labels:
-        advance = 20 + cv2.getTextSize(class_names[label], font, size, 1)[0][0] + 10
-        if rows[-1] and x + advance > width:
-            rows.append([])
-            x = 4
-        rows[-1].append((label, x))
+    gap, row_height = round(0.3 * size), round(1.4 * size)
+    indent = size + 2 * gap  # of a name, behind its colour
+    names = drawable_names(class_names)
+    room = text_width(f"+{len(labels)}", size) + gap
+    widest = width - indent - 2 * gap - (room if most_rows == 1 < len(labels) else 0)
+    shown = [(label, shorten(names[label], widest, size)) for label in labels]
+    places: list[tuple[int, int]] = []  # row and x of each entry
+    row, x = 0, gap
+    for _, name in shown:
+        advance = indent + text_width(name, size) + 2 * gap
+        if x > gap and x + advance > width:
+            if row + 1 == most_rows:
+                break
+            row, x = row + 1, gap
+        places.append((row, x))
         x += advance
-    strip = np.full((len(rows) * _LEGEND_ROW + 4, width, 3), 255, dtype=np.uint8)
-    for row, entries in enumerate(rows):
-        top = 4 + row * _LEGEND_ROW
-        for label, x in entries:
-            cv2.rectangle(strip, (x, top), (x + 14, top + 11), palette[label].tolist(), cv2.FILLED)
-            cv2.rectangle(strip, (x, top), (x + 14, top + 11), (90, 90, 90), 1)
-            cv2.putText(strip, class_names[label], (x + 19, top + 10), font, size, (20, 20, 20), 1, cv2.LINE_AA)
+    while 1 < len(places) < len(shown) and x + room > width:
+        row, x = places.pop()
+    strip = np.full(((row + 1) * row_height + gap, width, 3), 255, dtype=np.uint8)
+    for (label, name), (line, left) in zip(shown, places, strict=False):
+        top = gap + line * row_height
+        cv2.rectangle(strip, (left, top), (left + size, top + size - 2), palette[label].tolist(), cv2.FILLED)
+        cv2.rectangle(strip, (left, top), (left + size, top + size - 2), (90, 90, 90), max(1, size // 20))
+        draw_text(strip, name, (left + indent, top + size - 2), size=size)
+    if len(places) < len(shown):
+        draw_text(strip, f"+{len(shown) - len(places)}", (x, gap + row * row_height + size - 2), size=size)
     return strip
 
 
 def with_legend(picture: np.ndarray, mask: np.ndarray, class_names: Sequence[str], palette: np.ndarray) -> np.ndarray:
-    """Return the picture with a legend of the classes of `mask` below it, without background; see `legend`."""
-    present = np.bincount(mask.ravel(), minlength=len(class_names)) > 0
-    labels = [label for label in foreground_of(class_names) if present[label]]
-    if not labels:
+    """Return the picture with a legend of the classes of `mask` below it, the largest first, without background.
+
+    The letters grow with the picture. The legend is at most half as high as the picture, but has at least one row; a
+    picture of less than 96 pixels in width has none, because no name would fit.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        mask: (H, W) labels.
+        class_names: Names of all classes in index order.
+        palette: (256, 3) uint8, see `create_palette`.
+    """
+    height, width = picture.shape[:2]
+    pixels = np.bincount(mask.ravel(), minlength=len(class_names)).tolist()
+    labels = [label for label in foreground_of(class_names) if pixels[label]]
+    labels.sort(key=lambda label: -pixels[label])
+    if not labels or width < _NARROWEST:
         return picture
-    return np.concatenate([picture, legend(class_names, labels, palette, picture.shape[1])])
+    size = min(max(SIZE, round(max(height, width) * _OF_A_SIDE)), max(SIZE, width // 8))
+    most_rows = max(1, height // 2 // round(1.4 * size))
+    return np.concatenate([picture, legend(class_names, labels, palette, width, size=size, most_rows=most_rows)])
 
 
 def grid(
@@ -152,10 +187,9 @@ def grid(
     width = columns * (cell + gap) + gap
     strips = []
     if titles:
-        strip = np.full((_LEGEND_ROW, width, 3), 255, dtype=np.uint8)
+        strip = np.full((_TITLE_ROW, width, 3), 255, dtype=np.uint8)
         for column, title in enumerate(titles):
-            place = (gap + column * (cell + gap), 13)
-            cv2.putText(strip, drawable(title), place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+            draw_text(strip, shorten(title, cell), (gap + column * (cell + gap), 13))
         strips.append(strip)
     strips.append(np.full((gap, width, 3), 255, dtype=np.uint8))
     for first in range(0, len(fitted), columns):
@@ -177,26 +211,14 @@ def shrink(picture: np.ndarray, side: int) -> np.ndarray:
     return _resize(picture, side)
 
 
-def drawable(text: str) -> str:
-    """Return the text with question marks for characters that are not UTF-8, on which OpenCV crashes.
-
-    Names of files may contain such characters.
-    """
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _with_caption(picture: np.ndarray, text: str, cell: int) -> np.ndarray:
-    lines = drawable(text).split("\n")
-    canvas = np.full((picture.shape[0] + 14 * len(lines) + 4, cell, 3), 255, dtype=np.uint8)
+    lines = text.split("\n")
+    canvas = np.full((picture.shape[0] + _CAPTION_ROW * len(lines) + 4, cell, 3), 255, dtype=np.uint8)
     left = (cell - picture.shape[1]) // 2
     canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
     for row, line in enumerate(lines):
-        place = (0, picture.shape[0] + 12 + 14 * row)
-        shown, kept = line, len(line)
-        while kept and cv2.getTextSize(shown, *_CAPTION_FONT, 1)[0][0] > cell:  # keep its start and its end
-            kept -= 1
-            shown = f"{line[: kept // 2]}..{line[len(line) - (kept - kept // 2) :]}"
-        cv2.putText(canvas, shown, place, *_CAPTION_FONT, (20, 20, 20), 1, cv2.LINE_AA)
+        place = (0, picture.shape[0] + 12 + _CAPTION_ROW * row)
+        draw_text(canvas, shorten(line, cell, _CAPTION), place, size=_CAPTION)
     return canvas
 
 

@@ -10,6 +10,8 @@ import torch
 from helpers.shapes import write_shapes
 from PIL import Image
 
+from segkit import text
+
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
 FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test process
@@ -79,6 +81,20 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def system_fonts(monkeypatch, tmp_path_factory) -> Path:
+    """Return an empty folder that is the only one with fonts besides matplotlib's, and forget all fonts afterwards."""
+    folder = tmp_path_factory.mktemp("fonts")
+    caches = (text.system_fonts, text._file_for, text._has)
+    monkeypatch.setattr(text, "font_folders", lambda: [folder])
+    monkeypatch.setattr(text, "_warned", [])
+    for cached in caches:
+        cached.cache_clear()
+    yield folder
+    for cached in caches:
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import segkit
 
 PACKAGE = Path(segkit.__file__).parent
 GROUND = {
-    *("errors", "files", "names", "labels", "runs", "console", "compat", "training_scale", "sliding_window"),
+    *("errors", "files", "names", "labels", "runs", "console", "compat", "training_scale", "sliding_window", "text"),
     *("_lazy", "_version"),
 }
 PARTS = {"models", "losses", "metrics", "tta", "crf", "data", "demo", "config", "visualize", "testing"}

@@ -70,7 +70,8 @@ def test_only_background_is_left_as_it_is(name):
     for names, tinted in (((name, "car"), False), (("road", "car"), True)):
         found = Prediction(mask, None, names, IMAGE)
         assert (found.overlay() != IMAGE).all() == tinted
-        assert len(found.overlay(legend=True)) > len(IMAGE) if tinted else len(found.overlay(legend=True)) == 20
+        wide = Prediction(np.zeros((20, 120), np.uint8), None, names, np.zeros((20, 120, 3), np.uint8))
+        assert (len(wide.overlay(legend=True)) > 20) == tinted
         pictures = (
             batch_picture(IMAGE[None], target, names)[4:24, 4:34],
             label_picture([IMAGE], {"truth": target}, names, cell=30)[22:42, 38:68],
@@ -96,13 +97,33 @@ def test_an_overlay_of_another_size_is_refused():
 
 def test_a_legend_names_only_the_classes_of_the_mask():
     palette, names = create_palette(3), ("background", "can", "cup")
-    mask = np.zeros((20, 30), np.uint8)
-    assert with_legend(IMAGE, mask, names, palette) is IMAGE
+    mask, image = np.zeros((20, 100), np.uint8), np.zeros((20, 100, 3), np.uint8)
+    assert with_legend(image, mask, names, palette) is image
     mask[0, 0] = 2
-    strip = with_legend(IMAGE, mask, names, palette)[20:]
+    strip = with_legend(image, mask, names, palette)[20:]
     colours = {tuple(c) for c in strip.reshape(-1, 3)}
     assert tuple(palette[2]) in colours
     assert tuple(palette[1]) not in colours
+    assert with_legend(image[:, :95], mask[:, :95], names, palette).shape[0] == 20, "a name would not fit"
+
+
+def test_a_legend_is_as_large_as_the_picture_and_counts_the_classes_that_do_not_fit():
+    names = ["background", *(f"class {i}" for i in range(30))]
+    palette = create_palette(len(names))
+
+    def strip_of(height, width, classes):
+        mask = np.arange(height * width).reshape(height, width) % (classes + 1)
+        return with_legend(np.zeros((height, width, 3), np.uint8), mask, names, palette)[height:]
+
+    def shown(strip):
+        return {tuple(colour) for colour in strip.reshape(-1, 3).tolist()} & set(map(tuple, palette[1:31].tolist()))
+
+    assert len(strip_of(2048, 2048, 2)) > 2 * len(strip_of(500, 500, 2))
+    assert len(shown(strip_of(500, 500, 30))) == 30
+    small = strip_of(80, 160, 30)
+    assert len(small) <= 80 / 2 + 8
+    assert 2 <= len(shown(small)) < 30
+    assert (small[-22:, 100:] < 60).any(), "the number of the others"
 
 
 def test_a_legend_breaks_into_rows_if_it_is_narrow():
@@ -160,7 +181,7 @@ def test_names_that_are_not_utf_8_are_drawn_with_question_marks():
     picture = np.zeros((40, 60, 3), np.uint8)
     drawn, expected = (grid([picture], 1, titles=[text], captions=[text]) for text in (name, "caf?"))
     assert np.array_equal(drawn, expected)
-    mask, palette = np.ones((40, 60), np.uint8), create_palette(2)
+    picture, mask, palette = np.zeros((40, 120, 3), np.uint8), np.ones((40, 120), np.uint8), create_palette(2)
     drawn, expected = (with_legend(picture, mask, ("background", text), palette) for text in (name, "caf?"))
     assert np.array_equal(drawn, expected)
 

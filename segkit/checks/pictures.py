@@ -16,7 +16,8 @@ from segkit.data.findings import KINDS
 from segkit.data.images import write_image
 from segkit.errors import DataError
 from segkit.labels import IGNORE_INDEX, background_of, foreground_of
-from segkit.visualize import create_palette, drawable, grid, legend, overlay
+from segkit.text import draw_text, drawable_names, shorten
+from segkit.visualize import create_palette, grid, legend, overlay
 
 CELL = 200  # side of a cell in pixels
 COLUMNS, MOST_CLASSES, RAREST = 6, 30, 4
@@ -86,7 +87,7 @@ def _class_sheet(checked: Sequence[CheckedSet], labels: Sequence[int], draw: Cal
 
 def _class_card(checked: Sequence[CheckedSet], label: int, palette: np.ndarray) -> np.ndarray:
     """Draw the name and the colour of a class, and how much of it each set has."""
-    lines = [checked[0].data.class_names[label]]
+    lines = [drawable_names(checked[0].data.class_names)[label]]
     for part in checked[:2]:  # the card has room for two
         pixels, objects = part.measures.pixels, int(part.measures.annotations[:, label].sum())
         share = 100 * pixels[:, label].sum() / max(pixels.sum(), 1)
@@ -95,9 +96,9 @@ def _class_card(checked: Sequence[CheckedSet], label: int, palette: np.ndarray) 
     lines += ["and other sets"] * (len(checked) > 2)
     card = np.full((CELL, CELL, 3), 255, dtype=np.uint8)
     cv2.rectangle(card, (2, 4), (16, 16), palette[label].tolist(), cv2.FILLED)
-    for row, line in enumerate(map(drawable, lines)):
-        left, colour = (22, (0, 0, 0)) if row == 0 else (4, (70, 70, 70))
-        cv2.putText(card, line, (left, 15 + 17 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+    for row, line in enumerate(lines):
+        left, size, colour = (22, 13, (0, 0, 0)) if row == 0 else (4, 12, (70, 70, 70))
+        draw_text(card, shorten(line, CELL - left, size), (left, 15 + 17 * row), size=size, colour=colour)
     return card
 
 

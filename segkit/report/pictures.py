@@ -1,9 +1,7 @@
 """Charts and pictures of a run."""
 
 import io
-import logging
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from segkit.errors import MissingPackageError
 from segkit.files import write_whole
 from segkit.labels import background_of, foreground_of
+from segkit.text import drawable_names, font_files
 from segkit.visualize import create_palette, grid, legend, overlay
 
 try:
@@ -26,8 +25,6 @@ except Exception as error:  # a broken installation raises errors of all kinds
 OWN_FONT = "DejaVu Sans"  # comes with matplotlib
 LONGEST_NAME = 24  # letters of a class name next to a bar or a row
 NUMBERED = 60  # largest number of classes with numbers in the cells of the confusion matrix
-
-_log = logging.getLogger(__name__)
 
 
 def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -84,7 +81,7 @@ def save_class_iou(class_names: Sequence[str], iou: Sequence[float], path: Path,
     axes = figure.subplots()
     bars = axes.barh(range(len(values)), 100 * np.nan_to_num(values), color="tab:blue")
     axes.bar_label(bars, ["-" if np.isnan(v) else f"{100 * v:.1f}" for v in values], padding=3)
-    names, fonts = _drawable(tuple(class_names))
+    names, fonts = _drawable(class_names)
     axes.set_yticks(range(len(values)), [names[i] for i in order], parse_math=False, fontfamily=fonts)
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xlabel="IoU in %", title=f"IoU of each class, mean {100 * miou:.1f} %")
@@ -107,7 +104,7 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     axes.set_facecolor("0.85")
     # The square root makes small confusions visible: 5 % of a class is seen at a glance.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    names, fonts = _drawable(tuple(class_names))
+    names, fonts = _drawable(class_names)
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False, fontfamily=fonts)
     axes.set_yticks(range(len(names)), names, parse_math=False, fontfamily=fonts)
     axes.set(xlabel="prediction", ylabel="truth", title="Share of each true class, in %")
@@ -130,38 +127,21 @@ def _new_figure(**options: Any) -> "Figure":
     return Figure(**options)
 
 
-@cache
-def _drawable(class_names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Return the names as charts show them, and the families of the fonts that have their characters.
+def _drawable(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names as charts show them, see `drawable_names`, and the families of the fonts that draw them.
 
     The font of matplotlib comes first. It has no Chinese or Korean characters, for example: they need a font of the
-    system. A name with a character that no font has is shown as its label, and a warning says so once.
+    system, which matplotlib may not know yet.
     """
-    shown = [_short(name) for name in class_names]
-    families, missing = [OWN_FONT], set("".join(shown)) - _characters(font_manager.findfont(OWN_FONT))
-    fonts = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist} if missing else {}
-    # A font of last resort has a box for every character.
-    fonts = {family: file for family, file in fonts.items() if "lastresort" not in family.lower().replace(" ", "")}
-    found = {family: missing & _characters(file) for family, file in fonts.items()}
-    for family in sorted(found, key=lambda family: -len(found[family])):
-        if found[family] & missing:
-            families.append(family)
-            missing -= found[family]
-    unknown = [name for name in shown if set(name) & missing]
-    if unknown:
-        _log.warning(
-            "no font has all characters of %s; the charts show labels instead, such as 'label 1'; a font such as Noto "
-            "Sans CJK helps",
-            ", ".join(map(repr, unknown[:3])) + (" and others" if len(unknown) > 3 else ""),
-        )
-    return [f"label {label}" if name in unknown else name for label, name in enumerate(shown)], families
-
-
-def _characters(font: str) -> set[str]:
-    try:
-        return set(map(chr, font_manager.get_font(font).get_charmap()))
-    except (OSError, RuntimeError):  # the file is gone or damaged
-        return set()
+    shown = drawable_names(list(map(_short, class_names)))
+    known = {entry.fname: entry.name for entry in font_manager.fontManager.ttflist}
+    families = [OWN_FONT]
+    for file in map(str, font_files(shown)):
+        if file not in known:
+            font_manager.fontManager.addfont(file)
+            known[file] = font_manager.fontManager.ttflist[-1].name
+        families.append(known[file])
+    return shown, families
 
 
 def _short(name: str) -> str:

@@ -133,7 +133,9 @@ def test_the_overlay_tints_objects_and_keeps_the_background():
     assert picture.dtype == np.uint8
     assert np.array_equal(picture[found.mask == 0], IMAGE[found.mask == 0])
     assert (picture[found.mask == 2] == create_palette(3)[2]).all()
-    assert found.overlay(legend=True).shape[0] > IMAGE.shape[0]
+    assert found.overlay(legend=True).shape == IMAGE.shape, "no name fits"
+    wide = prediction(mask=np.tile(found.mask, (1, 3)), image=np.tile(IMAGE, (1, 3, 1)))
+    assert wide.overlay(legend=True).shape[0] > IMAGE.shape[0]
 
 
 def test_the_suffix_decides_what_is_saved(tmp_path):
@@ -167,11 +169,12 @@ def test_what_cannot_be_saved_is_an_error_and_nothing_is_written(tmp_path, chang
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("image", [IMAGE, None])
+@pytest.mark.parametrize("image", [np.tile(IMAGE, (1, 3, 1)), None])
 def test_a_notebook_shows_a_picture_with_a_legend(image):
-    with Image.open(io.BytesIO(prediction(image=image)._repr_png_())) as picture:
+    wide = prediction(mask=np.tile(prediction().mask, (1, 3)), image=image)
+    with Image.open(io.BytesIO(wide._repr_png_())) as picture:
         assert picture.format == "PNG"
-        assert picture.width == 50
+        assert picture.width == 150
         assert picture.height > 37
     assert repr(prediction()) == "Prediction(37 x 50 pixels (height x width): background, paper)"
 

@@ -1,9 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import font_manager
+from helpers.fonts import write_font
 from PIL import Image
 
 from segkit.report import pictures, save_class_iou, save_confusion, save_curves
@@ -41,39 +39,9 @@ def test_the_epochs_of_the_curves_are_marked_at_whole_numbers(tmp_path, monkeypa
         assert all(tick == round(tick) for tick in marked)
 
 
-def write_font(file, characters):
-    """Write a font in which each of the characters is a black square."""
-    pen = TTGlyphPen(None)
-    for place, point in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
-        (pen.lineTo if place else pen.moveTo)(point)
-    pen.closePath()
-    square, empty = pen.glyph(), TTGlyphPen(None).glyph()
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder([".notdef", "square"])
-    font.setupCharacterMap(dict.fromkeys(map(ord, characters), "square"))
-    font.setupGlyf({".notdef": empty, "square": square})
-    font.setupHorizontalMetrics(dict.fromkeys((".notdef", "square"), (1000, 0)))
-    font.setupHorizontalHeader(ascent=900, descent=-100)
-    font.setupNameTable({"familyName": file.stem, "styleName": "Regular"})
-    font.setupOS2()
-    font.setupPost()
-    font.save(file)
-
-
-@pytest.fixture
-def own_fonts(monkeypatch):
-    """Let matplotlib have only its own font, and forget what was drawn before and is drawn here."""
-    own = [entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Sans"]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-    pictures._drawable.cache_clear()
-    yield
-    pictures._drawable.cache_clear()
-
-
 @pytest.mark.filterwarnings("error")
-def test_names_that_the_own_font_lacks_are_drawn_in_a_font_that_has_them(own_fonts, tmp_path, caplog):
-    write_font(tmp_path / "Squares.ttf", "玻璃")
-    font_manager.fontManager.addfont(tmp_path / "Squares.ttf")
+def test_names_that_the_own_font_lacks_are_drawn_in_a_font_that_has_them(system_fonts, tmp_path, caplog):
+    write_font(system_fonts / "Squares.ttf", "玻璃")
     for name, squares in (("ii", False), ("玻璃", True)):
         save_class_iou(["background", name], [0.1, 0.2], tmp_path / "x.png")
         save_confusion(np.eye(2, dtype=int), ["background", name], tmp_path / "y.png")
@@ -85,12 +53,12 @@ def test_names_that_the_own_font_lacks_are_drawn_in_a_font_that_has_them(own_fon
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_that_no_font_has_are_shown_as_labels_with_one_warning(own_fonts, tmp_path, caplog):
+def test_names_that_no_font_has_are_shown_as_labels_with_one_warning(system_fonts, tmp_path, caplog):
     names = ["background", "종이", "can"]
     for _ in range(2):
         save_class_iou(names, [0.1, 0.2, 0.3], tmp_path / "x.png")
         save_confusion(np.eye(3, dtype=int), names, tmp_path / "y.png")
     (record,) = caplog.records
-    assert "no font has all characters of '종이'; the charts show labels instead, such as 'label 1'" in record.message
+    assert "no font has all characters of '종이'; pictures show such a class by its number" in record.message
     save_class_iou(["background", "label 1", "can"], [0.1, 0.2, 0.3], tmp_path / "z.png")
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "z.png").read_bytes()

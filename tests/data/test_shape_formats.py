@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 import pytest
-from helpers.label_formats import labelme_file, labelme_shape, png
+from helpers.label_formats import cvat_image, cvat_xml, labelme_file, labelme_shape, png
 from PIL import Image
 
 from segkit.data import CocoSegmentation, DataError, find_source
@@ -243,3 +243,165 @@ def test_a_labelme_file_in_the_place_of_a_coco_file_says_what_to_give(tmp_path):
         CocoSegmentation(file)
     with pytest.raises(DataError, match="LabelMe's JSON file of one image; give its folder"):
         find_source(file, "labelme")
+
+
+# CVAT for images
+
+
+def cvat_map(folder, *shapes, size=(21, 30), labels=("a", "b", "c"), findings=()):
+    """Return the label map of an image with these shapes of CVAT; its findings must have these kinds."""
+    image(folder / "a.jpg", size)
+    (folder / "annotations.xml").write_text(cvat_xml([cvat_image("a.jpg", size, *shapes)], labels))
+    data = opened(folder)
+    assert [finding.kind for finding in data.findings if finding.kind != "cut-polygon"] == list(findings)
+    return data.mask(0)
+
+
+def test_cvat_polygons_and_boxes_are_painted_by_z_order(tmp_path):
+    mask = cvat_map(
+        tmp_path,
+        '<box label="c" xtl="6.0" ytl="5" xbr="9" ybr="11" z_order="2"/>',
+        '<polygon label="a" points="2.00,3.00;12.00,3.00;12.00,9.00;2.00,9.00" z_order="0"/>',
+        '<box label="b" xtl="4" ytl="1" xbr="8" ybr="7"/>',
+    )
+    expected = np.zeros((21, 30), dtype=np.uint8)
+    expected[3:9, 2:12] = 1
+    expected[1:7, 4:8] = 2
+    expected[5:11, 6:9] = 3
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_cvat_boxes_and_ellipses_are_rotated_clockwise_around_their_middle(tmp_path):
+    y, x = np.indices((40, 50)) + 0.5
+    mask = cvat_map(tmp_path, '<box label="a" xtl="10" ytl="10" xbr="30" ybr="16" rotation="90.00"/>', size=(40, 50))
+    expected = np.zeros((40, 50), dtype=np.uint8)
+    expected[3:23, 17:23] = 1  # 20 x 6 pixels around (20, 13)
+    np.testing.assert_array_equal(mask, expected)
+    # At 30 degrees the right end of a long shape lies lower than its left end.
+    along = (x - 25) * np.cos(np.pi / 6) + (y - 20) * np.sin(np.pi / 6)
+    across = (y - 20) * np.cos(np.pi / 6) - (x - 25) * np.sin(np.pi / 6)
+    mask = cvat_map(tmp_path, '<box label="a" xtl="10" ytl="17" xbr="40" ybr="23" rotation="30"/>', size=(40, 50))
+    distance = np.maximum(abs(along) - 15, abs(across) - 3)
+    np.testing.assert_array_equal(mask[abs(distance) > 0.3], (distance < 0)[abs(distance) > 0.3])
+    mask = cvat_map(tmp_path, '<ellipse label="b" cx="25" cy="20" rx="16" ry="5" rotation="30"/>', size=(40, 50))
+    radius = np.hypot(along / 16, across / 5)
+    np.testing.assert_array_equal(mask[abs(radius - 1) > 0.05], 2 * (radius < 1)[abs(radius - 1) > 0.05])
+    assert abs((mask == 2).sum() - np.pi * 80) < 4
+
+
+def test_a_cvat_mask_has_its_runs_row_by_row_over_its_crop(tmp_path):
+    # .##.
+    # ###.
+    # ...#
+    shape = '<mask label="b" rle="1,2,1,3,4,1" left="{}" top="{}" width="4" height="3" z_order="0"/>'
+    crop = np.array([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]])
+    expected = np.zeros((9, 11), dtype=np.uint8)
+    expected[4:7, 5:9] = 2 * crop
+    np.testing.assert_array_equal(cvat_map(tmp_path, shape.format(5, 4), size=(9, 11)), expected)
+    expected = np.zeros((9, 11), dtype=np.uint8)
+    expected[7:, 9:] = 2 * crop[:2, :2]  # it reaches beyond the image
+    np.testing.assert_array_equal(cvat_map(tmp_path, shape.format(9, 7), size=(9, 11)), expected)
+
+
+def test_cvat_shapes_without_area_are_skipped_and_an_image_without_shapes_is_background(tmp_path):
+    mask = cvat_map(
+        tmp_path,
+        '<polyline label="a" points="1,1;5,5" z_order="0"/>',
+        '<points label="a" points="1,1" z_order="0"/>',
+        '<tag label="b" source="manual"></tag>',
+        '<skeleton label="c" z_order="0"><points label="d" points="1,1"/></skeleton>',
+        '<box label="a" xtl="0" ytl="0" xbr="9" ybr="9" outside="1"/>',
+        findings=["skipped-shape"] * 5 + ["no-annotations"],
+    )
+    assert not mask.any()
+
+
+def test_cvat_labels_are_in_the_order_of_meta_without_those_that_have_no_area(tmp_path):
+    image(tmp_path / "a.jpg", (9, 9))
+    box = '<box label="can" xtl="0" ytl="0" xbr="3" ybr="3"/>'
+    kinds = {"blurred": "tag", "elbow": "points"}
+    content = cvat_xml([cvat_image("a.jpg", (9, 9), box)], ("road", "blurred", "elbow", "can", "Background"), kinds)
+    (tmp_path / "task.XML").write_text(content)
+    data = opened(tmp_path / "task.XML")
+    assert data.class_names == ("background", "road", "can")
+    assert np.unique(data.mask(0)).tolist() == [0, 2]
+
+
+def test_cvat_subsets_are_splits_and_keep_images_of_the_same_name_apart(tmp_path):
+    box = '<box label="a" xtl="0" ytl="0" xbr="{0}" ybr="3"/>'
+    rows = [
+        cvat_image("x.jpg", (9, 9), box.format(i + 1), subset=name) for i, name in enumerate(["Train", "Validation"])
+    ]
+    (tmp_path / "annotations.xml").write_text(cvat_xml(rows, ["a"]))
+    for name in ("Train", "Validation"):
+        image(tmp_path / f"images/{name}/x.jpg", (9, 9))
+    source = find_source(tmp_path)
+    assert list(source.splits) == ["train", "val"]
+    for number, split in enumerate(source.splits):
+        data = CocoSegmentation(source.read(split))
+        assert data.mask(0).sum() == 3 * (number + 1)
+        assert data.items[0].path == tmp_path / "images" / ("Train", "Validation")[number] / "x.jpg"
+    # A folder of all images cannot have both.
+    (tmp_path / "images/Train/x.jpg").rename(tmp_path / "images/x.jpg")
+    (tmp_path / "images/Validation/x.jpg").unlink()
+    (tmp_path / "annotations.xml").write_text(cvat_xml([row.replace("Train", "one") for row in rows], ["a"]))
+    source = find_source(tmp_path)
+    assert list(source.splits) == ["all"]
+    assert kinds(opened(tmp_path)) == ["missing-image"] * 2
+    assert kinds(opened(tmp_path, root=tmp_path / "images")) == ["missing-image"] * 2
+
+
+def test_cvat_images_are_found_next_to_the_xml_and_in_a_folder_of_ones_own(tmp_path):
+    (tmp_path / "annotations.xml").write_text(cvat_xml([cvat_image("sub\\a.jpg", (9, 9))], ["a"]))
+    for folder in (tmp_path / "images", tmp_path / "own"):
+        image(folder / "sub/a.jpg", (9, 9))
+        for root in (None, folder):
+            data = opened(tmp_path, root=root)
+            assert len(data) == 1
+            assert not kinds(data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "sentence"),
+    [
+        ('<box label="a" xtl="0" ytl="0" xbr="x" ybr="3"/>', "bad-label", "could not convert string to float: 'x'"),
+        ('<box label="a" xtl="0" ytl="0" xbr="nan" ybr="3"/>', "bad-label", "xtl, ytl, xbr, ybr are"),
+        ('<box label="a" xtl="0" ytl="0" ybr="3"/>', "bad-label", "it has no 'xbr'"),
+        ('<polygon label="a" points="1,2;3"/>', "bad-label", 'its points are not "x,y;x,y"'),
+        ('<mask label="a" rle="1,2" left="0" top="0" width="2" height="2"/>', "bad-label", "its runs come to 3 pixels"),
+        ('<mask label="a" rle="1;2" left="0" top="0" width="2" height="2"/>', "bad-label", "its rle is not a list"),
+        ('<blob label="a"/>', "bad-label", "it is unknown, expected one of polygon, box"),
+        ('<box label="aa" xtl="0" ytl="0" xbr="3" ybr="3"/>', "unknown-class", "not in <meta>; did you mean 'a'?"),
+    ],
+)
+def test_a_cvat_shape_that_cannot_be_read_is_an_error(shape, kind, sentence, tmp_path):
+    image(tmp_path / "a.jpg", (9, 9))
+    good = '<box label="a" xtl="0" ytl="0" xbr="3" ybr="3"/>'
+    (tmp_path / "annotations.xml").write_text(cvat_xml([cvat_image("a.jpg", (9, 9), good, shape)], ["a"]))
+    (finding,) = [one for one in opened(tmp_path).findings if one.severity == "error"]
+    assert finding.kind == kind
+    assert sentence in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("<annotations><version>1.1</version>", "is not XML that can be read"),
+        ("<annotations><meta/><image id='0' name='a.jpg'/></annotations>", "has no labels in its <meta>"),
+        ("<annotations><meta/><track id='0' label='a'></track></annotations>", "is CVAT for video"),
+        (cvat_xml([cvat_image("", (9, 9))], ["a"]), "has an image without a name"),
+        (cvat_xml([cvat_image("a.jpg", (9, 9))] * 2, ["a"]), "lists two images called a.jpg"),
+        ("<?xml version='1.0' encoding='klingon'?><annotations></annotations>", "is not XML that can be read"),
+    ],
+)
+def test_a_cvat_file_that_cannot_be_read_is_one_sentence(content, sentence, tmp_path):
+    image(tmp_path / "a.jpg", (9, 9))
+    (tmp_path / "annotations.xml").write_text(content)
+    with pytest.raises(DataError, match=sentence):
+        CocoSegmentation(find_source(tmp_path).read("all"))
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "export.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is an archive; unpack it"):
+        find_source(tmp_path / "export.zip")

@@ -138,5 +138,48 @@ def write_labelme(folder: Path) -> Written:
     return Written(folder, masks)
 
 
+def cvat_xml(images: Sequence[str], labels: Sequence[str] = CLASSES, kinds: Mapping[str, str] | None = None) -> str:
+    """Return the XML of "CVAT for images 1.1" with these image elements."""
+    meta = "".join(
+        f"<label><name>{name}</name><color>#ff0000</color><type>{(kinds or {}).get(name, 'any')}</type></label>"
+        for name in labels
+    )
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
+        f"  <meta><task><id>1</id><labels>{meta}</labels></task></meta>\n  {''.join(images)}\n</annotations>\n"
+    )
+
+
+def cvat_image(name: str, size: tuple[int, int], *shapes: str, subset: str = "") -> str:
+    of_subset = f' subset="{subset}"' if subset else ""
+    inside = "\n".join(shapes)
+    return f'<image id="0" name="{name}"{of_subset} width="{size[1]}" height="{size[0]}">{inside}</image>\n'
+
+
+def write_cvat(folder: Path) -> Written:
+    """Write a project with subsets: polygons, boxes and masks, the shapes on top first but with a higher z_order."""
+    masks, images = {}, []
+    for i, picture in enumerate([*pictures(6, seed=4), Drawn((47, 63), ())]):
+        subset = "Validation" if i > 4 else "Train"
+        picture.save(folder / "images" / subset / f"{i}.png")
+        masks[str(i)] = picture.mask()
+        shapes = []
+        for z, box in enumerate(picture.boxes):
+            label, (x, y) = CLASSES[box.label - 1], box.corners[0]
+            runs = f"0,{box.width * box.height}"
+            points = ";".join(f"{x:.2f},{y:.2f}" for x, y in box.corners)
+            forms = (
+                f'<polygon label="{label}" source="manual" occluded="0" points="{points}" z_order="{z}"></polygon>',
+                f'<box label="{label}" xtl="{x}" ytl="{y}" xbr="{x + box.width}" ybr="{y + box.height}" '
+                f'z_order="{z}"/>',
+                f'<mask label="{label}" rle="{runs}" left="{x}" top="{y}" width="{box.width}" height="{box.height}" '
+                f'z_order="{z}"/>',
+            )
+            shapes.append(forms[(i + z) % 3])
+        images.append(cvat_image(f"{i}.png", picture.size, *shapes[::-1], subset=subset))
+    (folder / "annotations.xml").write_text(cvat_xml(images))
+    return Written(folder, masks)
+
+
 # For each key of `segkit.data.formats.FORMATS`, a function that writes a small data set into an empty folder.
-WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo, "labelme": write_labelme}
+WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo, "labelme": write_labelme, "cvat": write_cvat}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from segkit.data.formats import cityscapes, cvat_masks, labelme, roboflow, taco, voc, yolo, zerowaste
+from segkit.data.formats import cityscapes, cvat, cvat_masks, labelme, roboflow, taco, voc, yolo, zerowaste
 from segkit.data.formats.records import (
     SPLITS,
     WHOLE,
@@ -39,7 +39,7 @@ __all__ = [
 FORMATS: Mapping[str, ModuleType] = MappingProxyType(
     {
         **{"roboflow": roboflow, "yolo": yolo, "taco": taco, "cityscapes": cityscapes, "zerowaste": zerowaste},
-        **{"cvat-masks": cvat_masks, "voc": voc, "labelme": labelme},
+        **{"cvat": cvat, "cvat-masks": cvat_masks, "voc": voc, "labelme": labelme},
     }
 )
 
@@ -63,6 +63,8 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
     for reader in FORMATS.values():
         if reader.recognise(path) is not None:
             return reader.read(path)
+    if path.suffix.lower() == ".zip":
+        raise DataError(f"{path} is an archive; unpack it, and give the folder")
     if path.is_dir():
         raise DataError(
             f"{path} has no labels of a known format ({', '.join(FORMATS)}); give a COCO JSON file, or folders of "

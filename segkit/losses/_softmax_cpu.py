@@ -111,7 +111,7 @@ def _forward(
             losses.masked_fill_(~valid, 0)
         # The sums of this block: true_positive, prob_sum, log_prob_sum and, at class 0, nll_sum.
         block = torch.zeros(4, classes, dtype=torch.float64)
-        block[3, 0] = losses.sum(dtype=torch.float64)
+        block[3, 0] = losses.sum()
         if only_nll:
             return block, plain_exp, mask_logits
         ones = torch.ones_like(sums) if valid is None else valid.to(dtype)

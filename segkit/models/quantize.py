@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 # The operators that onnxruntime computes in int8 on a CPU, and those that pass int8 values on. Not here: norms of
 # groups and layers, which it computes in float, and Softmax, whose values need more than 256 steps.
 OPERATORS = (
-    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Sigmoid", "Relu", "Clip", "Concat", "Resize"),
+    *("Conv", "MatMul", "Gemm", "Add", "Mul", "Sigmoid", "Relu", "Clip", "Concat", "Resize"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Slice", "Split"),
 )
-# Processors without VNNI add pairs of products uint8 x int8 in 16 bits, and cut off what does not fit: 2 x 255 x 127.
-# With weights of 7 bits, 2 x 255 x 64 fits, so that a file has the same result on all processors.
-REDUCE_RANGE = True
+# Processors without VNNI add two products uint8 x int8 in 16 bits, and cut off what does not fit. This is the largest
+# sum of two weights that fits.
+LARGEST_PAIR = 32767 // 255
 OLDEST_OPSET = 13
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the modules around an operator, as torch's exporter stores them
 _FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -129,14 +129,19 @@ class Calibration:
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
-            reduce_range=REDUCE_RANGE,
+            reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
             nodes_to_exclude=in_float,
             op_types_to_quantize=list(OPERATORS),
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False, "MatMulConstBOnly": True},
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": False,
+                "MatMulConstBOnly": True,
+                "TensorQuantOverrides": _ranges_of_weights(model),
+            },
         )
         quantizer.quantize_model()
         result = quantizer.model.model
@@ -146,7 +151,7 @@ class Calibration:
             "activations": "uint8",
             "weights": "int8",
             "per_channel": True,
-            "reduce_range": REDUCE_RANGE,
+            "saturates": False,  # on a processor without VNNI
             "images": self.count,
             "float_layers": sorted(float_layers),
             "onnxruntime": onnxruntime.__version__,
@@ -254,9 +259,44 @@ def _layers_with_weights(model: "onnx.ModelProto", scopes: Mapping[str, str]) ->
         dict.fromkeys(
             scopes[node.name]
             for node in model.graph.node
-            if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and node.input[1] in constants
+            if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in constants
         )
     )
+
+
+def _ranges_of_weights(model: "onnx.ModelProto") -> dict[str, list[dict[str, Any]]]:
+    """Return the range of each channel of the weights that int8 has room for without saturation, for onnxruntime.
+
+    On processors without VNNI (AVX2, AVX-512 of the first generation), onnxruntime multiplies by `vpmaddubsw`, which
+    adds the products of inputs 2 k and 2 k + 1 in 16 bits. The range is the largest sum of two such weights of the same
+    sign, so that the sum of two int8 weights is at most 128, and the result is the same to the last bit as with VNNI.
+    Weights of 7 bits (`reduce_range`) would do, too, but their steps are twice as large in every channel.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.input[1] not in constants:
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+        if node.op_type == "Conv":  # (out, in, height, width), where the inputs of a tap are neighbours
+            axis, rows = 0, np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+        elif weight.ndim == 2:
+            is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            axis, rows = (0, weight) if is_transposed else (1, weight.T)
+        else:
+            continue
+        if rows.shape[1] % 2:
+            rows = np.pad(rows, ((0, 0), (0, 1)))
+        largest = np.zeros(len(rows))
+        for sign in (1, -1):
+            largest = np.maximum(largest, np.maximum(sign * rows, 0).reshape(len(rows), -1, 2).sum(2).max(1))
+        limit = largest * 127 / (LARGEST_PAIR - 1)  # both weights may be rounded up by half a step
+        found[node.input[1]] = [
+            {"axis": axis, "rmin": np.float32(-value), "rmax": np.float32(value)} for value in limit
+        ]
+    return found
 
 
 def _is_below(scope: str, modules: Collection[str]) -> bool:

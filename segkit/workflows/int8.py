@@ -341,7 +341,7 @@ def search(
         if remains >= 1 or 2 * calibration.count_layers(kept) > len(calibration.layers) or time.monotonic() > end:
             break
         accuracy = measure(kept)
-        console.print(f"float  {', '.join(kept)}: int8 loses {accuracy.loss:.2f} points")
+        console.print(f"float  {'and ' * (len(kept) > 1)}{group}: int8 loses {accuracy.loss:.2f} points")
         if accuracy.loss < best[1].loss:
             best = kept, accuracy
         if accuracy.loss <= max_loss:

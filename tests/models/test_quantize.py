@@ -9,7 +9,7 @@ from helpers.tiny_onnx import Tiny, write_tiny
 from helpers.tiny_training import Drawn
 
 from segkit.errors import MissingPackageError, NotFiniteError, UsageError
-from segkit.models import load_model, quantize_onnx
+from segkit.models import load_model, quantize, quantize_onnx
 from segkit.models.quantize import Calibration
 
 onnx = pytest.importorskip("onnx")
@@ -46,20 +46,43 @@ def test_int8_labels_are_those_of_float_at_any_size(tiny, tmp_path):
         assert (logits.argmax(1) == expected.argmax(1)).float().mean() > 0.98
 
 
-def test_weights_are_int8_of_seven_bits_and_maps_uint8(tiny, tmp_path):
+def test_weights_are_int8_that_cannot_saturate_and_maps_uint8(tiny, tmp_path):
     model, path = tiny
     quantize_onnx(path, tmp_path / "int8.onnx", inputs(model))
     graph = onnx.load(tmp_path / "int8.onnx").graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights = [array for array in arrays.values() if array.dtype == np.int8 and array.ndim == 4]
+    weights = [array.astype(int) for array in arrays.values() if array.dtype == np.int8 and array.ndim == 4]
     assert len(weights) == 2
-    # 2 x 255 x 64 fits in 16 bits, in which processors without VNNI add two products.
-    assert all(np.abs(weight.astype(int)).max() <= 64 for weight in weights)
+    for weight in weights:
+        of_channels = [weight[i].transpose(1, 2, 0).ravel() for i in range(len(weight))]
+        assert all(np.abs(channel).max() > 50 for channel in of_channels)
+        # `vpmaddubsw` adds the products of neighbours in 16 bits.
+        pairs = np.array(
+            [np.append(channel, 0)[: (len(channel) + 1) // 2 * 2].reshape(-1, 2) for channel in of_channels]
+        )
+        assert 255 * np.maximum(pairs, 0).sum(-1).max() <= 32767
+        assert 255 * np.minimum(pairs, 0).sum(-1).min() >= -32768
     scales = [arrays[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"]
     assert sorted(scale.size for scale in scales if scale.ndim) == [3, 3, 8, 8]  # of weights and biases
     of_maps = [arrays[node.input[2]].dtype for node in graph.node if node.op_type == "QuantizeLinear"]
     assert of_maps
     assert set(of_maps) == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 5, 1, 1), (4, 1, 3, 3), (4, 2, 5, 5)])
+def test_the_range_of_weights_leaves_room_for_two_products(shape):
+    from onnx import helper
+
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [], [], [onnx.numpy_helper.from_array(weight, "w")])
+    (ranges,) = quantize._ranges_of_weights(helper.make_model(graph)).values()
+    for channel, limits in zip(weight, ranges, strict=True):
+        assert limits["rmin"] == -limits["rmax"]
+        assert limits["rmax"] >= np.abs(channel).max() * 0.99
+        steps = np.rint(channel / (limits["rmax"] / 127)).transpose(1, 2, 0).ravel()
+        pairs = np.append(steps, 0)[: (len(steps) + 1) // 2 * 2].reshape(-1, 2)
+        assert 100 < max(np.maximum(pairs, 0).sum(1).max(), np.maximum(-pairs, 0).sum(1).max()) <= 128
 
 
 def test_metadata_survive_and_say_how_the_file_was_quantised(tiny, tmp_path):
@@ -69,7 +92,7 @@ def test_metadata_survive_and_say_how_the_file_was_quantised(tiny, tmp_path):
     about = after.pop("quantization")
     assert after == before
     assert (about["images"], about["float_layers"]) == (6, ["second"])
-    assert (about["activations"], about["weights"], about["reduce_range"]) == ("uint8", "int8", True)
+    assert (about["activations"], about["weights"], about["saturates"]) == ("uint8", "int8", False)
     calibration.write(tmp_path / "again.onnx", facts={"seed": 3})
     assert metadata_of(tmp_path / "again.onnx")["quantization"]["seed"] == 3
     loaded = load_model(tmp_path / "int8.onnx")

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Predictor": "segkit.inference",
     "train": "segkit.workflows.train",
     "check": "segkit.workflows.check",
+    "convert": "segkit.workflows.convert",
     "make_folds": "segkit.workflows.folds",
     "predict": "segkit.workflows.infer",
     "evaluate": "segkit.workflows.evaluate",

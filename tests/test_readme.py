@@ -29,6 +29,7 @@ CONFIGS = {
     "tune": "TuneConfig",
     "check": "CheckConfig",
     "folds": "FoldsConfig",
+    "convert": "ConvertConfig",
     "export": "ExportConfig",
 }
 

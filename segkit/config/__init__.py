@@ -7,7 +7,7 @@ from segkit.config.keywords import as_declared, from_keywords, takes_settings
 from segkit.config.predict import EvaluateConfig, InferConfig, PredictConfig, ScoreConfig, TuneConfig
 from segkit.config.recipes import RECIPES, read_recipe
 from segkit.config.setting_types import import_words
-from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
+from segkit.config.tools import CheckConfig, ConvertConfig, ExportConfig, FoldsConfig
 from segkit.config.train import TrainConfig, implied_settings
 from segkit.config.yaml_files import Setting, format_settings, read_settings, write_yaml
 
@@ -15,6 +15,7 @@ __all__ = [
     "DATA_RULES",
     "RECIPES",
     "CheckConfig",
+    "ConvertConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FoldsConfig",

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from segkit.config.predict import CHOSEN_BY_TUNE, EvaluateConfig, InferConfig, TuneConfig
-from segkit.config.tools import CheckConfig, ExportConfig, FoldsConfig
+from segkit.config.tools import CheckConfig, ConvertConfig, ExportConfig, FoldsConfig
 from segkit.config.train import TrainConfig
 
 
@@ -54,6 +54,11 @@ PAGES: dict[type, Page] = {
     CheckConfig: Page(
         first=("data", "images", "masks", "full", "out"),
         example="python -m segkit check train.json val.json --images photos/ --full",
+    ),
+    ConvertConfig: Page(
+        first=("data", "to", "out", "image_files", "images", "masks", "format"),
+        example="python -m segkit convert train.json --images photos/ --to yolo --out yolo\n"
+        "python -m segkit convert masks/ --images photos/ --to labelme --out to_correct",
     ),
     FoldsConfig: Page(
         first=("data", "out", "k", "images", "group_by", "near_duplicates", "train_only", "seed", "overwrite"),

@@ -1,6 +1,6 @@
-"""Settings of the smaller commands: export, folds, check."""
+"""Settings of the smaller commands: export, folds, check, convert."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,3 +121,23 @@ class CheckConfig(SourceConfig):
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("give the COCO JSON files to check, or folders of images with `masks`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(SourceConfig):
+    """Write labels or predictions in another format, with the same pixels."""
+
+    data: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE|DIR")] = field()
+    """Labels of any format that --data of train.py takes; or a folder of infer.py, with the photographs as --images."""
+    to: Literal["coco", "masks", "yolo", "labelme"]
+    """Format to write: COCO JSON, index PNGs (also for CVAT), YOLO segmentation, or LabelMe."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """New folder for the labels."""
+    image_files: Literal["auto", "copy", "link", "none"] = "auto"
+    """Images: copy them to --out, link them there (hard links), or none. auto: none for COCO, copy for the others."""
+    overlap: Literal["auto", "smallest", "last", "max-id"] = "auto"
+    """Object on top where objects overlap, as in training. auto: by the format of the labels; COCO: the smallest."""
+
+    def __post_init__(self) -> None:
+        if len(self.images) > 1 or len(self.masks) > 1:
+            raise UsageError("`images` and `masks` take one folder here")

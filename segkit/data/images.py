@@ -114,6 +114,13 @@ def read_image(
     return np.array(rgb if is_small else rgb.reduce(reduce))
 
 
+def turn_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a label map (H, W) of the stored pixels, rotated by an EXIF orientation of 1 to 8."""
+    if orientation == 1:
+        return mask
+    return np.array(Image.fromarray(mask).transpose(_TURNS[orientation]))
+
+
 def reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
     """Return the label at the middle of each square that is one pixel of `read_image(reduce=factor)`."""
     rows, columns = (np.arange(0, length, factor) + factor // 2 for length in mask.shape)

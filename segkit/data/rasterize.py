@@ -73,14 +73,27 @@ def rasterize(
     shaped = [a for a in annotations if a.shape is not None]
     ignored = [a for a in shaped if a.crowd and crowd == "ignore"]
     painted = [a for a in shaped if not (a.crowd and crowd == "ignore")]
-    regions = [_Region(a.label, runs_of(encode(a.shape, size))) for a in painted]
-    if OVERLAPS[overlap] is not None:
-        regions.sort(key=OVERLAPS[overlap])
-    regions.sort(key=lambda region: region.label == IGNORE_INDEX)
     column_major = np.zeros(size[0] * size[1], dtype=np.uint8)
-    for region in [*(_Region(IGNORE_INDEX, runs_of(encode(a.shape, size))) for a in ignored), *regions]:
+    for a in ignored:
+        _paint(column_major, _Region(IGNORE_INDEX, runs_of(encode(a.shape, size))))
+    for _, region in _in_paint_order(painted, size, overlap):
         _paint(column_major, region)
     return np.ascontiguousarray(column_major.reshape(size[::-1]).T)
+
+
+def in_paint_order(annotations: Sequence[Annotation], size: tuple[int, int], overlap: str) -> list[Annotation]:
+    """Return the annotations that have a shape, in the order in which `rasterize` paints them: the last lies on top."""
+    return [a for a, _ in _in_paint_order([a for a in annotations if a.shape is not None], size, overlap)]
+
+
+def _in_paint_order(
+    annotations: Sequence[Annotation], size: tuple[int, int], overlap: str
+) -> list[tuple[Annotation, _Region]]:
+    pairs = [(a, _Region(a.label, runs_of(encode(a.shape, size)))) for a in annotations]
+    key = OVERLAPS[overlap]
+    if key is not None:
+        pairs.sort(key=lambda pair: key(pair[1]))
+    return sorted(pairs, key=lambda pair: pair[0].label == IGNORE_INDEX)
 
 
 def encode(shape: Shape, size: tuple[int, int]) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from helpers.commands import SMALL
 from helpers.label_formats import WRITERS, Written
 
-from segkit.cli import check, evaluate, train
+from segkit.cli import check, convert, evaluate, train
 from segkit.data import CocoSegmentation, FolderSegmentation
 from segkit.data.formats import FORMATS, LabelRecords, find_source
 
@@ -41,3 +41,23 @@ def test_check_train_and_evaluate(written, tmp_path):
     run = str(tmp_path / "run")
     evaluate.main(["--weights", run, "--data", str(written.path), "--device", "cpu", "--out", str(tmp_path / "scores")])
     assert json.loads((tmp_path / "scores/scores.json").read_text())["classes"] == list(written.class_names)
+
+
+@pytest.mark.parametrize("to", ["coco", "masks", *sorted({"yolo", "labelme"} & FORMATS.keys())])
+def test_convert_keeps_the_masks(written, tmp_path, to):
+    out = tmp_path / "out"
+    convert.main([str(written.path), "--to", to, "--out", str(out), "--image-files", "copy"])
+    if to == "coco":
+        roots = {file: out / "images" / file.stem for file in out.glob("[tv]*.json")}
+        roots |= dict.fromkeys(out.glob("annotations.json"), out / "images")
+        sets = [CocoSegmentation(file, root) for file, root in roots.items()]
+    else:
+        parts = [read() for read in find_source(out).splits.values()]
+        sets = [
+            CocoSegmentation(part) if isinstance(part, LabelRecords) else FolderSegmentation(part) for part in parts
+        ]
+    assert {data.class_names for data in sets} == {written.class_names}
+    masks = {Path(data.name(i)).stem: data.mask(i) for data in sets for i in range(len(data))}
+    assert masks.keys() == written.masks.keys()
+    for name, expected in written.masks.items():
+        assert np.array_equal(masks[name], expected), name

@@ -12,6 +12,7 @@ import pytest
 from segkit.cli import evaluate, infer, train
 from segkit.config import (
     CheckConfig,
+    ConvertConfig,
     EvaluateConfig,
     ExportConfig,
     FoldsConfig,
@@ -316,12 +317,12 @@ def boxes(lines):
     for line in lines[1:]:
         if re.fullmatch("(([a-z]+ )?options|positional arguments)", title := line.strip("╭╮─ ")):
             options = found.setdefault(title, [])
-        elif match := re.match("(?:│ |  )--([a-z-]+)", line):
+        elif match := re.match("(?:│ |  )--([a-z0-9-]+)", line):
             options.append(match[1].replace("-", "_"))
     return found
 
 
-COMMANDS = [TrainConfig, InferConfig, EvaluateConfig, TuneConfig, CheckConfig, FoldsConfig, ExportConfig]
+COMMANDS = [TrainConfig, InferConfig, EvaluateConfig, TuneConfig, CheckConfig, FoldsConfig, ConvertConfig, ExportConfig]
 
 
 @pytest.mark.parametrize("cls", COMMANDS)

@@ -7,6 +7,7 @@ import pytest
 
 from segkit.config import (
     CheckConfig,
+    ConvertConfig,
     EvaluateConfig,
     ExportConfig,
     FoldsConfig,
@@ -44,6 +45,7 @@ WHOLE = [
     TuneConfig(data=(Path("v.json"),), crf=()),
     ExportConfig(model=Path("runs/x"), onnx=Path("m.onnx")),
     FoldsConfig(data=Path("a.json"), out=Path("folds"), group_by="scene"),
+    ConvertConfig(data=Path("a.json"), to="yolo", out=Path("o")),
     CheckConfig(data=(Path("a.json"),), full=True),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import segkit
-from segkit.config import CheckConfig, FoldsConfig, TrainConfig, from_keywords
+from segkit.config import CheckConfig, ConvertConfig, FoldsConfig, TrainConfig, from_keywords
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
 from segkit.errors import DataError, UsageError
@@ -18,7 +18,10 @@ from segkit.training.checkpoint import photographs_warning
 from segkit.workflows.datasets import data_digests, load_data, open_folds, photograph_digests, rule_of_folds
 
 
-@pytest.mark.parametrize(("workflow", "config"), [(segkit.check, CheckConfig), (segkit.make_folds, FoldsConfig)])
+@pytest.mark.parametrize(
+    ("workflow", "config"),
+    [(segkit.check, CheckConfig), (segkit.make_folds, FoldsConfig), (segkit.convert, ConvertConfig)],
+)
 def test_a_workflow_takes_the_settings_of_its_command(workflow, config):
     parameters = dict(inspect.signature(workflow).parameters)
     assert parameters.pop("verbose").default is False

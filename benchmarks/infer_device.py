@@ -64,9 +64,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="number of images")
     parser.add_argument("--side", type=int, default=512, help="height and width of the images, in pixels")
     parser.add_argument("--workers", type=int, default=8, help="processes of the CRF on the CPU")
+    parser.add_argument("--small", action="store_true", help="a small model, to try this program")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = create_model("deeplabv3plus", backbone="resnext50_32x4d", num_classes=CLASSES, pretrained=False)
+    model = create_model(
+        "deeplabv3plus", backbone="resnet18" if args.small else "resnext50_32x4d", num_classes=CLASSES, pretrained=False
+    )
     torch.nn.init.normal_(model.head.weight, std=1)
     fast = optimize(model.eval().to(args.device), compile=False)
     sides = {

@@ -6,10 +6,15 @@ weights: SMP models that are first trained here for some steps, so that their pr
 reads them with load_smp_checkpoint. The sides take turns on small lots of photographs, in a random order within each
 lot. Compile time is reported separately.
 
+On a GPU the models of both sides run there; the CRF of the script runs on the CPU, and ours on the GPU. Our images run
+in batches, the script's one by one. Without --data both segment drawn scenes. Without ttach the script turns and
+resizes by itself, and without pydensecrf its CRF is ours on the CPU, which takes less time; the table says so.
+
     python benchmarks/inference.py --data facade/train.json --photographs 40
     python benchmarks/inference.py --data facade/train.json --tta
     python benchmarks/inference.py --data facade/train.json --bound
     python benchmarks/inference.py --window
+    python benchmarks/inference.py --device cuda --workers 16
 """
 
 import argparse
@@ -20,7 +25,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -28,49 +33,53 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pydensecrf.densecrf
 import segmentation_models_pytorch as smp
 import torch
-import ttach
-from pydensecrf.utils import unary_from_softmax
+import torch.nn.functional as F
+from losses import installed
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.crf import DenseCRF
 from segkit.data import CocoSegmentation, create_transform, read_image, train_loader
-from segkit.inference import Clock, PredictionWriter, Predictor, SourceImage, segment
+from segkit.demo import write_demo
+from segkit.inference import BatchSize, Clock, PredictionWriter, Predictor, Segmented, SourceImage, segment
+from segkit.inference.stream import ahead
 from segkit.losses import create_loss
 from segkit.models import Preprocessing, Segmenter, create_model, load_smp_checkpoint, optimize
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
+from segkit.workflows.predictors import pick_threads
 
+ttach, pydensecrf = installed("ttach"), installed("pydensecrf.densecrf") and installed("pydensecrf.utils")
 MEMBERS = {
     "deeplabv3plus": ("DeepLabV3Plus", "resnext50_32x4d"),
     "fpn": ("FPN", "tu-tf_efficientnet_b4"),
 }
+SMALL_MEMBERS = {"deeplabv3plus": ("DeepLabV3Plus", "resnet18"), "fpn": ("FPN", "resnet18")}
 SCALES = (0.75, 1.0, 1.25)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Stages = Counter[str]
 BF16 = torch.bfloat16
 
 
-def trained(data: Path, cache: Path, steps: int) -> list[torch.nn.Module]:
+def trained(data: Path, cache: Path, steps: int, device: str, small: bool = False) -> list[torch.nn.Module]:
     """Return the SMP models; they are trained once, then read from the cache folder."""
     cache.mkdir(parents=True, exist_ok=True)
     models = []
-    for name, (architecture, encoder) in MEMBERS.items():
+    for name, (architecture, encoder) in (SMALL_MEMBERS if small else MEMBERS).items():
         classes = len(CocoSegmentation(data).class_names)
         model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=classes)
-        file = cache / f"{name}-{data.parent.name}-{steps}.pt"
+        file = cache / f"{name}-{encoder}-{data.parent.name}-{steps}.pt"
         if not file.exists():
             print(f"training {name} for {steps} steps", flush=True)
-            train(model, data, steps)
+            train(model.to(device), data, steps, device)
             torch.save(model.state_dict(), file)
-        model.load_state_dict(torch.load(file, weights_only=True))
-        models.append(model.eval())
+        model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+        models.append(model.cpu().eval())
     return models
 
 
-def train(model: torch.nn.Module, data: Path, steps: int) -> None:
+def train(model: torch.nn.Module, data: Path, steps: int, device: str) -> None:
     torch.manual_seed(0)
     model.train().to(memory_format=torch.channels_last)
     loader = train_loader(
@@ -80,7 +89,8 @@ def train(model: torch.nn.Module, data: Path, steps: int) -> None:
     preprocessing, step = Preprocessing(MEAN, STD), 0
     while step < steps:
         for images, target in loader:
-            with torch.autocast("cpu", torch.bfloat16):
+            images, target = images.to(device), target.to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
                 logits = model(preprocessing(images))
             loss = loss_fn(logits.float(), target)
             optimizer.zero_grad()
@@ -102,13 +112,35 @@ def timed(stages: Stages, stage: str) -> Iterator[None]:
         stages[stage] += time.perf_counter() - started
 
 
+class ViewsByHand(torch.nn.Module):
+    """Averages logits over a vertical flip and the scales, as ttach does."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        total = 0
+        for flipped in (False, True):
+            for scale in SCALES:
+                view = images.flip(2) if flipped else images
+                view = F.interpolate(view, scale_factor=scale, mode="bilinear")
+                logits = F.interpolate(self.model(view), size=images.shape[2:], mode="bilinear")
+                total = total + (logits.flip(2) if flipped else logits)
+        return total / (2 * len(SCALES))
+
+
 class Reference:
     """The script as usual: image by image; with `workers` its CRF runs in a pool of processes."""
 
-    def __init__(self, models: list[torch.nn.Module], out: Path, workers: int = 0) -> None:
-        transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
-        self.models = [ttach.SegmentationTTAWrapper(model, transforms, merge_mode="mean") for model in models]
-        self.out = out
+    def __init__(self, models: list[torch.nn.Module], out: Path, device: str, workers: int = 0) -> None:
+        if ttach is None:
+            self.models = [ViewsByHand(model) for model in models]
+        else:
+            transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
+            self.models = [ttach.SegmentationTTAWrapper(model, transforms, merge_mode="mean") for model in models]
+        self.models = [model.to(device) for model in self.models]
+        self.out, self.device = out, device
         self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
         self.stages: Stages = Counter()
 
@@ -128,10 +160,10 @@ class Reference:
         with timed(self.stages, "reading, normalising"):
             image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
             x = (torch.from_numpy(image).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-            x = x.permute(2, 0, 1)[None]
+            x = x.permute(2, 0, 1)[None].to(self.device)
         with timed(self.stages, "models"), torch.no_grad():
             logits = sum(model(x) for model in self.models) / len(self.models)
-            return path, image, logits.softmax(1)[0].numpy()
+            return path, image, logits.softmax(1)[0].cpu().numpy()
 
     def _pooled(self, pending: list) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         with timed(self.stages, "CRF"):
@@ -142,9 +174,12 @@ class Reference:
 
 def reference_crf(probs: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Refine (C, H, W) probabilities with the calls and parameters of the script."""
+    if pydensecrf is None:
+        torch.set_num_threads(1)
+        return DenseCRF()(probs, image)
     classes, height, width = probs.shape
-    crf = pydensecrf.densecrf.DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probs)))
+    crf = installed("pydensecrf.densecrf").DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(pydensecrf.unary_from_softmax(probs)))
     crf.addPairwiseGaussian(sxy=3, compat=10)
     crf.addPairwiseBilateral(sxy=10, srgb=5, rgbim=np.ascontiguousarray(image), compat=10)
     return np.array(crf.inference(10)).reshape(probs.shape)
@@ -153,83 +188,102 @@ def reference_crf(probs: np.ndarray, image: np.ndarray) -> np.ndarray:
 class Ours:
     """segkit's Predictor, stream and writer, with the same views and CRF parameters."""
 
-    def __init__(self, models: list[Segmenter], names: list[Path], out: Path, *, workers: int, tta: TTA) -> None:
-        self.predictor = Predictor(models, tta=tta, crf=DenseCRF(workers=workers))
+    def __init__(
+        self, models: list[Segmenter], names: list[Path], out: Path, *, workers: int, tta: TTA, device: str
+    ) -> None:
+        self.predictor = Predictor(models, tta=tta, crf=DenseCRF(workers=workers), device=device, probs="none")
         self.writer = PredictionWriter(out, self.predictor.class_names, names, kinds=["mask"])
-        self.clock = Clock()
+        self.clock, self.batch_size = Clock(), BatchSize(self.predictor)
+        self.threads = pick_threads(self.predictor.device)
 
     @property
     def stages(self) -> Stages:
         return self.clock.seconds
 
     def run(self, paths: list[Path]) -> dict[Path, np.ndarray]:
-        masks = {}
-        for one in segment(
-            [SourceImage(Path(p.name), partial(read_image, p), p) for p in paths], self.predictor, self.clock
-        ):
-            with self.clock("PNG"):
-                self.writer.write(one.source.name, one.image, one.prediction)
-            masks[one.source.path] = one.prediction.mask
-        return masks
+        images = [SourceImage(Path(p.name), partial(read_image, p), p) for p in paths]
+        found = segment(images, self.predictor, self.clock, self.batch_size, threads=self.threads)
+
+        def submitted(pool: ThreadPoolExecutor) -> Iterator[tuple[Segmented, Future]]:
+            for one in found:
+                yield one, pool.submit(self.writer.write, one.source.name, one.image, one.prediction)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            written = ahead(submitted(pool), lambda: 2 * self.threads + self.batch_size.largest, self.clock, "PNG")
+            return {one.source.path: one.prediction.mask for one, _ in written}
 
 
-def segmenters(models: list[torch.nn.Module], **options: object) -> list[torch.nn.Module]:
+def segmenters(models: list[torch.nn.Module], small: bool, device: str, **options: object) -> list[torch.nn.Module]:
     """Load the weights of the SMP models into segkit and optimize them with `options`."""
     return [
         optimize(
-            load_smp_checkpoint(model.state_dict(), *names, num_classes=model.segmentation_head[0].out_channels),
+            load_smp_checkpoint(model.state_dict(), *names, num_classes=model.segmentation_head[0].out_channels).to(
+                device
+            ),
             **options,
         )
-        for model, names in zip(models, MEMBERS.values(), strict=True)
+        for model, names in zip(models, (SMALL_MEMBERS if small else MEMBERS).values(), strict=True)
     ]
 
 
-def warmed_up(name: str, make: Callable[[], object], path: Path) -> object:
-    """Make a side and run it twice, so that compiling and first calls are not timed."""
+def warmed_up(name: str, make: Callable[[], object], paths: list[Path]) -> object:
+    """Make a side and run it on some photographs, so that compiling and first calls are not timed."""
     started = time.perf_counter()
     side = make()
-    side.run([path, path])
-    print(f"{name}: built, compiled and run twice in {time.perf_counter() - started:.0f} s", flush=True)
+    side.run(paths)
+    print(f"{name}: built, compiled and warmed up in {time.perf_counter() - started:.0f} s", flush=True)
     side.stages.clear()
     return side
 
 
 def measure(args: argparse.Namespace, out: Path) -> None:
-    models = trained(args.data, args.cache, args.steps)
+    started = time.perf_counter()
+    models = trained(args.data, args.cache, args.steps, args.device, args.small)
     data = CocoSegmentation(args.data)
     chosen = np.linspace(0, len(data) - 1, args.photographs).round().astype(int)
     paths = [data.items[i].path for i in chosen]
     names = [Path(path.name) for path in paths]
     tta = TTA(scales=SCALES, flips="v", merge="gmean")
-    options = {"workers": args.workers, "tta": tta}
+    options = {"workers": args.workers, "tta": tta, "device": args.device}
+    load = partial(segmenters, models, args.small, args.device)
     makers = {
-        "script": lambda: Reference(models, out),
-        "script, CRF in a pool": lambda: Reference(models, out, args.workers),
-        "segkit": lambda: Ours(segmenters(models, compile=False), names, out, **options),
-        "segkit, bf16": lambda: Ours(segmenters(models, compile=False, dtype=BF16), names, out, **options),
-        "segkit, compiled": lambda: Ours(segmenters(models, compile=True), names, out, **options),
-        "segkit, compiled, bf16": lambda: Ours(segmenters(models, compile=True, dtype=BF16), names, out, **options),
+        "script": lambda: Reference(models, out, args.device),
+        "script, CRF in a pool": lambda: Reference(models, out, args.device, args.workers),
+        "segkit": lambda: Ours(load(compile=False), names, out, **options),
+        "segkit, bf16": lambda: Ours(load(compile=False, dtype=BF16), names, out, **options),
+        "segkit, compiled": lambda: Ours(load(compile=True), names, out, **options),
+        "segkit, compiled, bf16": lambda: Ours(load(compile=True, dtype=BF16), names, out, **options),
     }
-    sides = {name: warmed_up(name, make, paths[0]) for name, make in makers.items() if name in args.sides}
+    on_gpu = args.device != "cpu"
+    lot_size = args.lot or (40 if on_gpu else 8)
+    # Ours allocates the memory of a batch at first. The script has no batches, and its CRF takes long.
+    first = {name: paths[:lot_size] if on_gpu and name.startswith("segkit") else paths[:1] * 2 for name in makers}
+    sides = {name: warmed_up(name, make, first[name]) for name, make in makers.items() if name in args.sides}
     seconds, masks = defaultdict(list), defaultdict(dict)
-    for start in range(0, len(paths), args.lot):
-        lot = paths[start : start + args.lot]
+    for start in range(0, len(paths), lot_size):
+        lot = paths[start : start + lot_size]
         for name in random.Random(start).sample(list(sides), len(sides)):
-            started = time.perf_counter()
+            begun = time.perf_counter()
             masks[name] |= sides[name].run(lot)
-            seconds[name].append((time.perf_counter() - started) / len(lot))
-        print(f"{start + len(lot)} of {len(paths)}", {n: f"{s[-1]:.2f} s" for n, s in seconds.items()}, flush=True)
-    report(sides, seconds, masks, len(paths))
+            seconds[name].append((time.perf_counter() - begun) / len(lot))
+        done = start + len(lot)
+        print(f"{done} of {len(paths)}", {n: f"{s[-1]:.3f} s" for n, s in seconds.items()}, flush=True)
+        if args.minutes and time.perf_counter() - started > 60 * args.minutes:
+            break
+    report(sides, seconds, masks, done, args.device)
 
 
-def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
-    base = "script"
-    print(f"\n{count} photographs, {torch.get_num_threads()} threads; median of the lots")
+def report(sides: dict, seconds: dict, masks: dict, count: int, device: str) -> None:
+    base = next(iter(sides))
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
+    print(f"\n{count} photographs, {where}; median of the lots, ratio to {base}")
+    if missing := [name for name, package in (("ttach", ttach), ("pydensecrf", pydensecrf)) if package is None]:
+        print(f"not installed, so that the script does without: {', '.join(missing)}")
     for name, side in sides.items():
         ratio = statistics.median(b / s for b, s in zip(seconds[base], seconds[name], strict=True))
         equal = np.mean([np.mean(masks[name][path] == masks[base][path]) for path in masks[base]])
         print(
-            f"  {name:<22} {statistics.median(seconds[name]):6.2f} s per photograph  {ratio:5.2f} x  "
+            f"  {name:<22} {statistics.median(seconds[name]):7.3f} s per photograph  {ratio:5.2f} x  "
             f"equal labels {100 * equal:.3f} %"
         )
         for stage, total in side.stages.most_common():
@@ -238,7 +292,7 @@ def report(sides: dict, seconds: dict, masks: dict, count: int) -> None:
 
 def measure_bound(args: argparse.Namespace) -> None:
     """Print a lower bound: the multiplications of all views of a photograph, at the speed of a large matmul."""
-    models = trained(args.data, args.cache, args.steps)
+    models = trained(args.data, args.cache, args.steps, "cpu")
     a = torch.randn(2048, 2048)
     speed = max(2 * 2048**3 / seconds_of(lambda: a @ a) for _ in range(20))
     total = 0
@@ -262,7 +316,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 def measure_tta(args: argparse.Namespace) -> None:
     """Time only the test-time augmentation, with the same SMP model: ttach against segkit's TTA."""
-    (model, _) = trained(args.data, args.cache, args.steps)
+    (model, _) = trained(args.data, args.cache, args.steps, "cpu")
     images = torch.randn(1, 3, 512, 512)
     transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
     theirs, ours = ttach.SegmentationTTAWrapper(model, transforms), TTA(scales=SCALES, flips="v", merge="logits")
@@ -300,13 +354,17 @@ def main() -> None:
     sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16", "segkit, compiled", "segkit, compiled, bf16"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--window", action="store_true", help="measure the memory of a sliding window")
-    parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels")
+    parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels; without, drawn scenes")
+    parser.add_argument("--device", default="cpu", help="where the models of both sides run")
+    parser.add_argument("--side", type=int, default=512, help="height and width of drawn scenes")
+    parser.add_argument("--small", action="store_true", help="two small models, to try this program")
+    parser.add_argument("--minutes", type=float, help="end after the lot that reaches this time")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir(), "segkit-benchmark"), help="keeps the models"
     )
     parser.add_argument("--steps", type=int, default=150, help="training steps for each model")
     parser.add_argument("--photographs", type=int, default=40, help="number of photographs")
-    parser.add_argument("--lot", type=int, default=8, help="photographs per turn")
+    parser.add_argument("--lot", type=int, help="photographs per turn; by default 8 on the CPU and 40 on a GPU")
     parser.add_argument("--workers", type=int, default=2, help="CRF processes on both sides")
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
     parser.add_argument("--tta", action="store_true", help="time only the test-time augmentation")
@@ -317,10 +375,13 @@ def main() -> None:
         measure_window()
         return
     if args.data is None:
-        parser.error("give --data")
+        scenes = args.cache / f"scenes-{args.photographs}-{args.side}"
+        args.data = write_demo(scenes, train=args.photographs, val=1, size=args.side)[0]
     if args.bound:
         measure_bound(args)
         return
+    if args.tta and ttach is None:
+        parser.error("--tta needs ttach")
     if args.tta:
         measure_tta(args)
         return

@@ -140,8 +140,8 @@ def step(loss: LossFunction, logits: Tensor, target: Tensor) -> None:
     loss(logits, target).backward()
 
 
-def measure(kinds: list[str], batch: int, ignored: float, runs: int, device: str) -> None:
-    logits, target = example(batch, ignored)
+def measure(kinds: list[str], batch: int, size: int, ignored: float, runs: int, device: str) -> None:
+    logits, target = example(batch, ignored, size)
     logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {where}, {ignored:.0%} of the pixels ignored")
@@ -194,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=list(table()), choices=list(table()))
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=SIZE, help="height and width in pixels, a multiple of 32")
     parser.add_argument("--ignored", type=float, default=0.05, help="share of the pixels that is ignored")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -212,7 +213,7 @@ def main() -> None:
     else:
         with busy_processes(args.beside):
             print(f"{args.beside} busy processes next to this one")
-            measure(args.kinds, args.batch, args.ignored, args.runs, args.device)
+            measure(args.kinds, args.batch, args.size, args.ignored, args.runs, args.device)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 The loops take turns in one process, each with its own copy of the model, on batches that are in memory already. The
 figures are medians over the rounds. `plain` reads the loss after every step, as most loops do to print it; `plain,
-never reads` lets the GPU run ahead of Python. `Trainer` checks every loss and gradient before it changes the weights.
+never reads` lets the GPU run ahead of Python. `SMP script`, if SMP is installed, is a loop as people write it: SMP's
+model and losses, torch's AdamW, the same precision and channels last. `Trainer` checks every loss and gradient before
+it changes the weights.
 
     python benchmarks/training_step.py --device cuda --amp bf16
     python benchmarks/training_step.py --device cpu --backbone resnet18 --size 128 --batch 4 --steps 5
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from losses import installed
 from torch import Tensor, nn
 
 from segkit.losses import create_loss
@@ -89,6 +92,40 @@ def trainer_loop(
     return trainer.train_one_epoch
 
 
+def smp_loop(options: argparse.Namespace, device: torch.device) -> Callable[[Batches], float]:
+    """Return a function that trains SMP's model of the same name on batches, and returns the mean loss."""
+    smp = installed("segmentation_models_pytorch")
+    known = smp.encoders.encoders
+    encoder = options.backbone if options.backbone in known else f"tu-{options.backbone}"
+    architecture = {"fpn": "FPN", "deeplabv3plus": "DeepLabV3Plus", "unet": "Unet"}[options.model]
+    model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=CLASSES)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    ce = smp.losses.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=255)
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    scaler, precision = create_scaler(device, options.amp), autocast(device, options.amp)
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def train(batches: Batches) -> float:
+        total = 0.0
+        for images, target in batches:
+            images = images.to(device, non_blocking=True).float().div(255).sub(mean).div(std)
+            target = target.to(device, non_blocking=True).long()
+            with precision():
+                logits = model(images.contiguous(memory_format=torch.channels_last))
+                loss = 0.6 * ce(logits, target) + 0.4 * dice(logits, target)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.item()
+        return total / len(batches)
+
+    return train
+
+
 def measure(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     seed_all(0)
@@ -101,6 +138,8 @@ def measure(options: argparse.Namespace) -> None:
         "plain, never reads": plain_loop(copy.deepcopy(model), loss_fn, device, options.amp, reads_loss=False),
         "Trainer": trainer_loop(copy.deepcopy(model), loss_fn, device, options.amp, options.steps),
     }
+    if installed("segmentation_models_pytorch"):
+        loops["SMP script"] = smp_loop(options, device)
     batches = [example(options.batch, options.size, device)] * options.steps
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for is_counted in (False, *[True] * options.rounds):

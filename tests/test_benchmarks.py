@@ -1,8 +1,11 @@
-"""The benchmarks and the documentation use names and arguments of segkit that exist; nothing of them is run."""
+"""The benchmarks and the documentation use names and arguments of segkit that exist; only one of them is run."""
 
 import ast
 import inspect
+import os
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -104,6 +107,44 @@ def test_a_benchmark_uses_names_and_arguments_that_exist(file):
 def test_the_python_code_of_a_page_uses_names_and_arguments_that_exist(page):
     code = "\n".join(python_blocks(page))  # later blocks use the imports of earlier ones
     assert problems(code) == []
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu_from_start_to_end_and_without_network(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--quick", "--minutes", "20"]
+    found = subprocess.run(
+        [*command, "--cache", tmp_path / "cache", "--out", tmp_path / "gpu.txt"],
+        env={**os.environ, **proxies, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    lines = (tmp_path / "gpu.txt").read_text().splitlines()
+    states = [line.split()[-1] for line in lines[-4:]]
+    assert (found.returncode, states) == (0, ["done"] * 4), found.stdout[-3000:] + found.stderr[-3000:]
+    (whole,) = [line for line in lines if line.startswith("  segkit") and "equal labels" in line]
+    assert float(whole.split("equal labels")[1].split()[0]) > 90
+
+
+@pytest.mark.slow
+def test_a_part_of_the_benchmark_ends_when_its_time_is_over(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import gpu; from pathlib import Path\n"
+        "gpu.__file__ = sys.argv[2]\n"
+        "with open(sys.argv[3], 'w') as log: print(gpu.run(gpu.Part('a', 1, ['slow.py']), 1.0, log))"
+    )
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    (tmp_path / "slow.py").write_text(f"print('begun')\n{child}\n")
+    found = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "benchmarks", tmp_path / "gpu.py", tmp_path / "log"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.splitlines()[-1] == "its time was over", found.stderr
+    assert "begun" in (tmp_path / "log").read_text()
 
 
 def test_the_readme_has_python_code_with_names_of_segkit():

@@ -20,6 +20,7 @@ from torch.autograd import Function
 
 Result = TypeVar("Result")
 ONE_THREAD = 1 << 15  # Torch does not divide operations on fewer values among threads.
+SMALL_BLOCK = 1 << 16  # Smaller ones take longer to call operations than to compute.
 MOST_THREADS = 1 << 10  # Threads start when they are needed.
 
 
@@ -38,13 +39,14 @@ class Buffers:
 
 
 def blocks(values: int, *tensors: Tensor | None) -> list[tuple[Tensor | None, ...]]:
-    """Divide tensors (N, C, P) and (N, P) alike into blocks of one image and about `values` values of the first.
+    """Divide tensors (N, C, P) and (N, P) alike into blocks of one image, and of `values` values of the first or fewer.
 
     All images have equally many blocks. In the place of a tensor may be None.
     """
     n, classes, pixels = tensors[0].shape
     if not n or not pixels:
         return []
+    values = min(values, max(SMALL_BLOCK, tensors[0].numel() // 8))  # so that several threads have something to do
     step = max(1024, values // max(classes, 1))
     none = [None] * (n * -(-pixels // step))
     parts = (none if x is None else [part for image in x.split(1) for part in image.split(step, -1)] for x in tensors)
@@ -62,7 +64,8 @@ def in_blocks(work: Callable[..., Result], values: int, *tensors: Tensor | None)
         Exception: What `work` raises for one of the blocks.
     """
     pieces = blocks(values, *tensors)
-    threads = min(torch.get_num_threads(), len(pieces)) if tensors[0].numel() >= ONE_THREAD else 1
+    # Even a single block goes to another thread, because sums of torch depend on its number of threads.
+    threads = torch.get_num_threads() if tensors[0].numel() >= ONE_THREAD else 1
     blocks_of_image = max(1, len(pieces) // max(1, len(tensors[0])))
     waiting, results, errors = deque(enumerate(pieces)), {}, []
     finished, is_inference = threading.Event(), torch.is_inference_mode_enabled()
@@ -88,11 +91,11 @@ def in_blocks(work: Callable[..., Result], values: int, *tensors: Tensor | None)
             errors.append(error)
             finished.set()
 
-    if threads <= 1:
+    if threads == 1:
         work_through()
     else:
         try:
-            if not _start(thread, threads):
+            if not _start(thread, min(threads, len(pieces))):
                 work_through()
             finished.wait()
         finally:

@@ -66,6 +66,17 @@ def test_the_number_of_threads_does_not_change_one_bit(name, options, dtype):
     assert all(torch.equal(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("name", ["ce", "dice", "focal"])
+@pytest.mark.parametrize("size", [(1, 90, 130), (1, 200, 180)], ids=["one-block", "few-blocks"])
+def test_the_number_of_threads_does_not_change_a_small_image(name, size):
+    logits, target = example(size=size)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(loss_and_gradient(build(name), logits.float(), target))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
 def test_the_threads_of_torch_stay_as_the_caller_has_set_them():
     torch.set_num_threads(3)
     mkl = re.findall("mkl_get_max_threads.*", torch.__config__.parallel_info())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,18 @@ from segkit.inference.prediction import Prediction
 
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "probs": ".npz"}
 MADE_OF = "segkit"  # keyword of the text in a mask that says of which file it was made, and with which other files
+
+
+class Written(NamedTuple):
+    """What was written of an image.
+
+    Attributes:
+        row: Its row of the manifest.
+        pixels: The number of pixels of each class.
+    """
+
+    row: dict[str, object]
+    pixels: tuple[int, ...]
 
 
 class PredictionWriter:
@@ -68,8 +80,8 @@ class PredictionWriter:
 
     def write(
         self, name: Path, image: np.ndarray | None, prediction: Prediction, source: Fingerprint | None = None
-    ) -> dict[str, object]:
-        """Write the files of an image and return its row of the manifest. Several threads may write at once.
+    ) -> Written:
+        """Write the files of an image. Several threads may write at once.
 
         Args:
             name: One of `names`.
@@ -86,7 +98,7 @@ class PredictionWriter:
         text = None if source is None else {MADE_OF: json.dumps({**source._asdict(), "kinds": self.kinds})}
         for kind in sorted(self.kinds, key="mask".__eq__):  # the mask comes last: if it exists, so do the other files
             whole.save(self.file(kind, name), text=text)
-        return self._row(name, prediction.mask, source)
+        return self._written(name, prediction.mask, source)
 
     def read_mask(self, name: Path) -> np.ndarray:
         """Return the label map (H, W) of an image from its file, uint8 or uint16.
@@ -98,8 +110,8 @@ class PredictionWriter:
             labels = np.asarray(image)
         return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)  # some versions of Pillow read int32
 
-    def row(self, name: Path) -> dict[str, object]:
-        """Return the row of an image in the manifest, by its mask.
+    def existing(self, name: Path) -> Written:
+        """Return what an earlier run has written of an image, by its mask.
 
         Raises:
             DataError: The mask is missing or damaged.
@@ -112,7 +124,7 @@ class PredictionWriter:
                 "choose another `out`"
             )
         known = {"bytes", "sha256"} <= made_of.keys()
-        return self._row(name, mask, Fingerprint(made_of["bytes"], made_of["sha256"]) if known else None)
+        return self._written(name, mask, Fingerprint(made_of["bytes"], made_of["sha256"]) if known else None)
 
     def _made_of(self, name: Path) -> dict[str, Any]:
         """Return what the mask of an image says of its source; nothing if another program or version wrote it."""
@@ -123,14 +135,15 @@ class PredictionWriter:
                 return {}
         return stored if isinstance(stored, dict) else {}
 
-    def _row(self, name: Path, mask: np.ndarray, source: Fingerprint | None) -> dict[str, object]:
-        shares = np.bincount(mask.ravel(), minlength=len(self.class_names)) / mask.size
-        return {
+    def _written(self, name: Path, mask: np.ndarray, source: Fingerprint | None) -> Written:
+        pixels = np.bincount(mask.ravel(), minlength=len(self.class_names))
+        row = {
             "image": name.as_posix(),
             **{kind: self.file(kind, name).relative_to(self.out).as_posix() for kind in self.kinds},
             "height": mask.shape[0],
             "width": mask.shape[1],
             "source_bytes": "" if source is None else source.bytes,
             "source_sha256": "" if source is None else source.sha256,
-            **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, shares, strict=True)},
+            **{f"share/{n}": f"{s:.5f}" for n, s in zip(self.class_names, pixels / mask.size, strict=True)},
         }
+        return Written(row, tuple(pixels.tolist()))

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from segkit.data.findings import EXAMPLES
 from segkit.data.images import Reading, list_other_files, read_image_header
 from segkit.demo import write_demo
 from segkit.errors import DataError, MissingFileError, SegkitError, UnreadableFileError, UsageError
-from segkit.files import Fingerprint, is_file, write_records
+from segkit.files import Fingerprint, is_file, write_records, write_whole
 from segkit.inference import (
     BatchSize,
     Clock,
@@ -52,7 +53,7 @@ from segkit.workflows.predictors import (
     tell_rules,
     with_rules_of_models,
 )
-from segkit.workflows.results_folder import KINDS, OF_ALL, RECORD, open_results
+from segkit.workflows.results_folder import CLASS_COLUMNS, CLASSES, KINDS, OF_ALL, RECORD, open_results
 
 WAIT = timedelta(days=7)  # longest wait for the slowest process: the shares of images may take very different times
 
@@ -99,6 +100,7 @@ class _Result(NamedTuple):
     was_replaced: bool = False  # they existed, but were made of another file with the name of the image
     has_pages: bool = False  # or frames, of which only the first is segmented
     pseudo: list[dict[str, Any]] | None = None
+    pixels: tuple[int, ...] = ()  # of each class
 
 
 @takes_settings(InferConfig)
@@ -229,19 +231,19 @@ def _divide(
     def todo() -> Iterator[SourceImage]:
         for source in images:
             try:
-                row = writer.row(source.name) if skip_existing and writer.is_done(source.name) else None
+                old = writer.existing(source.name) if skip_existing and writer.is_done(source.name) else None
             except (DataError, UnreadableFileError):  # the mask is damaged: make it again
-                row = None
-            if row is not None and row["source_sha256"]:  # masks of older versions do not say it
+                old = None
+            if old is not None and old.row["source_sha256"]:  # masks of older versions do not say it
                 now = source.fingerprint()
-                if now is not None and now.sha256 != row["source_sha256"]:
+                if now is not None and now.sha256 != old.row["source_sha256"]:
                     seen.replaced.add(source.name)
                 if now is None or source.name in seen.replaced:
-                    row = None
-            if row is None:
+                    old = None
+            if old is None:
                 yield replace(source, read=partial(read, source))
             else:
-                seen.done.append(_Result(source.name, source.ids, row, is_old=True))
+                seen.done.append(_Result(source.name, source.ids, old.row, is_old=True, pixels=old.pixels))
 
     def read(source: SourceImage) -> np.ndarray:
         # Before the image is read: if it is replaced in between, the next run with `skip_existing` sees it.
@@ -273,12 +275,18 @@ def _write(
     def write_one(one: Segmented) -> _Result:
         if one.error is not None:
             return _Result(one.source.name, one.source.ids, None, str(one.error))
-        row = writer.write(one.source.name, one.image, one.prediction, seen.made_of.pop(one.source.name))
+        files = writer.write(one.source.name, one.image, one.prediction, seen.made_of.pop(one.source.name))
         has_pages = one.source.path is not None and read_image_header(one.source.path, reading).animated
         labels = None if pseudo is None else pseudo(one.prediction)
         was_replaced = one.source.name in seen.replaced
         return _Result(
-            one.source.name, one.source.ids, row, was_replaced=was_replaced, has_pages=has_pages, pseudo=labels
+            one.source.name,
+            one.source.ids,
+            files.row,
+            was_replaced=was_replaced,
+            has_pages=has_pages,
+            pseudo=labels,
+            pixels=files.pixels,
         )
 
     def submitted() -> Iterator[tuple[None, Future]]:
@@ -293,32 +301,63 @@ def _write(
 
 
 def _write_tables(writer: PredictionWriter, results: Iterable[_Result], *, is_whole: bool = True) -> list[Failure]:
-    """Write manifest.csv and failed.csv, and return the rows of failed.csv; without rows there is no such file.
+    """Write manifest.csv, classes.csv and failed.csv; return the rows of failed.csv. A table without rows has no file.
 
     If the run was stopped (not `is_whole`), images that it did not reach keep the rows of an earlier run.
     """
     order = {name: number for number, name in enumerate(writer.targets)}
     results = sorted(results, key=lambda result: order[result.name])
+    good = [result for result in results if result.row is not None]
     failures = [Failure(r.name.as_posix(), r.error) for r in results if r.error is not None]
     reached = {result.name.as_posix() for result in results}
+    kept: set[str | None] = set()  # images with files of an earlier run
     for name, records in (
-        ("manifest.csv", [result.row for result in results if result.row is not None]),
+        ("manifest.csv", [result.row for result in good]),
         ("failed.csv", [failure._asdict() for failure in failures]),
     ):
         file = writer.out / name
-        if not is_whole and file.is_file():
-            with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-                earlier = [row for row in csv.DictReader(stream) if row.get("image") not in reached]
+        if not is_whole:
+            earlier = [row for row in _rows(file) if row.get("image") not in reached]
             if name == "manifest.csv":
-                kept = ([writer.out / (row.get(kind) or "") for kind in writer.kinds] for row in earlier)
-                earlier = [row for row, files in zip(earlier, kept, strict=True) if all(map(is_file, files))]
+                files = ([writer.out / (row.get(kind) or "") for kind in writer.kinds] for row in earlier)
+                earlier = [row for row, its_files in zip(earlier, files, strict=True) if all(map(is_file, its_files))]
+                kept = {row.get("image") for row in earlier}
             records += earlier
             records = [row for row in records if row.keys() == records[0].keys()]
         if records:
             write_records(file, records)
         else:
             file.unlink(missing_ok=True)  # the file is from an earlier run
+    file = writer.out / CLASSES
+    earlier = [] if is_whole else [[*row.values()] for row in _rows(file) if row.get("image") in kept]
+    if good or earlier:
+        write_whole(file, partial(_write_shares, chain(_shares(good, writer.class_names), earlier)))
+    else:
+        file.unlink(missing_ok=True)
     return failures
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table by column; none if there is no file."""
+    if file.is_file():
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            yield from csv.DictReader(stream)
+
+
+def _shares(results: Iterable[_Result], class_names: Sequence[str]) -> Iterator[Sequence[object]]:
+    """Yield the rows of classes.csv, one for each image and class."""
+    for result in results:
+        whole = sum(result.pixels)
+        for name, pixels in zip(class_names, result.pixels, strict=True):
+            yield result.name.as_posix(), name, pixels, f"{100 * pixels / whole:.3f}"
+
+
+def _write_shares(rows: Iterable[Sequence[object]], path: Path) -> None:
+    # Row by row: with many images and classes, the whole table would take much memory.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(CLASS_COLUMNS)
+        writer.writerows(rows)
 
 
 def _conclude(
@@ -343,7 +382,7 @@ def _conclude(
             "`skip_existing` makes them again"
         )
     failures = _write_tables(writer, results)
-    written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv"] if good else []
+    written = [*(f"{kind}/" for kind in writer.kinds), "manifest.csv", CLASSES] if good else []
     # Masks are read back from their files: all masks of a large source would not fit in memory, and with
     # `skip_existing` the masks of the earlier run exist only there.
     if "coco" in config.save:

@@ -11,14 +11,16 @@ from typing import Any
 from segkit._version import __version__
 from segkit.config import InferConfig, default_of
 from segkit.errors import UsageError
-from segkit.files import parse_json, read_text, write_json
+from segkit.files import is_file, parse_json, read_text, write_json
 from segkit.models.transfer import differences
 from segkit.runs import RunLock, create_run_folder
 from segkit.workflows.predictors import ModelSource
 
 RECORD = "infer.json"
 KINDS = ("mask", "overlay", "probs")  # the results that are one file per image, each kind in a folder
-OF_ALL = ("manifest.csv", "failed.csv", "predictions.json", "pseudo.json", "submission.csv")
+CLASSES = "classes.csv"  # how many pixels of each class each image has
+CLASS_COLUMNS = ("image", "class", "pixels", "percent")
+OF_ALL = ("manifest.csv", CLASSES, "failed.csv", "predictions.json", "pseudo.json", "submission.csv")
 # The settings that change no mask. All others are compared.
 _NOT_COMPARED = {
     *("weights", "member_weights", "source", "images", "max_pixels", "out", "save", "skip_existing"),
@@ -52,6 +54,11 @@ def open_results(
         return out
     out = config.out
     lock.take(out)
+    if is_file(out / CLASSES) and _header(out / CLASSES) != list(CLASS_COLUMNS):
+        raise UsageError(
+            f"{out / CLASSES} is not a table of this command, which would replace it; rename it, or choose another "
+            "`out`"
+        )
     there = [out / name for name in (*KINDS, *OF_ALL) if _is_used(out / name)]
     if (out / RECORD).exists():
         _check_same(out, made)
@@ -126,10 +133,15 @@ def _is_used(path: Path) -> bool:
 
 def _is_older_manifest(file: Path, class_names: Sequence[str]) -> bool:
     """Return whether a file is a manifest of masks with these classes."""
-    try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            header = next(csv.reader(stream), [])
-    except (OSError, csv.Error):
-        return False
+    header = _header(file)
     shares = [name.removeprefix("share/") for name in header if name.startswith("share/")]
     return header[:2] == ["image", "mask"] and shares == list(class_names)
+
+
+def _header(file: Path) -> list[str]:
+    """Return the first row of a CSV file; none if it cannot be read."""
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            return next(csv.reader(stream), [])
+    except (OSError, csv.Error):
+        return []

@@ -164,7 +164,7 @@ def test_torchrun_divides_the_images_with_the_same_results(model, shapes, tmp_pa
     arguments = ["--weights", model, "--source", shapes[0], "--out", tmp_path / "three", "--device", "cpu", *kinds]
     subprocess.run([*command, *map(str, arguments)], cwd=ROOT, check=True, timeout=300)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 17
+    assert len(files) == 18
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
 
@@ -411,7 +411,9 @@ def test_what_is_in_the_source_and_not_read_is_named_in_the_last_line(model, tmp
         last = capsys.readouterr().out.splitlines()[-1]
         is_new = number in (0, 1, 3)
         assert last.startswith("3 of 3 images segmented. In" if is_new else "0 of 3 images segmented, 3 already there")
-        assert last.endswith("manifest.csv. Not read, as no image of a known format: 2 files (d.psd, more/e.txt)")
+        assert last.endswith(
+            "manifest.csv, classes.csv. Not read, as no image of a known format: 2 files (d.psd, more/e.txt)"
+        )
 
 
 def test_only_the_first_page_is_segmented_with_a_warning(model, tmp_path, capsys):
@@ -483,6 +485,33 @@ def test_a_file_that_the_disk_cannot_read_fails_and_the_others_are_segmented(mod
     assert images_in(out / "manifest.csv") == ["a.png", "b.png", "c.png"]
 
 
+def test_classes_csv_has_the_pixels_of_each_class_in_each_image(model, tmp_path):
+    write_photographs(tmp_path / "in", "ab")
+    out = tmp_path / "out"
+    run(model, tmp_path / "in", out)
+    rows = list(csv.DictReader((out / "classes.csv").open()))
+    assert list(rows[0]) == ["image", "class", "pixels", "percent"]
+    masks = {f"{name}.png": read_mask(out / f"mask/{name}.png") for name in "ab"}
+    expected = [(name, label, int((mask == i).sum())) for name, mask in masks.items() for i, label in enumerate(NAMES)]
+    assert [(row["image"], row["class"], int(row["pixels"])) for row in rows] == expected
+    assert [float(row["percent"]) for row in rows] == pytest.approx([n / 6 for *_, n in expected], abs=5e-4)
+    first = (out / "classes.csv").read_bytes()
+    (out / "classes.csv").unlink()  # an older version wrote none
+    (out / "mask/b.png").unlink()
+    run(model, tmp_path / "in", out, "--skip-existing")
+    assert (out / "classes.csv").read_bytes() == first
+
+
+def test_a_classes_csv_of_somebody_else_is_kept(model, tmp_path, capsys):
+    write_photographs(tmp_path / "in", "a")
+    for out in (tmp_path / "out", tmp_path / "new"):
+        run(model, tmp_path / "in", tmp_path / "out", "--save", "mask") if out.name == "out" else out.mkdir()
+        (out / "classes.csv").write_text("name,colour\ncan,red\n")
+        assert fails(model, tmp_path / "in", out, "--save", "mask", "--skip-existing") == 2
+        assert "classes.csv is not a table of this command, which would replace it" in capsys.readouterr().err
+        assert (out / "classes.csv").read_text() == "name,colour\ncan,red\n"
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC])
 def test_a_machine_that_fails_stops_the_command_and_the_manifest_has_what_was_done(
     model, tmp_path, fails_to_open, code
@@ -495,11 +524,12 @@ def test_a_machine_that_fails_stops_the_command_and_the_manifest_has_what_was_do
     assert not (out / "failed.csv").exists()
     fails_to_open(None, 0)
     run(model, tmp_path / "in", out, "--save", "mask", "--skip-existing")
-    whole = (out / "manifest.csv").read_text()
+    whole, shares = (out / "manifest.csv").read_text(), (out / "classes.csv").read_text()
     (out / "mask/c.png").unlink()
     fails_to_open(tmp_path / "in/a.png", code)
     assert fails(model, tmp_path / "in", out, "--save", "mask", "--skip-existing") == 1
     assert (out / "manifest.csv").read_text() == "".join(whole.splitlines(keepends=True)[:3])  # a and b are there
+    assert (out / "classes.csv").read_text() == "".join(shares.splitlines(keepends=True)[: 1 + 2 * len(NAMES)])
     assert sorted(path.name for path in (out / "mask").iterdir()) == ["a.png", "b.png"]
 
 

@@ -25,8 +25,9 @@ def test_files_mirror_the_names_of_the_images_and_equal_ones_stay_apart(tmp_path
         *("overlay/a.jpg.jpg", "overlay/a.png.jpg", "overlay/deep/b.jpg"),
     ]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask/deep/b.png")), mask)
-    assert [row["image"] for row in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
-    assert float(rows[0]["share/can"]) == pytest.approx(10 / 37, abs=1e-4)
+    assert [written.row["image"] for written in rows] == ["a.jpg", "a.png", "deep/b.jpg"]
+    assert rows[0].pixels == (27 * 50, 10 * 50)
+    assert float(rows[0].row["share/can"]) == pytest.approx(10 / 37, abs=1e-4)
 
 
 def test_files_stay_apart_if_an_image_has_the_output_name_of_another(tmp_path):
@@ -74,7 +75,7 @@ def test_files_that_were_not_made_together_are_not_done(tmp_path):
     only_masks.write(name, image, prediction, Fingerprint(3, "new"))  # the overlay is still the one of the old image
     assert only_masks.is_done(name)
     assert not both.is_done(name)
-    assert only_masks.row(name)["source_sha256"] == "new"
+    assert only_masks.existing(name).row["source_sha256"] == "new"
 
 
 def test_the_mask_is_written_last(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ class Calibration:
     def content(self, *, float_layers: Collection[str] = (), facts: Mapping[str, Any] | None = None) -> bytes:
         """Return the content of the file that `write` writes."""
         import onnxruntime
-        from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+        from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+        from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
         for layer in float_layers:
             if not any(_is_below(one, [layer]) for one in self.layers):

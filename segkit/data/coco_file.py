@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from segkit.console import counted
 from segkit.data.coco_images import Item, json_size, read_items
-from segkit.data.findings import FEW, KINDS, LISTED, Finding
+from segkit.data.findings import FEW, KINDS, LISTED, Finding, raise_errors
 from segkit.data.formats.records import LabelRecords
 from segkit.data.images import AS_USUAL, Reading
 from segkit.data.rasterize import Annotation
@@ -170,6 +170,7 @@ def read_records(
     if not names:
         class_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
         if not 0 < len(class_names) < IGNORE_INDEX:
+            raise_errors([finding for finding in found if finding.severity == "error"])  # why a reader found no class
             raise DataError(
                 f"{file} has {len(class_names)} categories besides background, expected 1 to {IGNORE_INDEX - 1}"
             )

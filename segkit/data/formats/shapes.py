@@ -1,11 +1,12 @@
 """Shapes of labelling tools as polygons or RLE, as a `Region` has them."""
 
+import base64
 import io
 import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from segkit.errors import DataError
@@ -63,5 +64,23 @@ def read_png(content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return np.array(image.getchannel("A") if image.mode == "RGBA" else image.convert("L"))
+    except UnidentifiedImageError as error:  # the message names an object in memory
+        raise DataError("its mask is not a PNG") from error
     except Exception as error:  # Pillow's decoders raise exceptions of any kind on damaged files
-        raise DataError(f"its mask is not a PNG that can be read: {error}") from error
+        raise DataError(f"its mask is a damaged PNG: {error}") from error
+
+
+def decode_base64(text: Any, what: str) -> bytes:
+    """Return the bytes that a text has in base64.
+
+    Args:
+        text: The text; other values are refused.
+        what: What the message calls it.
+
+    Raises:
+        DataError: It is not base64.
+    """
+    try:
+        return base64.b64decode(text)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is not base64") from error

@@ -149,6 +149,7 @@ KINDS = {
     "skipped-shape": Kind("note", "shapes that have no area, such as points and lines, skipped"),
     "lone-label": Kind("warning", "label files without an image, which are not used"),
     "unlabelled": Kind("note", "images without a label file, which are not used"),
+    "other-annotations": Kind("note", "images with several annotations, of which one is used"),
     # found only by segkit.check
     "no-images": Kind("error", "sets without images that can be used"),
     "unannotated": Kind("warning", "sets without annotations, as test sets are; they can be neither learnt nor scored"),

@@ -4,11 +4,22 @@ import base64
 
 import numpy as np
 import pytest
-from helpers.label_formats import cvat_image, cvat_xml, labelme_file, labelme_shape, png
+from helpers.label_formats import (
+    cvat_image,
+    cvat_xml,
+    labelme_file,
+    labelme_shape,
+    pack_brush,
+    png,
+    studio_region,
+    studio_task,
+    write_json,
+)
 from PIL import Image
 
 from segkit.data import CocoSegmentation, DataError, find_source
 from segkit.data.formats import labelme
+from segkit.data.formats.label_studio import decode_brush
 
 
 def opened(path, format=None, **options):
@@ -405,3 +416,226 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
     (tmp_path / "export.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="is an archive; unpack it"):
         find_source(tmp_path / "export.zip")
+
+
+# Label Studio
+
+
+def studio_map(folder, *regions, size=(20, 50)):
+    """Return the label map of an image with these regions of Label Studio."""
+    image(folder / "a.jpg", size)
+    write_json(folder / "x.json", [studio_task("a.jpg", *regions)])
+    data = opened(folder / "x.json")
+    assert not kinds(data), data.findings
+    return data.mask(0)
+
+
+def test_label_studio_coordinates_are_per_cent_and_later_regions_lie_on_top(tmp_path):
+    size = (20, 50)
+    points = [[4.0, 10.0], [24.0, 10.0], [24.0, 60.0], [4.0, 60.0]]  # x 2 to 12, y 2 to 12
+    mask = studio_map(
+        tmp_path,
+        studio_region("b", "polygonlabels", size, 1, points=points, closed=True),
+        studio_region("a", "rectanglelabels", size, 2, x=20, y=50, width=10, height=25, rotation=0),
+    )
+    expected = np.zeros(size, dtype=np.uint8)
+    expected[2:12, 2:12] = 2
+    expected[10:15, 10:15] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_label_studio_rotates_rectangles_around_their_corner_and_ellipses_around_their_middle(tmp_path):
+    size = (40, 50)
+    region = {"x": 60, "y": 10, "width": 40, "height": 20, "rotation": 90}  # from (30, 4), 20 x 8 pixels
+    expected = np.zeros(size, dtype=np.uint8)
+    expected[4:24, 22:30] = 1
+    mask = studio_map(tmp_path, studio_region("a", "rectanglelabels", size, **region), size=size)
+    np.testing.assert_array_equal(mask, expected)
+    region = {"x": 50, "y": 50, "radiusX": 32, "radiusY": 12.5, "rotation": 30}  # 16 and 5 pixels around (25, 20)
+    y, x = np.indices(size) + 0.5
+    along = (x - 25) * np.cos(np.pi / 6) + (y - 20) * np.sin(np.pi / 6)
+    across = (y - 20) * np.cos(np.pi / 6) - (x - 25) * np.sin(np.pi / 6)
+    radius = np.hypot(along / 16, across / 5)
+    mask = studio_map(tmp_path, studio_region("a", "ellipselabels", size, **region), size=size)
+    np.testing.assert_array_equal(mask[abs(radius - 1) > 0.05], (radius < 1)[abs(radius - 1) > 0.05])
+
+
+def test_label_studio_brushes_are_unpacked_bit_by_bit():
+    # Packed by label_studio_sdk 2.1.2 (converter.brush): a mask of 255, and colours with three values of alpha.
+    packed = [
+        *(0, 0, 0, 140, 57, 27, 254, 35, 0, 183, 255, 124, 2, 63, 248, 192, 35, 255, 190, 1, 111, 255, 15, 128, 71, 254)
+    ]
+    expected = np.zeros((5, 7), dtype=bool)
+    expected[1:4, 2:5] = True
+    expected[2, 3] = False
+    expected[4, 6] = True
+    np.testing.assert_array_equal(decode_brush(packed, (5, 7)), expected)
+    packed = [
+        *(0, 0, 0, 48, 57, 27, 248, 31, 224, 40, 0, 20, 1, 64, 31, 224, 40, 0, 20, 1, 64, 31, 224, 40, 0, 20, 1, 64),
+        *(31, 224, 40, 0, 20, 1, 64, 31, 224, 40, 0, 20, 6, 64, 31, 224, 40, 0, 20, 6, 64, 31, 224, 40, 0, 20, 6, 68),
+        *(224, 0, 0, 128, 4, 0, 24, 31, 243, 128, 0),
+    ]
+    expected = np.array([[0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0]])  # alpha is 40 in the first row, then 200 and 255
+    np.testing.assert_array_equal(decode_brush(packed, (3, 4)), expected)
+
+
+def test_label_studio_brushes_hold_single_values_and_any_number_of_bits(tmp_path):
+    # One block of 8 single values of 1 bit, for two pixels with the alpha 0 and 1; counts have 4 bits.
+    bits = f"{8:032b}" + f"{0:05b}" + f"{3:04b}" * 4 + "0" + "10" + f"{7:04b}" + "0000" + "1011"
+    packed = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
+    np.testing.assert_array_equal(decode_brush(packed, (1, 2)), [[False, True]])
+    random = np.random.default_rng(0)
+    painted = np.uint8(255 * (random.random((21, 13)) < 0.5))
+    region = studio_region("a", "brushlabels", painted.shape, format="rle", rle=pack_brush(painted))
+    np.testing.assert_array_equal(studio_map(tmp_path, region, size=painted.shape), painted > 0)
+
+
+def test_label_studio_bitmasks_and_classes_of_a_separate_result(tmp_path):
+    rgba = np.zeros((9, 11, 4), dtype=np.uint8)
+    rgba[2:5, 3:9, 3] = 255  # black on transparent ground
+    url = "data:image/png;base64," + base64.b64encode(png(rgba)).decode()
+    square = {"x": 0, "y": 0, "width": 100 * 2 / 11, "height": 100 * 3 / 9, "rotation": 0}
+    mask = studio_map(
+        tmp_path,
+        studio_region("a", "bitmasklabels", (9, 11), 1, imageDataURL=url),
+        {**studio_region("", "rectangle", (9, 11), 2, **square), "value": square},  # of the tag <Labels>
+        studio_region("b", "labels", (9, 11), 2, **square),
+        {"type": "choices", "value": {"choices": ["sunny"]}},
+        size=(9, 11),
+    )
+    expected = np.zeros((9, 11), dtype=np.uint8)
+    expected[2:5, 3:9] = 1
+    expected[:3, :2] = 2
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_label_studio_uses_one_annotation_of_a_task_and_no_predictions(tmp_path):
+    def annotation(label, **more):
+        square = {"x": 0, "y": 0, "width": 50, "height": 50}
+        return {"result": [studio_region(label, "rectanglelabels", (8, 8), **square)], **more}
+
+    tasks = []
+    for name, annotations in {
+        "truth": [annotation("a"), annotation("b", ground_truth=True)],
+        "first": [annotation("c", was_cancelled=True), annotation("a"), annotation("b")],
+        "skipped": [annotation("a", was_cancelled=True)],
+        "predicted": [],
+        "background": [{"result": []}],
+    }.items():
+        image(tmp_path / f"{name}.jpg", (8, 8))
+        tasks.append({"data": {"image": f"{name}.jpg"}, "annotations": annotations, "predictions": [annotation("c")]})
+    write_json(tmp_path / "x.json", tasks)
+    data = opened(tmp_path)
+    assert data.class_names == ("background", "a", "b")
+    labels = {data.name(i): int(data.mask(i)[0, 0]) for i in range(len(data))}
+    assert labels == {"truth.jpg": 2, "first.jpg": 1, "background.jpg": 0}
+    sentences = [finding.sentence for finding in data.findings]
+    assert "task 1 (truth.jpg): of 2 annotations, the ground truth" in sentences
+    assert "task 2 (first.jpg): of 2 annotations, the first" in sentences
+    assert "task 3 (skipped.jpg) is not used: its annotation was skipped" in sentences
+    assert "task 4 (predicted.jpg) is not used: it has no annotation" in sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("/data/local-files/?d=dataset%20one/images/a%20b.jpg", "images/a b.jpg"),
+        ("/data/local-files/?d=images\\a.jpg", "images/a.jpg"),
+        ("/data/upload/12/0a1b2c3d-photo_1.JPG", "photo_1.JPG"),
+        ("/data/upload/12/0a1b2c3d-photo_1.JPG", "images/photo_1.JPG"),
+        ("/data/upload/12/0a1b2c3d-photo_1.JPG", "upload/12/0a1b2c3d-photo_1.JPG"),
+        ("https://host.example/bucket/sub/a.jpg?X-Amz-Signature=1%2F2", "a.jpg"),
+        ("s3://bucket/sub/a.png", "sub/a.png"),
+        ("/tasks/5/resolve/?fileuri=czM6Ly9idWNrZXQvc3ViL2EucG5n", "a.png"),  # s3://bucket/sub/a.png
+        ("C:\\Users\\me\\pictures\\a.jpg", "pictures/a.jpg"),
+        ("../images/a.jpg", "images/a.jpg"),
+    ],
+)
+def test_label_studio_images_are_found_by_each_kind_of_address(text, file, tmp_path):
+    region = studio_region("a", "rectanglelabels", (8, 8), x=0, y=0, width=50, height=50)
+    write_json(tmp_path / "x.json", [studio_task(text, region)])
+    image(tmp_path / "own" / file, (8, 8))
+    data = opened(tmp_path / "x.json", root=tmp_path / "own")
+    assert [data.name(i) for i in range(len(data))] == [file]
+    (finding,) = [one for one in opened(tmp_path / "x.json").findings if one.severity == "error"]
+    assert finding.kind == "missing-image"
+    assert f"the task says {text}: give the folder of the images" in finding.sentence
+
+
+def test_label_studio_images_of_the_same_name_are_not_taken_for_each_other(tmp_path):
+    region = studio_region("a", "rectanglelabels", (8, 8), x=0, y=0, width=50, height=50)
+    write_json(tmp_path / "x.json", [studio_task(f"s3://b/{day}/a.jpg", region) for day in ("monday", "tuesday")])
+    image(tmp_path / "a.jpg", (8, 8))
+    assert kinds(opened(tmp_path)) == ["missing-image"] * 2
+    for day in ("monday", "tuesday"):
+        image(tmp_path / day / "a.jpg", (8, 8))
+    assert not kinds(opened(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("region", "sentence"),
+    [
+        ({"value": None}, "it has no 'value'"),
+        ({"value": {"rectanglelabels": ["a", "b"]}}, "expected one class, got ['a', 'b']"),
+        ({"value": {"rectanglelabels": []}}, "expected one class, got []"),
+        ({"image_rotation": 90}, "the image was rotated in Label Studio"),
+        ({"value": {"x": 1, "y": 2, "width": 3, "rectanglelabels": ["a"]}}, "expected numbers, got [1, 2, 3, None]"),
+        ({"value": {"points": [[1, 2], [3]], "rectanglelabels": ["a"]}}, "expected numbers, got"),
+        ({"value": {"points": [1, 2], "rectanglelabels": ["a"]}}, "its points are not a list"),
+        ({"value": {"rle": [1, 300], "rectanglelabels": ["a"]}}, "its rle is not a list of bytes"),
+        ({"value": {"rle": [0, 0, 1], "rectanglelabels": ["a"]}}, "its rle ends too early"),
+        (
+            {"value": {"rle": pack_brush(np.zeros((8, 7), dtype=np.uint8)), "rectanglelabels": ["a"]}},
+            "its rle has 224 values",
+        ),
+        (
+            {"value": {"rle": pack_brush(np.zeros((8, 8), dtype=np.uint8))[:-3], "rectanglelabels": ["a"]}},
+            "its rle ends too early",
+        ),
+        ({"value": {"imageDataURL": "x", "rectanglelabels": ["a"]}}, "its mask is not a PNG"),
+    ],
+)
+def test_a_label_studio_region_that_cannot_be_read_is_an_error(region, sentence, tmp_path):
+    image(tmp_path / "a.jpg", (8, 8))
+    good = studio_region("a", "rectanglelabels", (8, 8), x=0, y=0, width=50, height=50)
+    write_json(tmp_path / "x.json", [studio_task("a.jpg", good, {**good, "id": "bad", **region})])
+    (finding,) = [one for one in opened(tmp_path).findings if one.severity == "error"]
+    assert finding.kind == "bad-label"
+    assert finding.sentence.startswith(f"task 7: region bad cannot be read: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sentence"),
+    [
+        ([], "expected a list of tasks"),
+        ([{"image": "a.jpg", "label": []}], "not as JSON-MIN"),
+        ([{"data": {"left": "a.jpg", "right": "b.jpg"}, "annotations": [{"result": []}]}], "must name one image"),
+        ([{"data": {"image": "a.jpg"}, "annotations": {}}, 3], "expected a list of tasks"),
+        ([{"data": {"image": "a.jpg"}, "annotations": [{"result": {}}]}], "the 'result' of its annotation"),
+        ([{"data": {"image": "a.jpg"}, "annotations": [{"result": []}]}], "0 categories besides background"),
+        (
+            [
+                studio_task(
+                    "a.jpg", *(studio_region("a", "labels", (8, w), x=0, y=0, width=9, height=9) for w in (8, 9))
+                )
+            ],
+            "of images of several sizes",
+        ),
+        ([studio_task("a.jpg", studio_region("a", "labels", (8, "x"), x=0, y=0, width=9, height=9))], "are 8 and 'x'"),
+    ],
+)
+def test_a_label_studio_file_that_cannot_be_read_is_one_sentence(tasks, sentence, tmp_path):
+    image(tmp_path / "a.jpg", (8, 8))
+    file = write_json(tmp_path / "x.json", tasks)
+    with pytest.raises(DataError) as error:
+        CocoSegmentation(find_source(file).read("all"))
+    assert sentence in str(error.value)
+
+
+def test_a_label_studio_file_in_the_place_of_a_coco_file_says_what_to_give(tmp_path):
+    file = write_json(tmp_path / "x.json", [studio_task("a.jpg")])
+    with pytest.raises(DataError, match="as Label Studio exports it: give `format=label-studio`"):
+        CocoSegmentation(file)
+    (tmp_path / "y.json").write_text("{}")
+    with pytest.raises(DataError, match="is not Label Studio's JSON, which is a list of tasks"):
+        find_source(tmp_path / "y.json", "label-studio")

@@ -181,5 +181,60 @@ def write_cvat(folder: Path) -> Written:
     return Written(folder, masks)
 
 
+def studio_region(label: str, kind: str, size: tuple[int, int] | None, number: int = 1, **value: Any) -> dict:
+    """Return a region as Label Studio exports it."""
+    frame = {} if size is None else {"original_width": size[1], "original_height": size[0], "image_rotation": 0}
+    row = {"id": f"r{number}", "type": kind, "from_name": "label", "to_name": "image", "origin": "manual"}
+    return frame | row | {"value": value | {kind: [label]}}
+
+
+def studio_task(image: str, *results: dict, **more: Any) -> dict:
+    """Return a task with one annotation as Label Studio exports it."""
+    annotation = {"id": 1, "result": list(results), "was_cancelled": False, "ground_truth": False}
+    return {"id": 7, "data": {"image": image}, "annotations": [annotation], "predictions": []} | more
+
+
+def pack_brush(values: np.ndarray) -> list[int]:
+    """Return the bytes of a brush whose values of a pixel (red, green, blue, alpha) are all the same, (H, W) uint8."""
+    flat = values.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    bits = f"{4 * flat.size:032b}{7:05b}" + "".join(f"{bits - 1:04b}" for bits in (3, 4, 8, 16))
+    for start, end in zip(starts, [*starts[1:], flat.size], strict=True):
+        for count in [65536] * ((4 * (end - start)) // 65536) + [(4 * (end - start)) % 65536]:
+            if count:
+                bits += f"111{count - 1:016b}{flat[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def write_label_studio(folder: Path) -> Written:
+    """Write polygons, rectangles and brushes of uploaded images, next to the JSON; the last image is background."""
+    masks, tasks = {}, []
+    for i, picture in enumerate([*pictures(6, seed=5), Drawn((47, 63), ())]):
+        picture.save(folder / f"{i}.png")
+        masks[str(i)] = picture.mask()
+        height, width = picture.size
+        regions = []
+        for number, box in enumerate(picture.boxes):
+            painted = np.zeros(picture.size, dtype=np.uint8)
+            painted[box.top : box.top + box.height, box.left : box.left + box.width] = 255
+            corners = [[x * 100 / width, y * 100 / height] for x, y in box.corners]
+            share = {"width": box.width * 100 / width, "height": box.height * 100 / height, "rotation": 0}
+            kind, value = (
+                ("polygonlabels", {"points": corners, "closed": True}),
+                ("rectanglelabels", {"x": corners[0][0], "y": corners[0][1], **share}),
+                ("brushlabels", {"format": "rle", "rle": pack_brush(painted)}),
+            )[(i + number) % 3]
+            regions.append(studio_region(CLASSES[box.label - 1], kind, picture.size, number, **value))
+        tasks.append(studio_task(f"/data/upload/1/0a1b2c3d-{i}.png", *regions, file_upload=f"0a1b2c3d-{i}.png"))
+    write_json(folder / "project-1-at-2026-11-27.json", tasks)
+    return Written(folder, masks)
+
+
 # For each key of `segkit.data.formats.FORMATS`, a function that writes a small data set into an empty folder.
-WRITERS: Mapping[str, Callable[[Path], Written]] = {"yolo": write_yolo, "labelme": write_labelme, "cvat": write_cvat}
+WRITERS: Mapping[str, Callable[[Path], Written]] = {
+    "yolo": write_yolo,
+    "labelme": write_labelme,
+    "cvat": write_cvat,
+    "label-studio": write_label_studio,
+}

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from segkit.data.formats import cityscapes, cvat, cvat_masks, labelme, roboflow, taco, voc, yolo, zerowaste
+from segkit.data.formats import (
+    cityscapes,
+    cvat,
+    cvat_masks,
+    label_studio,
+    labelme,
+    roboflow,
+    taco,
+    voc,
+    yolo,
+    zerowaste,
+)
 from segkit.data.formats.records import (
     SPLITS,
     WHOLE,
@@ -39,7 +50,7 @@ __all__ = [
 FORMATS: Mapping[str, ModuleType] = MappingProxyType(
     {
         **{"roboflow": roboflow, "yolo": yolo, "taco": taco, "cityscapes": cityscapes, "zerowaste": zerowaste},
-        **{"cvat": cvat, "cvat-masks": cvat_masks, "voc": voc, "labelme": labelme},
+        **{"cvat": cvat, "cvat-masks": cvat_masks, "voc": voc, "label-studio": label_studio, "labelme": labelme},
     }
 )
 

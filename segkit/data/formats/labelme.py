@@ -8,8 +8,6 @@ An image without a JSON file is unlabelled and not used; an image with a file wi
 Source: https://github.com/wkentaro/labelme (version 6.3.1, read in 2026).
 """
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -86,7 +84,7 @@ def unpack_images(folder: str | os.PathLike) -> list[Path]:
             continue
         image = file.parent / _posix(str(content.get("imagePath")))
         if not is_file(image) and image.parent.is_dir():
-            write_whole(image, _decode(content["imageData"], f"the imageData of {file}"))
+            write_whole(image, shapes.decode_base64(content["imageData"], f"the imageData of {file}"))
             written.append(image)
     return written
 
@@ -242,7 +240,7 @@ def _segmentation(kind: str, row: dict[str, Any], size: tuple[int, int] | None) 
             raise DataError("a mask needs the imageHeight and imageWidth of the file")
         # The box may have been moved by a part of a pixel: like LabelMe, drop it and take the size of the mask.
         left, top = points[0].astype(int).tolist()
-        return shapes.rle(shapes.read_png(_decode(row.get("mask"), "its mask")), left, top, size)
+        return shapes.rle(shapes.read_png(shapes.decode_base64(row.get("mask"), "its mask")), left, top, size)
     known = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
     if kind in known:
         raise DataError(f"a {kind} of {counted(len(points), 'point')}")
@@ -263,13 +261,6 @@ def _below(region: Region, later: Sequence[Region], size: tuple[int, int] | None
 
 def _counts(segmentation: Any, size: tuple[int, int]) -> bytes:
     return segmentation["counts"] if isinstance(segmentation, dict) else encode(list(map(np.array, segmentation)), size)
-
-
-def _decode(text: Any, what: str) -> bytes:
-    try:
-        return base64.b64decode(text)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise DataError(f"{what} is not base64") from error
 
 
 def _posix(name: str) -> str:

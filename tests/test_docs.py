@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.onnx_files import CLASSES, Pointwise, write_onnx
 from PIL import Image
 
 from segkit.models import load_model
+from segkit.models.quantize import quantize_onnx
 from segkit.training_scale import TrainingScale
 
 pytest.importorskip("onnx")
@@ -49,10 +51,18 @@ def test_the_code_writes_the_mask_of_segkit(tmp_path, size, code, classes):
     assert len(np.unique(mask)) > 1 or size == (1, 7)
 
 
+@pytest.fixture(scope="module")
+def in_int8(exported, tmp_path_factory):
+    file = tmp_path_factory.mktemp("int8") / "m.onnx"
+    quantize_onnx(exported[1], file, [torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))])
+    return file
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_the_code_runs_exported_files(tmp_path, size, exported):
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_the_code_runs_exported_files(tmp_path, size, form, exported, in_int8):
     for code in (SHORT, LONG):
-        mask, expected = mask_of(code, tmp_path, exported[1], size)
+        mask, expected = mask_of(code, tmp_path, exported[1] if form == "float32" else in_int8, size)
         assert (mask == expected).mean() > 0.999
     assert len(np.unique(expected)) > 1 or size == (1, 7)
 

@@ -357,12 +357,11 @@ def test_a_damaged_header_is_refused(tmp_path, change, message):
 
 
 def test_the_reason_of_onnxruntime_is_one_line_without_its_source(tmp_path):
-    write_onnx(tmp_path / "m.onnx", sides=(3, "h", "w"))
-    with pytest.raises(
-        UsageError, match=r"^onnxruntime \S+ cannot load \S+m\.onnx: Node .*Number of spatial dim.*"
-    ) as caught:
+    write_onnx(tmp_path / "m.onnx", tail=[("NoSuchOperator", {})])
+    with pytest.raises(UsageError, match=r"^onnxruntime \S+ cannot load \S+m\.onnx: .*NoSuchOperator") as caught:
         load_model(tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
+    assert "/onnxruntime/core" not in str(caught.value)
 
 
 def test_memory_that_runs_out_is_not_blamed_on_the_file(written, monkeypatch):

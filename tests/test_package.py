@@ -10,6 +10,7 @@ import segkit
 PACKAGE = Path(segkit.__file__).parent
 GROUND = {
     *("errors", "files", "names", "labels", "runs", "console", "compat", "training_scale", "sliding_window", "text"),
+    "class_map",
     *("_lazy", "_version"),
 }
 PARTS = {"models", "losses", "metrics", "tta", "crf", "data", "demo", "config", "visualize", "testing"}

@@ -24,4 +24,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_there = is_file(made.images / first)  # images are not read, so `images` need not be set
         images = shlex.quote(str(made.images)) if is_there else "FOLDER_OF_THE_IMAGES"
         files = (shlex.quote(str(file)) for file in (made.train[0], made.valid[0]))
-        console.print("use it: python train.py --data {} --val {} --images {}".format(*files, images))
+        more = " --class-map FILE" if config.class_map else ""  # the files keep their categories
+        console.print("use it: python train.py --data {} --val {} --images {}".format(*files, images) + more)

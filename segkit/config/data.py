@@ -1,19 +1,22 @@
 """Settings of labelled images, for training, scoring and checking."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from segkit.config.setting_types import Folders, PathOrWord, Sources
+from segkit.config.setting_types import ClassMap, Folders, PathOrWord, Sources
 from segkit.files import MAX_PIXELS
 
 # The settings that decide how images and labels are read from the files. A model stores the settings of its training,
 # and the commands that use the model take them from it.
-DATA_RULES = ("overlap", "crowd", "ignore_classes", "exif", "rescale_annotations", "merge_same_name", "bbox_as_mask")
+DATA_RULES = (
+    *("overlap", "crowd", "ignore_classes", "exif", "rescale_annotations", "merge_same_name", "bbox_as_mask"),
+    "class_map",
+)
 # The settings that commands other than train take from the args.yaml of a run.
-SHARED_WITH_TRAINING = (*DATA_RULES, "class_names", "palette", "max_pixels", "allow_outside_root")
+SHARED_WITH_TRAINING = (*DATA_RULES, "class_names", "palette", "mask_name", "max_pixels", "allow_outside_root")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class SourceConfig:
     """Text file with the class names of the masks, one per line, in the order of the pixel values."""
     palette: Annotated[Path | None, arg(metavar="FILE")] = None
     """Text file with the colours of the masks, one class per line: name red green blue."""
+    mask_name: Annotated[str | None, arg(metavar="PATTERN")] = None
+    """Masks not called like their image, such as {stem}_mask.png. Without --masks, they lie next to the images."""
+    class_map: ClassMap = field(default_factory=dict)
+    """Table that merges, renames or drops classes: lines original,target; background and ignore are targets, too."""
     allow_outside_root: bool = False
     """Allow JSON files to name images outside the image folder."""
     exif: Literal["apply", "ignore"] = "apply"

@@ -77,7 +77,7 @@ PAGES: dict[type, Page] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "data": (
         *("val", "val_fraction", "split", "folds", "fold", "train_only", "format", "images", "masks", "class_names"),
-        *("palette", "ignore_classes", "on_bad", "max_bad"),
+        *("palette", "mask_name", "class_map", "ignore_classes", "on_bad", "max_bad"),
     ),
     "model": (
         "weights",

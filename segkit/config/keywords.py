@@ -111,7 +111,7 @@ def takes_settings(cls: type) -> Callable[[Function], Function]:
 
 def _parsed_words(value: Any, annotated: Any) -> Any:
     """Return the mapping that words such as "ce=0.6" stand for; other values as they are."""
-    words = [value] if isinstance(value, str) else value
+    words = [os.fspath(value)] if isinstance(value, str | os.PathLike) else value
     if get_origin(annotated) is not Annotated or get_origin(get_args(annotated)[0]) is not dict:
         return value
     if not (words and isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):

@@ -8,6 +8,7 @@ import yaml
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from segkit.class_map import read_class_map
 from segkit.config.yaml_values import TextOrPath, parse_any
 from segkit.errors import UsageError
 from segkit.files import with_home
@@ -81,6 +82,16 @@ def _mapping_spec(parse: Any, metavar: str) -> PrimitiveConstructorSpec:
     )
 
 
+ClassMap = Annotated[
+    dict[str, str],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda words: read_class_map(with_home(words[0])),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"a map of {len(value)} names" if value else "none"],
+    ),
+]
 Losses = Annotated[dict[str, float], _mapping_spec(_parse_losses, "NAME[=WEIGHT] ...")]
 Options = Annotated[dict[str, Any], _mapping_spec(_parse_options, "NAME=VALUE ...")]
 OfClasses = Annotated[dict[str, float], _mapping_spec(_parse_classes, "CLASS=VALUE ...")]

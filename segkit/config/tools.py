@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 from segkit.config.checks import check, check_finite, default_of
 from segkit.config.data import SourceConfig
-from segkit.config.setting_types import Files, Folder, Folders, Modules, PathOrWord, Sources
+from segkit.config.setting_types import ClassMap, Files, Folder, Folders, Modules, PathOrWord, Sources
 from segkit.errors import UsageError
 
 
@@ -89,6 +89,8 @@ class FoldsConfig:
     """COCO JSON files, such as pseudo labels, whose images are in every training set and never validate."""
     images: Folder = None
     """Image folder. By default the folder of the JSON file."""
+    class_map: ClassMap = field(default_factory=dict)
+    """Table of the classes to count, as in training: lines original,target. The files keep their categories."""
     merge_same_name: bool = False
     """Accept several categories with the same name, and count them as one class."""
     bbox_as_mask: bool = False

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
+from segkit.class_map import read_class_map
 from segkit.config.setting_types import ALSO_CALLED
 from segkit.config.yaml_values import TAGS, Mismatch, describe, read_value, show
 from segkit.errors import UsageError
-from segkit.files import read_text, write_whole
+from segkit.files import read_text, with_home, write_whole
 from segkit.names import nearest
 from segkit.runs import RunFolder
 
@@ -58,7 +59,10 @@ def read_settings(cls: type, path: Path, origin: str | None = None) -> dict[str,
         if name in found:
             raise UsageError(f"{where}: {name} occurs twice, first in {found[name].origin}")
         try:
-            found[name] = Setting(read_value(node, kinds[name]), where)
+            if kinds[name] == dict[str, str] and isinstance(node, yaml.ScalarNode):  # a class map may be a file
+                found[name] = Setting(read_class_map(with_home(node.value)), where)
+            else:
+                found[name] = Setting(read_value(node, kinds[name]), where)
         except Mismatch:
             raise UsageError(f"{where}: {name} must be {describe(kinds[name])}, got {show(node)}") from None
         except UsageError as error:

@@ -2,13 +2,14 @@
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
+from segkit.class_map import as_class_map
 from segkit.data.coco_file import Allowed, CocoFile, ids_by_name, read_coco
 from segkit.data.coco_images import Item
 from segkit.data.dataset import ImageFiles, Paths, as_paths
@@ -43,6 +44,8 @@ class CocoSegmentation(ImageFiles):
             category with the highest id (`max-id`). `auto` is the rule of the format; of COCO, the smallest.
         class_names: The classes in label order, such as the classes of another data set or a model; the files may lack
             some. By default the categories of the first file.
+        class_map: Merges, renames and drops categories: a file, or a mapping of names to classes, see
+            `segkit.class_map.read_class_map`. All other names in these arguments are those of the classes.
         ignore_classes: Names of classes that are 255 in the target.
         mask_cache: A folder, which several processes may share, or `memory`: each mask is drawn once and kept there.
             None draws it each time. A changed JSON or rule draws the masks again.
@@ -80,6 +83,7 @@ class CocoSegmentation(ImageFiles):
         *,
         overlap: Literal["auto", "smallest", "last", "max-id"] = "auto",
         class_names: Sequence[str] | None = None,
+        class_map: str | os.PathLike | Mapping[str, str] | None = None,
         ignore_classes: Sequence[str] = (),
         mask_cache: str | os.PathLike | None = None,
         on_bad: Literal["error", "skip"] = "error",
@@ -99,7 +103,7 @@ class CocoSegmentation(ImageFiles):
         self.overlap = _overlap_of(annotations) if overlap == "auto" else overlap
         self.ignore_classes = tuple(ignore_classes)
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
-        digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names)
+        digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
         _ = self.ignored_labels  # raises if a name is unknown
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
         if mask_cache is not None:
@@ -113,6 +117,7 @@ class CocoSegmentation(ImageFiles):
         root: Paths | None = None,
         *,
         class_names: Sequence[str] | None = None,
+        class_map: str | os.PathLike | Mapping[str, str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         max_pixels: int = MAX_PIXELS,
         allow_outside_root: bool = False,
@@ -128,6 +133,7 @@ class CocoSegmentation(ImageFiles):
             annotations: See the class, as for all other arguments.
             root: Folder of the images.
             class_names: The classes in label order.
+            class_map: Merges, renames and drops categories.
             exif: `apply` or `ignore`.
             max_pixels: Larger images are a finding.
             allow_outside_root: Whether images may lie outside `root`.
@@ -141,7 +147,7 @@ class CocoSegmentation(ImageFiles):
         data = cls.__new__(cls)
         data.transform, data.overlap, data.crowd = None, _overlap_of(annotations), "paint"
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
-        data._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names)
+        data._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
         data.notes = summarise(data.findings)
         return data
 
@@ -152,6 +158,7 @@ class CocoSegmentation(ImageFiles):
         reading: Reading,
         allowed: Allowed,
         class_names: Sequence[str] | None = None,
+        class_map: str | os.PathLike | Mapping[str, str] | None = None,
     ) -> list[str]:
         """Read the files; return the digest of each."""
         files = _as_labels(annotations)
@@ -162,9 +169,10 @@ class CocoSegmentation(ImageFiles):
         if len(roots) != len(files):
             raise UsageError(f"{len(files)} JSON files need one folder of images or {len(files)}, got {len(roots)}")
         parts: list[CocoFile] = []
+        mapping = as_class_map(class_map)
         for file, folder in zip(files, roots, strict=True):
             names = parts[0].class_names if parts else class_names
-            parts.append(read_coco(file, folder, reading=reading, allowed=allowed, names=names))
+            parts.append(read_coco(file, folder, reading=reading, allowed=allowed, names=names, class_map=mapping))
         self.reading = reading
         self.categories = parts[0].categories
         self.category_ids = ids_by_name([part.categories for part in parts])

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from segkit.class_map import IGNORED, classes_of, lines_without_class, map_names
 from segkit.console import counted
 from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import FEW, KINDS, LISTED, Finding, raise_errors
@@ -105,6 +106,7 @@ def read_coco(
     reading: Reading = AS_USUAL,
     allowed: Allowed = NOTHING,
     names: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
 ) -> CocoFile:
     """Read and check a COCO JSON and the headers of its images.
 
@@ -114,11 +116,12 @@ def read_coco(
         reading: How the images are read.
         allowed: What to accept that by default is an error.
         names: See `read_records`.
+        class_map: See `read_records`.
 
     Raises:
         DataError: The file cannot be read, is not a COCO file, or has a category that is not in `names`.
     """
-    records = read_records(file, names=names, merge_same_name=allowed.merge_same_name)
+    records = read_records(file, names=names, merge_same_name=allowed.merge_same_name, class_map=class_map)
     found = records.findings
     items = read_items(
         list(records.images.items()),
@@ -135,11 +138,16 @@ def read_coco(
     find_faults_of_all(records, regions)
     sizes = [(item.id, item.size, item.drawn) for item in items]
     records.digest.update(repr([records.labels, allowed.bbox_as_mask, sizes]).encode())
-    return CocoFile(records.categories, records.class_names, items, regions, found, records.digest.hexdigest())
+    categories = {i: name for i, name in records.categories.items() if records.labels[i] != IGNORE_INDEX}
+    return CocoFile(categories, records.class_names, items, regions, found, records.digest.hexdigest())
 
 
 def read_records(
-    file: str | os.PathLike | LabelRecords, *, names: Sequence[str] | None = None, merge_same_name: bool = False
+    file: str | os.PathLike | LabelRecords,
+    *,
+    names: Sequence[str] | None = None,
+    merge_same_name: bool = False,
+    class_map: Mapping[str, str] | None = None,
 ) -> CocoRecords:
     """Read a COCO JSON and find the image and the category of each annotation; no image file is read.
 
@@ -153,6 +161,8 @@ def read_records(
         names: The classes in label order, with or without `background` as the first; the file may lack some. Ids may
             differ between files: the name decides the label. By default the names in the order of their ids.
         merge_same_name: Whether several categories may have one name.
+        class_map: The class of each category, see `segkit.class_map.read_class_map`. The classes are then in the order
+            of the map.
 
     Raises:
         DataError: The file cannot be read, is not a COCO file, or has a category that is not in `names`.
@@ -167,8 +177,16 @@ def read_records(
         root = file.parent
         content, digest = _read_json(file)
     categories = _categories(content, file, merge_same_name)
+    own_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
+    if class_map:
+        own = list(categories.values())
+        for line in lines_without_class(own, class_map):
+            found.append(Finding("unused-line", line, f"{file} has no class {line}, which the class map names"))
+        mapped = map_names(own, class_map, file)
+        own_names = tuple(classes_of(mapped, class_map))
+        categories = {category: mapped[name] for category, name in categories.items()}
     if not names:
-        class_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
+        class_names = own_names
         if not 0 < len(class_names) < IGNORE_INDEX:
             raise_errors([finding for finding in found if finding.severity == "error"])  # why a reader found no class
             raise DataError(
@@ -181,7 +199,7 @@ def read_records(
                 f"{file} cannot be read for {len(class_names)} classes besides background, the most are "
                 f"{IGNORE_INDEX - 1}"
             )
-    labels = _labels(categories, class_names, file, found)
+    labels = _labels(categories, class_names, file, found, may_ignore=bool(class_map))
     images: dict[Id, Row] = {}
     for image in content["images"] or []:
         key = as_id(image.get("id"))
@@ -343,9 +361,13 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
 
 
 def _labels(
-    categories: Mapping[Id, str], class_names: Sequence[str], file: Path, found: list[Finding]
+    categories: Mapping[Id, str], class_names: Sequence[str], file: Path, found: list[Finding], may_ignore: bool
 ) -> dict[Id, int]:
     """Return the label of each category; a background category and missing classes become findings."""
+    if may_ignore:  # a class map has ignored them
+        ignored = {category: IGNORE_INDEX for category, name in categories.items() if name == IGNORED}
+        others = {category: name for category, name in categories.items() if category not in ignored}
+        return _labels(others, class_names, file, found, may_ignore=False) | ignored
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
     background = {category: name for category, name in categories.items() if is_background(name)}
     background = {category: name for category, name in background.items() if name not in label_of}

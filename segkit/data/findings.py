@@ -110,6 +110,7 @@ KINDS = {
     "one-label": Kind("warning", "folders of masks that have only one class, from which no other can be learnt"),
     # categories and annotations
     "absent-category": Kind("warning", "classes without a category in a JSON, which has no pixel of them"),
+    "unused-line": Kind("warning", "lines of the class map for classes that the labels do not have"),
     "background-category": Kind("note", "categories called background, whose annotations are label 0"),
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),

@@ -2,13 +2,14 @@
 
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from segkit.class_map import as_class_map
 from segkit.data.dataset import ImageFiles, Paths, as_paths
 from segkit.data.findings import FEW, Finding, find_oddities, find_shared_files, raise_or_warn, summarise
 from segkit.data.formats.records import MaskFiles
@@ -21,8 +22,9 @@ from segkit.data.images import (
     list_other_files,
     read_image_header,
 )
-from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, read_lines
-from segkit.data.palette import Colour
+from segkit.data.mask_files import BINARY_HINT, MaskReader, WrongValues, map_masks, read_lines
+from segkit.data.mask_names import MaskName
+from segkit.data.palette import Colour, read_palette
 from segkit.errors import DataError, UsageError
 from segkit.files import MAX_PIXELS
 from segkit.labels import IGNORE_INDEX
@@ -57,6 +59,10 @@ class FolderSegmentation(ImageFiles):
             skipped. By default the palette's.
         palette: File of colours, see `segkit.data.palette.read_palette`, or its content as that function returns it;
             black-and-white masks can have one, too.
+        mask_name: Path of the mask of an image if it is not called like the image, see `segkit.data.mask_names`, such
+            as `{stem}_mask.png`. Without `masks`, it starts from the folder of the images.
+        class_map: Merges, renames and drops classes: a file, or a mapping of names to classes, see
+            `segkit.class_map.read_class_map`. `class_names` and `palette` have the names before it.
         names: The images to use if not all: a sequence, or a text file with one per line (VOC's
             ImageSets/Segmentation/train.txt); paths below the folder, best without suffix.
         ignore_classes: Names of classes that are 255 in the target.
@@ -83,6 +89,8 @@ class FolderSegmentation(ImageFiles):
         *,
         class_names: PathLike | Sequence[str] | None = None,
         palette: PathLike | Mapping[Colour, str] | None = None,
+        mask_name: str | None = None,
+        class_map: PathLike | Mapping[str, str] | None = None,
         names: PathLike | Sequence[str] | None = None,
         ignore_classes: Sequence[str] = (),
         transform: Callable | None = None,
@@ -93,7 +101,7 @@ class FolderSegmentation(ImageFiles):
     ) -> None:
         check_known("`on_bad`", on_bad, ("error", "skip"))
         self.ignore_classes, self.transform = tuple(ignore_classes), transform
-        self._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels))
+        self._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels), mask_name, class_map)
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
 
     @classmethod
@@ -104,6 +112,8 @@ class FolderSegmentation(ImageFiles):
         *,
         class_names: PathLike | Sequence[str] | None = None,
         palette: PathLike | Mapping[Colour, str] | None = None,
+        mask_name: str | None = None,
+        class_map: PathLike | Mapping[str, str] | None = None,
         names: PathLike | Sequence[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         max_pixels: int = MAX_PIXELS,
@@ -117,6 +127,8 @@ class FolderSegmentation(ImageFiles):
             masks: Folder of the masks, one for each of `images`.
             class_names: In label order.
             palette: File of colours.
+            mask_name: Path of the mask of an image.
+            class_map: Merges, renames and drops classes.
             names: The images to use if not all.
             exif: `apply` or `ignore`.
             max_pixels: Larger images are a finding.
@@ -126,7 +138,7 @@ class FolderSegmentation(ImageFiles):
         """
         data = cls.__new__(cls)
         data.transform = None
-        data._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels))
+        data._open(images, masks, class_names, palette, names, create_reading(exif, max_pixels), mask_name, class_map)
         data.notes = summarise(data.findings)
         return data
 
@@ -138,16 +150,24 @@ class FolderSegmentation(ImageFiles):
         palette: PathLike | None,
         names: PathLike | Sequence[str] | None,
         reading: Reading,
+        mask_name: str | None = None,
+        class_map: PathLike | Mapping[str, str] | None = None,
     ) -> None:
         self.reading, self.findings = reading, []
+        mapping = as_class_map(class_map)
         several = [images] if isinstance(images, str | os.PathLike | MaskFiles) else images
         of_format = [one for one in several if isinstance(one, MaskFiles)]
         if of_format:
+            if mapping:
+                of_format = [map_masks(one, mapping) for one in of_format]
             self.items = self._read_formats(of_format, class_names)
         else:
-            if masks is None:
-                raise UsageError("give `masks`, the folder of the masks")
-            self.items = self._read_folders(as_paths(images), as_paths(masks), class_names, palette, names)
+            if masks is None and mask_name is None:
+                raise UsageError("give `masks`, the folder of the masks, or `mask_name` if they lie next to the images")
+            folders = as_paths(images)
+            mask_folders = folders if masks is None else as_paths(masks)
+            reader = self._create_reader(mask_folders[0], class_names, palette, mapping)
+            self.items = self._read_folders(folders, mask_folders, reader, names, mask_name)
         _ = self.ignored_labels  # raises if a name is unknown
         self.findings += find_shared_files(item.path for item in self.items)
 
@@ -155,20 +175,34 @@ class FolderSegmentation(ImageFiles):
         self,
         folders: Sequence[Path],
         mask_folders: Sequence[Path],
-        class_names: PathLike | Sequence[str] | None,
-        palette: PathLike | None,
+        reader: MaskReader,
         names: PathLike | Sequence[str] | None,
+        mask_name: str | None,
     ) -> list[MaskedImage]:
         if len(folders) != len(mask_folders):
             raise UsageError(f"{len(folders)} folders of images need as many of masks, got {len(mask_folders)}")
-        reader = MaskReader(class_names, palette, self.reading.max_pixels)
         self.class_names = reader.class_names
         wanted = None if names is None else read_lines(names, "list of images")
         return [
             item
             for folder, mask_folder in zip(folders, mask_folders, strict=True)
-            for item in read_folder(folder, mask_folder, reader, self.findings, wanted, self.reading)
+            for item in read_folder(folder, mask_folder, reader, self.findings, wanted, self.reading, mask_name)
         ]
+
+    def _create_reader(
+        self,
+        masks: Path,
+        class_names: PathLike | Sequence[str] | None,
+        palette: PathLike | Mapping[Colour, str] | None,
+        class_map: Mapping[str, str],
+    ) -> MaskReader:
+        reader = MaskReader(class_names, palette, self.reading.max_pixels)
+        if not class_map:
+            return reader
+        colours = palette if palette is None or isinstance(palette, Mapping) else read_palette(palette)
+        source = map_masks(MaskFiles(masks, (), reader.class_names, colours=colours), class_map)
+        self.findings += source.findings
+        return MaskReader.of_format(source, source.class_names, self.reading.max_pixels)
 
     def _read_formats(
         self, sources: Sequence[MaskFiles], class_names: PathLike | Sequence[str] | None
@@ -195,6 +229,7 @@ def read_folder(
     found: list[Finding],
     wanted: Sequence[str] | None = None,
     reading: Reading = AS_USUAL,
+    mask_name: str | None = None,
 ) -> list[MaskedImage]:
     """Return the images whose masks can be used; every mask and the headers of the images are read.
 
@@ -205,8 +240,9 @@ def read_folder(
         found: A list to which findings are added.
         wanted: Paths of the images to use, without suffix. By default all.
         reading: How the images are read.
+        mask_name: Path of the mask of an image. By default that of the image, with any suffix.
     """
-    return _checked_pairs(find_pairs(images, masks, wanted, found), masks, reader, found, reading)
+    return _checked_pairs(find_pairs(images, masks, wanted, found, mask_name), masks, reader, found, reading)
 
 
 def _checked_pairs(
@@ -255,7 +291,7 @@ def _check_pair(
 
 
 def find_pairs(
-    images: Path, masks: Path, wanted: Sequence[str] | None, found: list[Finding]
+    images: Path, masks: Path, wanted: Sequence[str] | None, found: list[Finding], mask_name: str | None = None
 ) -> list[tuple[Path, str, Path]]:
     """Return image, name and mask of each pair with the same path below the two folders, except for the suffix.
 
@@ -268,31 +304,53 @@ def find_pairs(
     Raises:
         DataError: A folder does not exist, two files have the same name, or a wanted image does not exist.
     """
-    image_of, mask_of = _by_stem(images, "images"), _by_stem(masks, "masks")
+    if mask_name is None:
+        image_of, mask_of = _by_stem(images, "images"), _by_stem(masks, "masks")
+    else:
+        image_of, mask_of = _by_pattern(images, masks, MaskName(mask_name))
     stems = sorted(image_of) if wanted is None else [_wanted_stem(name, image_of) for name in wanted]
     absent = [stem for stem in stems if stem not in image_of]
     if absent:
         hint = _unread_hints(images).get(absent[0], "")
         raise DataError(f"{len(absent)} of {len(stems)} names have no image, such as {images / absent[0]}.*{hint}")
     names = {stem: image_of[stem].relative_to(images).as_posix() for stem in stems}
-    hints = _unread_hints(masks) if any(stem not in mask_of for stem in stems) else {}
+    hints = _unread_hints(masks) if mask_name is None and any(stem not in mask_of for stem in stems) else {}
     for stem in stems:
         if stem not in mask_of:
-            sentence = f"{image_of[stem]} has no mask, expected at {masks / stem}.*{hints.get(stem, '')}"
+            expected = f"{masks / stem}.*"
+            if mask_name is not None:
+                expected = MaskName(mask_name).expected(names[stem], masks)
+            sentence = f"{image_of[stem]} has no mask, expected at {expected}{hints.get(stem, '')}"
             found.append(Finding("no-mask", names[stem], sentence))
     if wanted is None:
         for stem in sorted(mask_of.keys() - image_of.keys()):
             where = mask_of[stem].relative_to(masks).as_posix()
-            found.append(Finding("no-image", where, f"{mask_of[stem]} has no image, expected at {images / stem}.*"))
+            expected = f", expected at {images / stem}.*" if mask_name is None else ""
+            found.append(Finding("no-image", where, f"{mask_of[stem]} has no image{expected}"))
     return [(image_of[stem], names[stem], mask_of[stem]) for stem in stems if stem in mask_of]
 
 
-def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+def _by_pattern(images: Path, masks: Path, pattern: MaskName) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the images by stem, and their masks by the same stem; a mask without an image by its own path."""
+    for folder, what in ((images, "images"), (masks, "masks")):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder, expected the folder of the {what}")
+    all_masks = {path for path in list_images(masks) if pattern.fits(path.relative_to(masks).as_posix())}
+    real = {os.path.realpath(path) for path in all_masks}
+    image_of = _by_stem(images, "images", [path for path in list_images(images) if os.path.realpath(path) not in real])
+    mask_of = {stem: pattern.find(path.relative_to(images).as_posix(), masks) for stem, path in image_of.items()}
+    used = {stem: path for stem, path in mask_of.items() if path is not None}
+    paths = {os.path.realpath(path) for path in used.values()}
+    lone = [path for path in sorted(all_masks) if os.path.realpath(path) not in paths]
+    return image_of, used | {f"mask {path}": path for path in lone}
+
+
+def _by_stem(folder: Path, what: str, files: Iterable[Path] | None = None) -> dict[str, Path]:
     """Return the image files by their path below the folder, without suffix."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder, expected the folder of the {what}")
     paths: dict[str, Path] = {}
-    for path in list_images(folder):
+    for path in list_images(folder) if files is None else files:
         other = paths.setdefault(_stem(path, folder), path)
         if other != path:
             raise DataError(f"{other} and {path} have the same name, so it is not clear which one is meant")

@@ -3,17 +3,20 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from segkit.class_map import classes_of, lines_without_class, map_names
+from segkit.data.findings import Finding
 from segkit.data.formats.records import MaskFiles
 from segkit.data.images import has_pages, largest_value, open_image, raw_mode, to_rgb
 from segkit.data.palette import IGNORED, Colour, ColourCode, read_palette, read_text
 from segkit.errors import DataError
 from segkit.files import MAX_PIXELS
-from segkit.labels import IGNORE_INDEX
+from segkit.labels import BACKGROUND, IGNORE_INDEX
 
 PathLike = str | os.PathLike
 _SPREAD = {"L;2": 85, "L;4": 17}  # factor by which Pillow spreads gray of 2 and 4 bits to 8
@@ -27,6 +30,30 @@ BINARY_HINT = (
 
 class WrongValues(DataError):
     """A mask has values or colours that are not a class."""
+
+
+def map_masks(source: MaskFiles, class_map: Mapping[str, str]) -> MaskFiles:
+    """Return masks with the classes that a class map makes of theirs; background is label 0 if there is one.
+
+    Raises:
+        DataError: A class has no line in the map.
+    """
+    mapped = map_names(source.class_names, class_map, source.path)
+    names = [BACKGROUND] * (BACKGROUND in mapped.values()) + classes_of(mapped, class_map)
+    found = [
+        Finding("unused-line", line, f"{source.path} has no class {line}, which the class map names")
+        for line in lines_without_class(source.class_names, class_map)
+    ]
+    colours = values = None
+    if source.colours is not None:
+        colours = {colour: mapped.get(name, IGNORED) for colour, name in source.colours.items()}
+    else:
+        targets = [mapped[name] for name in source.class_names]
+        label_of = {i: IGNORE_INDEX if name == IGNORED else names.index(name) for i, name in enumerate(targets)}
+        values = source.values or {IGNORE_INDEX: IGNORE_INDEX, **{label: label for label in label_of}}
+        values = {value: label_of.get(label, IGNORE_INDEX) for value, label in values.items()}
+    findings = [*source.findings, *found]
+    return replace(source, class_names=names, colours=colours, values=values, findings=findings)
 
 
 class MaskReader:

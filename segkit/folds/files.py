@@ -4,9 +4,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,12 @@ class FoldSource(NamedTuple):
 
 
 def read_fold_source(
-    file: Path, train_only: Sequence[Path] = (), *, merge_same_name: bool = False, bbox_as_mask: bool = False
+    file: Path,
+    train_only: Sequence[Path] = (),
+    *,
+    merge_same_name: bool = False,
+    bbox_as_mask: bool = False,
+    class_map: Mapping[str, str] | None = None,
 ) -> FoldSource:
     """Read the JSON file to divide, and the JSON files whose images only train, as training reads them.
 
@@ -55,14 +60,17 @@ def read_fold_source(
         train_only: JSON files whose images only train.
         merge_same_name: Whether several categories may have one name; they are one class.
         bbox_as_mask: Whether annotations without a segmentation are painted as their box.
+        class_map: The class of each category. The content keeps its categories, so that the files of the folds are
+            read with the same class map.
 
     Raises:
         DataError: A file is missing, has a fault, or has a category that the first one lacks.
     """
-    first = read_records(file, merge_same_name=merge_same_name)
+    rules: dict[str, Any] = {"merge_same_name": merge_same_name, "class_map": class_map}
+    first = read_records(file, **rules)
     parts = [first]
     for path in train_only:
-        parts.append(read_records(path, names=first.class_names, merge_same_name=merge_same_name))
+        parts.append(read_records(path, names=first.class_names, **rules))
     regions, sizes = [], []
     for part in parts:
         of_part = read_all_regions(part, bbox_as_mask=bbox_as_mask)
@@ -75,6 +83,7 @@ def read_fold_source(
     if 0 not in id_of and any(0 in part.labels.values() for part in parts):
         id_of[0] = _highest_id(content["categories"]) + 1
         content = content | {"categories": [*content["categories"], {"id": id_of[0], "name": BACKGROUND}]}
+    any_id = next(iter(id_of.values()))
     for part in parts[1:]:
         next_image = _highest_id(images) + 1
         next_annotation = _highest_id(row for of_image in annotations for row in of_image) + 1
@@ -82,7 +91,14 @@ def read_fold_source(
             images.append(row | {"id": i})
             annotations.append([])
             for category, a in part.annotations[image]:
-                ids = {"id": next_annotation, "image_id": i, "category_id": id_of[part.labels[category]]}
+                label = part.labels[category]
+                ids = {
+                    "id": next_annotation,
+                    "image_id": i,
+                    "category_id": id_of.get(label, any_id),
+                }
+                if label not in id_of:  # a class that the class map ignores, and the first file lacks
+                    ids["ignore"] = 1
                 annotations[-1].append(a | ids)
                 next_annotation += 1
     findings = [finding for part in parts for finding in part.findings]

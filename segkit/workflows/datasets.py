@@ -20,6 +20,8 @@ from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.findings import EXAMPLES, Note
 from segkit.data.formats import LabelRecords, LabelSource, MaskFiles, find_source
 from segkit.data.mask_cache import default_folder
+from segkit.data.mask_files import MaskReader
+from segkit.data.mask_names import MaskName
 from segkit.data.palette import Colour, read_palette
 from segkit.errors import DataError, DataWarning, UsageError
 from segkit.files import fingerprint, is_file, write_csv
@@ -28,10 +30,11 @@ from segkit.labels import BACKGROUND, IGNORE_INDEX
 from segkit.training.checkpoint import PHOTOGRAPHS
 
 FIRST_MASKS = 8  # masks of a data set of the caller that are looked at before it is used
-OF_MASKS = ("ignore_classes", "exif")  # the rules that also hold for images with masks
+OF_MASKS = ("ignore_classes", "exif", "class_map")  # the rules that also hold for images with masks
 LABEL_SUFFIXES = (".json", ".txt", ".xml", ".yaml", ".yml", ".csv")  # files of a folder whose content is labels
 ALLOWED = ("allow_outside_root", "rescale_annotations", "merge_same_name", "bbox_as_mask")
 Palette = Mapping[Colour, str]  # as `read_palette` returns it
+MASK_NAMES = "mask_names"  # the classes of masks before the class map, among the `data_rules` of a model
 MASK_COLOURS = "mask_colours"  # the palette of the training among the `data_rules` of a model: name, red, green, blue
 
 
@@ -97,8 +100,17 @@ def open_folds(config: TrainConfig, console: Console | None = None, rule: int = 
     return Folds(data, extra, k=config.folds, seed=config.seed, rule=rule)
 
 
+def has_masks(config: SourceConfig) -> bool:
+    """Return whether the labels are mask files that settings say how to find."""
+    return bool(config.masks or config.mask_name)
+
+
 def open_scored(
-    config: ScoreConfig, console: Console, class_names: Sequence[str], palette: Palette | None = None
+    config: ScoreConfig,
+    console: Console,
+    class_names: Sequence[str],
+    palette: Palette | None = None,
+    mask_names: Sequence[str] | None = None,
 ) -> SegmentationDataset:
     """Return the images of `data` to score on; an image that cannot be used is an error, because scores skip nothing.
 
@@ -108,11 +120,13 @@ def open_scored(
         class_names: The classes of the model. The categories of JSON files are matched with them by name; masks have
             them in this order, unless `class_names` or `palette` say otherwise.
         palette: The palette of the masks that the model was trained on; used unless `palette` or `class_names` is set.
+        mask_names: The classes of these masks before the class map of the model, if it has one.
     """
-    if not config.masks and config.mean:  # `class_names` belongs to an ONNX file of another program
+    if not has_masks(config) and config.mean:  # `class_names` belongs to an ONNX file of another program
         config = replace(config, class_names=None)
-    if config.masks and config.class_names is None and config.palette is None:
-        config = replace(config, class_names=tuple(class_names), palette=palette)
+    if has_masks(config) and config.class_names is None and config.palette is None:
+        names = tuple(mask_names or class_names) if palette is None or not config.class_map else None
+        config = replace(config, class_names=names, palette=palette)
     source = Source("data", config.data, config.images, config.masks, (config.split,))
     return open_labelled(config, source, json_classes=class_names, is_scored=True, console=console)
 
@@ -125,8 +139,12 @@ def data_rules(config: TrainConfig, data: SegmentationDataset) -> dict[str, Any]
     """
     if _is_own(config.data) or not config.data:
         return {"ignore_classes": list(data.ignore_classes)}
-    values = {name: getattr(config, name) for name in (OF_MASKS if config.masks else DATA_RULES)}
+    values = {name: getattr(config, name) for name in (OF_MASKS if has_masks(config) else DATA_RULES)}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    if not values["class_map"]:
+        del values["class_map"]
+    elif has_masks(config) and config.palette is None:
+        values[MASK_NAMES] = list(MaskReader(config.class_names).class_names)
     if config.palette is not None:
         values[MASK_COLOURS] = [[name, *colour] for colour, name in read_palette(config.palette).items()]
     return values
@@ -145,14 +163,17 @@ def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
         return {f"set {i}" if len(config.data) > 1 else "data": one for i, one in enumerate(config.data, start=1)}
     check_kinds(config, Source("data", config.data, config.images, config.masks))
     names = _short_names(config.data)
-    if config.masks:
+    if has_masks(config):
         (masks,) = share_out(config.masks, (config.data,), "masks")
+        masks = masks or [None] * len(config.data)
         return {
             name: FolderSegmentation.inspect(
                 folder,
                 mask_folder,
                 class_names=config.class_names,
                 palette=config.palette,
+                mask_name=config.mask_name,
+                class_map=config.class_map,
                 exif=config.exif,
                 max_pixels=config.max_pixels,
             )
@@ -175,7 +196,7 @@ def open_checked(config: CheckConfig) -> dict[str, ImageFiles]:
     sets: dict[str, ImageFiles] = {}
     class_names = None
     for name, (labels, root) in read.items():
-        options: dict[str, Any] = {"exif": config.exif, "max_pixels": config.max_pixels}
+        options: dict[str, Any] = {name: getattr(config, name) for name in ("exif", "max_pixels", "class_map")}
         if isinstance(labels, MaskFiles):
             sets[name] = FolderSegmentation.inspect(labels, class_names=class_names, **options)
             class_names = sets[name].class_names
@@ -258,10 +279,11 @@ def open_files(
         "max_bad": max_bad,
         "exif": config.exif,
         "max_pixels": config.max_pixels,
+        "class_map": config.class_map,
     }
-    if source.masks:
-        names = {"class_names": config.class_names, "palette": config.palette}
-        return FolderSegmentation(source.paths, source.masks, **names, **common)
+    if has_masks(config):
+        names = {"class_names": config.class_names, "palette": config.palette, "mask_name": config.mask_name}
+        return FolderSegmentation(source.paths, source.masks or None, **names, **common)
     labels = []
     for path in source.paths:
         found = find_source(path, config.format)
@@ -314,7 +336,7 @@ def _describe(found: LabelSource, source: Source, parts: Sequence[LabelRecords |
 
 def have_split(config: TrainConfig, split: str) -> bool:
     """Return whether everything in `data` is divided into splits and has this one."""
-    if config.masks or not config.data or _is_own(config.data):
+    if has_masks(config) or not config.data or _is_own(config.data):
         return False
     found = [find_source(path, config.format) for path in config.data]
     return all(one is not None and split in one.splits for one in found)
@@ -328,15 +350,19 @@ def _mask_folder(mask_cache: str | Path) -> str | Path | None:
 
 def check_kinds(config: SourceConfig, source: Source) -> None:
     """Raise if there are folders or files together with settings that belong to the other kind."""
-    paths, roots, masks = source.paths, source.roots, source.masks
+    paths, roots = source.paths, source.roots
     folders = [path for path in paths if path.is_dir()]
-    if masks and len(folders) < len(paths):
+    if has_masks(config) and len(folders) < len(paths):
         file = next(path for path in paths if path not in folders)
-        raise DataError(f"{file} is not a folder; with `masks`, images come from folders only")
-    if masks and roots:
-        raise UsageError("`images` belongs to JSON files; with `masks`, give the folders of images as `data`")
-    if not masks and (config.class_names or config.palette):
-        raise UsageError("`class_names` and `palette` belong to `masks`; a COCO JSON file names its classes itself")
+        raise DataError(f"{file} is not a folder; with `masks` or `mask_name`, images come from folders only")
+    if has_masks(config) and roots:
+        raise UsageError(
+            "`images` belongs to JSON files; with `masks` or `mask_name`, give the folders of images as `data`"
+        )
+    if not has_masks(config) and (config.class_names or config.palette):
+        raise UsageError(
+            "`class_names` and `palette` belong to `masks` or `mask_name`; a COCO JSON file names its classes itself"
+        )
 
 
 def share_out(folders: Sequence[Path], sources: Sequence[Sequence[Path]], name: str) -> list[Sequence[Path]]:
@@ -435,6 +461,12 @@ def data_digests(
         of_val = slice(first, first + len(scored)) if config.val else slice(0)
         digests["train masks"] = _digest_of_content([m for m in config.masks if m not in config.masks[of_val]])
         digests["val masks"] = _digest_of_content(config.masks[of_val])
+    elif config.mask_name:  # the masks lie in the folders of the images
+        digests["train masks"] = _digest_of_content([*config.data, *config.train_only], config.mask_name)
+        digests["val masks"] = _digest_of_content(config.val, config.mask_name)
+    if config.class_map:
+        text = repr([*config.class_map.items()])
+        digests = {part: hashlib.sha256(f"{one} {text}".encode()).hexdigest() for part, one in digests.items()}
     if config.folds is None or fold_rule == 1:  # the digests of runs that began before rule 2 do not name it
         return digests
     return {part: f"{digest} folds {fold_rule}" for part, digest in digests.items()}
@@ -475,12 +507,15 @@ def _digest(*groups: Iterable[Path | None]) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_content(folders: Iterable[Path]) -> str:
-    """Return a digest of the content of all files in folders, because a mask may change while its size does not."""
+def _digest_of_content(folders: Iterable[Path], mask_name: str | None = None) -> str:
+    """Return a digest of the content of the masks in folders, because a mask may change while its size does not."""
+    pattern = None if mask_name is None else MaskName(mask_name)
     # Reading 1,000 masks of 1024 x 1024 takes 0.06 s, so the digests are not stored for later.
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            if pattern is not None and not pattern.fits(file.relative_to(folder).as_posix()):
+                continue
             digest.update(f"\0{file.relative_to(folder)} ".encode(errors="surrogateescape"))
             digest.update(fingerprint(file).sha256.encode())
     return digest.hexdigest()
@@ -501,7 +536,7 @@ def _open_training(
 
 def _json_classes(config: TrainConfig, train_set: SegmentationDataset) -> Sequence[str] | None:
     """Return the classes that other JSON files than `data` are matched with; None if `data` is not JSON files."""
-    return None if config.masks or _is_own(config.data) else train_set.class_names
+    return None if has_masks(config) or _is_own(config.data) else train_set.class_names
 
 
 def _open(

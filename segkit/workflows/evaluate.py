@@ -79,7 +79,7 @@ def evaluate(*, verbose: bool = False, **settings: Any) -> EvaluateResult:
     console = Console(verbose=verbose)
     members, others = find_models(config)
     tell_rules(config, [*members, *others], console)
-    data = open_scored(config, console, members[0].class_names, members[0].palette)
+    data = open_scored(config, console, members[0].class_names, members[0].palette, members[0].mask_names)
     predictor = load_scored_predictor(config, members, data, console)
     other = None
     if others:

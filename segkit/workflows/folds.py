@@ -84,7 +84,11 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
             "of both start"
         )
     source = read_fold_source(
-        config.data, config.train_only, merge_same_name=config.merge_same_name, bbox_as_mask=config.bbox_as_mask
+        config.data,
+        config.train_only,
+        merge_same_name=config.merge_same_name,
+        bbox_as_mask=config.bbox_as_mask,
+        class_map=config.class_map,
     )
     masks = console.progress(source.masks(overlap=config.overlap, crowd=config.crowd), total=len(source.images))
     counts = count_classes(source.regions, len(source.class_names) + 1, masks)

@@ -236,7 +236,7 @@ def _open_check(model: Segmenter | OnnxModel, config: ExportConfig, console: Con
     scored = from_keywords(EvaluateConfig, with_rules_of_models(EvaluateConfig, settings))
     (member,) = find_members(scored.weights)
     tell_rules(scored, [member], console)
-    data = open_scored(scored, console, member.class_names)
+    data = open_scored(scored, console, member.class_names, member.palette, member.mask_names)
     check_model_classes(member.class_names, data, "the model")
     return data
 

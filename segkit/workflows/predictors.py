@@ -41,7 +41,7 @@ from segkit.models.onnx_model import engine_name
 from segkit.runs import newest_run
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
-from segkit.workflows.datasets import MASK_COLOURS, OF_MASKS, check_model_classes
+from segkit.workflows.datasets import MASK_COLOURS, MASK_NAMES, OF_MASKS, check_model_classes
 
 LONG = 60  # seconds of the models after which another engine is named
 
@@ -164,6 +164,14 @@ class ModelSource(NamedTuple):
             return self.model.window
         return SlidingWindow.read(read_header(self.model, **self.about).get("window"))
 
+    @property
+    def mask_names(self) -> list[str] | None:
+        """The classes of the masks of the training before its class map; None if it had no such masks or no map."""
+        names = self.data_rules.get(MASK_NAMES)
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise UsageError(f"the header of {self.name} cannot be used: `{MASK_NAMES}` is {str(names)[:80]}")
+        return names
+
     def load(self, device: torch.device) -> Segmenter | OnnxModel:
         """Return the model on `device`; a loaded model is copied, so that the caller's model does not change."""
         is_file = isinstance(self.model, Path)
@@ -266,11 +274,12 @@ def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: C
     data = getattr(config, "data", ())
     if any(isinstance(one, SegmentationDataset) for one in data):  # it makes its labels itself
         return
-    names = OF_MASKS if getattr(config, "masks", ()) else DATA_RULES
+    is_masked = bool(getattr(config, "masks", ()) or getattr(config, "mask_name", None))
+    names = OF_MASKS if is_masked else DATA_RULES
     rules = {name: getattr(config, name) for name in names if hasattr(config, name)}
     special = [f"{name} {_text(value)}" for name, value in rules.items() if value != default_of(config, name)]
     used, is_of_training = None, False
-    if getattr(config, "masks", ()):
+    if is_masked:
         is_of_training = config.palette is None and config.class_names is None and members[0].palette is not None
         used = members[0].palette if is_of_training else config.palette and read_palette(config.palette)
     if special or is_of_training:
@@ -281,13 +290,15 @@ def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: C
             if _text(stored) != _text(value):
                 _log.warning("`%s` is %s, but %s was trained with %s", name, _text(value), member.name, _text(stored))
                 break
-    for member in members if getattr(config, "masks", ()) else ():
+    for member in members if is_masked else ():
         if member.palette not in (None, used):
             _log.warning("`masks` are not read by the palette of the masks that %s was trained with", member.name)
             break
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {target}" for name, target in value.items()) or "none"
     return " ".join(sorted(value)) or "none" if isinstance(value, list | tuple) else str(value).lower()
 
 

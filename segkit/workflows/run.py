@@ -63,6 +63,7 @@ from segkit.training.validation import AUTO_WINDOW, memory_errors_explained
 from segkit.workflows.datasets import (
     check_model_classes,
     data_rules,
+    has_masks,
     have_split,
     rule_of_folds,
     sources_of,
@@ -536,7 +537,7 @@ def _create_report(
     patience = f" --early-stopping {2 * config.early_stopping}" if config.early_stopping else ""
     data = "--data test.json --images photographs/"
     scored = config.val or (config.data if have_split(config, "val") else ())
-    if scored and not config.masks and len(config.images) <= 1:
+    if scored and not has_masks(config) and len(config.images) <= 1:
         roots = ["--images", str(config.images[0])] if config.images else []
         data = shlex.join(["--data", *map(str, scored), *roots])
     facts = RunFacts(

@@ -103,7 +103,7 @@ def tune(*, verbose: bool = False, **settings: Any) -> TuneResult:
     console = Console(verbose=verbose)
     members, _ = find_models(config)
     tell_rules(config, members, console)
-    data = open_scored(config, console, members[0].class_names, members[0].palette)
+    data = open_scored(config, console, members[0].class_names, members[0].palette, members[0].mask_names)
     crfs = {words: build_crf(words) for words in crf_words(config.crf)}  # errors in them come before the models run
     if config.folds > len(data):
         raise UsageError(f"`folds` must be no more than the {len(data)} images, got {config.folds}")

@@ -41,7 +41,7 @@ def read_class_map(file: str | os.PathLike) -> dict[str, str]:
         first = False
         if len(cells) != 2 or not all(cells):
             raise UsageError(
-                f"{file}, line {number}: expected a name and its class, such as Drink can,Metal, got {cells}"
+                f"{file}, line {number}: expected a line such as Drink can,Metal, got {separator.join(cells)!r}"
             )
         name, target = cells[0], _target(cells[1])
         if class_map.setdefault(name, target) != target:

@@ -4,11 +4,14 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from helpers.layouts import LAYOUTS
 
 CLASSES = ("can", "cup")
 SIZES = ((48, 64), (47, 63))  # (H, W), even and odd
@@ -231,10 +234,16 @@ def write_label_studio(folder: Path) -> Written:
     return Written(folder, masks)
 
 
-# For each key of `segkit.data.formats.FORMATS`, a function that writes a small data set into an empty folder.
+def write_layout(name: str, folder: Path) -> Written:
+    """Write a data set of `helpers.layouts`."""
+    layout = LAYOUTS[name](folder)
+    return Written(layout.path, {Path(file).stem: mask for file, mask in layout.masks.items()}, layout.class_names)
+
+
+# Functions that write a small data set into an empty folder. The first word of the name is a key of
+# `segkit.data.formats.FORMATS`; each format must have one.
 WRITERS: Mapping[str, Callable[[Path], Written]] = {
-    "yolo": write_yolo,
-    "labelme": write_labelme,
-    "cvat": write_cvat,
+    **{name: partial(write_layout, name) for name in LAYOUTS},
+    **{"yolo": write_yolo, "labelme": write_labelme, "cvat": write_cvat},
     "label-studio": write_label_studio,
 }

@@ -295,8 +295,7 @@ def test_a_used_file_stays_in_the_cache(exports, cache):
 @pytest.mark.parametrize("place", ["no home", "a file"])
 def test_without_a_cache_the_export_is_not_kept(exported, exports, photographs, tmp_path, monkeypatch, capsys, place):
     if place == "no home":
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        monkeypatch.setattr(onnx_cache, "user_cache", lambda name: None)
     else:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -4,7 +4,7 @@ Processors without VNNI add two products of uint8 and int8 in 16 bits, which sat
 8 bits. valgrind shows programs a processor with AVX2 and without VNNI, and computes its instructions exactly.
 
     python benchmarks/int8_processors.py small.onnx logits.npy                       # writes logits.npy
-    valgrind --tool=none python benchmarks/int8_processors.py small.onnx logits.npy  # compares with it; takes a minute
+    valgrind --tool=none python benchmarks/int8_processors.py small.onnx logits.npy  # compares with it; takes minutes
 
 FPN on tf_efficientnet_lite0, trained on facade, two crops of photographs: no difference in any bit. With all 8 bits
 (quantize_static of onnxruntime, uint8 x int8, per channel) the logits differ by up to 0.67 of their standard deviation,
@@ -15,7 +15,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import torch
+
+from segkit.models import load_model
 
 
 def main() -> None:
@@ -24,12 +26,10 @@ def main() -> None:
     parser.add_argument("logits", type=Path, help=".npy file to write, or to compare with if it exists")
     parser.add_argument("--images", type=Path, help=".npy file of normalised images (N, 3, H, W); by default noise")
     args = parser.parse_args()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(args.file, options, providers=["CPUExecutionProvider"])
+    torch.set_num_threads(1)
     noise = np.random.default_rng(0).normal(size=(2, 3, 128, 160)).astype(np.float32)
     images = noise if args.images is None else np.load(args.images)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    logits = load_model(args.file)(torch.from_numpy(images)).numpy()
     if not args.logits.exists():
         np.save(args.logits, logits)
         print(f"wrote {args.logits}")

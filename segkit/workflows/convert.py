@@ -23,13 +23,14 @@ from segkit.data.dataset import ImageFiles
 from segkit.data.formats import WHOLE, MaskFiles, find_source
 from segkit.data.formats.writers import WRITERS, CocoWriter, LabelWriter, MaskWriter, Piece, Written, coco_name
 from segkit.data.images import Reading, read_image_header, turn_mask
+from segkit.data.mask_files import map_masks
 from segkit.data.outlines import bridged, outlines
 from segkit.data.rasterize import Annotation, encode, in_paint_order, rasterize
 from segkit.errors import DataError, UsageError
 from segkit.files import make_folder
 from segkit.inference.coco_results import category_ids
 from segkit.labels import BACKGROUND, IGNORE_INDEX, foreground_of
-from segkit.workflows.datasets import Source, check_kinds
+from segkit.workflows.datasets import Source, check_kinds, has_masks
 from segkit.workflows.results_folder import RECORD
 
 MANIFEST = "manifest.csv"
@@ -132,15 +133,15 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _open(config: ConvertConfig, console: Console) -> tuple[dict[str, ImageFiles], list[str]]:
     """Return the labelled images by split, and what is lost when they are read."""
-    reading = {"exif": config.exif, "max_pixels": config.max_pixels}
-    if not config.masks and (config.data / RECORD).is_file():
+    reading: dict[str, Any] = {name: getattr(config, name) for name in ("exif", "max_pixels", "class_map")}
+    if not has_masks(config) and (config.data / RECORD).is_file():
         found = _predictions(config)
         console.print(f"data: {config.data} has the masks of infer.py: {counted(len(found.pairs), 'image')}")
         return {WHOLE: FolderSegmentation(found, **reading)}, []
     check_kinds(config, Source("data", [config.data], config.images, config.masks))
-    if config.masks:
-        names = {"class_names": config.class_names, "palette": config.palette}
-        return {WHOLE: FolderSegmentation(config.data, config.masks, **names, **reading)}, []
+    if has_masks(config):
+        named = {"class_names": config.class_names, "palette": config.palette, "mask_name": config.mask_name}
+        return {WHOLE: FolderSegmentation(config.data, config.masks or None, **named, **reading)}, []
     found = find_source(config.data, config.format)
     if found is None:
         parts: dict[str, Any] = {WHOLE: config.data}
@@ -148,9 +149,15 @@ def _open(config: ConvertConfig, console: Console) -> tuple[dict[str, ImageFiles
         parts = {split: read() for split, read in found.splits.items()}
         console.print(f"data: {config.data} is {found.format} ({found.why})")
     if any(isinstance(part, MaskFiles) for part in parts.values()):
+        if config.class_map:
+            parts = {split: map_masks(part, reading["class_map"]) for split, part in parts.items()}
+            del reading["class_map"]
         names = list(dict.fromkeys(name for part in parts.values() for name in part.class_names))
         return {s: FolderSegmentation(part, class_names=names, **reading) for s, part in parts.items()}, []
-    records = [read_records(part, merge_same_name=config.merge_same_name) for part in parts.values()]
+    records = [
+        read_records(part, merge_same_name=config.merge_same_name, class_map=config.class_map)
+        for part in parts.values()
+    ]
     names = list(dict.fromkeys(name for one in records for name in one.class_names))
     options = {
         name: getattr(config, name)

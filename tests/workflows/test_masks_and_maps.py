@@ -1,15 +1,18 @@
 """Class maps and patterns of mask names, from the training to the scores."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers.layouts import CLASSES, SIZE, coco_content, placed, write_png, write_taco
+from helpers.layouts import CLASSES, LAYOUTS, SIZE, coco_content, placed, write_png, write_taco
 from PIL import Image
 
 import segkit
+from segkit.data import CocoSegmentation
 from segkit.data.folder import FolderSegmentation
+from segkit.data.formats import find_source
 from segkit.errors import UsageError
 from segkit.folds import read_fold_source
 from segkit.models import read_header
@@ -91,6 +94,34 @@ def test_check_and_folds_count_the_classes_of_the_map(table, tmp_path):
     assert folds.class_names == ("traffic",)
     written = json.loads(folds.train[0].read_text())
     assert [row["name"] for row in written["categories"]] == ["bus", "road"]  # to be trained on with the same map
+
+
+@pytest.mark.filterwarnings("ignore::segkit.errors.DataWarning")
+@pytest.mark.parametrize("name", ["taco", "zerowaste", "roboflow", "cvat-masks"])
+def test_convert_writes_the_classes_of_the_map(name, tmp_path):
+    layout = LAYOUTS[name](tmp_path / "data")
+    first, second = layout.class_names[1:3]
+    class_map = {first: "background", second: "kept", "*": "*"}
+    made = segkit.convert(data=layout.path, to="masks", class_map=class_map, out=tmp_path / "out")
+    assert made.class_names[:2] == ("background", "kept")
+    table = np.full(256, 255, dtype=np.uint8)
+    table[:3] = 0, 0, 1
+    parts = [FolderSegmentation(read()) for read in find_source(tmp_path / "out").splits.values()]
+    masks = {Path(part.name(i)).stem: part.mask(i) for part in parts for i in range(len(part))}
+    assert len(masks) == len(layout.masks)
+    for file, mask in layout.masks.items():
+        np.testing.assert_array_equal(masks[Path(file).stem], table[mask])
+
+
+def test_convert_finds_masks_by_a_pattern(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.jpg")
+    values = np.arange(20, dtype=np.uint8).reshape(4, 5) % 2
+    write_png(tmp_path / "a_mask.png", values)
+    (tmp_path / "names.txt").write_text("background\ncan\n")
+    where = {"data": tmp_path, "mask_name": "{stem}_mask.png", "class_names": tmp_path / "names.txt"}
+    segkit.convert(**where, to="coco", out=tmp_path / "out")
+    data = CocoSegmentation(tmp_path / "out" / "annotations.json", tmp_path)
+    np.testing.assert_array_equal(data.mask(0), values)
 
 
 def test_regions_of_train_only_that_the_map_ignores_stay_ignored_in_folds(tmp_path):

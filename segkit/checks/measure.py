@@ -23,9 +23,10 @@ class Measures:
         pixels: (N, C) pixels of each class in the label maps.
         annotations: (N, C) annotations that paint something; zeros if masks are files.
         contested: (N,) pixels that annotations of several classes claim.
-        repainted: For each other overlap rule, the pixels (N,) that it labels differently than `smallest`.
+        repainted: For each other overlap rule, the pixels (N,) that it labels differently than `rule`.
         overlaps: For each pair of labels, the pixels that both claim.
         covering: Image and label of the annotations that cover a whole image.
+        rule: The overlap rule of the data set, a key of `segkit.data.rasterize.OVERLAPS`.
     """
 
     pixels: np.ndarray
@@ -34,6 +35,7 @@ class Measures:
     repainted: dict[str, np.ndarray]
     overlaps: dict[tuple[int, int], int]
     covering: list[tuple[int, int]]
+    rule: str = "smallest"
 
 
 def measure(data: ImageFiles, indices: Iterable[int] | None = None) -> Measures:
@@ -44,7 +46,8 @@ def measure(data: ImageFiles, indices: Iterable[int] | None = None) -> Measures:
         indices: All of its indices, such as under a progress bar.
     """
     count, classes = len(data), len(data.class_names)
-    rules = () if data.annotations is None else [rule for rule in OVERLAPS if rule != "smallest"]
+    own = getattr(data, "overlap", "smallest")
+    rules = () if data.annotations is None else [rule for rule in OVERLAPS if rule != own]
     result = Measures(
         np.zeros((count, classes), dtype=np.int64),
         np.zeros((count, classes), dtype=np.int64),
@@ -52,6 +55,7 @@ def measure(data: ImageFiles, indices: Iterable[int] | None = None) -> Measures:
         {rule: np.zeros(count, dtype=np.int64) for rule in rules},
         {},
         [],
+        own,
     )
     for index in range(count) if indices is None else indices:
         if data.annotations is None:
@@ -82,7 +86,7 @@ def _measure_annotations(
         result.overlaps[pair] = result.overlaps.get(pair, 0) + int(coco_mask.area(region))
     if shared:
         result.contested[index] = coco_mask.area(coco_mask.merge([region for _, region in shared]))
-    mask = rasterize(encoded, size)
+    mask = rasterize(encoded, size, overlap=result.rule)
     for rule, repainted in result.repainted.items():
         if result.contested[index]:
             repainted[index] = np.count_nonzero(rasterize(encoded, size, overlap=rule) != mask)

@@ -38,7 +38,7 @@ def describe_set(part: CheckedSet) -> str:
         others = ", ".join(f"{rule!r} {_percent(n.sum(), total)}" for rule, n in measures.repainted.items())
         lines += [
             f"{_percent(measures.contested.sum(), total)} of the pixels are claimed by several classes: {pairs}",
-            f"there {OVERLAP_TEXTS['smallest']}; pixels that another rule would label differently: {others}",
+            f"there {OVERLAP_TEXTS[measures.rule]}; pixels that another rule would label differently: {others}",
         ]
     indent = "\n" + " " * (len(part.name) + 2)
     return f"{part.name}  " + indent.join(lines)

@@ -70,6 +70,15 @@ def test_repainted_pixels_have_another_label_under_another_rule():
     assert result.repainted["max-id"].tolist() == [0, 20]
 
 
+def test_the_overlap_rule_of_the_data_set_is_measured():
+    data = Drawn([[polygon(2, 0, 0, 4, 5), polygon(1, 0, 0, 10, 5)]])
+    data.overlap = "last"
+    result = measure(data)
+    assert result.rule == "last"
+    assert result.pixels.tolist() == [[550, 50, 0]]
+    assert result.repainted["smallest"].tolist() == [20]
+
+
 def test_an_annotation_over_the_whole_image_is_reported():
     assert measured([polygon(2, -5, -5, 50, 50)], [polygon(2, 0, 0, 29, 20)]).covering == [(0, 2)]
 

@@ -20,6 +20,7 @@ from PIL import Image
 from segkit.data import CocoSegmentation, DataError, find_source
 from segkit.data.formats import labelme
 from segkit.data.formats.label_studio import decode_brush
+from segkit.data.rasterize import encode
 
 
 def opened(path, format=None, **options):
@@ -39,6 +40,35 @@ def image(path, size, orientation=1):
     exif[0x0112] = orientation
     Image.new("RGB", size[::-1], (90, 90, 90)).save(path, exif=exif)
     return path
+
+
+def write_polygons(name, folder, polygons, size):
+    """Write an image with polygons of the class a, (N, 2) each, in a format."""
+    image(folder / "a.png", size)
+    if name == "labelme":
+        labelme_file(folder / "a.json", "a.png", size, *(labelme_shape("a", one.tolist()) for one in polygons))
+    elif name == "cvat":
+        points = [";".join(f"{x!r},{y!r}" for x, y in one.tolist()) for one in polygons]
+        shapes = [f'<polygon label="a" points="{one}" z_order="0"/>' for one in points]
+        (folder / "annotations.xml").write_text(cvat_xml([cvat_image("a.png", size, *shapes)], ["a"]))
+    else:
+        shares = [(one * 100 / (size[1], size[0])).tolist() for one in polygons]
+        regions = [studio_region("a", "polygonlabels", size, k, points=one) for k, one in enumerate(shares)]
+        write_json(folder / "x.json", [studio_task("a.png", *regions)])
+
+
+@pytest.mark.parametrize("name", ["labelme", "cvat", "label-studio"])
+def test_a_thousand_polygons_have_the_pixels_that_they_have_in_a_coco_file(name, tmp_path):
+    random = np.random.default_rng(7)
+    size = (61, 84)
+    polygons = [random.uniform(0, 61, (random.integers(3, 9), 2)) for _ in range(1000)]
+    write_polygons(name, tmp_path, polygons, size)
+    source = find_source(tmp_path)
+    assert source.format == name
+    (regions,) = CocoSegmentation(source.read("all")).annotations
+    assert len(regions) == 1000
+    for region, one in zip(regions, polygons, strict=True):
+        assert encode(region.shape, size) == encode([one.ravel()], size)
 
 
 # LabelMe
@@ -607,7 +637,7 @@ def test_a_label_studio_region_that_cannot_be_read_is_an_error(region, sentence,
 @pytest.mark.parametrize(
     ("tasks", "sentence"),
     [
-        ([], "expected a list of tasks"),
+        ([], "0 categories besides background"),
         ([{"image": "a.jpg", "label": []}], "not as JSON-MIN"),
         ([{"data": {"left": "a.jpg", "right": "b.jpg"}, "annotations": [{"result": []}]}], "must name one image"),
         ([{"data": {"image": "a.jpg"}, "annotations": {}}, 3], "expected a list of tasks"),
@@ -630,6 +660,15 @@ def test_a_label_studio_file_that_cannot_be_read_is_one_sentence(tasks, sentence
     with pytest.raises(DataError) as error:
         CocoSegmentation(find_source(file).read("all"))
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"data": {}', "[", '[{"data": {"image": "caf\u00e9.jpg"}}]', '[{"data": 1e}]', "[]]"]
+)
+def test_a_label_studio_file_that_is_no_json_is_one_sentence(text, tmp_path):
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="is not valid JSON"):
+        CocoSegmentation(find_source(tmp_path).read("all"))
 
 
 def test_a_label_studio_file_in_the_place_of_a_coco_file_says_what_to_give(tmp_path):

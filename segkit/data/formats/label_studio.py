@@ -11,6 +11,7 @@ https://github.com/thi-ng/umbrella/blob/develop/packages/rle-pack/README.md.
 """
 
 import base64
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ from segkit.files import is_file, parse_json
 WITH_CLASS = ("polygonlabels", "rectanglelabels", "ellipselabels", "brushlabels", "bitmasklabels", "labels")
 WITHOUT_CLASS = ("polygon", "rectangle", "ellipse", "brush", "bitmask")
 WITHOUT_AREA = ("keypoint", "keypointlabels", "vector", "vectorlabels")
+_BETWEEN = re.compile(r"\s*,?\s*")
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # the name of an uploaded file, after eight digits
 
 
@@ -73,14 +75,13 @@ def _is_list(file: Path) -> bool:
 
 def _read_tasks(path: Path, file: Path) -> LabelRecords:
     files, found = LabelFiles("label-studio 1"), []
-    tasks = parse_json(files.content(file), file, DataError)
-    if not tasks or not all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks):
-        raise DataError(
-            f"{file} is not Label Studio's JSON: expected a list of tasks with 'data' and 'annotations'; export the "
-            "project as JSON, not as JSON-MIN"
-        )
     images = []
-    for number, task in enumerate(tasks, start=1):
+    for number, task in enumerate(_tasks(files.content(file), file), start=1):
+        if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+            raise DataError(
+                f"{file} is not Label Studio's JSON: expected a list of tasks with 'data' and 'annotations'; export "
+                "the project as JSON, not as JSON-MIN"
+            )
         where = f"task {task.get('id', number)}"
         try:
             names, source = _names(task)
@@ -91,6 +92,22 @@ def _read_tasks(path: Path, file: Path) -> LabelRecords:
             found.append(Finding("bad-label", where, f"{file}: {where} cannot be read: {error}"))
     classes = sorted({str(region.class_name) for image in images for region in image.regions})
     return LabelRecords.of_images(images, classes, path=path, root=file.parent, files=files, findings=found)
+
+
+def _tasks(content: bytes, file: Path) -> Iterator[Any]:
+    """Yield the tasks of a JSON list one by one: brushes are lists of numbers, which need 30 times the memory."""
+    try:
+        text = content.decode("utf-8-sig")
+        decoder, at = json.JSONDecoder(), _BETWEEN.match(text, text.index("[") + 1).end()
+        while text[at] != "]":
+            task, at = decoder.raw_decode(text, at)
+            yield task
+            at = _BETWEEN.match(text, at).end()
+        if text[at + 1 :].strip():
+            raise ValueError("more than one list")
+    except (ValueError, IndexError, RecursionError) as error:
+        parse_json(content, file, DataError)  # says what is wrong
+        raise DataError(f"{file} is not valid JSON") from error
 
 
 def _annotation(task: Mapping[str, Any], where: str, name: str, found: list[Finding]) -> list[Mapping[str, Any]] | None:

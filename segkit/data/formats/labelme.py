@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -32,6 +32,17 @@ IGNORED = "__ignore__"
 WITHOUT_AREA = ("point", "points", "line", "linestrip")
 FIRST = 8  # JSON files of a folder that are looked at to recognise it
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class _Read(NamedTuple):
+    """What a JSON file says: the path of its image, as it is written and absolute, and its regions."""
+
+    file: Path
+    image: str
+    place: str
+    size: tuple[int, int] | None
+    regions: Sequence[Region]
+    is_inside: bool  # whether the image is inside the JSON, too
 
 
 def recognise(path: Path) -> str | None:
@@ -123,20 +134,24 @@ def _read_files(
 ) -> LabelRecords:
     names = order[1] if order else None
     files, found = LabelFiles("labelme 1\n" + "\n".join(names or [])), []
-    contents: list[tuple[Path, dict[str, Any]]] = []
+    read: list[_Read] = []
     for file in json_files:
         try:
             content = parse_json(files.content(file), file, DataError)
             _check(content, file)
-            contents.append((file, content))
         except DataError as error:
             found.append(Finding("bad-label", _name(file, path), str(error)))
+            continue
+        image = _posix(content["imagePath"])
+        place = os.path.normpath(os.path.join(file.parent.absolute(), image))
+        size = _size(content, (place, file.with_suffix(PurePosixPath(image).suffix)))
+        regions = tuple(_regions(content["shapes"], _name(file, path), size, names, found))
+        read.append(_Read(file, image, place, size, regions, bool(content.get("imageData"))))
     # An image may lie in another folder than its JSON, also outside of `path`.
-    places = [os.path.join(file.parent.absolute(), _posix(content["imagePath"])) for file, content in contents]
-    folders = [os.path.dirname(os.path.normpath(place)) for place in places if is_file(place)]
-    root = Path(os.path.commonpath([path.absolute(), *folders]))
+    folders = {os.path.dirname(one.place) for one in read}
+    root = Path(os.path.commonpath([path.absolute(), *(folder for folder in folders if os.path.isdir(folder))]))
     used: set[str] = set()
-    images = [_image(file, content, path, root, names, found, used) for file, content in contents]
+    images = [_image(one, root, found, used) for one in read]
     tops = [path] if is_whole else sorted({path / file.relative_to(path).parts[0] for file in json_files})
     for image in (image for top in tops for image in list_images(top)):
         name = _name(image.absolute(), root)
@@ -156,39 +171,27 @@ def _check(content: Any, file: Path) -> None:
         raise DataError(f"{file} does not name its image: its 'imagePath' is {content.get('imagePath')!r:.40}")
 
 
-def _image(
-    file: Path,
-    content: dict[str, Any],
-    path: Path,
-    root: Path,
-    names: list[str] | None,
-    found: list[Finding],
-    used: set[str],
-) -> LabelledImage:
-    image = _posix(content["imagePath"])
-    base = PurePosixPath(image)
-    folder = os.path.relpath(file.parent.absolute(), root)
+def _image(read: _Read, root: Path, found: list[Finding], used: set[str]) -> LabelledImage:
+    base = PurePosixPath(read.image)
+    folder = os.path.relpath(read.file.parent.absolute(), root)
     # The image may have been moved next to the JSON, or been renamed with it; or all lie in the folder of the images.
-    beside = [os.path.join(folder, name) for name in (image, base.name, file.stem + base.suffix)]
+    beside = [os.path.join(folder, name) for name in (read.image, base.name, read.file.stem + base.suffix)]
     own, *others = dict.fromkeys(os.path.normpath(name).replace(os.sep, "/") for name in (*beside, base.name))
     there = next((name for name in (own, *others) if is_file(root / name)), None)
     if there not in (own, None):
         found.append(Finding("respelt", own, f"the image {own} is taken to be {root / there}"))
     used.update(name.casefold() for name in ([own, *others] if there is None else [there]))
-    size = _size(content, root / (there or own))
-    hint = ""
-    if content.get("imageData"):
-        hint = f"; it is inside {file.name} (imageData), and segkit.data.formats.labelme.unpack_images writes it"
-    regions = list(_regions(content["shapes"], _name(file, path), size, names, found))
-    return LabelledImage(own, size, regions, others, hint)
+    hint = f"; it is inside {read.file.name} (imageData), and segkit.data.formats.labelme.unpack_images writes it"
+    return LabelledImage(own, read.size, read.regions, others, hint if read.is_inside else "")
 
 
-def _size(content: dict[str, Any], image: Path) -> tuple[int, int] | None:
+def _size(content: dict[str, Any], images: Sequence[str | Path]) -> tuple[int, int] | None:
+    """Return the (H, W) in a JSON, or else of the first image; None if there is neither."""
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if type(height) is int and type(width) is int and height > 0 and width > 0:
         return height, width
     try:
-        return read_image_header(image).turned if is_file(image) else None
+        return next((read_image_header(image).turned for image in images if is_file(image)), None)
     except DataError:  # the reader of the images reports it
         return None
 

@@ -107,6 +107,7 @@ KINDS = {
     "mask-size": Kind("error", "masks of another size than their image", _SKIP),
     "mask-values": Kind("error", "masks with values or colours that are not a class"),
     "white-masks": Kind("error", "folders of masks that have only the values 0 and 255"),
+    "all-ignored": Kind("error", "folders of masks in which every pixel is ignored"),
     "one-label": Kind("warning", "folders of masks that have only one class, from which no other can be learnt"),
     # categories and annotations
     "absent-category": Kind("warning", "classes without a category in a JSON, which has no pixel of them"),

@@ -258,6 +258,9 @@ def _checked_pairs(
     if not (reader.coloured or reader.has_table) and IGNORE_INDEX in labels and labels <= {0, IGNORE_INDEX}:
         sentence = f"the masks below {masks} have no values except 0 and 255, and 255 is ignored; {BINARY_HINT}"
         found.append(Finding("white-masks", str(masks), sentence))
+    elif labels == {IGNORE_INDEX}:
+        sentence = f"all pixels of the masks below {masks} are ignored; are these the masks of another data set?"
+        found.append(Finding("all-ignored", str(masks), sentence))
     elif len(labels - {IGNORE_INDEX}) == 1 and len(good) >= FEW:
         name = reader.class_names[min(labels)]
         found.append(Finding("one-label", str(masks), f"the masks below {masks} have no class except {name}"))

@@ -367,3 +367,21 @@ def test_taco_keeps_its_category_0(tmp_path):
     (tmp_path / "annotations.json").write_text("{}")
     with pytest.raises(DataError, match="is not a COCO file: its 'images' must be a list of objects"):
         opened(tmp_path)
+
+
+def test_cityscapes_of_cvat_have_their_own_classes(tmp_path):
+    """The files are as Datumaro 1.13 writes them: a value is the place of its class in the list."""
+    layout = LAYOUTS["cityscapes"](tmp_path)
+    for name, mask in layout.masks.items():
+        (file,) = (tmp_path / "gtFine").rglob(name.replace("leftImg8bit", "gtFine_labelIds"))
+        write_png(file, np.select([mask == 15, mask == 0], [1, 2], 0).astype(np.uint8))
+    assert "all pixels of the masks below" in errors(opened(tmp_path))[0]
+    (tmp_path / "label_colors.txt").write_text("0 0 0 background\n128 0 0 bus\n0 128 0 city road\n")
+    data = opened(tmp_path)
+    assert data.class_names == ("background", "bus", "city road")
+    for i in range(len(data)):
+        mask = layout.masks[Path(data.name(i)).name]
+        np.testing.assert_array_equal(data.mask(i), np.select([mask == 15, mask == 0], [1, 2], 0))
+    (tmp_path / "label_colors.txt").write_text("0 0 0 background\n")
+    with pytest.raises(DataError, match="must name two or more different classes"):
+        opened(tmp_path)

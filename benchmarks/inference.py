@@ -15,6 +15,8 @@ resizes by itself, and without pydensecrf its CRF is ours on the CPU, which take
     python benchmarks/inference.py --data facade/train.json --bound
     python benchmarks/inference.py --window
     python benchmarks/inference.py --device cuda --workers 16
+    python benchmarks/inference.py --data facade/val.json --train facade/train.json --photographs 89 --steps 400
+        --sides script "segkit, compiled" "segkit, onnxruntime" "segkit, int8"
 """
 
 import argparse
@@ -24,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +47,17 @@ from segkit.demo import write_demo
 from segkit.inference import BatchSize, Clock, PredictionWriter, Predictor, Segmented, SourceImage, segment
 from segkit.inference.stream import ahead
 from segkit.losses import create_loss
-from segkit.models import Preprocessing, Segmenter, create_model, load_smp_checkpoint, optimize
+from segkit.metrics import ConfusionMatrix
+from segkit.models import (
+    Preprocessing,
+    Segmenter,
+    create_model,
+    export_onnx,
+    load_model,
+    load_smp_checkpoint,
+    optimize,
+)
+from segkit.models.quantize import quantize_onnx
 from segkit.sliding_window import SlidingWindow
 from segkit.tta import TTA
 from segkit.workflows.predictors import pick_threads
@@ -226,6 +238,37 @@ def segmenters(models: list[torch.nn.Module], small: bool, device: str, **option
     ]
 
 
+def in_onnx(models: list[torch.nn.Module], small: bool, folder: Path) -> list[torch.nn.Module]:
+    """Return the models as ONNX files in `folder`, run by onnxruntime."""
+    folder.mkdir(exist_ok=True)
+    loaded = []
+    for number, names in enumerate((SMALL_MEMBERS if small else MEMBERS).values()):
+        file = folder / f"{number}.onnx"
+        if not file.exists():
+            model = models[number]
+            classes = model.segmentation_head[0].out_channels
+            export_onnx(load_smp_checkpoint(model.state_dict(), *names, num_classes=classes), file)
+        loaded.append(load_model(file))
+    return loaded
+
+
+def in_int8(
+    models: list[torch.nn.Module], small: bool, folder: Path, photographs: list[Path], count: int = 64
+) -> list[torch.nn.Module]:
+    """Return the models in int8, calibrated on photographs that are not measured."""
+    chosen = random.Random(0).sample(photographs, min(count, len(photographs)))
+    quantised = []
+    for number, model in enumerate(in_onnx(models, small, folder)):
+        images = (
+            model.preprocessing.normalise(torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float())
+            for path in chosen
+        )
+        file = folder / f"{number}.int8.onnx"
+        quantize_onnx(model.path, file, images)
+        quantised.append(load_model(file))
+    return quantised
+
+
 def warmed_up(name: str, make: Callable[[], object], paths: list[Path]) -> object:
     """Make a side and run it on some photographs, so that compiling and first calls are not timed."""
     started = time.perf_counter()
@@ -238,7 +281,7 @@ def warmed_up(name: str, make: Callable[[], object], paths: list[Path]) -> objec
 
 def measure(args: argparse.Namespace, out: Path) -> None:
     started = time.perf_counter()
-    models = trained(args.data, args.cache, args.steps, args.device, args.small)
+    models = trained(args.train or args.data, args.cache, args.steps, args.device, args.small)
     data = CocoSegmentation(args.data)
     chosen = np.linspace(0, len(data) - 1, args.photographs).round().astype(int)
     paths = [data.items[i].path for i in chosen]
@@ -246,6 +289,10 @@ def measure(args: argparse.Namespace, out: Path) -> None:
     tta = TTA(scales=SCALES, flips="v", merge="gmean")
     options = {"workers": args.workers, "tta": tta, "device": args.device}
     load = partial(segmenters, models, args.small, args.device)
+    files = out / "models"
+    measured = {path.resolve() for path in paths}
+    calibration = [item.path for item in CocoSegmentation(args.train or args.data).items]
+    calibration = [path for path in calibration if path.resolve() not in measured]
     makers = {
         "script": lambda: Reference(models, out, args.device),
         "script, CRF in a pool": lambda: Reference(models, out, args.device, args.workers),
@@ -253,6 +300,8 @@ def measure(args: argparse.Namespace, out: Path) -> None:
         "segkit, bf16": lambda: Ours(load(compile=False, dtype=BF16), names, out, **options),
         "segkit, compiled": lambda: Ours(load(compile=True), names, out, **options),
         "segkit, compiled, bf16": lambda: Ours(load(compile=True, dtype=BF16), names, out, **options),
+        "segkit, onnxruntime": lambda: Ours(in_onnx(models, args.small, files), names, out, **options),
+        "segkit, int8": lambda: Ours(in_int8(models, args.small, files, calibration), names, out, **options),
     }
     on_gpu = args.device != "cpu"
     lot_size = args.lot or (40 if on_gpu else 8)
@@ -270,11 +319,12 @@ def measure(args: argparse.Namespace, out: Path) -> None:
         print(f"{done} of {len(paths)}", {n: f"{s[-1]:.3f} s" for n, s in seconds.items()}, flush=True)
         if args.minutes and time.perf_counter() - started > 60 * args.minutes:
             break
-    report(sides, seconds, masks, done, args.device)
+    targets = {data.items[i].path: data.target(i) for i in chosen[:done]}
+    report(sides, seconds, masks, targets, data.class_names, args.device)
 
 
-def report(sides: dict, seconds: dict, masks: dict, count: int, device: str) -> None:
-    base = next(iter(sides))
+def report(sides: dict, seconds: dict, masks: dict, targets: dict, class_names: Sequence[str], device: str) -> None:
+    base, count = next(iter(sides)), len(targets)
     where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
     print(f"\n{count} photographs, {where}; median of the lots, ratio to {base}")
     if missing := [name for name, package in (("ttach", ttach), ("pydensecrf", pydensecrf)) if package is None]:
@@ -282,9 +332,12 @@ def report(sides: dict, seconds: dict, masks: dict, count: int, device: str) -> 
     for name, side in sides.items():
         ratio = statistics.median(b / s for b, s in zip(seconds[base], seconds[name], strict=True))
         equal = np.mean([np.mean(masks[name][path] == masks[base][path]) for path in masks[base]])
+        scores = ConfusionMatrix(len(class_names), class_names=class_names)
+        for path, target in targets.items():
+            scores.update(masks[name][path], target)
         print(
             f"  {name:<22} {statistics.median(seconds[name]):7.3f} s per photograph  {ratio:5.2f} x  "
-            f"equal labels {100 * equal:.3f} %"
+            f"equal labels {100 * equal:.3f} %  mIoU {100 * scores.compute().miou:.2f}"
         )
         for stage, total in side.stages.most_common():
             print(f"      {stage:<22} {total / count:6.3f} s")
@@ -292,7 +345,7 @@ def report(sides: dict, seconds: dict, masks: dict, count: int, device: str) -> 
 
 def measure_bound(args: argparse.Namespace) -> None:
     """Print a lower bound: the multiplications of all views of a photograph, at the speed of a large matmul."""
-    models = trained(args.data, args.cache, args.steps, "cpu")
+    models = trained(args.train or args.data, args.cache, args.steps, "cpu")
     a = torch.randn(2048, 2048)
     speed = max(2 * 2048**3 / seconds_of(lambda: a @ a) for _ in range(20))
     total = 0
@@ -316,7 +369,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 def measure_tta(args: argparse.Namespace) -> None:
     """Time only the test-time augmentation, with the same SMP model: ttach against segkit's TTA."""
-    (model, _) = trained(args.data, args.cache, args.steps, "cpu")
+    (model, _) = trained(args.train or args.data, args.cache, args.steps, "cpu")
     images = torch.randn(1, 3, 512, 512)
     transforms = ttach.Compose([ttach.VerticalFlip(), ttach.Scale(SCALES, interpolation="bilinear")])
     theirs, ours = ttach.SegmentationTTAWrapper(model, transforms), TTA(scales=SCALES, flips="v", merge="logits")
@@ -352,9 +405,11 @@ def measure_window() -> None:
 
 def main() -> None:
     sides = ["script", "script, CRF in a pool", "segkit", "segkit, bf16", "segkit, compiled", "segkit, compiled, bf16"]
+    engines = ["segkit, onnxruntime", "segkit, int8"]  # on a CPU
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--window", action="store_true", help="measure the memory of a sliding window")
     parser.add_argument("--data", type=Path, help="COCO JSON of photographs of 512 x 512 pixels; without, drawn scenes")
+    parser.add_argument("--train", type=Path, help="COCO JSON to train on and to calibrate int8; by default --data")
     parser.add_argument("--device", default="cpu", help="where the models of both sides run")
     parser.add_argument("--side", type=int, default=512, help="height and width of drawn scenes")
     parser.add_argument("--small", action="store_true", help="two small models, to try this program")
@@ -366,7 +421,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=40, help="number of photographs")
     parser.add_argument("--lot", type=int, help="photographs per turn; by default 8 on the CPU and 40 on a GPU")
     parser.add_argument("--workers", type=int, default=2, help="CRF processes on both sides")
-    parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
+    parser.add_argument("--sides", nargs="+", default=sides, choices=sides + engines)
     parser.add_argument("--tta", action="store_true", help="time only the test-time augmentation")
     parser.add_argument("--bound", action="store_true", help="print a lower bound from the multiplications")
     parser.add_argument("--runs", type=int, default=5, help="timed rounds of --tta")

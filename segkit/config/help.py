@@ -70,7 +70,7 @@ PAGES: dict[type, Page] = {
             *("photographs", "seed", "imports", "overwrite"),
         ),
         example="python -m segkit export runs/a --onnx model.onnx\n"
-        "python -m segkit export runs/a --onnx small.onnx --int8 --calibrate train.json --check val.json",
+        "python -m segkit export runs/a --int8 --calibrate train.json --check val.json",
     ),
 }
 # An option is in the same group on the page of every command that has it.

@@ -15,7 +15,7 @@ from segkit.errors import UsageError
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export a model to ONNX, for any batch and image size; compare it with torch. --int8 measures what int8 costs."""
+    """Export a model to ONNX, in float or int8, and measure how it differs."""
 
     model: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE|RUN")]
     """Model file or run folder."""

@@ -57,14 +57,15 @@ def kinds(report):
 
 
 def test_images_of_more_than_8_bits_that_would_be_dark_are_named(tmp_path):
-    pictures = {"raw.png": np.linspace(0, 2**14 - 1, 48 * 64), "full.png": np.linspace(0, 2**16 - 1, 48 * 64)}
-    deep = {name: np.repeat(values.reshape(48, 64)[..., None], 3, 2) for name, values in pictures.items()}
-    data = create(tmp_path, {name: np.uint8(values / 257) for name, values in deep.items()})
-    for name, values in deep.items():
-        Image.fromarray(values[..., 0].astype(np.uint16)).save(tmp_path / name)
+    brightest = {"dark.tif": 0.2, "full.tif": 1.0}
+    ramp = np.linspace(0, 1, 48 * 64, dtype=np.float32).reshape(48, 64)
+    pictures = {name: ramp * np.float32(high) for name, high in brightest.items()}
+    data = create(tmp_path, {name: np.uint8(np.repeat(p[..., None], 3, 2) * 255) for name, p in pictures.items()})
+    for name, values in pictures.items():
+        Image.fromarray(values).save(tmp_path / name)
     (report,) = check(data, full=True)
     dim = [finding for finding in report.findings if finding.kind == "dim"]
-    assert [finding.sentence for finding in dim] == ["raw.png has 16 bits, but no value is above 64 of 255"]
+    assert [finding.sentence for finding in dim] == ["dark.tif has 32 bits, but no value is above 51 of 255"]
 
 
 def test_clean_data_has_no_findings(tmp_path):

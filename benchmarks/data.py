@@ -14,6 +14,11 @@ epoch, in which segkit draws its masks, is reported separately.
 worker after each epoch. It needs Linux.
 
     python benchmarks/data.py --memory
+
+`--formats` reads 10,000 labelled images in each label format with the same polygons, in turn with COCO: the median time
+of `--runs` processes, and the memory that the reading adds to a process. It needs Linux.
+
+    python benchmarks/data.py --formats
 """
 
 import argparse
@@ -21,7 +26,10 @@ import contextlib
 import io
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -39,7 +47,8 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segkit.data import CocoSegmentation, create_transform, read_image, train_loader
+from segkit.data import CocoSegmentation, FolderSegmentation, create_transform, find_source, read_image, train_loader
+from segkit.data.formats import MaskFiles
 from segkit.models import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -183,6 +192,111 @@ def memory(workers: int) -> None:
             print(f"epoch {epoch + 1}: {', '.join(f'{mb:.0f}' for mb in used)} MB in the workers")
 
 
+def write_formats(folder: Path, images: int = 10_000, of_each: int = 5) -> list[str]:
+    """Write one data set in several formats, in a folder each; all images are hard links to one picture."""
+    coco = json.loads(write_many_annotations(folder, images, of_each).read_text())
+    names = [row["name"] for row in coco["categories"]]
+    polygons: list[list[tuple[str, np.ndarray]]] = [[] for _ in range(images)]
+    for row in coco["annotations"]:
+        polygons[row["image_id"]].append((names[row["category_id"] - 1], np.reshape(row["segmentation"][0], (-1, 2))))
+
+    def yolo(out: Path) -> None:
+        (out / "data.yaml").write_text(json.dumps({"names": names}))
+        for i, regions in enumerate(polygons):
+            lines = (f"{names.index(n)} {' '.join(f'{v:.6f}' for v in (p / 128).ravel())}" for n, p in regions)
+            (out / f"{i}.txt").write_text("\n".join(lines))
+
+    def labelme(out: Path) -> None:
+        for i, regions in enumerate(polygons):
+            shapes = [
+                {"label": n, "points": p.tolist(), "group_id": None, "shape_type": "polygon", "flags": {}}
+                for n, p in regions
+            ]
+            content = {"version": "6.3.1", "flags": {}, "shapes": shapes, "imagePath": f"{i}.png", "imageData": None}
+            (out / f"{i}.json").write_text(json.dumps(content | {"imageHeight": 128, "imageWidth": 128}, indent=2))
+
+    def cvat(out: Path) -> None:
+        labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in names)
+        lines = [f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"]
+        for i, regions in enumerate(polygons):
+            lines.append(f'<image id="{i}" name="{i}.png" width="128" height="128">')
+            for name, points in regions:
+                text = ";".join(f"{x:.2f},{y:.2f}" for x, y in points)
+                lines.append(f'<polygon label="{name}" occluded="0" points="{text}" z_order="0"></polygon>')
+            lines.append("</image>")
+        (out / "annotations.xml").write_text("\n".join([*lines, "</annotations>"]))
+
+    def label_studio(out: Path) -> None:
+        tasks = []
+        for i, regions in enumerate(polygons):
+            results = [
+                {
+                    **{"id": f"r{k}", "type": "polygonlabels", "from_name": "label", "to_name": "image"},
+                    **{"original_width": 128, "original_height": 128, "image_rotation": 0},
+                    "value": {"points": (p / 1.28).tolist(), "closed": True, "polygonlabels": [n]},
+                }
+                for k, (n, p) in enumerate(regions)
+            ]
+            annotation = {"id": i, "result": results, "was_cancelled": False, "ground_truth": False}
+            tasks.append({"id": i, "data": {"image": f"{i}.png"}, "annotations": [annotation], "predictions": []})
+        (out / "project.json").write_text(json.dumps(tasks))
+
+    def roboflow(out: Path) -> None:
+        (out / "_annotations.coco.json").write_text(json.dumps(coco))
+
+    def voc(out: Path) -> None:
+        mask = np.zeros((128, 128), np.uint8)
+        mask[30:90, 30:90] = 1
+        for name in ("SegmentationClass", "JPEGImages"):
+            (out / name).mkdir()
+        (out / "class_names.txt").write_text("\n".join(["background", *names]))
+        cv2.imwrite(str(out / "mask.png"), mask)
+        for i in range(images):
+            (out / f"SegmentationClass/{i}.png").hardlink_to(out / "mask.png")
+            (out / f"{i}.png").rename(out / f"JPEGImages/{i}.png")
+
+    writers = {"yolo": yolo, "labelme": labelme, "cvat": cvat, "label-studio": label_studio, "roboflow": roboflow}
+    for name, write in {**writers, "voc": voc}.items():
+        out = folder / name
+        out.mkdir()
+        picture = folder / f"{name}.png"  # a file system has a largest number of links of a file
+        picture.write_bytes((folder / "picture.png").read_bytes())
+        for i in range(images):
+            (out / f"{i}.png").hardlink_to(picture)
+        write(out)
+    return [*writers, "voc"]
+
+
+def read_format(path: Path) -> None:
+    """Read labelled images and check their headers; print seconds of time and of CPUs, and the added memory in MB."""
+    before, started, busy = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
+    source = find_source(path)
+    labels = path if source is None else source.read("train")[0]
+    (FolderSegmentation if isinstance(labels, MaskFiles) else CocoSegmentation)([labels])
+    taken = time.perf_counter() - started, time.process_time() - busy
+    print(*taken, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def formats(runs: int) -> None:
+    """Print time and memory of reading each format, and of COCO read next to it."""
+
+    def measure_in_process(path: Path) -> list[float]:
+        command = [sys.executable, __file__, "--read-format", str(path)]
+        return [float(value) for value in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = write_formats(Path(folder))
+        print(f"{'':14} {'seconds':>8} {'CPU s':>8} {'MB':>6}   COCO next to it: seconds, CPU s, MB")
+        for name in names:
+            sides: tuple[list, list] = ([], [])
+            for _ in range(runs):
+                sides[0].append(measure_in_process(Path(folder, name)))
+                sides[1].append(measure_in_process(Path(folder, "many.json")))
+            own, coco = ([statistics.median(values) for values in zip(*side, strict=True)] for side in sides)
+            shown = [f"{a:8.2f} {b:8.2f} {c:6.0f}" for a, b, c in (own, coco)]
+            print(f"{name:14} {shown[0]}   {shown[1]}   {own[1] / coco[1]:.2f}x the CPU time", flush=True)
+
+
 def decode() -> None:
     """Time the decoding of a JPEG of 4000 x 3000 pixels, at full size and reduced."""
     random = np.random.default_rng(0)
@@ -209,7 +323,15 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="split the time of one sample into its parts")
     parser.add_argument("--memory", action="store_true", help="print the private memory of the workers")
     parser.add_argument("--decode", action="store_true", help="time the decoding of a large JPEG")
+    parser.add_argument("--formats", action="store_true", help="time and memory of reading each label format")
+    parser.add_argument("--read-format", type=Path, metavar="PATH", help="read one data set; --formats runs it")
     args = parser.parse_args()
+    if args.formats:
+        formats(args.runs)
+        return
+    if args.read_format:
+        read_format(args.read_format)
+        return
     if args.memory:
         memory(args.workers)
         return
@@ -217,7 +339,7 @@ def main() -> None:
         decode()
         return
     if args.data is None:
-        parser.error("give one of --data, --memory, --decode")
+        parser.error("give one of --data, --memory, --formats, --decode")
     torch.set_num_threads(1)  # the workers use the cores; more threads here would only compete with them
     with tempfile.TemporaryDirectory() as cache:
         (profile if args.profile else measure)(args, Path(cache))

@@ -277,7 +277,8 @@ def tell_rules(config: PredictConfig, members: Sequence[ModelSource], console: C
     is_masked = bool(getattr(config, "masks", ()) or getattr(config, "mask_name", None))
     names = OF_MASKS if is_masked else DATA_RULES
     rules = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    special = [f"{name} {_text(value)}" for name, value in rules.items() if value != default_of(config, name)]
+    texts = {name: f"of {len(v)} names" if isinstance(v, Mapping) else _text(v) for name, v in rules.items()}
+    special = [f"{name} {texts[name]}" for name, value in rules.items() if value != default_of(config, name)]
     used, is_of_training = None, False
     if is_masked:
         is_of_training = config.palette is None and config.class_names is None and members[0].palette is not None

@@ -311,6 +311,14 @@ def test_cvat_masks_need_their_images_and_known_colours(tmp_path):
         opened(path)
 
 
+def test_cvat_lists_images_without_annotations_which_have_no_mask(tmp_path):
+    path = write_cvat_masks(tmp_path).path
+    (path / "SegmentationClass" / "1.png").unlink()
+    data = opened(path)
+    assert [data.name(i) for i in range(len(data))] == ["0.png", "2.png", "3.png", "4.png", "5.png"]
+    assert [(f.kind, f.where) for f in data.findings] == [("unlabelled", "1.png")]
+
+
 def test_voc_colours_are_those_of_the_development_kit():
     colours = {0: (0, 0, 0), 1: (128, 0, 0), 7: (128, 128, 128), 15: (192, 128, 128), 20: (0, 64, 128)}
     assert {label: voc.voc_colour(label) for label in colours} == colours

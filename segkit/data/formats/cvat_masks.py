@@ -1,5 +1,8 @@
 """CVAT's "segmentation mask 1.1": the folders of Pascal VOC, with the classes and their colours in `labelmap.txt`.
 
+An image without annotations is listed, but has no mask: nobody knows whether it is background or not labelled yet, so
+it is not used.
+
 A line is `name:red,green,blue:parts:actions`; the last two may be empty. The order of the lines may change from export
 to export, so that only the name says which class is meant.
 
@@ -37,7 +40,7 @@ def read(path: Path) -> LabelSource:
 
 def _read(root: Path, colours: dict[Colour, str], names: Sequence[str] | None) -> MaskFiles:
     found: list[Finding] = []
-    pairs = voc.pairs_of(root, names, found)
+    pairs = voc.pairs_of(root, names, found, all_labelled=False)
     classes = list(dict.fromkeys(name for name in colours.values() if name != IGNORED))
     classes.sort(key=lambda name: name != BACKGROUND)  # background is label 0; the others keep their order
     return MaskFiles(root / FILE, pairs, classes, colours=colours, findings=found)

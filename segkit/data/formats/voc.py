@@ -93,8 +93,20 @@ def _read_listed(files: Sequence[Path], read_images: Callable[[Sequence[str] | N
     return read_images(list(dict.fromkeys(filter(None, lines))) or None)
 
 
-def pairs_of(root: Path, names: Sequence[str] | None, found: list[Finding]) -> list[tuple[Path, str, Path]]:
-    """Return images and masks with these names; all if `names` is None, and then only those that have a mask."""
+def pairs_of(
+    root: Path, names: Sequence[str] | None, found: list[Finding], *, all_labelled: bool
+) -> list[tuple[Path, str, Path]]:
+    """Return images and masks.
+
+    Args:
+        root: The folder with the folders of the images and of the masks.
+        names: Paths of the images without suffix. None for all that have a mask.
+        found: A list to which files without their partner are added.
+        all_labelled: Whether a named image without a mask is an error. If not, it is a note, and the image is not used.
+
+    Raises:
+        DataError: A folder is missing.
+    """
     folder = mask_folder(root)
     if folder is None or not (root / IMAGES).is_dir():
         raise DataError(f"{root} has no {IMAGES if folder else MASKS[0]}; export the images together with the masks")
@@ -106,12 +118,12 @@ def pairs_of(root: Path, names: Sequence[str] | None, found: list[Finding]) -> l
             found.append(Finding("missing-image", name, f"there is no image {root / IMAGES / name}.*"))
     images = {name: images[name] for name in names if name in images}
     masks = {name: masks[name] for name in names if name in images and name in masks}
-    return match(images, masks, root / IMAGES, found, all_labelled=True)
+    return match(images, masks, root / IMAGES, found, all_labelled=all_labelled)
 
 
 def _read_images(root: Path, names: Sequence[str] | None) -> MaskFiles:
     found: list[Finding] = []
-    pairs = pairs_of(root, names, found)
+    pairs = pairs_of(root, names, found, all_labelled=True)
     class_names = _class_names(root, pairs)
     if not pairs or not _is_coloured(pairs[0][2]):
         return MaskFiles(root, pairs, class_names, findings=found)

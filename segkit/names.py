@@ -5,6 +5,9 @@ from collections.abc import Collection, Mapping
 
 from segkit.errors import UsageError
 
+# Values of `group_by`: the beginning of a pattern that finds the source of an image in its name; no groups by names.
+REGEX, NO_GROUPS = "regex:", "none"
+
 
 def nearest(name: str, known: Collection[str], also_called: Mapping[str, str] | None = None) -> str | None:
     """Return the known name that is spelt most like `name`, or None if none is similar.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from segkit.checks.duplicates import Listed, find_duplicates
+from segkit.checks.duplicates import Listed, find_duplicates, find_sources
 from segkit.checks.measure import Measures, measure
 from segkit.console import Console
 from segkit.data.dataset import ImageFile, ImageFiles
@@ -165,6 +165,9 @@ def _add_duplicates(checked: Sequence[CheckedSet], hashes: Sequence[Mapping[int,
         groups = group_images(list(map(str, hash_of)), pairs=near_pairs(np.stack(list(hash_of.values()))))
         for position, group in zip(hash_of, groups.tolist(), strict=True):
             alike.setdefault(group, []).append(position)
+    set_of = {one.name: one for one in checked}
+    for name, finding in find_sources(listed):
+        set_of[name].findings.append(finding)
     for position, first, finding in find_duplicates(listed, alike.values()):
         number, index = owners[position]
         checked[number].findings.append(finding)

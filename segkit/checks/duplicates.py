@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segkit.data.findings import Finding
+from segkit.data.image_groups import propose_group_by, roboflow_source
 
 TWIN_KINDS = tuple(sign + across for sign in ("same-file", "same-bytes", "alike") for across in ("", "-across"))
 
@@ -53,6 +54,36 @@ def find_duplicates(images: Sequence[Listed], alike: Iterable[Sequence[int]] = (
                     sentence = f"{image.file_name} {words} {earlier.file_name}{of_set}"
                     found.append((position, first, Finding(kind + "-across" * across, image.file_name, sentence)))
                 reported.add(position)
+    return found
+
+
+def find_sources(images: Sequence[Listed]) -> list[tuple[str, Finding]]:
+    """Find images that were made of one photograph or video, by their names.
+
+    Args:
+        images: The images of all sets.
+
+    Returns:
+        The name of a set, and a finding about it.
+    """
+    found, seen = [], {}
+    for group in _grouped([roboflow_source(image.file_name) for image in images]):
+        for set_name in dict.fromkeys(images[position].set_name for position in group):
+            own = [images[position].file_name for position in group if images[position].set_name == set_name]
+            first = images[group[0]]
+            source = roboflow_source(first.file_name)
+            if set_name != first.set_name:
+                sentence = f"{own[0]} and {first.file_name} of {first.set_name} are copies of {source}"
+                found.append((set_name, Finding("copy-across", own[0], sentence)))
+            if len(own) > 1:
+                found.append((set_name, Finding("copies", source, f"{', '.join(own)} are copies of {source}")))
+    for image in images:
+        seen.setdefault(image.set_name, []).append(image.file_name)
+    for set_name, names in seen.items():
+        pattern = propose_group_by(names)
+        if pattern is not None:
+            sentence = f"the names of {set_name}, such as {names[0]}, look like frames of videos"
+            found.append((set_name, Finding("frames", f'`group_by="{pattern}"`', sentence)))
     return found
 
 

@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "score models on labelled images, or compare two",
     "tune": "find ensemble weights, views and CRF on held-out images",
     "check": "look for faults in data before training on it",
-    "folds": "divide a COCO JSON into folds with even shares of every class",
+    "folds": "divide labels into folds with even shares of every class",
     "convert": "write labels or predictions as COCO, masks, YOLO or LabelMe",
     "export": "write a trained model as ONNX",
 }

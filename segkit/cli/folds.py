@@ -1,4 +1,4 @@
-"""segkit folds: divide a COCO JSON into training and validation JSONs of k folds."""
+"""segkit folds: divide labels into training and validation JSONs of k folds."""
 
 import shlex
 from collections.abc import Sequence

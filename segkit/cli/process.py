@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -108,7 +109,7 @@ def with_flags(text: str, names: Collection[str]) -> str:
         name, value = found.groups()
         if name not in names:
             return found[0]
-        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+        return f"--{name.replace('_', '-')}" + (f" {shlex.quote(value)}" if value else "")
 
     return _ARGUMENT.sub(flag, text)
 

@@ -76,8 +76,8 @@ PAGES: dict[type, Page] = {
 # An option is in the same group on the page of every command that has it.
 GROUPS: dict[str, tuple[str, ...]] = {
     "data": (
-        *("val", "val_fraction", "split", "folds", "fold", "train_only", "format", "images", "masks", "class_names"),
-        *("palette", "mask_name", "class_map", "ignore_classes", "on_bad", "max_bad"),
+        *("val", "val_fraction", "split", "folds", "fold", "group_by", "train_only", "format", "images", "masks"),
+        *("class_names", "palette", "mask_name", "class_map", "ignore_classes", "on_bad", "max_bad"),
     ),
     "model": (
         "weights",

@@ -73,22 +73,24 @@ _OF_INT8 = (
 
 @dataclass(frozen=True)
 class FoldsConfig:
-    """Divide a COCO JSON file into k folds with an even share of every class."""
+    """Divide images into k folds with an even share of every class."""
 
-    data: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE")]
-    """COCO JSON file of all images."""
+    data: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE|DIR")]
+    """COCO JSON file of all images, or what another labelling tool exported; of its splits, train and val."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for the folds: train_data0.json, valid_data0.json and so on."""
     k: Annotated[int, arg(metavar="N")] = 5
     """Number of folds, at least 2."""
-    group_by: Annotated[str | None, arg(metavar="KEY")] = None
-    """Key of the image records in the JSON file; images with the same value stay in the same fold."""
+    group_by: Annotated[str | None, arg(metavar="regex:PATTERN|KEY|none")] = None
+    """Keep images together by a PATTERN in their name, or a KEY of the JSON's images. By default Roboflow's copies."""
     near_duplicates: bool = False
     """Keep images that look alike in the same fold. This reads every image."""
     train_only: Files = ()
     """COCO JSON files, such as pseudo labels, whose images are in every training set and never validate."""
     images: Folder = None
-    """Image folder. By default the folder of the JSON file."""
+    """Image folder of the JSON files. By default the folder of the JSON file."""
+    format: Annotated[str | None, arg(metavar="NAME")] = None
+    """Format of the labels in --data, such as yolo or coco. By default it is recognised by the files."""
     class_map: ClassMap = field(default_factory=dict)
     """Table of the classes to count, as in training: lines original,target. The files keep their categories."""
     merge_same_name: bool = False

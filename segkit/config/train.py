@@ -14,6 +14,7 @@ from segkit.config.setting_types import Folder, Folders, Losses, Modules, Option
 from segkit.config.yaml_files import Setting, read_settings
 from segkit.errors import UsageError
 from segkit.files import with_home
+from segkit.names import NO_GROUPS, REGEX
 from segkit.runs import run_to_resume
 
 # Arguments of `create_model` that are not options of a decoder, and the settings that set them.
@@ -41,6 +42,8 @@ class TrainConfig(LabelConfig):
     """Divide --data into K folds, at least 2, with an even share of every class. Needs --fold."""
     fold: Annotated[int | Literal["all"] | None, arg(metavar="I|all")] = None
     """Fold to validate on, 0 to K - 1; the other folds train. all: train K models, one after another."""
+    group_by: Annotated[str | None, arg(metavar="regex:PATTERN|none")] = None
+    """Keep images whose names match alike on one side of a split. By default copies by Roboflow. none: no groups."""
     train_only: Sources = ()
     """COCO JSON files or folders, such as pseudo labels, whose images train and never validate."""
     masks: Folders = ()
@@ -226,6 +229,11 @@ class TrainConfig(LabelConfig):
             raise UsageError("`resume` continues in the folder of the run that it names; drop `out`")
 
     def _check_folds(self) -> None:
+        if self.group_by is not None:
+            is_known = self.group_by == NO_GROUPS or self.group_by.startswith(REGEX)
+            check(self, "group_by", is_known, "regex:PATTERN, such as regex:vid_[0-9]+, or none")
+            if self.val or not self.data:
+                raise UsageError("`group_by` needs `data` without `val`, because it says how `data` is divided")
         if self.train_only and not self.data:
             raise UsageError("`train_only` needs `data`, whose images it adds to")
         if self.folds is None and self.fold is None:

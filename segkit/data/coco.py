@@ -100,15 +100,15 @@ class CocoSegmentation(ImageFiles):
         check_known("`on_bad`", on_bad, ("error", "skip"))
         check_known("`crowd`", crowd, ("paint", "ignore"))
         self.transform, self.crowd = transform, crowd
-        self.overlap = _overlap_of(annotations) if overlap == "auto" else overlap
         self.ignore_classes = tuple(ignore_classes)
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
-        digests = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
+        parts = self._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
+        self.overlap = _common_overlap(parts) if overlap == "auto" else overlap
         _ = self.ignored_labels  # raises if a name is unknown
         self.notes = raise_or_warn(self.findings, on_bad, max_bad, len(self.items))
         if mask_cache is not None:
             folder = None if mask_cache == "memory" else mask_cache
-            self.mask_cache = MaskCache(folder, "\n".join([self.overlap, crowd, *digests]))
+            self.mask_cache = MaskCache(folder, "\n".join([self.overlap, crowd, *(part.digest for part in parts)]))
 
     @classmethod
     def inspect(
@@ -145,9 +145,10 @@ class CocoSegmentation(ImageFiles):
             DataError: A file is not a COCO JSON, or has other categories than `class_names` or the files before it.
         """
         data = cls.__new__(cls)
-        data.transform, data.overlap, data.crowd = None, _overlap_of(annotations), "paint"
+        data.transform, data.crowd = None, "paint"
         allowed = Allowed(allow_outside_root, rescale_annotations, merge_same_name, bbox_as_mask)
-        data._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
+        parts = data._read(annotations, root, create_reading(exif, max_pixels), allowed, class_names, class_map)
+        data.overlap = _common_overlap(parts)
         data.notes = summarise(data.findings)
         return data
 
@@ -159,8 +160,8 @@ class CocoSegmentation(ImageFiles):
         allowed: Allowed,
         class_names: Sequence[str] | None = None,
         class_map: str | os.PathLike | Mapping[str, str] | None = None,
-    ) -> list[str]:
-        """Read the files; return the digest of each."""
+    ) -> list[CocoFile]:
+        """Read the files, and return them."""
         files = _as_labels(annotations)
         own_roots = [file.root if isinstance(file, LabelRecords) else file.parent for file in files]
         roots = own_roots if root is None else as_paths(root)
@@ -181,7 +182,7 @@ class CocoSegmentation(ImageFiles):
         self.annotations = Packed(chain.from_iterable(part.annotations for part in parts))
         shared = find_shared_files(item.path for item in self.items)
         self.findings: Packed[Finding] = Packed([*chain.from_iterable(part.findings for part in parts), *shared])
-        return [part.digest for part in parts]
+        return parts
 
     def mask(self, index: int) -> np.ndarray:
         size = self.items[index].size
@@ -193,13 +194,13 @@ def _as_labels(annotations: Labels | Sequence[Labels]) -> list[Path | LabelRecor
     return [one if isinstance(one, LabelRecords) else Path(one) for one in several]
 
 
-def _overlap_of(annotations: Labels | Sequence[Labels]) -> str:
+def _common_overlap(parts: Sequence[CocoFile]) -> str:
     """Return the rule of overlaps that the formats of the labels have in common.
 
     Raises:
         UsageError: Their rules differ.
     """
-    rules = {one.overlap if isinstance(one, LabelRecords) else "smallest" for one in _as_labels(annotations)}
+    rules = {part.overlap for part in parts}
     if len(rules) > 1:
         raise UsageError(
             f"the formats of the labels have different rules of overlaps: give `overlap`, {' or '.join(sorted(rules))}"

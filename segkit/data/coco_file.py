@@ -18,12 +18,13 @@ from segkit.data.coco_images import Item, json_size, read_items
 from segkit.data.findings import FEW, KINDS, LISTED, Finding, raise_errors
 from segkit.data.formats.records import LabelRecords
 from segkit.data.images import AS_USUAL, Reading
-from segkit.data.rasterize import Annotation
+from segkit.data.rasterize import OVERLAPS, Annotation
 from segkit.data.segmentation import box_shape, is_normalised, read_segmentation, rescale, shape_areas
 from segkit.errors import DataError, as_segkit_error
 from segkit.files import parse_json
 from segkit.labels import BACKGROUND, IGNORE_INDEX, is_background
 
+OVERLAP = "segkit_overlap"  # key of a JSON of labels of another format: which region lies on top
 Id = int | str
 Row = dict[str, Any]  # an object of the JSON
 _FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(("1", "1.0", "true", "yes"), True)
@@ -64,6 +65,7 @@ class CocoRecords:
         annotations: The annotations of each image id, as pairs of the category id and the record.
         findings: All errors, warnings and notes about the file.
         digest: SHA-256 of the file.
+        overlap: Which region lies on top by the rule of the format, a key of `segkit.data.rasterize.OVERLAPS`.
     """
 
     file: Path
@@ -76,6 +78,7 @@ class CocoRecords:
     annotations: dict[Id, list[tuple[Id, Row]]]
     findings: list[Finding]
     digest: "hashlib._Hash"
+    overlap: str
 
 
 @dataclass
@@ -89,6 +92,7 @@ class CocoFile:
         annotations: The regions of each of these images.
         findings: All errors, warnings and notes about the file and its images.
         digest: Changes with everything that the masks depend on.
+        overlap: Which region lies on top by the rule of the format.
     """
 
     categories: dict[Id, str]
@@ -97,6 +101,7 @@ class CocoFile:
     annotations: list[list[Annotation]]
     findings: list[Finding]
     digest: str
+    overlap: str
 
 
 def read_coco(
@@ -139,7 +144,8 @@ def read_coco(
     sizes = [(item.id, item.size, item.drawn) for item in items]
     records.digest.update(repr([records.labels, allowed.bbox_as_mask, sizes]).encode())
     categories = {i: name for i, name in records.categories.items() if records.labels[i] != IGNORE_INDEX}
-    return CocoFile(categories, records.class_names, items, regions, found, records.digest.hexdigest())
+    digest = records.digest.hexdigest()
+    return CocoFile(categories, records.class_names, items, regions, found, digest, records.overlap)
 
 
 def read_records(
@@ -171,11 +177,14 @@ def read_records(
     if isinstance(file, LabelRecords):
         found += file.findings
         content, digest = file.content, hashlib.sha256(file.digest.encode())
-        file, root = file.path, file.root
+        file, root, overlap = file.path, file.root, file.overlap
     else:
         file = Path(file)
         root = file.parent
         content, digest = _read_json(file)
+        overlap = content.get(OVERLAP, "smallest")
+        if overlap not in OVERLAPS:
+            raise DataError(f"{file}: {OVERLAP} is {overlap!r:.40}, expected one of {', '.join(OVERLAPS)}")
     categories = _categories(content, file, merge_same_name)
     own_names = tuple(dict.fromkeys(name for name in categories.values() if not is_background(name)))
     if class_map:
@@ -214,7 +223,9 @@ def read_records(
             found.append(Finding("duplicate-image-id", str(image["id"]), sentence))
         images.setdefault(key, image)
     annotations = _annotations_by_image(content, file, images, categories, found)
-    return CocoRecords(file, root, content, categories, class_names, labels, images, annotations, found, digest)
+    return CocoRecords(
+        file, root, content, categories, class_names, labels, images, annotations, found, digest, overlap
+    )
 
 
 def read_regions(

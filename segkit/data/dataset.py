@@ -138,15 +138,50 @@ class SegmentationDataset:
         """Return the images with these indices, in this order."""
         return Subset(self, indices)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple["SegmentationDataset", "SegmentationDataset"]:
-        """Split into two sets at random; the second has about `fraction` of the images, at least one."""
+    def split(
+        self, fraction: float, seed: int = 0, groups: np.ndarray | None = None
+    ) -> tuple["SegmentationDataset", "SegmentationDataset"]:
+        """Split into two sets at random; the second has about `fraction` of the images, at least one.
+
+        Args:
+            fraction: Share of the images in the second set, between 0 and 1.
+            seed: Seed of the split.
+            groups: (N,) integers; images with the same number stay together. By default each image is by itself.
+
+        Raises:
+            DataError: There are fewer than two images, or all are in one group.
+        """
         if not 0 < fraction < 1:
             raise UsageError(f"`fraction` must be between 0 and 1, got {fraction}")
         if len(self) < 2:
             raise DataError(f"a set of {counted(len(self), 'image')} cannot be split in two; give `val`")
         order = np.random.default_rng(seed).permutation(len(self))
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
+        if groups is not None and len(np.unique(groups)) < len(self):
+            order, count = _by_groups(np.unique(groups, return_inverse=True)[1], order, count)
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
+
+
+def _by_groups(groups: np.ndarray, order: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """Return the images of a few groups followed by all others, and the number of the former, at most about `count`.
+
+    Args:
+        groups: (N,) integers from 0.
+        order: (N,) a random order of the images; groups are tried in this order.
+        count: Number of images wanted.
+    """
+    sizes = np.bincount(groups)
+    if len(sizes) == 1:
+        raise DataError(f"all {len(groups)} images belong to one group, so that they cannot be split; give `val`")
+    chosen, total = [], 0
+    for group in dict.fromkeys(groups[order].tolist()):
+        if total + sizes[group] <= count:
+            chosen.append(group)
+            total += int(sizes[group])
+    if not chosen:  # each group is larger
+        chosen = [int(sizes.argmin())]
+    is_second = np.isin(groups[order], chosen)
+    return np.concatenate([order[is_second], order[~is_second]]), int(is_second.sum())
 
 
 class Subset(SegmentationDataset):

@@ -167,6 +167,13 @@ KINDS = {
     "alike-across": Kind("warning", "images that look like an image of another set, which makes scores too good"),
     "same-bytes": Kind("warning", "images with the same bytes as another, which a split may put on both sides"),
     "alike": Kind("note", "images that look like another, which a split may put on both sides"),
+    "copy-across": Kind(
+        "warning", "Roboflow's copies (.rf. names) of an image that another set has too, which makes scores too good"
+    ),
+    "copies": Kind("note", "sources of which Roboflow has made several images (.rf. names), kept together in splits"),
+    "frames": Kind(
+        "note", "sets with names like frames of videos, which a split may put on both sides; this keeps them together"
+    ),
     "same-name-across": Kind("note", "images with the same name as a different image of another set"),
     "narrow": Kind("note", "images more than four times as long as wide"),
     "covers-all": Kind("note", "annotations that cover their whole image"),

@@ -1,15 +1,24 @@
-"""Which images belong together: by file, by a value that they share, or by how they look."""
+"""Which images belong together: by file, by name, by a value that they share, or by how they look."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 
 from segkit.data.images import read_image
+from segkit.errors import UsageError
+from segkit.names import NO_GROUPS, REGEX
 
 CELLS = 8  # cells of a hash per side of the image; the hash has 2 * 8 * 9 bits
+# Roboflow writes copies of photo.jpg as photo_jpg.rf.HASH.jpg.
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{16,}(\.[^.]+)?")
+_SERIES = re.compile(r"(vid|video|clip|seq|sequence|movie|scene|track|drive|session)([_-]?)\d+", re.IGNORECASE)
+_FRAME = re.compile(r".+?[_-](frame|frm)[_-]?\d+", re.IGNORECASE)
 BLOCK = 2048  # rows of the distance table that are in memory at once
 
 
@@ -36,17 +45,62 @@ def group_images(
     for rank, image in enumerate(order):
         parent[image] = rank
     rank_of, parent = parent, list(range(len(files)))
-    for a, b in [*_links(files), *_links(labels or ()), *pairs]:
+    for a, b in [*same_value(files), *same_value(labels or ()), *pairs]:
         first, second = sorted((_root(parent, rank_of[a]), _root(parent, rank_of[b])))
         parent[second] = first
     roots = [_root(parent, rank) for rank in rank_of]
     return np.unique(np.array(roots, dtype=np.intp), return_inverse=True)[1]
 
 
-def _links(labels: Iterable[Hashable]) -> list[tuple[int, int]]:
-    """Return each position together with the first position that has the same label."""
+def same_value(labels: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """Return each position together with the first position that has the same label; none for None."""
     first: dict[Hashable, int] = {}
     return [(first.setdefault(label, i), i) for i, label in enumerate(labels) if label is not None]
+
+
+def sources_by_name(names: Sequence[str], group_by: str | None = None) -> list[str | None]:
+    """Return the source of each image, such as a photograph or a video; None if its name does not say it.
+
+    Args:
+        names: The names of the images.
+        group_by: `regex:PATTERN`, a pattern that finds the source in the name: what its first group matches, or the
+            whole match. By default the name before `.rf.` if Roboflow has named the image. `none`: no sources.
+
+    Raises:
+        UsageError: The pattern is wrong, or is found in no name.
+    """
+    if group_by == NO_GROUPS:
+        return [None] * len(names)
+    if group_by is None:
+        return [roboflow_source(name) for name in names]
+    try:
+        pattern = re.compile(group_by.removeprefix(REGEX))
+    except re.error as error:
+        raise UsageError(f"`group_by` {group_by} is not a regular expression: {error}") from error
+    found = [pattern.search(name) for name in names]
+    if names and not any(found):
+        raise UsageError(f"`group_by` {group_by} is found in no name of an image, such as {names[0]}")
+    return [one and one[1 if pattern.groups else 0] for one in found]
+
+
+def roboflow_source(name: str) -> str | None:
+    """Return the name of the photograph of which Roboflow has made an image; None if its name has no `.rf.`."""
+    found = _ROBOFLOW.fullmatch(PurePosixPath(name).name)
+    return found and found[1]
+
+
+def propose_group_by(names: Sequence[str]) -> str | None:
+    """Return a `group_by` that keeps frames of a video together if most names look like frames, otherwise None."""
+    words = Counter(found[1] + found[2] for name in names if (found := _SERIES.search(name)))
+    patterns = [rf"{re.escape(word)}\d+" for word, _ in words.most_common(1)]
+    frames = Counter(found[1] for name in names if (found := _FRAME.search(name)))
+    patterns += [rf"(.+)[_-]{word}" for word, _ in frames.most_common(1)]
+    for pattern in patterns:
+        sources = sources_by_name(names, REGEX + pattern)
+        known = [source for source in sources if source is not None]
+        if len(known) > len(names) / 2 and 1 < len(set(known)) <= len(known) / 2:
+            return REGEX + pattern
+    return None
 
 
 def _root(parent: list[int], node: int) -> int:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segkit.data.coco_file import Row, as_id, id_value, read_all_regions, read_records
+from segkit.data.coco_file import OVERLAP, Row, as_id, id_value, read_all_regions, read_records
 from segkit.data.findings import Note, raise_or_warn
+from segkit.data.formats.records import LabelRecords
 from segkit.data.rasterize import Annotation, rasterize
 from segkit.errors import UsageError, as_segkit_error
 from segkit.files import MAX_PIXELS, file_named, make_folder
@@ -33,31 +34,32 @@ class FoldSource(NamedTuple):
     sizes: list[tuple[int, int] | None]  # (H, W) of each image, None if its file does not say it
     train_only: np.ndarray  # (N,) bool
     notes: list[Note]  # errors, warnings and notes about the files
+    overlap: str = "smallest"  # which object lies on top by the rule of the format
 
     def masks(self, *, overlap: str = "auto", crowd: str = "paint") -> Iterator[np.ndarray | None]:
         """Yield the label map (H, W) of each image, None if no image has such a size; `rasterize` has the arguments."""
-        rule = "smallest" if overlap == "auto" else overlap
+        rule = self.overlap if overlap == "auto" else overlap
         for regions, size in zip(self.regions, self.sizes, strict=True):
             is_size = size is not None and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
             yield rasterize(regions, size, overlap=rule, crowd=crowd) if is_size else None
 
 
 def read_fold_source(
-    file: Path,
-    train_only: Sequence[Path] = (),
+    file: Path | LabelRecords,
+    train_only: Sequence[Path | LabelRecords] = (),
     *,
     merge_same_name: bool = False,
     bbox_as_mask: bool = False,
     class_map: Mapping[str, str] | None = None,
 ) -> FoldSource:
-    """Read the JSON file to divide, and the JSON files whose images only train, as training reads them.
+    """Read the labels to divide, and the labels whose images only train, as training reads them.
 
     Image files need not exist. Images and annotations of `train_only` get new ids, above the ids of the first file,
     and their categories get the ids of the first file.
 
     Args:
-        file: The JSON file to divide.
-        train_only: JSON files whose images only train.
+        file: The JSON file to divide, or what the reader of another format returned.
+        train_only: JSON files or other labels whose images only train; their file names start from the same folder.
         merge_same_name: Whether several categories may have one name; they are one class.
         bbox_as_mask: Whether annotations without a segmentation are painted as their box.
         class_map: The class of each category. The content keeps its categories, so that the files of the folds are
@@ -78,7 +80,13 @@ def read_fold_source(
         sizes += of_part[1]
     images = list(first.images.values())
     annotations = [[row for _, row in pairs] for pairs in first.annotations.values()]
+    if any(part.overlap != first.overlap for part in parts):
+        raise UsageError(
+            f"{first.file} and the labels that only train have different rules of overlaps; give `overlap`"
+        )
     content = first.content
+    if first.overlap != "smallest":  # training on the files paints as training on the labels does
+        content = content | {OVERLAP: first.overlap}
     id_of = {label: category for category, label in reversed(first.labels.items())}
     if 0 not in id_of and any(0 in part.labels.values() for part in parts):
         id_of[0] = _highest_id(content["categories"]) + 1
@@ -104,7 +112,7 @@ def read_fold_source(
     findings = [finding for part in parts for finding in part.findings]
     notes = raise_or_warn(findings, "error", 0.0, len(images))
     only = np.arange(len(images)) >= len(first.images)
-    return FoldSource(content, first.class_names, images, annotations, regions, sizes, only, notes)
+    return FoldSource(content, first.class_names, images, annotations, regions, sizes, only, notes, first.overlap)
 
 
 def _highest_id(records: Iterable[Row]) -> int:
@@ -142,7 +150,7 @@ def write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, *
 def _write_fold_files(source: FoldSource, folds: np.ndarray, k: int, out: Path, old: Sequence[Path]) -> None:
     # Every record is encoded once for all files.
     images = [json.dumps(image) for image in source.images]
-    annotations = [", ".join(json.dumps(a) for a in of_image) for of_image in source.annotations]
+    annotations = [", ".join(json.dumps(a, default=bytes.decode) for a in of_image) for of_image in source.annotations]
     other = {key: json.dumps(value) for key, value in source.content.items() if key not in ("images", "annotations")}
     order = dict.fromkeys([_MARK, *source.content, "images", "annotations"])
     with tempfile.TemporaryDirectory(dir=out, prefix=".folds-") as scratch:

@@ -92,8 +92,9 @@ def cross_validate(config: TrainConfig, session: Session, lock: RunLock) -> Cros
         write_whole(run.splits, json.dumps(splits, indent=1), durable=True)
     else:
         divided = run.validated()
-        if divided != folds.validated():
-            folds = folds.by_rule(1)
+        for rule in (2, 1):
+            if divided != folds.validated():
+                folds = folds.by_rule(rule)
         if divided != folds.validated():
             raise UsageError(
                 f"cannot resume: the images are no longer divided as in {run.splits}, so that models would be scored "

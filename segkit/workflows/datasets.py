@@ -25,7 +25,7 @@ from segkit.data.mask_names import MaskName
 from segkit.data.palette import Colour, read_palette
 from segkit.errors import DataError, DataWarning, UsageError
 from segkit.files import fingerprint, is_file, write_csv
-from segkit.folds.split import RULE, Folds, add_train_only, image_paths
+from segkit.folds.split import RULE, Folds, add_train_only, group_by_source, image_paths
 from segkit.labels import BACKGROUND, IGNORE_INDEX
 from segkit.training.checkpoint import PHOTOGRAPHS
 
@@ -90,14 +90,28 @@ def load_data(
             )
         _warn_of_shared_images(train_set, val_set)
     else:
-        train_set, val_set = train_set.split(config.val_fraction, config.seed)
+        groups = None
+        if fold_rule > 2:
+            is_files = all(isinstance(source, ImageFiles) for source in sources_of(train_set))
+            groups = group_by_source(train_set, config.group_by, by_file=is_files)
+            _print_groups(groups, console)
+        train_set, val_set = train_set.split(config.val_fraction, config.seed, groups)
     return add_train_only(train_set, val_set, extra), val_set
 
 
 def open_folds(config: TrainConfig, console: Console | None = None, rule: int = RULE) -> Folds:
     """Return the images of `data`, divided into `folds`, and the images of `train_only`; see `load_data`."""
     data, extra = _open_training(config, console)
-    return Folds(data, extra, k=config.folds, seed=config.seed, rule=rule)
+    folds = Folds(data, extra, k=config.folds, seed=config.seed, rule=rule, group_by=config.group_by)
+    _print_groups(folds.groups, console)
+    return folds
+
+
+def _print_groups(groups: np.ndarray, console: Console | None) -> None:
+    sizes = np.bincount(groups)
+    if console is not None and sizes.max(initial=1) > 1:
+        number = int((sizes > 1).sum())
+        console.print(f"data: {counted(number, 'group')} of images that stay together, the largest of {sizes.max()}")
 
 
 def has_masks(config: SourceConfig) -> bool:
@@ -427,10 +441,10 @@ def sources_of(data: SegmentationDataset) -> list[SegmentationDataset]:
 
 
 def rule_of_folds(checkpoint: Mapping[str, Any] | None) -> int:
-    """Return how a run divides its images into folds: as when it began, if it is resumed from a checkpoint."""
+    """Return how a run divides its images: as when it began, if it is resumed from a checkpoint."""
     if checkpoint is None:
         return RULE
-    rule = re.search(r" folds (\d+)$", checkpoint["data"]["train"])
+    rule = re.search(r" (?:folds|split) (\d+)$", checkpoint["data"]["train"])
     return int(rule[1]) if rule else 1
 
 
@@ -449,7 +463,7 @@ def data_digests(
         for part, data in zip(("train", "val"), sets, strict=True):
             names = [*data.class_names, *data.ignore_classes, *(data.name(i) for i in range(len(data)))]
             digests[part] = hashlib.sha256("\0".join(names).encode(errors="surrogatepass")).hexdigest()
-        return digests
+        return _with_rule(digests, config, fold_rule)
     labels = (config.class_names, config.palette)
     first = len(config.data) if config.val else 0
     scored = config.val or config.data
@@ -467,9 +481,15 @@ def data_digests(
     if config.class_map:
         text = repr([*config.class_map.items()])
         digests = {part: hashlib.sha256(f"{one} {text}".encode()).hexdigest() for part, one in digests.items()}
-    if config.folds is None or fold_rule == 1:  # the digests of runs that began before rule 2 do not name it
+    return _with_rule(digests, config, fold_rule)
+
+
+def _with_rule(digests: dict[str, str], config: TrainConfig, rule: int) -> dict[str, str]:
+    """Return the digests together with the rule by which `data` is divided; the digests of earlier runs lack it."""
+    first, word = (2, "folds") if config.folds is not None else (3, "split")
+    if config.val or rule < first:
         return digests
-    return {part: f"{digest} folds {fold_rule}" for part, digest in digests.items()}
+    return {part: f"{digest} {word} {rule}" for part, digest in digests.items()}
 
 
 def photograph_digests(sets: Sequence[SegmentationDataset]) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""segkit.make_folds: divide a COCO JSON into training and validation JSONs of k folds."""
+"""segkit.make_folds: divide labels into training and validation JSONs of k folds."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,19 @@ import numpy as np
 from segkit.config import FoldsConfig, from_keywords, takes_settings
 from segkit.console import Console
 from segkit.data import SegmentationDataset
-from segkit.data.image_groups import group_images, hash_images, near_pairs
+from segkit.data.coco_file import read_records
+from segkit.data.formats import LabelRecords, MaskFiles, find_source
+from segkit.data.image_groups import group_images, hash_images, near_pairs, sources_by_name
 from segkit.data.image_names import ImageNames, same_files
 from segkit.errors import DataError, UsageError
 from segkit.files import is_file
 from segkit.folds import ClassCounts, FoldSource, assign_folds, count_classes, read_fold_source, write_fold_files
 from segkit.folds.files import check_fold_folder
 from segkit.folds.tables import describe_source, share_table, unevenness_table
+from segkit.names import NO_GROUPS, REGEX
 from segkit.runs import check_writable
 
-_NO_FILES = "`data` and `train_only` must be COCO JSON files; `segkit.folds.Folds` divides a data set"
+_NO_FILES = "`data` and `train_only` must be files or folders of labels; `segkit.folds.Folds` divides a data set"
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ class FoldsResult:
 
 @takes_settings(FoldsConfig)
 def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
-    """Divide a COCO JSON into k folds with even shares of every class, as `python -m segkit folds` does.
+    """Divide labels into k folds with even shares of every class, as `python -m segkit folds` does.
 
         folds = segkit.make_folds(data="train.json", out="folds", k=5)
         segkit.train(data=folds.train[0], val=folds.valid[0])
 
-    The JSON is read by the rules of training; image files are read only for `near_duplicates`.
+    `data` is a COCO JSON or what another labelling tool exported; the folds are COCO JSONs. It is read by the rules of
+    training. Copies of one photograph that Roboflow has made stay together, see `group_by`.
 
     Args:
         verbose: Print how even the folds are.
@@ -77,22 +82,16 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
     for file in files:
         if file.resolve() in replaced:
             raise UsageError(f"{file} is a fold file in `out` and would be replaced; choose another `out`")
-    elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
-    if elsewhere and config.images is None:
-        raise UsageError(
-            f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file names "
-            "of both start"
-        )
+    labels, root = _read_labels(config, console)
     source = read_fold_source(
-        config.data,
-        config.train_only,
+        labels[0],
+        labels[1:],
         merge_same_name=config.merge_same_name,
         bbox_as_mask=config.bbox_as_mask,
         class_map=config.class_map,
     )
     masks = console.progress(source.masks(overlap=config.overlap, crowd=config.crowd), total=len(source.images))
     counts = count_classes(source.regions, len(source.class_names) + 1, masks)
-    root = config.data.parent if config.images is None else config.images
     groups = _group(config, source, root)
     folds = assign_folds(counts, config.k, groups=groups, train_only=source.train_only, seed=config.seed)
     divided = ~source.train_only
@@ -114,11 +113,50 @@ def make_folds(*, verbose: bool = False, **settings: Any) -> FoldsResult:
     )
 
 
+def _read_labels(config: FoldsConfig, console: Console) -> tuple[list[Path | LabelRecords], Path]:
+    """Return the labels to divide and the labels that only train, and the folder that their file names start from.
+
+    Raises:
+        DataError: Labels cannot be read.
+        UsageError: The labels are masks, or lie in several folders.
+    """
+    files = (config.data, *config.train_only)
+    found = [find_source(config.data, config.format), *map(find_source, config.train_only)]
+    if not any(found):
+        elsewhere = [file for file in files if file.parent.resolve() != config.data.parent.resolve()]
+        if elsewhere and config.images is None:
+            raise UsageError(
+                f"{elsewhere[0]} and {config.data} lie in two folders; give `images`, the folder from which the file "
+                "names of both start"
+            )
+        return list(files), config.data.parent if config.images is None else config.images
+    records = []
+    for file, source in zip(files, found, strict=True):
+        if source is None:
+            content = read_records(file, merge_same_name=config.merge_same_name)
+            folder = config.images or file.parent
+            records.append(LabelRecords(file, folder, content.content, content.digest.hexdigest(), content.overlap))
+            continue
+        splits = [split for split in ("train", "val") if split in source.splits]
+        parts = source.read(*(splits or [next(iter(source.splits))]))
+        if any(isinstance(part, MaskFiles) for part in parts):
+            raise UsageError(
+                f"{file} is {source.format}, whose labels are masks, and folds are COCO JSON files: divide it in "
+                "training by `folds`, or write it as COCO first (segkit convert)"
+            )
+        of_splits = f", {' and '.join(splits)} of {', '.join(source.splits)}" if len(source.splits) > 1 else ""
+        console.print(f"data: {file} is {source.format} ({source.why}){of_splits}")
+        records.append(parts[0] if len(parts) == 1 else LabelRecords.joined(parts))
+    root = Path(os.path.commonpath([one.root.absolute() for one in records]))
+    return [one.below(root) for one in records], root
+
+
 def _group(config: FoldsConfig, source: FoldSource, root: Path) -> np.ndarray:
     """Number the groups of images that stay in one fold: by file, by `group_by`, and by how they look."""
     names = [str(image["file_name"]) for image in source.images]
-    labels: list[str | None] | None = None
-    if config.group_by is not None:
+    if config.group_by is None or config.group_by == NO_GROUPS or config.group_by.startswith(REGEX):
+        labels = sources_by_name(names, config.group_by)
+    else:
         labels = []
         for image, only in zip(source.images, source.train_only, strict=True):
             value = image.get(config.group_by)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segkit.checks.duplicates import Listed, find_duplicates
+from segkit.checks.duplicates import Listed, find_duplicates, find_sources
 
 
 @pytest.fixture
@@ -60,3 +60,14 @@ def test_images_that_look_alike_are_reported_with_the_first_of_them(folder):
 def test_the_same_name_in_two_sets_is_reported(folder):
     (row,) = duplicates(listed(folder, "train/a.png", "val/other/a.png"))
     assert row == (1, 0, "same-name-across", "a.png has the name of a.png of train")
+
+
+def test_copies_by_roboflow_and_frames_of_videos_are_found_by_their_names():
+    hashes = [f"{i:032x}" for i in range(4)]
+    names = [("train", "a", 0), ("train", "a", 1), ("train", "b", 2), ("val", "a", 3)]
+    images = [Listed(where, f"{name}_jpg.rf.{hashes[i]}.jpg", None) for where, name, i in names]
+    found = {(name, one.kind, one.where) for name, one in find_sources(images)}
+    assert found == {("train", "copies", "a_jpg"), ("val", "copy-across", images[3].file_name)}
+    frames = [Listed("train", f"vid_{i // 4}_{i}.jpg", None) for i in range(12)]
+    ((name, finding),) = find_sources(frames)
+    assert (name, finding.kind, finding.where) == ("train", "frames", r'`group_by="regex:vid_\d+"`')

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.shapes import write_coco
 from PIL import Image
 
 import segkit
 from segkit.config import CheckConfig, ConvertConfig, FoldsConfig, TrainConfig, from_keywords
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.findings import DataWarning
+from segkit.data.formats import find_source
 from segkit.errors import DataError, UsageError
 from segkit.training.checkpoint import photographs_warning
 from segkit.workflows.datasets import data_digests, load_data, open_folds, photograph_digests, rule_of_folds
@@ -63,7 +65,7 @@ def test_make_folds_returns_its_files_and_the_fold_of_each_image(shapes, tmp_pat
         assert names == tuple(data.name(i) for i in np.flatnonzero(made.folds == fold))
         valid = CocoSegmentation(file, root=shapes[0].parent)
         assert tuple(valid.name(i) for i in range(len(valid))) == names
-    with pytest.raises(UsageError, match="must be COCO JSON files"):
+    with pytest.raises(UsageError, match="must be files or folders of labels"):
         segkit.make_folds(data=data, out=tmp_path / "other")
 
 
@@ -101,9 +103,11 @@ def test_a_training_takes_custom_data_sets():
 def test_the_digests_of_a_fold_say_by_which_rule_its_images_were_divided(shapes):
     config = settings(data=shapes[0], folds=3, fold=0)
     now, earlier = data_digests(config), data_digests(config, fold_rule=1)
-    assert rule_of_folds(None) == rule_of_folds({"data": now}) == 2
+    assert rule_of_folds(None) == rule_of_folds({"data": now}) == 3
     assert rule_of_folds({"data": earlier}) == 1
-    assert earlier == data_digests(settings(data=shapes[0])), "earlier checkpoints have the digests of the files only"
+    split = settings(data=shapes[0])
+    assert rule_of_folds({"data": data_digests(split)}) == 3
+    assert earlier == data_digests(split, fold_rule=1), "earlier checkpoints have the digests of the files only"
 
 
 def test_make_folds_counts_pixels_by_the_overlap_rule_of_training(shapes, tmp_path):
@@ -207,3 +211,98 @@ def test_the_digest_of_photographs_in_folders_changes_with_their_times_only_for_
     after = photograph_digests(sets)
     assert {name for name in after if after[name] != before[name]} == {"val photographs"}
     assert photographs_warning({"train": "1"}, {"train": "1", **after}, tmp_path) is None, "older checkpoints lack them"
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """Twelve images by Roboflow, three of each photograph, in a COCO JSON."""
+    images, annotations = [], []
+    for i in range(12):
+        name = f"photo{i // 3}_jpg.rf.{i * 7919:032x}.jpg"
+        Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(tmp_path / name)
+        images.append({"id": i, "file_name": name, "height": 20, "width": 20})
+        box = [[2, 3, 5 + i, 3, 5 + i, 9, 2, 9]]
+        annotations.append({"id": i, "image_id": i, "category_id": 3 + 4 * (i % 2), "segmentation": box})
+    return write_coco(tmp_path / "copies.json", images, annotations)
+
+
+def sources(data):
+    return [name.split("_jpg")[0] for name in names(data)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_a_photograph_stay_on_one_side_of_a_split(copies, seed):
+    train, val = load_data(settings(data=copies, val_fraction=0.25, seed=seed))
+    assert (len(train), len(val)) == (9, 3)
+    assert len(set(sources(val))) == 1
+    assert not set(sources(train)) & set(sources(val))
+    before = load_data(settings(data=copies, val_fraction=0.25, seed=seed), fold_rule=1)
+    whole = CocoSegmentation(copies)
+    assert [names(part) for part in before] == [names(part) for part in whole.split(0.25, seed)]
+    apart = load_data(settings(data=copies, val_fraction=0.25, seed=seed, group_by="none"))
+    assert [names(part) for part in apart] == [names(part) for part in before]
+    _, val = load_data(settings(data=copies, val_fraction=0.5, seed=seed, group_by=r"regex:photo(\d)"))
+    assert len(set(sources(val))) == 2
+
+
+def test_copies_of_a_photograph_stay_in_one_fold_unless_the_run_began_before(copies, tmp_path):
+    folds = open_folds(settings(data=copies, folds=2, fold=0))
+    divided = [{Path(name).name.split("_jpg")[0] for name in fold} for fold in folds.validated()]
+    assert not divided[0] & divided[1]
+    assert (
+        folds.by_rule(2).validated() == open_folds(settings(data=copies, folds=2, fold=0, group_by="none")).validated()
+    )
+    made = segkit.make_folds(data=copies, k=2, out=tmp_path / "folds")
+    assert [set(fold) for fold in made.names] == [{Path(path).name for path in fold} for fold in folds.validated()]
+    made = segkit.make_folds(data=copies, k=4, out=tmp_path / "four", group_by=r"regex:photo\d")
+    assert sorted(len({name[:6] for name in fold}) for fold in made.names) == [1, 1, 1, 1]
+    with pytest.raises(UsageError, match="4 groups that stay together"):
+        segkit.make_folds(data=copies, k=5, out=tmp_path / "five")
+
+
+def test_images_that_all_belong_together_cannot_be_split(copies):
+    with pytest.raises(DataError, match="all 12 images belong to one group"):
+        load_data(settings(data=copies, group_by="regex:photo"))
+    with pytest.raises(UsageError, match="`group_by` must be regex:PATTERN"):
+        settings(data=copies, group_by="photo")
+    with pytest.raises(UsageError, match="`group_by` needs `data` without `val`"):
+        settings(data=copies, val=copies, group_by="regex:photo")
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelme"])
+def test_folds_of_another_format_have_its_masks_and_its_rule_of_overlaps(tmp_path, copies, name):
+    segkit.convert(data=copies, to=name, out=tmp_path / name)
+    if name == "labelme":  # the larger object lies on top
+        for file in (tmp_path / name).glob("*.json"):
+            content = json.loads(file.read_text())
+            large = {**content["shapes"][0], "label": "disc", "points": [[1, 1], [19, 1], [19, 19], [1, 19]]}
+            file.write_text(json.dumps({**content, "shapes": [*content["shapes"], large]}))
+    (part,) = find_source(tmp_path / name).read("train")
+    expected = CocoSegmentation(part)
+    masks = {Path(expected.name(i)).name: expected.mask(i) for i in range(len(expected))}
+    made = segkit.make_folds(data=tmp_path / name, k=2, out=tmp_path / "folds")
+    for file in (*made.train, *made.valid):
+        data = CocoSegmentation(file, root=made.images)
+        assert len(data)
+        for i in range(len(data)):
+            np.testing.assert_array_equal(data.mask(i), masks[Path(data.name(i)).name])
+    counted = sum((mask > 0).sum() for mask in masks.values())
+    assert made.counts.pixels.sum() == counted
+
+
+def test_folds_join_the_splits_of_a_format_and_refuse_masks(tmp_path, copies):
+    for split in ("train", "val"):
+        (tmp_path / f"set/images/{split}").mkdir(parents=True)
+        (tmp_path / f"set/labels/{split}").mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(tmp_path / f"set/images/{split}/{i}.png")
+            (tmp_path / f"set/labels/{split}/{i}.txt").write_text(f"{i % 2} 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (tmp_path / "set/data.yaml").write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
+    made = segkit.make_folds(data=tmp_path / "set", k=2, out=tmp_path / "folds")
+    assert sorted(name for fold in made.names for name in fold) == sorted(
+        f"images/{split}/{i}.png" for split in ("train", "val") for i in range(3)
+    )
+    assert len(CocoSegmentation(made.train[0], root=made.images)) == 3
+    segkit.convert(data=copies, to="masks", out=tmp_path / "masks")
+    with pytest.raises(UsageError, match="is cvat-masks, whose labels are masks, and folds are COCO JSON files"):
+        segkit.make_folds(data=tmp_path / "masks", k=2, out=tmp_path / "other")

@@ -1,13 +1,14 @@
 """What the reader of a label format returns: images with regions or with mask files, divided into splits."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from segkit.data.findings import Finding
-from segkit.errors import DataError, as_segkit_error
+from segkit.errors import DataError, UsageError, as_segkit_error
 
 WHOLE = "all"  # the split of a source that is not divided
 SPLITS = ("train", "val", "test")
@@ -115,6 +116,48 @@ class LabelRecords:
                 rows["annotations"].append(annotation)
         categories = [{"id": number, "name": name} for name, number in ids.items()]
         return cls(path, root, {**rows, "categories": categories}, files.digest, overlap, tuple(findings))
+
+    def below(self, root: Path) -> "LabelRecords":
+        """Return the same records with names of images that start from `root`, a folder above the folder of images."""
+        folder = self.root.absolute().relative_to(root.absolute())
+        images = [{**row, "file_name": (folder / str(row["file_name"])).as_posix()} for row in self.content["images"]]
+        return replace(self, root=root, content={**self.content, "images": images})
+
+    @classmethod
+    def joined(cls, parts: Sequence["LabelRecords"]) -> "LabelRecords":
+        """Return the records of several parts as one; the names of their images start from one folder.
+
+        Images, annotations and categories get new ids; categories are matched by name.
+
+        Raises:
+            UsageError: The formats have different rules of overlaps.
+        """
+        rules = {part.overlap for part in parts}
+        if len(rules) > 1:
+            raise UsageError(
+                f"{parts[0].path} and {parts[-1].path} have different rules for which object lies on top of another: "
+                f"{' and '.join(sorted(rules))}"
+            )
+        root = Path(os.path.commonpath([part.root.absolute() for part in parts]))
+        parts = [part.below(root) for part in parts]
+        ids: dict[str, int] = {}
+        rows: dict[str, list] = {"images": [], "annotations": []}
+        for part in parts:
+            names = {row["id"]: row["name"] for row in part.content["categories"]}
+            for name in names.values():
+                ids.setdefault(name, len(ids) + 1)
+            new_ids = {}
+            for row in part.content["images"]:
+                new_ids[row["id"]] = len(rows["images"]) + 1
+                rows["images"].append({**row, "id": new_ids[row["id"]]})
+            for row in part.content.get("annotations") or []:
+                image, category = new_ids.get(row.get("image_id")), names.get(row.get("category_id"))
+                meant = {"image_id": image, "category_id": None if category is None else ids[category]}
+                rows["annotations"].append({**row, "id": len(rows["annotations"]) + 1, **meant})
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        digest = hashlib.sha256("\0".join(part.digest for part in parts).encode()).hexdigest()
+        findings = tuple(finding for part in parts for finding in part.findings)
+        return cls(parts[0].path, root, {**rows, "categories": categories}, digest, *rules, findings)
 
 
 @dataclass(frozen=True)

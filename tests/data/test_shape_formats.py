@@ -144,6 +144,15 @@ def test_a_labelme_mask_lies_where_its_box_begins(box, left, top, tmp_path):
     np.testing.assert_array_equal(label_map(tmp_path), large[5:16, 5:24])
 
 
+def test_the_records_of_a_mask_can_be_written_as_json(tmp_path):
+    image(tmp_path / "a.jpg", (11, 19))
+    shape = labelme_shape("a", [[3, 2], [6, 4]], "mask", mask=np.ones((3, 4), dtype=np.uint8))
+    labelme_file(tmp_path / "a.json", "a.jpg", (11, 19), shape)
+    (part,) = find_source(tmp_path).read("all")
+    file = write_json(tmp_path / "b.coco", part.content)
+    np.testing.assert_array_equal(CocoSegmentation(file).mask(0), label_map(tmp_path))
+
+
 def test_labelme_points_count_in_the_rotated_image(tmp_path):
     image(tmp_path / "a.jpg", (10, 16), orientation=6)
     labelme_file(tmp_path / "a.json", "a.jpg", (16, 10), labelme_shape("a", [[0, 12], [4, 16]], "rectangle"))
@@ -259,6 +268,7 @@ def test_a_labelme_shape_that_cannot_be_read_is_an_error(shape, sentence, tmp_pa
     ("content", "sentence"),
     [
         ("{", "is not valid JSON"),
+        ('{"foo": 1}', "it has no list of 'shapes'"),
         ('{"shapes": {}, "imagePath": "b.jpg"}', "it has no list of 'shapes'"),
         ('{"shapes": [], "imagePath": null}', "does not name its image"),
         ('{"shapes": [], "imagePath": "café.jpg"}'.encode("latin-1"), "is not valid JSON: 'utf-8' codec"),
@@ -592,6 +602,16 @@ def test_label_studio_images_are_found_by_each_kind_of_address(text, file, tmp_p
     assert f"the task says {text}: give the folder of the images" in finding.sentence
 
 
+def test_a_list_of_names_in_a_folder_is_not_taken_for_label_studio(tmp_path):
+    write_json(tmp_path / "classes.json", ["a"])
+    image(tmp_path / "a.jpg", (9, 9))
+    labelme_file(tmp_path / "a.json", "a.jpg", (9, 9), labelme_shape("a", [[0, 0], [3, 0], [3, 3]]))
+    assert find_source(tmp_path).format == "labelme"
+    assert not kinds(opened(tmp_path))
+    write_json(tmp_path / "tasks.json", [studio_task("a.jpg")])
+    assert find_source(tmp_path / "tasks.json").format == "label-studio"
+
+
 def test_label_studio_images_of_the_same_name_are_not_taken_for_each_other(tmp_path):
     region = studio_region("a", "rectanglelabels", (8, 8), x=0, y=0, width=50, height=50)
     write_json(tmp_path / "x.json", [studio_task(f"s3://b/{day}/a.jpg", region) for day in ("monday", "tuesday")])
@@ -668,7 +688,7 @@ def test_a_label_studio_file_that_cannot_be_read_is_one_sentence(tasks, sentence
 def test_a_label_studio_file_that_is_no_json_is_one_sentence(text, tmp_path):
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="is not valid JSON"):
-        CocoSegmentation(find_source(tmp_path).read("all"))
+        CocoSegmentation(find_source(tmp_path / "x.json").read("all"))
 
 
 def test_a_label_studio_file_in_the_place_of_a_coco_file_says_what_to_give(tmp_path):

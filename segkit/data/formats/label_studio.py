@@ -58,7 +58,8 @@ def read(path: Path) -> LabelSource:
 
 def _file(path: Path) -> Path | None:
     if path.is_dir():
-        lists = [file for file in sorted(path.iterdir()) if _is_list(file)]
+        # Another list, such as one of class names, is no sign of Label Studio.
+        lists = [file for file in sorted(path.iterdir()) if _is_list(file) and b'"data"' in file.read_bytes()]
         return lists[0] if len(lists) == 1 else None
     return path if _is_list(path) else None
 

@@ -21,7 +21,7 @@ from segkit.console import counted
 from segkit.data.findings import Finding
 from segkit.data.formats import shapes
 from segkit.data.formats.records import WHOLE, LabelFiles, LabelledImage, LabelRecords, LabelSource, Region
-from segkit.data.images import list_images, list_other_files, read_image_header
+from segkit.data.images import IMAGE_SUFFIXES, list_images, list_other_files, read_image_header
 from segkit.data.rasterize import encode
 from segkit.errors import DataError
 from segkit.files import is_file, parse_json, write_whole
@@ -138,6 +138,8 @@ def _read_files(
     for file in json_files:
         try:
             content = parse_json(files.content(file), file, DataError)
+            if not (isinstance(content, dict) and "shapes" in content) and not _has_image(file):
+                continue  # a file of something else, such as a list of classes
             _check(content, file)
         except DataError as error:
             found.append(Finding("bad-label", _name(file, path), str(error)))
@@ -162,6 +164,10 @@ def _read_files(
         names = sorted(painted - {BACKGROUND})
     names = [*names, *painted.intersection([BACKGROUND])]
     return LabelRecords.of_images(images, names, path=path, root=root, files=files, findings=found)
+
+
+def _has_image(file: Path) -> bool:
+    return any(is_file(file.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES)
 
 
 def _check(content: Any, file: Path) -> None:
@@ -252,18 +258,18 @@ def _segmentation(kind: str, row: dict[str, Any], size: tuple[int, int] | None) 
 
 def _below(region: Region, later: Sequence[Region], size: tuple[int, int] | None) -> Region:
     """Return an ignored region without the pixels of the later ones, because 255 is painted on top of all labels."""
-    if size is None or not later:
+    above = [one.segmentation for one in later if one.class_name is not None]
+    if size is None or not above:
         return region
-    masks = [
-        coco_mask.decode({"size": list(size), "counts": _counts(one.segmentation, size)})
-        for one in (region, *(one for one in later if one.class_name is not None))
-    ]
-    visible = masks[0] & ~np.bitwise_or.reduce(masks[1:]) if len(masks) > 1 else masks[0]
-    return region._replace(segmentation=shapes.rle(visible, 0, 0, size))
+    covered = np.bitwise_or.reduce([_draw(segmentation, size) for segmentation in above])
+    return region._replace(segmentation=shapes.rle(_draw(region.segmentation, size) & ~covered, 0, 0, size))
 
 
-def _counts(segmentation: Any, size: tuple[int, int]) -> bytes:
-    return segmentation["counts"] if isinstance(segmentation, dict) else encode(list(map(np.array, segmentation)), size)
+def _draw(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of a segmentation, (H, W) of 0 and 1."""
+    is_rle = isinstance(segmentation, dict)
+    counts = segmentation["counts"] if is_rle else encode([np.array(part) for part in segmentation], size)
+    return coco_mask.decode({"size": list(size), "counts": counts})
 
 
 def _posix(name: str) -> str:

@@ -52,7 +52,7 @@ def rle(crop: np.ndarray, left: int, top: int, size: tuple[int, int]) -> dict[st
     first_row, first_column = max(top, 0), max(left, 0)
     inside = crop[first_row - top : max(size[0] - top, 0), first_column - left : max(size[1] - left, 0)]
     mask[first_row : first_row + inside.shape[0], first_column : first_column + inside.shape[1]] = inside != 0
-    return {"size": list(size), "counts": coco_mask.encode(mask)["counts"]}
+    return {"size": list(size), "counts": coco_mask.encode(mask)["counts"].decode()}  # text, as JSON has it
 
 
 def read_png(content: bytes) -> np.ndarray:

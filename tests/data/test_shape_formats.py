@@ -1,6 +1,7 @@
 """LabelMe, CVAT for images and Label Studio: each shape comes out as the right label map, or as one sentence."""
 
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +215,16 @@ def test_labelme_images_are_found_by_paths_of_windows_and_after_a_move(tmp_path)
     assert [data.name(i) for i in range(len(data))] == ["a.jpg", "b.jpg"]
 
 
+def test_labelme_names_do_not_depend_on_how_the_folder_is_written(tmp_path, monkeypatch):
+    image(tmp_path / "data/a.jpg", (9, 9))
+    labelme_file(tmp_path / "data/a.json", "a.jpg", (9, 9), labelme_shape("a", [[0, 0], [3, 0], [3, 3]]))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    for folder in (tmp_path / "data", Path("../data"), Path("../other/../data/.")):
+        assert opened(folder).name(0) == "a.jpg"
+        assert not kinds(opened(folder))
+
+
 def test_labelme_images_inside_the_json_are_written_on_request(tmp_path):
     labelme_file(
         tmp_path / "a.json",
@@ -228,6 +239,10 @@ def test_labelme_images_inside_the_json_are_written_on_request(tmp_path):
     assert labelme.unpack_images(tmp_path) == [tmp_path / "a.png"]
     assert labelme.unpack_images(tmp_path) == []
     assert label_map(tmp_path, "a.png").sum() == 9
+    for name in ("../b.png", "b.py"):  # a file from elsewhere must not write there
+        labelme_file(tmp_path / "data/b.json", name, (9, 9), imageData="AAAA")
+        with pytest.raises(DataError, match="no image below"):
+            labelme.unpack_images(tmp_path / "data")
 
 
 def test_labelme_folders_called_train_and_val_are_splits(tmp_path):

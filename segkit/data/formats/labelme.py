@@ -86,7 +86,7 @@ def unpack_images(folder: str | os.PathLike) -> list[Path]:
         The files that were written; a file that exists is not written again.
 
     Raises:
-        DataError: A JSON file or an image in it cannot be read.
+        DataError: A JSON file or an image in it cannot be read, or names a place outside `folder` or no image.
     """
     written = []
     for file in _json_files(Path(folder)):
@@ -94,7 +94,12 @@ def unpack_images(folder: str | os.PathLike) -> list[Path]:
         if not isinstance(content, dict) or not isinstance(content.get("imageData"), str):
             continue
         image = file.parent / _posix(str(content.get("imagePath")))
-        if not is_file(image) and image.parent.is_dir():
+        if is_file(image):
+            continue
+        is_below = Path(os.path.abspath(image)).is_relative_to(os.path.abspath(folder))
+        if not is_below or image.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(f"{file} has an image inside, but its imagePath is no image below {folder}: {image}")
+        if image.parent.is_dir():
             write_whole(image, shapes.decode_base64(content["imageData"], f"the imageData of {file}"))
             written.append(image)
     return written
@@ -151,7 +156,7 @@ def _read_files(
         read.append(_Read(file, image, place, size, regions, bool(content.get("imageData"))))
     # An image may lie in another folder than its JSON, also outside of `path`.
     folders = {os.path.dirname(one.place) for one in read}
-    root = Path(os.path.commonpath([path.absolute(), *(folder for folder in folders if os.path.isdir(folder))]))
+    root = Path(os.path.commonpath([os.path.abspath(path), *(folder for folder in folders if os.path.isdir(folder))]))
     used: set[str] = set()
     images = [_image(one, root, found, used) for one in read]
     tops = [path] if is_whole else sorted({path / file.relative_to(path).parts[0] for file in json_files})

@@ -68,6 +68,7 @@ class CocoSegmentation(ImageFiles):
         category_ids: The id of each category by name, as in the first file that has the category.
         items: Path, name, size and id of each image.
         annotations: The regions of each image.
+        label_digests: A digest of the labels of each source that is not a COCO JSON.
         findings: All errors, warnings and notes about the files, one by one.
         notes: The findings, summed up in one line per kind.
 
@@ -164,6 +165,7 @@ class CocoSegmentation(ImageFiles):
         """Read the files, and return them."""
         files = _as_labels(annotations)
         own_roots = [file.root if isinstance(file, LabelRecords) else file.parent for file in files]
+        self.label_digests = tuple(file.digest for file in files if isinstance(file, LabelRecords))
         roots = own_roots if root is None else as_paths(root)
         if len(roots) == 1:
             roots *= len(files)

@@ -456,7 +456,8 @@ def data_digests(
     They cover the content of annotation files and of masks, and the names and sizes of photographs in folders; see also
     `photograph_digests`. For data sets of the caller, in `sets`, they cover only the names of classes and images,
     because reading all pixels could take long.
-    Checkpoints of earlier versions lack the digests of the content of masks, `train masks` and `val masks`.
+    Checkpoints of earlier versions lack the digests of the content of masks, `train masks` and `val masks`, and of
+    labels of other formats than COCO, `train labels` and `val labels`; the latter need `sets`.
     """
     if not config.data:
         digests = {}
@@ -478,6 +479,10 @@ def data_digests(
     elif config.mask_name:  # the masks lie in the folders of the images
         digests["train masks"] = _digest_of_content([*config.data, *config.train_only], config.mask_name)
         digests["val masks"] = _digest_of_content(config.val, config.mask_name)
+    else:
+        for part, data in zip(("train", "val"), sets, strict=False):
+            found = _digest_of_formats(data)
+            digests |= {f"{part} labels": found} if found else {}
     if config.class_map:
         text = repr([*config.class_map.items()])
         digests = {part: hashlib.sha256(f"{one} {text}".encode()).hexdigest() for part, one in digests.items()}
@@ -525,6 +530,17 @@ def _digest(*groups: Iterable[Path | None]) -> str:
             else:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _digest_of_formats(data: SegmentationDataset) -> str:
+    """Return a digest of the labels of other formats than COCO, whose files lie anywhere; "" if there are none."""
+    parts: list[str] = []
+    for source in sources_of(data):
+        if isinstance(source, CocoSegmentation):
+            parts += source.label_digests
+        elif isinstance(source, FolderSegmentation):
+            parts += [f"{item.file_name} {fingerprint(item.mask_path).sha256}" for item in source.items]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest() if parts else ""
 
 
 def _digest_of_content(folders: Iterable[Path], mask_name: str | None = None) -> str:

@@ -10,12 +10,14 @@ from helpers.layouts import CLASSES, LAYOUTS, SIZE, coco_content, placed, write_
 from PIL import Image
 
 import segkit
+from segkit.config import TrainConfig
 from segkit.data import CocoSegmentation
 from segkit.data.folder import FolderSegmentation
 from segkit.data.formats import find_source
 from segkit.errors import UsageError
 from segkit.folds import read_fold_source
 from segkit.models import read_header
+from segkit.workflows.datasets import data_digests, load_data
 
 SETTINGS = {
     **{"model": "fpn", "backbone": "test_resnet", "pretrained": "false", "crop": 32, "augment": "none", "epochs": 1},
@@ -81,6 +83,28 @@ def test_masks_beside_their_images_are_scored_by_their_original_values(table, tm
     names.write_text("\n".join(CLASSES))
     with pytest.raises(UsageError, match="the data files have changed"):
         segkit.train(resume=tmp_path / "run", epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "changed"),
+    [
+        ("yolo", "data.yaml", "labels/train/0.txt"),
+        ("zerowaste", "", "zerowaste-f/train/sem_seg/0.png"),
+    ],
+)
+def test_digests_of_the_data_change_with_its_labels(name, path, changed, tmp_path):
+    LAYOUTS[name](tmp_path)
+    config = TrainConfig(data=(tmp_path / path,), mask_cache="off")
+    before = data_digests(config, load_data(config))
+    assert data_digests(config, load_data(config)) == before
+    file = tmp_path / changed
+    if file.suffix == ".txt":
+        file.write_text(file.read_text().replace("0.3", "0.4"))
+    else:
+        write_png(file, np.zeros(SIZE, dtype=np.uint8))
+    after = data_digests(config, load_data(config))
+    assert after["train labels"] != before["train labels"]
+    assert after["val labels"] == before["val labels"]
 
 
 @pytest.mark.filterwarnings("ignore:images whose names are spelt in another way")

@@ -373,6 +373,10 @@ def test_the_command_says_what_it_wrote_what_is_lost_and_how_to_go_on(coco, tmp_
     assert "to correct: labelme, 4 images, 3 classes" in lines
     assert "not in this format: ids of images, objects and classes; the mark of 3 crowds (iscrowd)" in "\n".join(lines)
     assert lines[-1] == "use it: labelme 'to correct' --labels 'to correct/labels.txt'"
+    main(["labels.json", "--images", "photos", "--to", "yolo", "--out", "yolo"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "use it: python train.py --data yolo (Ultralytics also wants train and val in data.yaml)"
+    assert len(CocoSegmentation(find_source(Path("yolo")).read("train"))) == 4  # by a relative path
     with pytest.raises(SystemExit) as stop:
         main(["labels.json", "--images", "photos", "--to", "yolo", "--out", "to correct"])
     assert stop.value.code == 2

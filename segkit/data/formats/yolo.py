@@ -59,7 +59,9 @@ def read(path: Path) -> LabelSource:
             splits[split] = partial(_read_split, file, content, value, names)
     if not splits:
         folder = file.parent / "images"
-        splits[WHOLE] = partial(_read_split, file, content, str(folder if folder.is_dir() else file.parent), names)
+        splits[WHOLE] = partial(
+            _read_split, file, content, str((folder if folder.is_dir() else file.parent).absolute()), names
+        )
     return LabelSource("yolo", path, f"{file.name} names {len(names)} classes", splits)
 
 

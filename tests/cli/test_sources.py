@@ -74,7 +74,7 @@ def test_without_val_a_share_is_split_off(folders):
 def test_what_does_not_go_together_ends_in_one_sentence(folders, shapes, capsys):
     images, masks, names = folders / "train/images", folders / "train/masks", folders / "names.txt"
     for words, code, message in (
-        (("--data", images), 3, "is a folder; give the folder of its masks as --masks"),
+        (("--data", images), 3, "images with the folder of their masks as --masks, or with their names as --mask-name"),
         (("--data", images, "--masks", masks), 3, "masks do not name their classes; give --class-names"),
         (("--data", images, images, "--masks", masks), 2, "--masks needs one folder for each of the 2 sources, got 1"),
         (("--data", shapes[0], "--masks", masks), 3, "is not a folder; with --masks"),

@@ -79,6 +79,6 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
     if path.is_dir():
         raise DataError(
             f"{path} has no labels of a known format ({', '.join(FORMATS)}); give a COCO JSON file, or folders of "
-            "images with the folder of their masks as `masks`"
+            "images with the folder of their masks as `masks`, or with their names as `mask_name`"
         )
     return None

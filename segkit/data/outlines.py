@@ -12,7 +12,8 @@ def outlines(region: np.ndarray) -> list[list[Ring]]:
     The points lie a quarter of a pixel inside the outermost pixels, and so on the side of the region around a hole.
     Programs fill polygons by one of two rules, and both then fill the same pixels: pixels whose centre is inside
     (pycocotools, and so CVAT), or the points rounded down and the line between them, too (OpenCV and Pillow, and so
-    Ultralytics and LabelMe). Pixels that touch at a corner are connected.
+    Ultralytics and LabelMe). Pixels that touch at a corner are connected. Programs that round points to the nearest
+    number instead (supervision) draw up to a pixel too much at the right and at the bottom.
 
     Args:
         region: (H, W) bool.

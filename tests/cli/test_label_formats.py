@@ -13,8 +13,10 @@ from segkit.cli import check, convert, evaluate, train
 from segkit.config import TrainConfig
 from segkit.data import CocoSegmentation, FolderSegmentation
 from segkit.data.dataset import ImageFiles
-from segkit.data.formats import FORMATS, LabelRecords, find_source
+from segkit.data.formats import FORMATS, LabelRecords, MaskFiles, find_source
+from segkit.errors import UsageError
 from segkit.workflows.datasets import open_folds
+from segkit.workflows.folds import make_folds
 
 pytestmark = pytest.mark.filterwarnings("ignore::segkit.errors.DataWarning")
 
@@ -60,6 +62,19 @@ def test_folds_have_each_image_once(written):
         assert len(set(names)) == len(names)
         validated += names[len(train_set) :]
     assert sorted(validated) == sorted(names)
+
+
+def test_fold_files_have_the_masks_of_the_format(written, tmp_path):
+    if written.path.is_dir() and isinstance(next(iter(find_source(written.path).splits.values()))(), MaskFiles):
+        with pytest.raises(UsageError, match="whose labels are masks, and folds are COCO JSON files"):
+            make_folds(data=written.path, k=2, out=tmp_path / "folds")
+        return
+    made = make_folds(data=written.path, k=2, out=tmp_path / "folds")
+    sets = [CocoSegmentation(file, made.images) for file in made.valid]
+    masks = {Path(data.name(i)).stem: named(data.class_names, data.mask(i)) for data in sets for i in range(len(data))}
+    for name, labels in masks.items():
+        assert np.array_equal(labels, named(written.class_names, written.masks[name])), name
+    assert len(masks) == len(made.folds)
 
 
 def test_check_finds_no_errors(written, tmp_path):

@@ -7,8 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.label_formats import WRITERS
-from helpers.layouts import LAYOUTS
 from helpers.shapes import write_coco
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
@@ -16,7 +14,7 @@ from pycocotools import mask as coco_mask
 import segkit
 from segkit.cli.convert import main
 from segkit.data import CocoSegmentation, FolderSegmentation
-from segkit.data.formats import MaskFiles, find_source
+from segkit.data.formats import find_source
 from segkit.data.outlines import bridged, outlines
 from segkit.data.rasterize import encode
 from segkit.errors import DataError, UsageError
@@ -381,35 +379,3 @@ def test_the_command_says_what_it_wrote_what_is_lost_and_how_to_go_on(coco, tmp_
         main(["labels.json", "--images", "photos", "--to", "yolo", "--out", "to correct"])
     assert stop.value.code == 2
     assert "error: --out to correct exists already" in capsys.readouterr().err
-
-
-def read_splits(folder: Path) -> dict[tuple[str, str], np.ndarray]:
-    """Return the class names (H, W) of each image, by split and stem."""
-    splits = {}
-    for file in folder.glob("*.json") if (folder / "images").exists() else []:
-        split = {"annotations": "all"}.get(file.stem, file.stem)
-        splits[split] = CocoSegmentation(file, folder / "images" / split.removeprefix("all"))
-    if not splits:
-        for split, read in find_source(folder).splits.items():
-            part = read()
-            splits[split] = FolderSegmentation(part) if isinstance(part, MaskFiles) else CocoSegmentation(part)
-    found = {}
-    for split, data in splits.items():
-        names = np.array([*data.class_names, *["ignored"] * (256 - len(data.class_names))])
-        found |= {(split, Path(data.name(i)).stem): names[data.mask(i)] for i in range(len(data))}
-    return found
-
-
-@pytest.mark.filterwarnings("ignore::segkit.data.DataWarning")
-@pytest.mark.parametrize("name", sorted({**LAYOUTS, **WRITERS}))
-def test_every_format_has_the_same_pixels_and_splits_in_each_of_the_four(tmp_path, name):
-    (tmp_path / "source").mkdir()
-    source = {**LAYOUTS, **WRITERS}[name](tmp_path / "source").path
-    expected = read_splits(source)
-    for to in ("coco", "masks", "yolo", "labelme"):
-        segkit.convert(data=source, to=to, out=tmp_path / to, image_files="copy")
-        found = read_splits(tmp_path / to)
-        assert found.keys() == expected.keys()
-        for image, names in expected.items():
-            unheld = np.where(names == "ignored", "background", names) if to == "yolo" else names
-            np.testing.assert_array_equal(found[image], unheld, err_msg=f"{to} {image}")

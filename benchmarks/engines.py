@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import segkit
 from segkit.models import export_onnx, optimize
+from segkit.models.onnx_model import import_onnxruntime
 from segkit.models.quantize import quantize_onnx
 
 WAYS = ("SMP", "SMP, onnxruntime", "segkit", "optimize", "onnxruntime", "onnxruntime, int8")
@@ -40,8 +41,7 @@ def export_peer(model: nn.Module, file: Path) -> None:
 
 def run_by_onnxruntime(file: Path) -> Callable[[Tensor], object]:
     """Open a file with onnxruntime's defaults and as many threads as torch has."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the order in which test files run."""
 
 import gc
+import os
 import signal
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from segkit import text
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
 FORKING_HELPERS = ("forked", "on_ranks")  # they train in forks of the test process

@@ -21,6 +21,7 @@ from segkit.errors import MissingPackageError, UsageError
 from segkit.files import write_whole
 from segkit.labels import label_names
 from segkit.models.model_file import describe_model
+from segkit.models.onnx_model import import_onnxruntime
 from segkit.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -181,9 +182,7 @@ def _translate(model: Segmenter) -> "ONNXProgram":
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 

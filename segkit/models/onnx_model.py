@@ -25,6 +25,7 @@ from segkit.training_scale import TrainingScale
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+TELEMETRY = "ORT_DISABLE_TELEMETRY"  # environment variable of onnxruntime
 OLDEST = (1, 18)  # version of onnxruntime: the first that reads what torch writes (version 10 of the format)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
@@ -235,11 +236,15 @@ def engine_name() -> str:
 
 
 def import_onnxruntime() -> Any:
-    """Return the module onnxruntime.
+    """Return the module onnxruntime; the only way by which segkit imports it.
+
+    From 1.32 on, its wheels for Linux and macOS report each process, with an id that they store in the user's cache, to
+    their maker. That is switched off, unless the user has set the variable that decides it.
 
     Raises:
         MissingPackageError: onnxruntime is not installed, or is too old.
     """
+    os.environ.setdefault(TELEMETRY, "1")  # It is read when onnxruntime is imported first.
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:

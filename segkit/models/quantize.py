@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segkit.errors import MissingPackageError, NotFiniteError, UsageError
 from segkit.files import check_readable, write_whole
+from segkit.models.onnx_model import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -111,7 +112,7 @@ class Calibration:
 
     def content(self, *, float_layers: Collection[str] = (), facts: Mapping[str, Any] | None = None) -> bytes:
         """Return the content of the file that `write` writes."""
-        import onnxruntime
+        version = import_onnxruntime().__version__
         from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
@@ -155,7 +156,7 @@ class Calibration:
             "saturates": False,  # on a processor without VNNI
             "images": self.count,
             "float_layers": sorted(float_layers),
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": version,
             **(facts or {}),
         }
         result.metadata_props.add(key="quantization", value=json.dumps(about))
@@ -390,8 +391,7 @@ def _maps(model: "onnx.ModelProto") -> list[str]:
 
 def open_session(model: bytes | str | os.PathLike) -> "onnxruntime.InferenceSession":
     """Return a session on the CPU, with as many threads as torch has."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about the file's spare initialisers

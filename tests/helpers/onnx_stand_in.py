@@ -38,4 +38,5 @@ def stand_in_for_onnx(monkeypatch, logits=None):
     )
     monkeypatch.setattr(torch.export, "export", lambda model, *args, **options: model)
     monkeypatch.setattr(torch.onnx, "export", export)
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
+    onnxruntime = SimpleNamespace(__version__="1.20.0", InferenceSession=InferenceSession)
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime)

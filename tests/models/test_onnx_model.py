@@ -1,7 +1,10 @@
 import copy
 import json
+import os
 import pickle
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,7 @@ from segkit import SlidingWindow
 from segkit.errors import MachineError, MissingPackageError, UsageError
 from segkit.inference import Predictor
 from segkit.models import OnnxModel, create_model, load_model, optimize, read_header, save_model, transfer_weights
+from segkit.models.onnx_model import import_onnxruntime
 from segkit.training_scale import TrainingScale
 from segkit.tta import TTA
 
@@ -281,6 +285,32 @@ def test_logits_of_a_smaller_map_are_resized_to_the_image(tmp_path):
 
 
 # Files that cannot be used
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_onnxruntime_reports_nothing_to_its_maker_unless_the_user_wants_it(monkeypatch, chosen):
+    imported = []
+
+    class Finder:
+        def find_spec(self, name, *more):
+            if name == "onnxruntime":
+                imported.append(os.environ.get("ORT_DISABLE_TELEMETRY"))  # onnxruntime reads it when it is imported
+
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(sys, "meta_path", [Finder()])
+    with pytest.raises(MissingPackageError):
+        import_onnxruntime()
+    assert imported == [chosen or "1"]
+
+
+def test_segkit_imports_onnxruntime_in_one_place_only():
+    modules = Path(segkit.__file__).parent.rglob("*.py")
+    by_statement = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
+    found = [path.name for path in modules if by_statement.search(path.read_text(encoding="utf-8"))]
+    assert sorted(found) == ["onnx_model.py", "quantize.py"]  # for annotations, under TYPE_CHECKING
 
 
 def test_a_missing_or_old_onnxruntime_is_named_with_its_command(written, monkeypatch):

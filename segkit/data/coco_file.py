@@ -275,7 +275,7 @@ def read_regions(
             kinds.append("ignored-region" if ignored else "crowd")
         found += [Finding(kind, name, f"{name}: {KINDS[kind].title}") for kind in kinds]
         label = IGNORE_INDEX if ignored else records.labels[category]
-        regions.append(Annotation(row.get("id"), label, crowd, shape, area))
+        regions.append(Annotation(row.get("id"), label, crowd, shape, area, in_order=not ignored))
     return regions
 
 

@@ -25,6 +25,7 @@ class Annotation(NamedTuple):
         crowd: Whether it is a crowd (iscrowd).
         shape: What to paint. None if there is nothing.
         area: Its area as the file says, in pixels. None if the file does not say it.
+        in_order: Whether it is painted in its turn although its label is 255, as a class is that a class map ignores.
     """
 
     id: Any
@@ -32,6 +33,7 @@ class Annotation(NamedTuple):
     crowd: bool
     shape: Shape | None
     area: float | None = None
+    in_order: bool = False
 
 
 class _Region(NamedTuple):
@@ -64,7 +66,7 @@ def rasterize(
         annotations: The regions to paint; all other pixels are 0.
         size: (H, W) of the map.
         overlap: Which region lies on top, a key of `OVERLAPS`; among equals, the later one. A region with label 255
-            lies on top of all others.
+            lies on top of all others, unless it is `in_order`.
         crowd: `paint` treats crowds like other regions, `ignore` paints them 255, below all others.
 
     Returns:
@@ -93,7 +95,7 @@ def _in_paint_order(
     key = OVERLAPS[overlap]
     if key is not None:
         pairs.sort(key=lambda pair: key(pair[1]))
-    return sorted(pairs, key=lambda pair: pair[0].label == IGNORE_INDEX)
+    return sorted(pairs, key=lambda pair: pair[0].label == IGNORE_INDEX and not pair[0].in_order)
 
 
 def encode(shape: Shape, size: tuple[int, int]) -> bytes:

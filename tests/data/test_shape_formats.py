@@ -254,7 +254,7 @@ def test_labelme_folders_called_train_and_val_are_splits(tmp_path):
     assert [row["file_name"] for row in source.splits["val"]().content["images"]] == ["valid/x.jpg"]
     image(tmp_path / "y.jpg", (9, 9))
     labelme_file(tmp_path / "y.json", "y.jpg", (9, 9))
-    assert list(find_source(tmp_path).splits) == ["all"]
+    assert list(find_source(tmp_path).splits) == ["train", "val", "other"]
 
 
 @pytest.mark.parametrize(

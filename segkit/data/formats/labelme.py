@@ -55,6 +55,8 @@ def recognise(path: Path) -> str | None:
 def read(path: Path) -> LabelSource:
     """Return the images of LabelMe's JSON files below a folder, by split if they lie in folders such as train and val.
 
+    Files next to these folders are a split of their own, "other".
+
     Raises:
         DataError: There are no such files.
     """
@@ -67,8 +69,11 @@ def read(path: Path) -> LabelSource:
     folders: dict[str, list[Path]] = {}
     for file in files:
         folders.setdefault(SPLIT_FOLDERS.get(file.relative_to(path).parts[0].lower(), ""), []).append(file)
-    if "" in folders or len(folders) == 1:
+    if len(folders.keys() - {""}) < 2:
         folders = {WHOLE: files}
+    # Files next to such folders are not trained on, because they would make one set of all; most are of something else.
+    others = [file for file in folders.pop("", []) if _is_labelme(file) or _has_image(file)]
+    folders |= {"other": others} if others else {}
     splits = {
         split: partial(_read_files, path, of_split, order, is_whole=split == WHOLE)
         for split, of_split in folders.items()
@@ -160,7 +165,7 @@ def _read_files(
     used: set[str] = set()
     images = [_image(one, root, found, used) for one in read]
     tops = [path] if is_whole else sorted({path / file.relative_to(path).parts[0] for file in json_files})
-    for image in (image for top in tops for image in list_images(top)):
+    for image in (image for top in tops if top.is_dir() for image in list_images(top)):
         name = _name(image.absolute(), root)
         if name.casefold() not in used:
             found.append(Finding("unlabelled", name, f"{image} has no JSON file, so it is not used"))

@@ -115,7 +115,10 @@ class LabelRecords:
                     annotation["bbox"] = region.box
                 rows["annotations"].append(annotation)
         categories = [{"id": number, "name": name} for name, number in ids.items()]
-        return cls(path, root, {**rows, "categories": categories}, files.digest, overlap, tuple(findings))
+        # Masks are kept by the number of their image, and the label files need not name the images.
+        names = "\0".join(row["file_name"] for row in rows["images"]).encode(errors="surrogateescape")
+        digest = hashlib.sha256(f"{files.digest}\0".encode() + names).hexdigest()
+        return cls(path, root, {**rows, "categories": categories}, digest, overlap, tuple(findings))
 
     def below(self, root: Path) -> "LabelRecords":
         """Return the same records with names of images that start from `root`, a folder above the folder of images."""

@@ -248,6 +248,9 @@ class LabelMeWriter(LabelWriter):
 
     def __init__(self, folder: Path, class_names: Sequence[str], images: str) -> None:
         super().__init__(folder, class_names, images)
+        _check_lines(class_names, "labels.txt")
+        if "__ignore__" in class_names:
+            raise DataError("LabelMe's shapes of the class '__ignore__' mean ignored pixels; `class_map` renames it")
         self._names = dict(enumerate(class_names[1:], start=1))
         self._names[IGNORE_INDEX] = "__ignore__"
 
@@ -306,9 +309,13 @@ class MaskWriter(LabelWriter):
 
     def __init__(self, folder: Path, class_names: Sequence[str], images: str) -> None:
         super().__init__(folder, class_names, images)
-        odd = [name for name in class_names if ":" in name or name.lower() == IGNORED]
+        odd = [name for name in class_names if ":" in name or name.startswith("#") or name.lower() == IGNORED]
         if odd:
-            raise DataError(f"the class {odd[0]!r} cannot be in labelmap.txt: a name has no colon, and is not ignore")
+            raise DataError(
+                f"the class {odd[0]!r} cannot be in labelmap.txt: a name has no colon, does not begin with #, and is "
+                "not ignore; `class_map` renames it"
+            )
+        _check_lines(class_names, "labelmap.txt")
         colours = {label: (0, 0, 0) for label in range(len(class_names))}
         colours |= {label: voc_colour(number) for number, label in enumerate(foreground_of(class_names), start=1)}
         self.colours = [colours[label] for label in range(len(class_names))]
@@ -347,6 +354,16 @@ class MaskWriter(LabelWriter):
 def voc_colour(label: int) -> Colour:
     """Return the colour of a label in the palette of Pascal VOC: its bits, dealt out to red, green and blue."""
     return tuple(sum((label >> 3 * i + channel & 1) << 7 - i for i in range(8)) for channel in range(3))
+
+
+def _check_lines(class_names: Sequence[str], file: str) -> None:
+    """Raise DataError if a file that has one name in each line cannot hold a name."""
+    for name in class_names:
+        if name != name.strip() or len(name.splitlines()) != 1:
+            raise DataError(
+                f"the class {name!r} cannot be in {file}: a name is one line, without blanks at its ends; `class_map` "
+                "renames it"
+            )
 
 
 def _below(split: str) -> str:

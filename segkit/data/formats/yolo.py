@@ -78,6 +78,8 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} is not a data.yaml: expected lines such as 'names: [car, road]'")
+    if "kpt_shape" in content:  # a line of key points can have as many numbers as one of a polygon
+        raise DataError(f"{file} is of YOLO pose (it has `kpt_shape`), which has boxes and points, but no masks")
     return content
 
 
@@ -120,7 +122,12 @@ def _read_split(file: Path, content: Mapping[str, Any], value: Any, names: list[
     root = Path(os.path.commonpath([base, *(path.parent for path in paths)]))
     files, found = LabelFiles("yolo 2\n" + "\n".join(names)), []
     images = [_image(path, root, names, files, found) for path in dict.fromkeys(paths)]
-    known = {_label_file(path) for path in paths}
+    known: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):
+        other = known.setdefault(_label_file(path), path)
+        if other != path and _label_file(path).is_file():
+            sentence = f"{other} and {path} have the same name, so it is not clear which one {_label_file(path)} is of"
+            found.append(Finding("bad-label", path.name, sentence))
     for folder in folders:
         lone = sorted(label for label in _label_file(folder / "x").parent.rglob("*.txt") if label not in known)
         for label in lone:

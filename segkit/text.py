@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 13  # pixels of an em
 INK = (20, 20, 20)
 LONGEST = 500  # characters of a text that are drawn
+REMEMBERED = 1000  # texts: the legends of many images have the same names
 # The beginnings of the names of font files with Chinese, Japanese and Korean characters, the most complete first.
 CJK_FONTS = (
     *("notosanscjk", "notosanskr", "sourcehansans", "nanumgothic", "nanumbarungothic", "malgun", "applesdgothicneo"),
@@ -46,21 +47,28 @@ def draw_text(
         size: Size of the font, in pixels.
         colour: Red, green, blue.
     """
-    parts = _parts(text, size)
-    ascent, descent = 2 * size, size  # room for marks above and below the letters
-    width = sum(advance for _, _, advance in parts)
-    canvas = Image.new("L", (width + 2 * size, ascent + descent))
-    x = size  # some letters begin left of their place
-    for part, font, advance in parts:
-        ImageDraw.Draw(canvas).text((x, ascent), part, fill=255, font=font, anchor="ls")
-        x += advance
-    left, top = place[0] - size, place[1] - ascent
-    rows = slice(max(0, top), max(0, top + canvas.height))
-    columns = slice(max(0, left), max(0, left + canvas.width))
+    drawn = _draw(text, size)
+    left, top = place[0] - size, place[1] - 2 * size
+    rows = slice(max(0, top), max(0, top + drawn.shape[0]))
+    columns = slice(max(0, left), max(0, left + drawn.shape[1]))
     window = picture[rows, columns]
-    cut = np.asarray(canvas)[rows.start - top :, columns.start - left :][: window.shape[0], : window.shape[1]]
+    cut = drawn[rows.start - top :, columns.start - left :][: window.shape[0], : window.shape[1]]
     opacity = cut[..., None].astype(np.float32) / 255
     window[:] = np.round(window + opacity * (np.asarray(colour, dtype=np.float32) - window))
+
+
+@lru_cache(REMEMBERED)
+def _draw(text: str, size: int) -> np.ndarray:
+    """Return the opacity of a line of text, uint8; its baseline begins at x = size and y = 2 * size."""
+    parts = _parts(text, size)
+    width = sum(advance for _, _, advance in parts)
+    # There is room for marks above and below the letters, and for letters that begin left of their place.
+    canvas = Image.new("L", (width + 2 * size, 3 * size))
+    x = size
+    for part, font, advance in parts:
+        ImageDraw.Draw(canvas).text((x, 2 * size), part, fill=255, font=font, anchor="ls")
+        x += advance
+    return np.array(canvas)
 
 
 def text_width(text: str, size: int = SIZE) -> int:
@@ -84,10 +92,15 @@ def drawable_names(class_names: Sequence[str]) -> list[str]:
 
 def missing_in(text: str) -> set[str]:
     """Return the characters of a text that no font has, and warn once in a process if there are any."""
-    missing = {character for character in set(_one_line(text)) if _file_for(character) is None}
+    missing = _missing_in(text)
     if missing:
         _warn(text)
-    return missing
+    return set(missing)
+
+
+@lru_cache(REMEMBERED)
+def _missing_in(text: str) -> frozenset[str]:
+    return frozenset(character for character in set(_one_line(text)) if _file_for(character) is None)
 
 
 def font_files(texts: Iterable[str]) -> list[Path]:
@@ -177,6 +190,7 @@ def _font(file: Path, size: int) -> ImageFont.FreeTypeFont | None:
         return None
 
 
+@lru_cache(REMEMBERED)
 def _parts(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont, int]]:
     """Return the parts of a line that one font draws, each with its font and its width."""
     parts = []

@@ -89,7 +89,7 @@ def no_network(monkeypatch):
 def system_fonts(monkeypatch, tmp_path_factory) -> Path:
     """Return an empty folder that is the only one with fonts besides matplotlib's, and forget all fonts afterwards."""
     folder = tmp_path_factory.mktemp("fonts")
-    caches = (text.system_fonts, text._file_for, text._has)
+    caches = (text.system_fonts, text._file_for, text._has, text._missing_in, text._parts, text._draw)
     monkeypatch.setattr(text, "font_folders", lambda: [folder])
     monkeypatch.setattr(text, "_warned", [])
     for cached in caches:

@@ -76,5 +76,6 @@ def test_a_long_text_keeps_its_start_and_its_end():
 
 def test_without_matplotlib_english_is_drawn(system_fonts, monkeypatch):
     monkeypatch.setattr(text, "own_font", lambda: None)
+    text._parts.cache_clear()
     assert (drawn("paper") < 100).any()
     assert text.missing_in("paper") == set()

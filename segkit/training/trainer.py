@@ -135,8 +135,9 @@ class Trainer:
         self.stop = stop or StopSignals()
         self.progress = progress
         self.val_window = options.val_window  # changed in `validate` if memory runs out
-        if options.val_window is not None and state.model.window == replace(options.val_window, above=0):
-            self.val_window = state.model.window  # memory had run out before the run was resumed
+        window = getattr(state.model, "window", None)  # a model of your own may lack it
+        if options.val_window is not None and window == replace(options.val_window, above=0):
+            self.val_window = window  # memory had run out before the run was resumed
         weights = {"aux_head": options.aux_weight, "image_head": options.image_weight}
         self.heads = tuple(name for name, weight in weights.items() if weight)
         if missing := [name for name in self.heads if getattr(state.model, name, None) is None]:

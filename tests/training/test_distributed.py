@@ -240,8 +240,6 @@ def test_a_signal_to_a_process_that_has_validated_its_images_stops_the_others(tm
     state = build_state()
 
     def validated(ranks):
-        processes = ranks.gather(os.getpid())
-
         def images():
             if ranks.rank == 1:
                 os.kill(processes[0], signal.SIGTERM)
@@ -252,6 +250,7 @@ def test_a_signal_to_a_process_that_has_validated_its_images_stops_the_others(tm
 
         options = {"device": CPU, "autocast": FP32, "ranks": ranks}
         with StopSignals(patient=True) as stop, pytest.raises(Interrupted, match="SIGTERM"):
+            processes = ranks.gather(os.getpid())  # when all have their handlers
             validate(state.model, images(), create_loss("ce"), check_stop=stop.check, **options)
         return True
 

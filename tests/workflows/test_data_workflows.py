@@ -184,15 +184,15 @@ def test_train_only_images_that_validate_under_another_path_do_not_train(shapes,
 
 
 def test_folds_read_each_json_once(shapes, monkeypatch):
-    opened, open_file = [], Path.open
+    read, read_bytes = [], Path.read_bytes
 
-    def counting(path, *args, **kwargs):
-        opened.append(path.name)
-        return open_file(path, *args, **kwargs)
+    def counting(path):
+        read.append(path.name)
+        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr(Path, "read_bytes", counting)
     load_data(settings(data=shapes[0], train_only=shapes[1], folds=3, fold=0, mask_cache="off"))
-    assert sorted(name for name in opened if name.endswith(".json")) == ["train.json", "val.json"]
+    assert sorted(name for name in read if name.endswith(".json")) == ["train.json", "val.json"]
 
 
 def test_the_digest_of_photographs_in_folders_changes_with_their_times_only_for_its_part(tmp_path):

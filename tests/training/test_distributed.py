@@ -249,9 +249,10 @@ def test_a_signal_to_a_process_that_has_validated_its_images_stops_the_others(tm
             yield torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.uint8)
 
         options = {"device": CPU, "autocast": FP32, "ranks": ranks}
-        with StopSignals(patient=True) as stop, pytest.raises(Interrupted, match="SIGTERM"):
+        with StopSignals(patient=True) as stop:
             processes = ranks.gather(os.getpid())  # when all have their handlers
-            validate(state.model, images(), create_loss("ce"), check_stop=stop.check, **options)
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                validate(state.model, images(), create_loss("ce"), check_stop=stop.check, **options)
         return True
 
     assert on_ranks(2, validated, tmp_path) == [True, True]

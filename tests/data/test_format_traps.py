@@ -26,7 +26,7 @@ def opened(path, **options):
 
 def write_yolo(folder, images, labels, yaml="names: [a, b]\n"):
     """Write images and label lines by name; a line is a class and points in pixels."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.yaml").write_text(yaml)
     for name in images:
         image(folder / "images" / name)
@@ -110,3 +110,14 @@ def test_a_class_that_a_format_would_read_as_another_is_refused(tmp_path, to, na
     file = write_coco(tmp_path / "a.json", images, [annotation], [{"id": 1, "name": name}])
     with pytest.raises(DataError, match="renames it"):
         convert(data=file, to=to, out=tmp_path / "out")
+
+
+def test_a_folder_above_or_below_the_export_is_named(tmp_path):
+    write_yolo(tmp_path / "unpacked/export", ["a.png"], {"a.txt": (0, SQUARE)})
+    for wrong in ("unpacked", "unpacked/export/images", "unpacked/export/labels/a.txt"):
+        with pytest.raises(DataError, match="export is yolo; did you mean that"):
+            find_source(tmp_path / wrong)
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    (tmp_path / "coco/annotations/instances_default.json").write_text("{}")
+    with pytest.raises(DataError, match=r"did you mean .*instances_default\.json\?"):
+        find_source(tmp_path / "coco")

@@ -78,7 +78,23 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
         raise DataError(f"{path} is an archive; unpack it, and give the folder")
     if path.is_dir():
         raise DataError(
-            f"{path} has no labels of a known format ({', '.join(FORMATS)}); give a COCO JSON file, or folders of "
-            "images with the folder of their masks as `masks`, or with their names as `mask_name`"
+            f"{path} has no labels of a known format ({', '.join(FORMATS)}){_hint(path)}; give a COCO JSON file, or "
+            "folders of images with the folder of their masks as `masks`, or with their names as `mask_name`"
         )
+    if path.suffix.lower() != ".json" and (hint := _hint(path)):
+        raise DataError(f"{path} is not a file of labels of a known format{hint}")
     return None
+
+
+def _hint(path: Path) -> str:
+    """Return what else to give: a folder above or below `path` that has a known format, or a JSON file in it."""
+    # The signs of these two are in the content of all files, so that the folders above could take long.
+    quick = {name: reader for name, reader in FORMATS.items() if name not in ("labelme", "label-studio")}
+    below = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
+    for folders, readers in ((path.absolute().parents[:4], quick), (below, FORMATS)):
+        for folder in folders:
+            name = next((name for name, reader in readers.items() if reader.recognise(folder) is not None), None)
+            if name is not None:
+                return f", but {folder} is {name}; did you mean that?"
+    json = next((file for one in (path, path / "annotations") for file in sorted(one.glob("*.json"))), None)
+    return f"; did you mean {json}?" if json else ""

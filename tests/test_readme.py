@@ -159,6 +159,7 @@ def test_each_command_is_understood(line, monkeypatch, tmp_path):
     arguments = [word for word in words[number + 1 + (words[number] == "segkit") :] if word != "..."]
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("epochs: 3\n")
+    Path("map.csv").write_text("can,metal\n")
     if "--print-config" in arguments:
         with pytest.raises(SystemExit) as stop:
             config.parse_args(getattr(config, CONFIGS[name]), arguments, prog=name)

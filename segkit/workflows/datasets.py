@@ -18,7 +18,7 @@ from segkit.console import Console, counted
 from segkit.data import CocoSegmentation, FolderSegmentation, SegmentationDataset
 from segkit.data.dataset import ImageFiles, checked_target
 from segkit.data.findings import EXAMPLES, Note
-from segkit.data.formats import LabelRecords, LabelSource, MaskFiles, find_source
+from segkit.data.formats import WHOLE, LabelRecords, LabelSource, MaskFiles, find_source
 from segkit.data.mask_cache import default_folder
 from segkit.data.mask_files import MaskReader
 from segkit.data.mask_names import MaskName
@@ -342,6 +342,8 @@ def _describe(found: LabelSource, source: Source, parts: Sequence[LabelRecords |
     splits = (
         "" if len(found.splits) == 1 else f", {' and '.join(_splits_of(found, source))} of {', '.join(found.splits)}"
     )
+    if WHOLE in found.splits and "train" not in source.splits:  # it may have been trained on
+        splits = f", not divided, so all images count as {source.splits[0]}"
     console.print(
         f"{source.setting}: {found.path} is {found.format} ({found.why}){splits}: {counted(images, 'image')}, "
         f"{counted(len(names), 'class')}"

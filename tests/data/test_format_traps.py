@@ -121,3 +121,12 @@ def test_a_folder_above_or_below_the_export_is_named(tmp_path):
     (tmp_path / "coco/annotations/instances_default.json").write_text("{}")
     with pytest.raises(DataError, match=r"did you mean .*instances_default\.json\?"):
         find_source(tmp_path / "coco")
+
+
+def test_only_images_of_the_challenge_have_the_classes_of_voc(tmp_path):
+    for name in ("2011_000001", "2024_000002"):  # a date of one's own
+        image(tmp_path / f"JPEGImages/{name}.png")
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        Image.fromarray(np.ones(SIZE, dtype=np.uint8)).save(tmp_path / f"SegmentationClass/{name}.png")
+    with pytest.raises(DataError, match="no file says what its classes are"):
+        opened(tmp_path)

@@ -68,6 +68,8 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
     """
     if format is not None:
         check_known("`format`", format, (*FORMATS, "coco"))
+        if format != "coco" and not path.exists():
+            raise DataError(f"there is no file or folder {path}")
         return None if format == "coco" else FORMATS[format].read(path)
     if not path.exists():  # the reader of COCO JSON says it
         return None
@@ -76,12 +78,14 @@ def find_source(path: Path, format: str | None = None) -> LabelSource | None:
             return reader.read(path)
     if path.suffix.lower() == ".zip":
         raise DataError(f"{path} is an archive; unpack it, and give the folder")
+    hint = _hint(path) if path.is_dir() or path.suffix.lower() != ".json" else ""
     if path.is_dir():
-        raise DataError(
-            f"{path} has no labels of a known format ({', '.join(FORMATS)}){_hint(path)}; give a COCO JSON file, or "
-            "folders of images with the folder of their masks as `masks`, or with their names as `mask_name`"
+        other = hint or (
+            "; give a COCO JSON file, or folders of images with the folder of their masks as `masks`, or with their "
+            "names as `mask_name`"
         )
-    if path.suffix.lower() != ".json" and (hint := _hint(path)):
+        raise DataError(f"{path} has no labels of a known format ({', '.join(FORMATS)}){other}")
+    if hint:
         raise DataError(f"{path} is not a file of labels of a known format{hint}")
     return None
 

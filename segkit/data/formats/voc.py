@@ -28,7 +28,7 @@ CLASSES = (
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 MASKS = ("SegmentationClass", "SegmentationClassPNG")
 IMAGES, CLASS_NAMES = "JPEGImages", "class_names.txt"
-_NAME = re.compile(r"20\d\d_\d{6}")  # an image of the challenge, such as 2007_000032
+_NAME = re.compile(r"20(0[7-9]|1[0-2])_\d{6}")  # an image of the challenge, such as 2007_000032
 
 
 def recognise(path: Path) -> str | None:
@@ -137,7 +137,7 @@ def _class_names(root: Path, pairs: Sequence[tuple[Path, str, Path]]) -> list[st
     if file.is_file():
         names = [line.strip() for line in LabelFiles("").text(file).splitlines() if line.strip()]
         return [BACKGROUND if is_background(name) else name for name in names if name != "__ignore__"]
-    if pairs and _NAME.fullmatch(pairs[0][0].stem):
+    if pairs and all(_NAME.fullmatch(image.stem) for image, _, _ in pairs):
         return list(CLASSES)
     raise DataError(
         f"{root} has the folders of Pascal VOC, but not the images of its challenge, and no file says what its classes "

@@ -1,5 +1,7 @@
 """Exports that could become wrong masks, or train on test images, without a word."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from helpers.label_formats import labelme_file, labelme_shape
@@ -130,3 +132,12 @@ def test_only_images_of_the_challenge_have_the_classes_of_voc(tmp_path):
         Image.fromarray(np.ones(SIZE, dtype=np.uint8)).save(tmp_path / f"SegmentationClass/{name}.png")
     with pytest.raises(DataError, match="no file says what its classes are"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.TXT", unicodedata.normalize("NFD", "캔é") + ".txt"])
+def test_a_label_file_of_yolo_that_is_spelt_in_another_way_is_no_background(tmp_path, name):
+    label = tmp_path / "labels" / name
+    image_name = unicodedata.normalize("NFC", label.stem) + ".png"
+    write_yolo(tmp_path, [image_name, "A.png"], {name: (1, SQUARE)})
+    data = opened(tmp_path)
+    assert {data.name(i): data.mask(i).max() for i in range(2)} == {f"images/{image_name}": 2, "images/A.png": 0}

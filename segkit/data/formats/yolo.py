@@ -10,7 +10,8 @@ Source: https://docs.ultralytics.com/datasets/segment, and the parser of ultraly
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -121,15 +122,17 @@ def _read_split(file: Path, content: Mapping[str, Any], value: Any, names: list[
         raise DataError(f"{file}: there are no images at {value}")
     root = Path(os.path.commonpath([base, *(path.parent for path in paths)]))
     files, found = LabelFiles("yolo 2\n" + "\n".join(names)), []
-    images = [_image(path, root, names, files, found) for path in dict.fromkeys(paths)]
+    label_of = _label_files(dict.fromkeys(paths))
+    images = [_image(path, label, root, names, files, found) for path, label in label_of.items()]
     known: dict[Path, Path] = {}
-    for path in dict.fromkeys(paths):
-        other = known.setdefault(_label_file(path), path)
-        if other != path and _label_file(path).is_file():
-            sentence = f"{other} and {path} have the same name, so it is not clear which one {_label_file(path)} is of"
+    for path, label in label_of.items():
+        other = known.setdefault(label, path)
+        if other != path and label.is_file():
+            sentence = f"{other} and {path} have the same name, so it is not clear which one {label} is of"
             found.append(Finding("bad-label", path.name, sentence))
     for folder in folders:
-        lone = sorted(label for label in _label_file(folder / "x").parent.rglob("*.txt") if label not in known)
+        texts = _label_file(folder / "x").parent.rglob("*.[tT][xX][tT]")
+        lone = sorted(label for label in texts if label not in known)
         for label in lone:
             if label.name != "classes.txt" and label.parent != file.absolute().parent:
                 found.append(Finding("lone-label", label.name, f"there is no image of the label file {label}"))
@@ -162,16 +165,36 @@ def _listed(file: Path, base: Path) -> list[Path]:
     return paths
 
 
-def _image(path: Path, root: Path, names: list[str], files: LabelFiles, found: list[Finding]) -> LabelledImage:
+def _image(
+    path: Path, label_file: Path, root: Path, names: list[str], files: LabelFiles, found: list[Finding]
+) -> LabelledImage:
     name = path.relative_to(root).as_posix()
     try:
         size = read_image_header(path).turned if is_image(path) else None
     except DataError:  # the reader of the images reports it
         size = None
-    label_file = _label_file(path)
     if size is None or not label_file.is_file():
         return LabelledImage(name, size, [])
     return LabelledImage(name, size, list(_regions(label_file, size, names, files, found)))
+
+
+def _label_files(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Return where the text file of each image is; its accents may be spelt in another way, or its suffix .TXT."""
+    listed: dict[Path, dict[str, Path]] = {}
+    label_of = {}
+    for path in paths:
+        file = _label_file(path)
+        if not file.is_file():
+            if file.parent not in listed:
+                there = file.parent.iterdir() if file.parent.is_dir() else ()
+                listed[file.parent] = {_spelt(one): one for one in there}
+            file = listed[file.parent].get(_spelt(file), file)
+        label_of[path] = file
+    return label_of
+
+
+def _spelt(file: Path) -> str:
+    return unicodedata.normalize("NFC", file.stem) + file.suffix.lower()
 
 
 def _label_file(path: Path) -> Path:

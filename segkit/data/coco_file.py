@@ -196,6 +196,7 @@ def read_records(
         categories = {category: mapped[name] for category, name in categories.items()}
     if not names:
         class_names = own_names
+        found += _find_alike(class_names, file)
         if not 0 < len(class_names) < IGNORE_INDEX:
             raise_errors([finding for finding in found if finding.severity == "error"])  # why a reader found no class
             raise DataError(
@@ -369,6 +370,18 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
         return isinstance(value, str), value, str(key)
 
     return {key: names[key] for key in sorted(names, key=order)}
+
+
+def _find_alike(class_names: Sequence[str], file: Path) -> list[Finding]:
+    """Return a finding for each class whose name looks like that of a class before it, as a slip of the pen does."""
+    first: dict[str, str] = {}
+    found = []
+    for name in class_names:
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            sentence = f"{file}: {other!r} and {name!r} are two classes that differ only in capitals or blanks"
+            found.append(Finding("alike-classes", name, sentence))
+    return found
 
 
 def _labels(

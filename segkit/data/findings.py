@@ -112,6 +112,7 @@ KINDS = {
     # categories and annotations
     "absent-category": Kind("warning", "classes without a category in a JSON, which has no pixel of them"),
     "unused-line": Kind("warning", "lines of the class map for classes that the labels do not have"),
+    "alike-classes": Kind("warning", "classes whose names differ only in capitals or blanks; `class_map` merges them"),
     "background-category": Kind("note", "categories called background, whose annotations are label 0"),
     "unknown-image-id": Kind("error", "annotations of images that are not in the JSON"),
     "unknown-category-id": Kind("error", "annotations of categories that are not in the JSON"),

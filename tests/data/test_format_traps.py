@@ -9,6 +9,7 @@ from helpers.shapes import write_coco
 from PIL import Image
 
 from segkit.data import CocoSegmentation, DataError, find_source
+from segkit.errors import DataWarning
 from segkit.workflows.convert import convert
 
 SIZE = (8, 10)  # (H, W)
@@ -141,3 +142,12 @@ def test_a_label_file_of_yolo_that_is_spelt_in_another_way_is_no_background(tmp_
     write_yolo(tmp_path, [image_name, "A.png"], {name: (1, SQUARE)})
     data = opened(tmp_path)
     assert {data.name(i): data.mask(i).max() for i in range(2)} == {f"images/{image_name}": 2, "images/A.png": 0}
+
+
+def test_names_that_differ_only_in_capitals_or_blanks_are_a_warning(tmp_path):
+    image(tmp_path / "a.png")
+    shapes = [labelme_shape(label, SQUARE) for label in ("Can", "cup", "can ")]
+    labelme_file(tmp_path / "a.json", "a.png", SIZE, *shapes)
+    with pytest.warns(DataWarning, match=r"differ only in capitals or blanks; `class_map` merges them: 1 \(can \)"):
+        opened(tmp_path)
+    assert not opened(tmp_path, class_map={"Can": "can", "can ": "can", "cup": "cup"}).notes

@@ -11,7 +11,8 @@ from segkit.files import check_readable
 SUFFIX = ".onnx"
 # Numbers of fields in onnx.proto.
 _GRAPH, _METADATA = 7, 14  # of ModelProto
-_INITIALIZER = 5  # of GraphProto
+_NODE, _INITIALIZER = 1, 5  # of GraphProto
+_OUTPUT, _OPERATOR = 2, 4  # of NodeProto
 _EXTERNAL = 13  # of TensorProto
 _OF_MODEL = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, _GRAPH: 2, 8: 2, _METADATA: 2, 20: 2, 25: 2, 26: 2}  # with wire types
 
@@ -65,6 +66,18 @@ def data_files(path: str | os.PathLike) -> list[Path]:
     return [Path(path).parent / name for name in names]
 
 
+def operator_of(path: str | os.PathLike, output: str) -> str | None:
+    """Return the operator that computes an output of an ONNX file, such as `Softmax`; None if no operator does."""
+    with _Content(path) as content:
+        graphs = [field for field in content.fields(0, len(content)) if field[0] == _GRAPH]
+        nodes = [field for graph in graphs for field in content.fields(*graph[2:]) if field[0] == _NODE]
+        for node in reversed(nodes):  # the last ones compute the outputs
+            fields = list(content.fields(*node[2:]))
+            if any(number == _OUTPUT and content.text(a, b) == output for number, _, a, b in fields):
+                return next((content.text(a, b) for number, _, a, b in fields if number == _OPERATOR), None)
+    return None
+
+
 class _Content:
     """The bytes of a file in protobuf's format; the pages of the weights are skipped, not read."""
 
@@ -109,6 +122,10 @@ class _Content:
             return texts.get(1, b"").decode(), texts.get(2, b"").decode()
         except UnicodeDecodeError as error:
             raise UsageError(f"{self._path} is damaged: its metadata is not text") from error
+
+    def text(self, start: int, end: int) -> str:
+        """Return these bytes as text."""
+        return bytes(self._bytes[start:end]).decode(errors="replace")
 
     def _number(self, start: int) -> tuple[int, int]:
         """Return the varint that begins at `start`, and the position after it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segkit.errors import MachineError, MissingPackageError, UsageError
 from segkit.labels import label_names
-from segkit.models.onnx_file import data_files
+from segkit.models.onnx_file import data_files, operator_of
 from segkit.models.preprocessing import Preprocessing
 from segkit.models.segmenter import Segmenter
 from segkit.sliding_window import SlidingWindow
@@ -140,9 +140,12 @@ class OnnxModel(nn.Module):
         else:
             are_probs = logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-3
         if are_probs:
-            raise UsageError(
-                f"{self.path} returns probabilities, expected logits; export it without its softmax or sigmoid"
-            )
+            raise self._probabilities_error()
+
+    def _probabilities_error(self) -> UsageError:
+        return UsageError(
+            f"{self.path} returns probabilities, expected logits; export it without its softmax or sigmoid"
+        )
 
     def train(self, mode: bool = True) -> OnnxModel:
         if mode:
@@ -199,6 +202,8 @@ class OnnxModel(nn.Module):
         if named[0].shape and _is_size(named[0].shape[1]):
             self._check_classes(named[0].shape[1])
         self._input, self._output = inputs[0].name, named[0].name
+        if operator_of(self.path, self._output) in ("Softmax", "Sigmoid"):  # a tool may add it and keep our metadata
+            raise self._probabilities_error()
         self._dtype = _TYPES[inputs[0].type]
         self._batch = shape[0] if _is_size(shape[0]) else None
         sides = tuple(shape[2:])
@@ -248,7 +253,11 @@ def import_onnxruntime() -> Any:
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise MissingPackageError("an ONNX file needs onnxruntime to run: pip install onnxruntime") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise MissingPackageError("an ONNX file needs onnxruntime to run: pip install onnxruntime") from error
+        raise MissingPackageError(
+            f"onnxruntime is installed, but cannot be imported ({error}): pip install --force-reinstall onnxruntime"
+        ) from error
     version = tuple(int(number) for number in re.findall(r"\d+", onnxruntime.__version__)[:2])
     if version < OLDEST:
         raise MissingPackageError(
@@ -287,6 +296,10 @@ def _open_error(error: Exception, path: Path, version: str) -> Exception:
         return UsageError(
             f"{path} keeps its weights in {missing[0].name}, which is not in the same folder; copy it there"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+        )
+    if re.search(r"GetExtData|out of bounds or can not be read", text) and (files := data_files(path)):
+        return UsageError(
+            f"{path} keeps its weights in {files[0].name}, which is cut off or belongs to another file; copy both again"
         )
     if re.search(r"opset|IR version", text, re.IGNORECASE):
         return UsageError(

@@ -10,7 +10,7 @@ from segkit.console import Console
 from segkit.errors import UsageError
 from segkit.files import make_folder
 from segkit.models import OnnxModel, Segmenter, export_onnx, find_model_file, import_modules, load_model
-from segkit.models.onnx_file import is_onnx
+from segkit.models.onnx_file import is_of_other_program, is_onnx
 from segkit.workflows.int8 import Int8Result, write_int8
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
@@ -96,6 +96,8 @@ def export(
     source = Path("a loaded model") if is_loaded else find_model_file(model)
     if not int8 and (isinstance(model, OnnxModel) or is_onnx(source)):
         raise UsageError(f"{model.path if is_loaded else source} is an ONNX file already")
+    if not is_loaded and is_of_other_program(source):
+        raise UsageError(f"{source} was not exported by segkit, and int8 needs what such a file says in its metadata")
     target = source.with_suffix(".int8.onnx" if int8 else ".onnx") if onnx is None else Path(onnx)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; `onnx` takes a file")

@@ -245,8 +245,9 @@ def rules_of_models(cls: type, weights: Sequence[Path | Segmenter | OnnxModel]) 
     """
     first = find_members(weights)[0]
     names = {field.name for field in fields(cls)}
+    rules = {name: value for name, value in first.data_rules.items() if name in names}
     try:
-        stored = as_declared(cls, {name: value for name, value in first.data_rules.items() if name in names})
+        stored = as_declared(cls, rules)
     except UsageError as error:
         raise UsageError(f"the header of {first.name} cannot be used: {error}") from error
     return {name: Setting(value, f"model {first.name}") for name, value in stored.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import fails
+from helpers.onnx_files import write_onnx
 from helpers.onnx_stand_in import CONTENT, stand_in_for_onnx
 
 from segkit.cli import export
@@ -75,6 +76,16 @@ def test_a_wrong_argument_ends_in_one_sentence(run, tmp_path, monkeypatch, capsy
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_become_int8_ends_in_one_sentence(tmp_path, capsys):
+    pytest.importorskip("onnx")
+    write_onnx(tmp_path / "other.onnx", header=None)
+    assert fails(export, tmp_path / "other.onnx", "--int8", "--calibrate", tmp_path) == 2
+    assert "other.onnx was not exported by segkit" in capsys.readouterr().err
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "other.onnx").read_bytes()[:-9])
+    assert fails(export, tmp_path / "cut.onnx", "--int8", "--calibrate", tmp_path) == 2
+    assert "the header of" not in capsys.readouterr().err
 
 
 def test_a_missing_package_is_an_error_with_its_install_command(run, tmp_path, monkeypatch, capsys):

@@ -252,6 +252,13 @@ def test_a_sigmoid_at_the_end_of_a_binary_model_is_found(tmp_path):
         load_model(tmp_path / "other.onnx", **{**GIVEN, "class_names": ("car",)})
 
 
+@pytest.mark.parametrize("operator", ["Softmax", "Sigmoid"])
+def test_our_file_to_which_a_tool_has_added_probabilities_is_refused(tmp_path, operator):
+    write_onnx(tmp_path / "m.onnx", tail=[(operator, {})])
+    with pytest.raises(UsageError, match="returns probabilities, expected logits"):
+        load_model(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_fixed_batch_is_filled(tmp_path, batch):
     model = write_onnx(tmp_path / "m.onnx", sides=(batch, 3, "h", "w"))
@@ -323,6 +330,14 @@ def test_a_missing_or_old_onnxruntime_is_named_with_its_command(written, monkeyp
     assert read_header(written[1])["class_names"] == list(CLASSES)
 
 
+def test_an_onnxruntime_that_cannot_be_imported_is_not_called_missing(written, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libother.so.1 not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(MissingPackageError, match=r"cannot be imported \(libother.* pip install --force-reinstall"):
+        load_model(written[1])
+
+
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_a_truncated_file_is_named(written, tmp_path, share):
     content = written[1].read_bytes()
@@ -352,7 +367,11 @@ def test_weights_in_a_missing_file_are_named(written, tmp_path):
     options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
     onnx.save_model(onnx.load(written[1]), tmp_path / "m.onnx", **options)
     load_model(tmp_path / "m.onnx")
-    (tmp_path / "weights.bin").unlink()
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:5])
+    with pytest.raises(UsageError, match=r"its weights in weights\.bin, which is cut off or belongs to another file"):
+        load_model(tmp_path / "m.onnx")
+    weights.unlink()
     with pytest.raises(UsageError, match=r"m\.onnx keeps its weights in weights\.bin, which is not in the same folder"):
         load_model(tmp_path / "m.onnx")
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import pytest
 import torch
 from torch import nn
 
@@ -63,8 +64,9 @@ def write_onnx(path, model=None, *, header="of the model", opset=18, front=(), t
         sides: The shape of the input.
         kind: Its type: 1 float32, 10 float16.
     """
-    import onnx
-    from onnx import helper, numpy_helper
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
     model = model or Pointwise()
     types = {1: torch.float32, 10: torch.float16}

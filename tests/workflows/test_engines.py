@@ -333,6 +333,8 @@ class NotExported(nn.Module):
 
 
 def test_a_decoder_that_cannot_be_exported_is_one_sentence(photographs, cache, tmp_path, monkeypatch, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
     monkeypatch.setitem(DECODERS, "mine", NotExported)
     save_model(create_model("mine", backbone="test_resnet", class_names=NAMES), tmp_path / "m.safetensors")
     assert fails(export, tmp_path / "m.safetensors") == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 from helpers.shapes import write_coco
 from PIL import Image, ImageDraw
@@ -35,6 +36,10 @@ def random_regions(count: int):
         yield region
 
 
+# Older ones also draw pixels next to short edges, and so does LabelMe with them.
+NEW_PILLOW = int(PIL.__version__.split(".")[0]) >= 12
+
+
 def fill_with_opencv(polygon, size):
     return cv2.fillPoly(np.zeros(size, np.uint8), [polygon.astype(np.int32)], 1).astype(bool)
 
@@ -57,7 +62,8 @@ def test_three_programs_fill_the_outlines_of_a_region_with_its_pixels():
             polygon = bridged(rings, region)
             drawn[0] |= fill_with_opencv(polygon, region.shape)
             drawn[1] |= fill_with_pycocotools(polygon, region.shape)
-            drawn[2] |= (fill_with_pillow if len(rings) == 1 else fill_with_opencv)(polygon, region.shape)
+            with_pillow = len(rings) == 1 and NEW_PILLOW
+            drawn[2] |= (fill_with_pillow if with_pillow else fill_with_opencv)(polygon, region.shape)
         assert (drawn == region).all()
 
 
@@ -264,6 +270,7 @@ def labelme_masks(folder, class_names):
     return found
 
 
+@pytest.mark.skipif(not NEW_PILLOW, reason="this Pillow draws more than the polygon")
 def test_labelme_draws_masks_with_the_same_pixels(masks, tmp_path):
     segkit.convert(**masks, to="labelme", out=tmp_path / "out")
     before = masks_of(FolderSegmentation(masks["data"], masks["masks"], class_names=masks["class_names"]))

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import fails
 from helpers.many_ranks import on_ranks
 from helpers.onnx_files import Pointwise, write_onnx
@@ -332,6 +333,9 @@ class NotExported(nn.Module):
         return features[-1] if features[-1].sum() > 0 else -features[-1]
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="the export of a model needs torch 2.7"
+)
 def test_a_decoder_that_cannot_be_exported_is_one_sentence(photographs, cache, tmp_path, monkeypatch, capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -373,7 +373,7 @@ def _categories(content: Row, file: Path, merge_same_name: bool) -> dict[Id, str
 
 
 def _find_alike(class_names: Sequence[str], file: Path) -> list[Finding]:
-    """Return a finding for each class whose name looks like that of a class before it, as a slip of the pen does."""
+    """Return a finding for each class whose name differs from an earlier one only in capitals or blanks."""
     first: dict[str, str] = {}
     found = []
     for name in class_names:
